@@ -1,0 +1,127 @@
+"""Chains: llm's own loop of prompts and tool calls, as one call with several requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import llm
+from llm.models import AsyncChainResponse
+
+from .calls import Call
+from .responses import PromptResponse
+
+if TYPE_CHECKING:
+    from .models import WrappedAsyncModel
+
+
+class WrappedChain(AsyncChainResponse):
+    """An llm chain whose contexts open at its first step and close at its end.
+
+    It runs once, however often and in whichever way it is read; readers that come later get
+    the same steps. When its last reader goes away before the end, it is over.
+    """
+
+    _call: Call
+    _steps: list[PromptResponse]
+    _advancing: asyncio.Lock
+    _readers = 0
+    _started = False
+    _finished = False
+    _failure: BaseException | None = None
+    _source: AsyncGenerator[llm.AsyncResponse, None]
+
+    @classmethod
+    def adopt(cls, chain: AsyncChainResponse, model: WrappedAsyncModel) -> Self:
+        """Make a chain of llm's one of ours; see `PromptResponse.adopt` for why so."""
+        chain.__class__ = cls
+        ours = cast(Self, chain)
+        ours._call = Call(model, ours.prompt._prompt, is_chain=True)
+        ours._steps = []
+        ours._advancing = asyncio.Lock()
+        return ours
+
+    async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
+        """The response of each step; a step is sent to the provider when it is read.
+
+        Raises:
+            Exception: what a hook, the provider, a tool's hooks or the chain limit raised;
+                `llm.PauseChain` when a tool asked for a pause.
+        """
+        position = 0
+        self._readers += 1
+        try:
+            while position < len(self._steps) or await self._advance():
+                position += 1
+                yield self._steps[position - 1]
+        except asyncio.CancelledError:
+            self._readers -= 1
+            await self._abandon("The reader of the chain was cancelled")
+            raise
+        except GeneratorExit:
+            self._readers -= 1
+            await self._abandon("The chain was abandoned between its steps")
+            raise
+        else:
+            self._readers -= 1
+
+    def log_to_db(self, db: Any) -> None:
+        """Record the chain's responses in a database of llm's; call it after the chain's end."""
+        # llm's own starts an event loop for each response, which fails inside a running one.
+        for response in self._responses:
+            response.log_to_db(db)
+
+    async def _advance(self) -> bool:
+        """Take the next step; False at the end of the chain."""
+        async with self._advancing:
+            if self._failure is not None:
+                raise self._failure
+            if self._finished:
+                return False
+            try:
+                await self._admitted()
+                step = await anext(self._source)
+                if self._call.error is not None:
+                    raise self._call.error  # it ended while the tools ran
+            except StopAsyncIteration:
+                await self._close(None)
+                return False
+            except Exception as error:
+                await self._close(error)
+                raise
+            self._steps.append(PromptResponse.adopt(step, self._call))
+            return True
+
+    async def _admitted(self) -> None:
+        if not self._started:
+            self._started = True
+            self._source = cast(Any, super().responses())
+            self._call.start()
+            await self._call.admitted.wait()
+        if self._call.error is not None:
+            raise self._call.error
+
+    async def _close(self, error: Exception | None) -> None:
+        """End the call with what ended llm's loop, and wait for its contexts."""
+        self._finished = True
+        self._failure = error
+        self._call.result.chain_complete = error is None
+        # A pause is an orderly end: what was spent stays spent, so the contexts see a success.
+        self._call.finish(None if isinstance(error, llm.PauseChain) else error)
+        await self._call.closed.wait()
+        if self._call.error is not None and error is None:
+            self._failure = self._call.error
+            raise self._failure
+
+    async def _abandon(self, reason: str) -> None:
+        if self._readers or self._finished or not self._started:
+            return
+        self._finished = True
+        if self._steps and self._steps[-1].under_way:
+            self._call.cancel(reason)
+        else:
+            self._call.wind_up(reason)
+        await self._call.closed.wait()
+        await self._source.aclose()
+        self._failure = self._call.error

@@ -1,0 +1,166 @@
+"""`datasette llm ...`: the facade from a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+import llm.utils
+import pydantic
+from datasette.app import Datasette
+from datasette.utils import StartupError, parse_metadata
+
+from .errors import ModelNotFoundError
+from .facade import LLM
+
+# What a prompt without any configuration goes to; it answers without a key or a network.
+EMBEDDED_DEFAULT = "echo"
+
+
+def register(cli: click.Group) -> None:
+    """Add the commands to Datasette's."""
+    cli.add_command(llm_group)
+
+
+@click.group("llm")
+def llm_group() -> None:
+    """Prompt the language models that Datasette's plugins use"""
+
+
+@llm_group.command("prompt")
+@click.argument("text", required=False)
+@click.option("-m", "--model", "model_id", help="Model id or alias; otherwise the default")
+@click.option("-p", "--purpose", help="The purpose to prompt for, as in datasette.yaml")
+@click.option("-s", "--system", help="System prompt")
+@click.option(
+    "options",
+    "-o",
+    "--option",
+    type=(str, str),
+    multiple=True,
+    metavar="NAME VALUE",
+    help="An option of the model; can be given several times",
+)
+@click.option("--schema", help="JSON schema, the name of a file with one, or llm's short form")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The datasette.yaml (or .json) to use",
+)
+@click.option(
+    "--internal",
+    type=click.Path(dir_okay=False),
+    help="Datasette's internal database, with its secrets",
+)
+def prompt_command(
+    text: str | None,
+    model_id: str | None,
+    purpose: str | None,
+    system: str | None,
+    options: tuple[tuple[str, str], ...],
+    schema: str | None,
+    config: Path | None,
+    internal: str | None,
+) -> None:
+    r"""Prompt a model as a plugin would, and stream its answer
+
+    TEXT is read from standard input where it is not given.
+
+    Policy, keys and plugins apply as in the site that the configuration belongs to. Without
+    a default model the prompt goes to llm-echo, which repeats it.
+
+    Example:
+    \b
+        datasette llm prompt 'Three names for a pelican' -m gpt-4o-mini -o temperature 1
+    """
+    if text is None:
+        if sys.stdin.isatty():
+            raise click.UsageError("Give the prompt as an argument or on standard input")
+        text = sys.stdin.read()
+    arguments: dict[str, Any] = {"options": dict(options)}
+    if system is not None:
+        arguments["system"] = system
+    if schema is not None:
+        arguments["schema"] = _schema(schema)
+    datasette = _datasette(config, internal)
+    _run(_prompt(datasette, text, model_id, purpose, arguments))
+
+
+async def _prompt(
+    datasette: Datasette,
+    text: str,
+    model_id: str | None,
+    purpose: str | None,
+    arguments: dict[str, Any],
+) -> None:
+    await datasette.invoke_startup()
+    try:
+        model = await _model(LLM(datasette), model_id, purpose)
+        response = await model.prompt(text, **arguments)
+        chunk = ""
+        async for chunk in response:
+            click.echo(chunk, nl=False)
+        if not chunk.endswith("\n"):
+            click.echo()
+    finally:
+        await datasette.invoke_shutdown()
+
+
+async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
+    if model_id is None and not await models.has_default(purpose):
+        try:
+            return await models.model(EMBEDDED_DEFAULT, purpose)
+        except ModelNotFoundError as error:
+            raise click.ClickException(
+                "There is no default model. Name one with -m, set default_model in the "
+                f"configuration, or install llm-echo to try without a key ({error})"
+            ) from None
+    return await models.model(model_id, purpose)
+
+
+def _datasette(config: Path | None, internal: str | None) -> Datasette:
+    try:
+        settings = parse_metadata(config.read_text("utf-8")) if config else None
+        return Datasette(memory=True, config=settings, internal=internal)
+    except (OSError, ValueError, StartupError) as error:
+        raise click.ClickException(f"{config}: {error}") from None
+
+
+def _schema(text: str) -> dict[str, Any]:
+    """A schema from what a person typed: JSON, the name of a file, or llm's short form."""
+    try:
+        if not text.lstrip().startswith("{") and Path(text).is_file():
+            text = Path(text).read_text("utf-8")
+        if not text.lstrip().startswith("{"):
+            return llm.utils.schema_dsl(text)
+        schema: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"--schema cannot be read: {error}") from None
+    return schema
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command; an error becomes a message on standard error and an exit status."""
+    try:
+        asyncio.run(work)
+    except (click.ClickException, click.Abort):
+        raise
+    except BrokenPipeError:
+        sys.exit(1)  # the reader of our output has gone, as `head` does
+    except StartupError as error:
+        raise click.ClickException(str(error)) from None
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False)
+        raise click.ClickException(
+            "; ".join(f"option {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
+        ) from None
+    except Exception as error:
+        # A stranger's code ran: a hook, a provider, an option's validator.
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise click.ClickException(message) from None

@@ -1,0 +1,197 @@
+"""The only place that calls our plugin hooks.
+
+Each implementation is called by itself rather than through `pm.hook`, because we need the
+name of the plugin for messages, because one that raises must not silence the others, and
+because a coroutine must be awaited before the next implementation can fail. Wrappers of a
+hook (`hookimpl(wrapper=True)`) have no place in that, and are not called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import HookError
+
+if TYPE_CHECKING:
+    import llm
+    from datasette.app import Datasette
+    from pluggy import HookImpl
+
+    from .calls import PromptResult
+    from .groups import Group
+
+    Factory = Callable[[PromptResult], AbstractAsyncContextManager[object]]
+    AnyModel = llm.AsyncModel | llm.AsyncKeyModel
+
+
+def implemented(datasette: Datasette, hook: str) -> bool:
+    """Whether any plugin implements a hook."""
+    return bool(_caller(datasette, hook).get_hookimpls())
+
+
+async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+    """Ask every implementation of a hook.
+
+    Returns:
+        (plugin name, answer) for each answer that is not None, in hook order.
+
+    Raises:
+        Exception: what the first implementation to fail raised; later ones are not asked.
+    """
+    answers = []
+    for plugin, call in _implementations(datasette, hook, arguments):
+        answer = await _resolved(call())
+        if answer is not None:
+            answers.append((plugin, answer))
+    return answers
+
+
+async def prompt_contexts(datasette: Datasette, **arguments: object) -> list[tuple[str, Factory]]:
+    """The context factories for a call, in hook order, with the names of their plugins.
+
+    Raises:
+        HookError: an implementation returned something that cannot make a context.
+    """
+    factories: list[tuple[str, Factory]] = []
+    for plugin, call in _implementations(datasette, "llm_prompt_context", arguments):
+        factory = call()
+        if inspect.isawaitable(factory):
+            factory = await factory
+        if factory is None:
+            continue
+        if not callable(factory):
+            raise HookError(
+                f"llm_prompt_context of plugin {plugin!r} returned {type(factory).__name__}; "
+                "return None, or a function that takes a PromptResult and returns an async "
+                "context manager"
+            )
+        factories.append((plugin, factory))
+    return factories
+
+
+async def make_context(
+    plugin: str, factory: Factory, result: PromptResult
+) -> AbstractAsyncContextManager[object]:
+    """The async context manager that a plugin's factory makes for a call.
+
+    Raises:
+        HookError: the factory made something else.
+    """
+    context: Any = factory(result)
+    if inspect.isawaitable(context):
+        context = await context
+    if not isinstance(context, AbstractAsyncContextManager):
+        raise HookError(
+            f"The function that llm_prompt_context of plugin {plugin!r} returned gave "
+            f"{type(context).__name__}, not an async context manager; decorate it with "
+            "contextlib.asynccontextmanager"
+        )
+    return context
+
+
+async def default_model(
+    datasette: Datasette, purpose: str | None, actor: Mapping[str, Any] | None
+) -> tuple[str, str] | None:
+    """The first default that a plugin names, as (plugin name, model id), or None.
+
+    Raises:
+        HookError: a plugin returned something other than a model id.
+    """
+    arguments = {"purpose": purpose, "actor": actor}
+    for plugin, call in _implementations(datasette, "llm_default_model", arguments):
+        answer = await _resolved(call())
+        if answer is None:
+            continue
+        model_id = getattr(answer, "model_id", answer)
+        if not isinstance(model_id, str):
+            raise HookError(
+                f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; "
+                "return a model id, or None"
+            )
+        return plugin, model_id
+    return None
+
+
+async def filter_models(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+) -> list[tuple[str, frozenset[str]]]:
+    """What each filter keeps of some models.
+
+    Returns:
+        (plugin name, ids of the models it keeps) for each plugin with an opinion, in hook
+        order; every plugin was shown the whole list.
+
+    Raises:
+        HookError: a plugin returned something other than models.
+    """
+    known = frozenset(model.model_id for model in models)
+    arguments = {"purpose": purpose, "actor": actor}
+    kept = []
+    for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
+        # A list of its own for each plugin, since a plugin may edit what it is given.
+        answer = await _resolved(call(models=list(models)))
+        if answer is not None:
+            kept.append((plugin, _kept_ids(plugin, answer) & known))
+    return kept
+
+
+async def group_exit(datasette: Datasette, group: Group) -> list[Exception]:
+    """Tell every plugin that a group has been left.
+
+    Returns:
+        What they raised; each was called, whatever the others did.
+    """
+    errors: list[Exception] = []
+    for _, call in _implementations(datasette, "llm_group_exit", {"group": group}):
+        try:
+            await _resolved(call())
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
+    ids = []
+    iterable = not isinstance(answer, str) and hasattr(answer, "__iter__")
+    for item in answer if iterable else [None]:  # type: ignore[attr-defined]  # checked above
+        model_id = getattr(item, "model_id", item)
+        if not isinstance(model_id, str):
+            raise HookError(
+                f"llm_filter_models of plugin {plugin!r} returned {type(answer).__name__} "
+                f"with {type(item).__name__}; return a list of the models to keep, or None"
+            )
+        ids.append(model_id)
+    return frozenset(ids)
+
+
+async def _resolved(value: Any) -> Any:
+    """What a hook's answer comes to; like Datasette's hooks ours may answer with a function."""
+    if callable(value):
+        value = value()
+    return await value if inspect.isawaitable(value) else value
+
+
+def _caller(datasette: Datasette, hook: str) -> Any:
+    return getattr(datasette.pm.hook, hook)
+
+
+def _implementations(
+    datasette: Datasette, hook: str, arguments: Mapping[str, object]
+) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(plugin name, call) for each implementation, in the order in which pluggy calls them."""
+    everything = {"datasette": datasette, **arguments}
+    for implementation in reversed(_caller(datasette, hook).get_hookimpls()):
+        if not (implementation.wrapper or implementation.hookwrapper):
+            yield implementation.plugin_name, partial(_call, implementation, everything)
+
+
+def _call(implementation: HookImpl, arguments: Mapping[str, object], **more: object) -> Any:
+    given = {**arguments, **more}
+    return implementation.function(*[given[name] for name in implementation.argnames])

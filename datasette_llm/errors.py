@@ -1,0 +1,121 @@
+"""The errors of datasette-llm.
+
+One root, so that `except LLMError` catches all that is ours:
+
+    LLMError
+    ├── ConfigError             the configuration cannot be used (also a Datasette StartupError)
+    ├── ModelNotFoundError      no such model, or no default (also an llm.UnknownModelError)
+    │   └── ModelNotAllowedError    policy says no; carries the Decision
+    ├── HookError               a plugin hook returned something that it may not
+    ├── ConversationBusyError   the previous turn has not ended yet
+    ├── ResponseCancelledError  the call was stopped before its response was complete
+    ├── GroupClosedError        the group of this model has been left
+    └── GroupError              responses of a group failed unseen (also an ExceptionGroup)
+
+What a provider raises is passed on as it is, only without keys. A missing key is llm's own
+`llm.NeedsKeyException`. No message holds a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import llm
+from datasette.utils import StartupError
+
+if TYPE_CHECKING:
+    from .policy import Decision
+    from .responses import PromptResponse
+
+PROMPT_EXCERPT_CHARS = 60
+
+
+class LLMError(Exception):
+    """The root of every error that datasette-llm raises itself."""
+
+
+class ConfigError(LLMError, StartupError):
+    """The configuration has problems; Datasette does not start.
+
+    Attributes:
+        problems: one line each, `path.of.the.setting: what is wrong and what to do`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        noun = "problem" if count == 1 else "problems"
+        heading = f"datasette-llm cannot start: {count} {noun} in its configuration"
+        super().__init__("\n  ".join([heading, *self.problems]))
+
+
+class ModelNotFoundError(LLMError, llm.UnknownModelError):
+    """No installed model has this id or alias, or there is no default to use."""
+
+    # llm's error is a KeyError, whose str() is the repr of its argument.
+    __str__ = Exception.__str__
+
+
+class ModelNotAllowedError(ModelNotFoundError):
+    """The model exists, and policy keeps it from this actor for this purpose.
+
+    Attributes:
+        decision: the rules that were asked, in order, and which one said no.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__(decision.reason)
+
+
+class HookError(LLMError):
+    """A plugin's hook returned something that it may not return."""
+
+
+class ConversationBusyError(LLMError):
+    """A turn was started while the conversation's previous one is still under way."""
+
+
+class ResponseCancelledError(LLMError):
+    """The call was stopped before its response was complete."""
+
+
+class GroupClosedError(LLMError):
+    """The model belongs to a group that has been left."""
+
+
+class GroupError(LLMError, ExceptionGroup[Exception]):
+    """Responses of a group failed, and nobody had seen it.
+
+    Attributes:
+        responses: the failed responses, in the order of `exceptions`; each has its prompt.
+    """
+
+    responses: tuple[PromptResponse, ...]
+
+    def __new__(cls, failures: Sequence[tuple[PromptResponse, Exception]]) -> GroupError:
+        lines = [f"  {_excerpt(response)}: {error}" for response, error in failures]
+        noun = "response" if len(lines) == 1 else "responses"
+        heading = f"{len(lines)} {noun} of the group failed without anyone reading them:"
+        self = super().__new__(cls, "\n".join([heading, *lines]), [e for _, e in failures])
+        self.responses = tuple(response for response, _ in failures)
+        return self
+
+    def __init__(self, failures: Sequence[tuple[PromptResponse, Exception]]) -> None:
+        """
+        Args:
+            failures: each failed response with its error; at least one.
+        """
+        super().__init__(self.message, self.exceptions)
+
+    def derive(self, excs: Sequence[Exception], /) -> ExceptionGroup[Exception]:  # type: ignore[override]  # typeshed's generic
+        """A part of the group, as `except*` and `split()` make it."""
+        return ExceptionGroup(self.message, excs)
+
+
+def _excerpt(response: PromptResponse) -> str:
+    text = response.prompt.prompt
+    if len(text) > PROMPT_EXCERPT_CHARS:
+        text = text[:PROMPT_EXCERPT_CHARS] + "…"
+    return f"prompt {text!r}"

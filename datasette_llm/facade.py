@@ -1,0 +1,223 @@
+"""LLM: what a plugin author starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import dispatch, policy
+from .catalog import Entry
+from .errors import ModelNotAllowedError, ModelNotFoundError
+from .groups import Group
+from .keys import KeyStatus, read_status
+from .models import WrappedAsyncModel
+from .policy import Decision, Rules, Step
+from .state import View, state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    Actor = Mapping[str, Any] | None
+
+
+class LLM:
+    """The models that a Datasette instance offers to its plugins.
+
+    Cheap to make: make one where you need it, for example one a request.
+
+    Args:
+        datasette: the Datasette instance.
+    """
+
+    def __init__(self, datasette: Datasette) -> None:
+        self.datasette = datasette
+
+    async def model(
+        self,
+        model_id: str | None = None,
+        purpose: str | None = None,
+        actor: Actor = None,
+    ) -> WrappedAsyncModel:
+        """A model, ready to prompt.
+
+        Args:
+            model_id: an id or alias; without one the default for the purpose and actor.
+            purpose: what it is for. Any name will do; administrators configure by it.
+            actor: Datasette's actor dictionary, `request.actor`; None for nobody.
+
+        Returns:
+            The model. Whether it has a key shows when it is prompted.
+
+        Raises:
+            ModelNotFoundError: no model has this id, or there is no default.
+            ModelNotAllowedError: policy keeps the model from this actor for this purpose.
+            ConfigError: the configuration cannot be used.
+        """
+        return await self._model_for(model_id, purpose, actor, None)
+
+    async def models(
+        self, actor: Actor = None, purpose: str | None = None
+    ) -> list[WrappedAsyncModel]:
+        """The models that an actor may use for a purpose.
+
+        Args:
+            actor: Datasette's actor dictionary, or None for nobody.
+            purpose: what they are for.
+
+        Returns:
+            The models, ready to prompt: the default first, then those of the purpose's list,
+            then those of the global list, then the rest in llm's order. With `require_keys`
+            (the default) only those that need no key or have one.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+        """
+        view = await self._view()
+        shown = await self._shown(view, purpose, actor)
+        answers = await self._filter_answers(view, shown, purpose, actor)
+        rules = view.rules(purpose)
+        return [
+            self._wrapped(view.catalog.entries[model_id], rules, purpose, actor, None)
+            for model_id in policy.narrowed(shown, answers)
+        ]
+
+    def group(
+        self,
+        model_id: str | None = None,
+        purpose: str | None = None,
+        actor: Actor = None,
+    ) -> Group:
+        """Prompts that belong together: `async with llm.group(purpose="x") as model: ...`
+
+        Args:
+            model_id: an id or alias; without one the default for the purpose and actor.
+            purpose: what it is for.
+            actor: Datasette's actor dictionary, or None for nobody.
+
+        Returns:
+            An async context manager that gives the model. Leaving it waits for every
+            response; leaving it by an exception stops them.
+        """
+        return Group(self, model_id, purpose, actor)
+
+    async def has_default(self, purpose: str | None = None, actor: Actor = None) -> bool:
+        """Whether `model()` without an id would find a name to look up.
+
+        Args:
+            purpose: what it would be for.
+            actor: who would use it.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+        """
+        return await self._resolved_default(await self._view(), purpose, actor) is not None
+
+    async def explain(
+        self,
+        model_id: str,
+        purpose: str | None = None,
+        actor: Actor = None,
+    ) -> Decision:
+        """Why a model is, or is not, available.
+
+        Args:
+            model_id: an id or alias, of an unknown model too.
+            purpose: what it would be for.
+            actor: who would use it.
+
+        Returns:
+            The decision that `model()` makes, with every rule that was asked.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+        """
+        try:
+            view, entry = await state_of(self.datasette).find(self.datasette, model_id)
+        except ModelNotFoundError as error:
+            steps = (Step("known", False, str(error)),)
+            return Decision(model_id, purpose, actor, steps)
+        return await self._decide(view, entry, purpose, actor)
+
+    async def _model_for(
+        self, model_id: str | None, purpose: str | None, actor: Actor, group: Group | None
+    ) -> WrappedAsyncModel:
+        name = model_id or await self._default_name(purpose, actor)
+        view, entry = await state_of(self.datasette).find(self.datasette, name)
+        rules = view.rules(purpose)
+        if self._has_filters() or not rules.permits(entry.model_id):
+            decision = await self._decide(view, entry, purpose, actor)
+            if not decision.available:
+                raise ModelNotAllowedError(decision)
+        return self._wrapped(entry, rules, purpose, actor, group)
+
+    async def _default_name(self, purpose: str | None, actor: Actor) -> str:
+        view = await self._view()
+        name = await self._resolved_default(view, purpose, actor)
+        if name is None:
+            wanted = "" if purpose is None else f" for purpose {purpose!r}"
+            raise ModelNotFoundError(
+                f"No model was named{wanted} and there is no default. Name one, or set "
+                "default_model in the configuration of datasette-llm"
+            )
+        return name
+
+    async def _resolved_default(self, view: View, purpose: str | None, actor: Actor) -> str | None:
+        """The default by hooks, then by configuration; None where there is none."""
+        answer = await dispatch.default_model(self.datasette, purpose, actor)
+        return answer[1] if answer else view.rules(purpose).default
+
+    async def _decide(
+        self, view: View, entry: Entry, purpose: str | None, actor: Actor
+    ) -> Decision:
+        model_id = entry.model_id
+        rules = view.rules(purpose)
+        steps = [Step("known", True, f"Model {model_id!r} is known to llm")]
+        steps += rules.steps(model_id, purpose)
+        if all(step.passed for step in steps):
+            status = await read_status(self.datasette)
+            steps.append(policy.key_step(entry, rules, status, view.settings.require_keys))
+            shown = await self._shown(view, purpose, actor, status)
+            asked = list(dict.fromkeys([*shown, model_id]))
+            answers = await self._filter_answers(view, asked, purpose, actor)
+            steps += policy.filter_steps(model_id, purpose, answers)
+        return Decision(model_id, purpose, actor, tuple(steps))
+
+    async def _shown(
+        self, view: View, purpose: str | None, actor: Actor, status: KeyStatus | None = None
+    ) -> list[str]:
+        """The ids that configuration and keys leave, in the order of `models()`."""
+        rules = view.rules(purpose)
+        default = await self._resolved_default(view, purpose, actor)
+        first = view.catalog.canonical(default) if default else None
+        ids = policy.listing(rules, view.catalog, first)
+        if not view.settings.require_keys:
+            return ids
+        status = status or await read_status(self.datasette)
+        return [name for name in ids if policy.has_key(view.catalog.entries[name], rules, status)]
+
+    async def _filter_answers(
+        self, view: View, ids: list[str], purpose: str | None, actor: Actor
+    ) -> list[tuple[str, frozenset[str]]]:
+        if not self._has_filters():
+            return []
+        models = [view.catalog.entries[model_id].model for model_id in ids]
+        return await dispatch.filter_models(self.datasette, models, purpose, actor)
+
+    def _has_filters(self) -> bool:
+        return dispatch.implemented(self.datasette, "llm_filter_models")
+
+    async def _view(self) -> View:
+        return await state_of(self.datasette).view(self.datasette)
+
+    def _wrapped(
+        self, entry: Entry, rules: Rules, purpose: str | None, actor: Actor, group: Group | None
+    ) -> WrappedAsyncModel:
+        return WrappedAsyncModel(
+            self.datasette,
+            entry.model,
+            purpose=purpose,
+            actor=actor,
+            options=rules.options(entry.model_id),
+            secret_names=rules.secret_names(entry.model_id),
+            group=group,
+        )

@@ -1,0 +1,253 @@
+"""Which key a model uses, and which models have one.
+
+Finding out which models have a key reads names only: no key is decrypted, nothing is
+written. Using a key goes through datasette-secrets' `get_secret()`, which stamps the secret
+as used, and then through llm's own places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import cryptography.fernet
+import datasette_secrets
+import llm
+from datasette.utils.sqlite import sqlite3
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from .catalog import AsyncLLM
+
+REDACTED = "[key removed]"
+ENVIRONMENT_PREFIX = "DATASETTE_SECRETS_"
+# Below this a "key" is a placeholder such as "x", and removing it would garble every message.
+SHORTEST_KEY_CHARS = 6
+
+Source = Literal["secret environment", "secret", "keys.json", "environment", "model"]
+
+# Where the providers say that keys are made; by the name llm's plugins use for the key.
+ISSUERS = {
+    "openai": ("OpenAI", "https://platform.openai.com/api-keys"),
+    "anthropic": ("Anthropic", "https://console.anthropic.com/settings/keys"),
+    "claude": ("Anthropic", "https://console.anthropic.com/settings/keys"),
+    "gemini": ("Google AI Studio", "https://aistudio.google.com/apikey"),
+    "mistral": ("Mistral", "https://console.mistral.ai/api-keys"),
+    "groq": ("Groq", "https://console.groq.com/keys"),
+    "openrouter": ("OpenRouter", "https://openrouter.ai/settings/keys"),
+    "deepseek": ("DeepSeek", "https://platform.deepseek.com/api_keys"),
+    "cohere": ("Cohere", "https://dashboard.cohere.com/api-keys"),
+    "perplexity": ("Perplexity", "https://www.perplexity.ai/settings/api"),
+    "xai": ("xAI", "https://console.x.ai"),
+    "grok": ("xAI", "https://console.x.ai"),
+    "together": ("Together AI", "https://api.together.ai/settings/api-keys"),
+    "fireworks": ("Fireworks AI", "https://fireworks.ai/account/api-keys"),
+    "replicate": ("Replicate", "https://replicate.com/account/api-tokens"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """Which keys are set, as of one moment. Holds names, never keys.
+
+    Attributes:
+        secrets: names in datasette-secrets' encrypted table.
+        stored: names in llm's keys.json.
+    """
+
+    secrets: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
+
+    def source(self, model: AsyncLLM, secret_names: Iterable[str]) -> Source | None:
+        """Where the key of a model would come from, or None where it has none.
+
+        Args:
+            model: a model with `needs_key`.
+            secret_names: secrets that the configuration names for it, in order.
+        """
+        for name in candidates(model, secret_names):
+            if os.environ.get(ENVIRONMENT_PREFIX + name):
+                return "secret environment"
+            if name in self.secrets:
+                return "secret"
+        if model.needs_key in self.stored:
+            return "keys.json"
+        if model.key_env_var and os.environ.get(model.key_env_var):
+            return "environment"
+        return "model" if model.key else None
+
+
+def provider_secret(needs_key: str) -> str:
+    """The name of the secret for a provider's key: `openai` gives `OPENAI_API_KEY`."""
+    return re.sub(r"\W", "_", needs_key).upper() + "_API_KEY"
+
+
+def candidates(model: AsyncLLM, secret_names: Iterable[str]) -> list[str]:
+    """The secrets that may hold the key of a model, in the order they are tried."""
+    provider = [provider_secret(model.needs_key)] if model.needs_key else []
+    return list(dict.fromkeys([*secret_names, *provider]))
+
+
+def secrets_to_register(
+    models: Iterable[AsyncLLM], secret_names: Iterable[str]
+) -> list[datasette_secrets.Secret]:
+    """What datasette-secrets shall list: a secret for each provider, then the configured ones."""
+    by_name: dict[str, datasette_secrets.Secret] = {}
+    for needs_key in dict.fromkeys(model.needs_key for model in models if model.needs_key):
+        name = provider_secret(needs_key)
+        issuer, url = ISSUERS.get(needs_key, (None, None))
+        by_name.setdefault(
+            name,
+            datasette_secrets.Secret(
+                name=name,
+                description=f"API key for {issuer or needs_key} models",
+                obtain_url=url,
+                obtain_label=f"Get a key from {issuer}" if issuer else None,
+            ),
+        )
+    for name in secret_names:
+        secret = datasette_secrets.Secret(name, "API key named in the datasette-llm configuration")
+        by_name.setdefault(name, secret)
+    return list(by_name.values())
+
+
+async def read_status(datasette: Datasette) -> KeyStatus:
+    """The names of the keys that are set: one read of the table, one of keys.json."""
+    secrets, stored = await asyncio.gather(
+        _secret_names(datasette), asyncio.to_thread(_stored_names)
+    )
+    return KeyStatus(secrets, stored)
+
+
+async def find_key(
+    datasette: Datasette,
+    model: AsyncLLM,
+    *,
+    explicit: str | None,
+    secret_names: Sequence[str],
+    actor: Mapping[str, Any] | None,
+) -> str | None:
+    """The key for a prompt.
+
+    Args:
+        datasette: the Datasette instance.
+        model: llm's model.
+        explicit: what the caller passed as `key=`: a key, or a name in keys.json.
+        secret_names: secrets that the configuration names for the model, in order.
+        actor: who asks; datasette-secrets notes who used a secret last.
+
+    Returns:
+        The key, or None for a model that needs none.
+
+    Raises:
+        llm.NeedsKeyException: no place has one; the message names all the places.
+    """
+    if explicit:
+        return await asyncio.to_thread(llm.get_key, input=explicit)
+    if not model.needs_key:
+        return None
+    actor_id = (actor or {}).get("id")
+    for name in candidates(model, secret_names):
+        key = await _get_secret(datasette, name, actor_id)
+        if key:
+            return key
+    key = await asyncio.to_thread(llm.get_key, alias=model.needs_key, env=model.key_env_var)
+    if key or model.key:
+        return key or model.key
+    raise llm.NeedsKeyException(_missing_key_message(model, candidates(model, secret_names)))
+
+
+def redact(error: BaseException, key: str | None) -> BaseException:
+    """Take a key out of all that an exception says.
+
+    Args:
+        error: what a provider raised; changed in place, its causes included.
+        key: the key that was used, or None.
+
+    Returns:
+        The same exception; where it says the key in a way that cannot be changed, an
+        `llm.ModelError` in its place.
+    """
+    if not key or len(key) < SHORTEST_KEY_CHARS:
+        return error
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        item = todo.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        item.args = _without(item.args, key)
+        for name, value in list(vars(item).items()):
+            clean = _without(value, key)
+            if clean is not value:
+                setattr(item, name, clean)
+        todo += [item.__cause__, item.__context__]
+        todo += item.exceptions if isinstance(item, BaseExceptionGroup) else []
+    if key in str(error) or key in repr(error):
+        text = str(error).replace(key, REDACTED)
+        return llm.ModelError(f"{type(error).__name__}: {text}")
+    return error
+
+
+def _without(value: Any, key: str) -> Any:
+    """A value with a key taken out of its texts; the very same object if it was not in it."""
+    if isinstance(value, str):
+        return value.replace(key, REDACTED) if key in value else value
+    if isinstance(value, bytes):
+        raw = key.encode()
+        return value.replace(raw, REDACTED.encode()) if raw in value else value
+    if type(value) in (list, tuple):
+        clean = [_without(item, key) for item in value]
+        same = all(a is b for a, b in zip(clean, value, strict=True))
+        return value if same else type(value)(clean)
+    if type(value) is dict:
+        pairs = {_without(k, key): _without(v, key) for k, v in value.items()}
+        same = all(a is b for a, b in zip(pairs.values(), value.values(), strict=True))
+        return value if same and pairs.keys() == value.keys() else pairs
+    return value
+
+
+async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:
+    try:
+        key: str | None = await datasette_secrets.get_secret(datasette, name, actor_id)
+    except cryptography.fernet.InvalidToken:
+        raise llm.NeedsKeyException(
+            f"The secret {name} was stored with another encryption key and cannot be read; "
+            f"set it again at /-/secrets/{name}"
+        ) from None
+    return key
+
+
+async def _secret_names(datasette: Datasette) -> frozenset[str]:
+    if datasette_secrets.get_config(datasette) is None:
+        return frozenset()
+    try:
+        rows = await datasette_secrets.get_database(datasette).execute(
+            "select distinct name from datasette_secrets where encrypted is not null"
+        )
+    except sqlite3.OperationalError:
+        # The table is made at startup; before that there are no secrets in it.
+        return frozenset()
+    return frozenset(row["name"] for row in rows.rows)
+
+
+def _stored_names() -> frozenset[str]:
+    try:
+        return frozenset(name for name, key in llm.load_keys().items() if key)
+    except (OSError, ValueError, AttributeError):
+        return frozenset()
+
+
+def _missing_key_message(model: AsyncLLM, names: Sequence[str]) -> str:
+    places = [f"the secret {name} at /-/secrets/{name}" for name in names]
+    places += [f"the environment variable {ENVIRONMENT_PREFIX}{name}" for name in names]
+    places.append(f"'llm keys set {model.needs_key}'")
+    if model.key_env_var:
+        places.append(f"the environment variable {model.key_env_var}")
+    return f"No key for model {model.model_id!r}. Set one in any of: {', '.join(places)}"

@@ -1,0 +1,235 @@
+"""Who may use which model for what: pure functions over settings, catalog and answers.
+
+Nothing here waits, reads or asks; `facade` fetches what these functions decide over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from .catalog import Catalog, Entry
+from .config import ModelReference, Settings
+from .keys import KeyStatus, candidates
+
+Rule = Literal["known", "allowlist", "blocklist", "key", "filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule's answer about one model.
+
+    Attributes:
+        rule: which rule was asked.
+        passed: whether it lets the model through.
+        detail: the sentence that explains it to an administrator.
+        plugin: for a filter, the plugin that answered.
+    """
+
+    rule: Rule
+    passed: bool
+    detail: str
+    plugin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why a model is, or is not, available to an actor for a purpose.
+
+    Attributes:
+        model_id: the model that was asked about; the canonical id where llm knows it.
+        purpose: the purpose, or None.
+        actor: Datasette's actor dictionary, or None.
+        steps: every rule that was asked, in order; the rules stop at the first refusal,
+            except that a missing key does not keep a model from being used by name.
+    """
+
+    model_id: str
+    purpose: str | None
+    actor: Mapping[str, Any] | None
+    steps: tuple[Step, ...]
+
+    @property
+    def available(self) -> bool:
+        """Whether `LLM.model()` gives this model. A missing key shows only at the prompt."""
+        return all(step.passed for step in self.steps if step.rule != "key")
+
+    @property
+    def listed(self) -> bool:
+        """Whether `LLM.models()` shows this model."""
+        return all(step.passed for step in self.steps)
+
+    @property
+    def reason(self) -> str:
+        """One sentence: the refusal that decided, or that the model is available."""
+        refusals = [step for step in self.steps if not step.passed]
+        decisive = [step for step in refusals if step.rule != "key"] or refusals
+        if decisive:
+            return decisive[0].detail
+        return f"Model {self.model_id!r} is available{_for_purpose(self.purpose)}"
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says for one purpose, with every name made a model id.
+
+    Attributes:
+        purpose: the purpose, or None.
+        default: the configured default, or None.
+        allowed: ids on the allowlist, or None where there is none.
+        blocked: blocked ids, each with the setting that blocks it.
+        order: ids in the order of the lists: the purpose's, then the global one.
+        references: for each model id, its references, the most specific first.
+    """
+
+    purpose: str | None
+    default: str | None
+    allowed: frozenset[str] | None
+    blocked: Mapping[str, str]
+    order: tuple[str, ...]
+    references: Mapping[str, tuple[ModelReference, ...]] = field(repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings, catalog: Catalog, purpose: str | None) -> Rules:
+        """The rules for a purpose.
+
+        Args:
+            settings: the parsed configuration.
+            catalog: what turns aliases into ids.
+            purpose: any name; one without settings has the global rules.
+        """
+        own = settings.purposes.get(purpose) if purpose is not None else None
+        listed = (own.models or ()) if own else ()
+        main = own.model if own else None
+        default = main or settings.default_model
+        names = [*(item.model for item in listed), *(settings.models or ())]
+        order = tuple(dict.fromkeys(map(catalog.canonical, names)))
+        has_allowlist = settings.models is not None or (own is not None and own.models is not None)
+        defaults = [default.model] if default else []
+        blocked = dict.fromkeys(catalog.canonical_set(settings.blocked_models), "blocked_models")
+        if own:
+            blocked |= dict.fromkeys(
+                catalog.canonical_set(own.blocked_models), f"purposes.{purpose}.blocked_models"
+            )
+        references: dict[str, list[ModelReference]] = {}
+        for reference in [*listed, main, settings.default_model]:
+            if reference is not None:
+                references.setdefault(catalog.canonical(reference.model), []).append(reference)
+        return cls(
+            purpose=purpose if own else None,
+            default=catalog.canonical(default.model) if default else None,
+            allowed=catalog.canonical_set([*names, *defaults]) if has_allowlist else None,
+            blocked=MappingProxyType(blocked),
+            order=order,
+            references=MappingProxyType({k: tuple(v) for k, v in references.items()}),
+        )
+
+    def options(self, model_id: str) -> dict[str, Any]:
+        """The configured options of a model; of two references the more specific one wins."""
+        merged: dict[str, Any] = {}
+        for reference in reversed(self.references.get(model_id, ())):
+            merged |= reference.options
+        return merged
+
+    def secret_names(self, model_id: str) -> tuple[str, ...]:
+        """The secrets that the references of a model name, the most specific first."""
+        references = self.references.get(model_id, ())
+        return tuple(dict.fromkeys(item.key for item in references if item.key))
+
+    def permits(self, model_id: str) -> bool:
+        """Whether the configuration lets a known model be used."""
+        return model_id not in self.blocked and (self.allowed is None or model_id in self.allowed)
+
+    def steps(self, model_id: str, purpose: str | None) -> list[Step]:
+        """The configuration's rules about a known model, up to the first refusal.
+
+        Args:
+            model_id: a canonical id.
+            purpose: the purpose as the caller named it, for the sentences.
+        """
+        suffix = _for_purpose(purpose)
+        steps = []
+        if self.allowed is None:
+            steps.append(Step("allowlist", True, f"There is no allowlist{suffix}"))
+        elif model_id in self.allowed:
+            steps.append(Step("allowlist", True, f"Model {model_id!r} is on the allowlist{suffix}"))
+        else:
+            detail = (
+                f"Model {model_id!r} is not allowed{suffix}: it is not on the allowlist. "
+                "Add it to the models setting of datasette-llm"
+            )
+            return [Step("allowlist", False, detail)]
+        setting = self.blocked.get(model_id)
+        if setting is None:
+            steps.append(Step("blocklist", True, f"Model {model_id!r} is not blocked{suffix}"))
+        else:
+            detail = (
+                f"Model {model_id!r} is not allowed{suffix}: it is blocked. "
+                f"Remove it from the {setting} setting of datasette-llm"
+            )
+            steps.append(Step("blocklist", False, detail))
+        return steps
+
+
+def has_key(entry: Entry, rules: Rules, status: KeyStatus) -> bool:
+    """Whether a model needs no key or has one."""
+    model = entry.model
+    if not model.needs_key:
+        return True
+    return status.source(model, rules.secret_names(entry.model_id)) is not None
+
+
+def key_step(entry: Entry, rules: Rules, status: KeyStatus, require_keys: bool) -> Step:
+    """What the keys say about a model."""
+    model_id, model = entry.model_id, entry.model
+    if not model.needs_key:
+        return Step("key", True, f"Model {model_id!r} needs no key")
+    source = status.source(model, rules.secret_names(model_id))
+    if source is not None:
+        return Step("key", True, f"Model {model_id!r} has a key ({source})")
+    names = " or ".join(candidates(model, rules.secret_names(model_id)))
+    hidden = "it is not listed, and " if require_keys else ""
+    detail = f"Model {model_id!r} has no key, so {hidden}a prompt will fail. Set {names}"
+    return Step("key", not require_keys, detail)
+
+
+def filter_steps(
+    model_id: str, purpose: str | None, answers: Sequence[tuple[str, frozenset[str]]]
+) -> list[Step]:
+    """What the filter hooks say about a model: one step for each plugin with an opinion."""
+    suffix = _for_purpose(purpose)
+    steps = []
+    for plugin, kept in answers:
+        passed = model_id in kept
+        verb = "keeps" if passed else "does not allow"
+        who = "" if passed else " for this actor"
+        detail = f"Plugin {plugin!r} {verb} model {model_id!r}{suffix}{who}"
+        steps.append(Step("filter", passed, detail, plugin))
+    return steps
+
+
+def narrowed(ids: Iterable[str], answers: Sequence[tuple[str, frozenset[str]]]) -> list[str]:
+    """The ids that every filter keeps, in the order they came in."""
+    return [model_id for model_id in ids if all(model_id in kept for _, kept in answers)]
+
+
+def listing(rules: Rules, catalog: Catalog, default: str | None) -> list[str]:
+    """The ids that configuration permits, in the order of `LLM.models()`.
+
+    Args:
+        rules: the rules of the purpose.
+        catalog: the models that llm knows.
+        default: the default as resolved for the actor, which comes first.
+    """
+    first = [default] if default is not None else []
+    ordered = dict.fromkeys([*first, *rules.order, *catalog.entries])
+    return [name for name in ordered if name in catalog.entries and rules.permits(name)]
+
+
+def _for_purpose(purpose: str | None) -> str:
+    return "" if purpose is None else f" for purpose {purpose!r}"

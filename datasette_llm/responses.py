@@ -1,0 +1,247 @@
+"""The response that callers hold: llm's own, filled by a call's task, read by anyone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import llm
+from llm.parts import StreamEvent
+
+from .calls import run_callbacks
+from .errors import LLMError
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+# How long a response that was read half-way waits for somebody to read on.
+RESUME_S = 0.5
+
+
+class PromptResponse(llm.AsyncResponse):
+    """An `llm.AsyncResponse` that any number of readers follow, while it arrives or later.
+
+    A failed response stays failed: whoever reads it gets its error. One that is being read
+    is stopped at the provider when its last reader is cancelled, or goes away half-way and
+    nobody reads on within half a second. One that nobody ever reads completes by itself.
+    """
+
+    _call: Call | None = None
+    _changed: asyncio.Event
+    _failure: Exception | None = None
+    _failure_trace: TracebackType | None = None
+    _failure_seen = False
+    _readers = 0
+    _requested = False
+    _own_cursor: AsyncIterator[str] | None = None
+
+    @classmethod
+    def adopt(cls, response: llm.AsyncResponse, call: Call) -> Self:
+        """Make a response of llm's one of ours.
+
+        llm's `prompt()` methods and its chain loop build and check the response, and name
+        its class themselves; a change of class is what leaves all of that to llm.
+        """
+        response.__class__ = cls
+        ours = cast(Self, response)
+        ours._call = call
+        ours._changed = asyncio.Event()
+        call.add(ours)
+        return ours
+
+    # Reading: everything public that llm offers goes through these four.
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._texts()
+
+    async def __anext__(self) -> str:
+        if self._own_cursor is None:
+            self._own_cursor = self._texts()
+        return await anext(self._own_cursor)
+
+    async def astream_events(self) -> AsyncIterator[StreamEvent]:
+        """Every event of the response from its first, as the provider produces them."""
+        async with _Reader(self) as reader:
+            position = 0
+            while True:
+                while position < len(self._stream_events):
+                    yield self._stream_events[position]
+                    position += 1
+                if not await reader.wait():
+                    break
+
+    async def _force(self) -> Self:
+        async with _Reader(self) as reader:
+            while await reader.wait():
+                pass
+        return self
+
+    async def _texts(self) -> AsyncIterator[str]:
+        if self._call is None and not self._stream_events:
+            # Rebuilt from storage: there is text, but there were no events.
+            self._raise_failure()
+            for chunk in self._chunks:
+                yield chunk
+            return
+        events = self.astream_events()
+        try:
+            async for event in events:
+                if event.type == "text":
+                    yield event.chunk
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    # llm's methods that need more than the above
+
+    async def reply(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:
+        """Prompt again with this exchange as history, once this response is complete.
+
+        Takes what llm's `reply()` takes. The new prompt has the same key, purpose, actor and
+        hooks, and like `model.prompt()` returns at its first event.
+        """
+        await self._force()
+        if self._key is not None:
+            kwargs.setdefault("key", self._key)
+        # llm's reply() hands on what model.prompt() returns, and ours is a coroutine.
+        pending: Any = await super().reply(prompt, **kwargs)
+        return cast(PromptResponse, await pending)
+
+    def text_or_raise(self) -> str:
+        """The text of a complete response.
+
+        Raises:
+            ValueError: it is not complete yet.
+            Exception: it failed, with this.
+        """
+        self._raise_failure()
+        return super().text_or_raise()
+
+    def tool_calls_or_raise(self) -> list[llm.ToolCall]:
+        """The tool calls of a complete response.
+
+        Raises:
+            ValueError: it is not complete yet.
+            Exception: it failed, with this.
+        """
+        self._raise_failure()
+        return super().tool_calls_or_raise()
+
+    async def _on_done(self) -> None:
+        errors = await run_callbacks(self.done_callbacks, self)
+        self.done_callbacks.clear()
+        if self._call is not None:
+            self._call.note_callback_errors(errors)
+
+    def _ensure_async_generator(self) -> None:
+        # llm would look the key up here, synchronously; execute() does it for us.
+        if not hasattr(self, "_generator"):
+            model: Any = self.model
+            self._generator = model.execute(
+                self.prompt, self.stream, self, self.conversation, key=self._key
+            )
+
+    # Filling, called by the call
+
+    async def _drive(self) -> None:
+        """Run the request to its end; `_done` and llm's done callbacks included."""
+        assert self._call is not None
+        async for _ in super().astream_events():  # type: ignore[no-untyped-call]  # llm's
+            self._changed.set()
+            self._changed.clear()
+            if self._readers:
+                # A provider that has its next chunk at hand does not wait for anything, and
+                # the readers must not wait for the whole of it.
+                await asyncio.sleep(0)
+            if self._call.cancelled:
+                raise asyncio.CancelledError  # for a provider that swallowed it
+
+    def _settle(self, error: BaseException | None) -> None:
+        """It is over: nothing more will come, and what ended it is known."""
+        if self._call is None:
+            return
+        self._call = None
+        if isinstance(error, Exception):
+            self._failure, self._failure_trace = error, error.__traceback__
+        self._changed.set()
+
+    # The state that readers ask for
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it was requested and has not ended."""
+        return self._requested and self._call is not None
+
+    async def _first_event(self) -> None:
+        """Wait for the first event, or for the end; a failure before it is raised."""
+        async with _Reader(self) as reader:
+            waits_for_all = not (self.stream and self.model.can_stream)
+            while (waits_for_all or not self._stream_events) and await reader.wait():
+                pass
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self._failure_seen = True
+            raise self._failure.with_traceback(self._failure_trace)
+
+    def _read_on_or_cancel(self) -> None:
+        if self._call is not None and not self._readers and not self._done:
+            self._call.cancel(
+                "The response was read half-way and then dropped, so it was stopped; to get "
+                "all of it use text(), or keep iterating"
+            )
+
+
+class _Reader:
+    """One reader of a response, from its first look to its last."""
+
+    def __init__(self, response: PromptResponse) -> None:
+        self._response = response
+        self._inside = False
+
+    async def __aenter__(self) -> Self:
+        response, call = self._response, self._response._call
+        response._readers += 1
+        if call is not None:
+            # A context of the hooks that reads its own response cannot wait for its own end.
+            self._inside = call.encloses_caller()
+            if not response._requested:
+                response._requested = True
+                call.request(response)
+        return self
+
+    async def wait(self) -> bool:
+        """Wait for more; False when there is nothing more to come.
+
+        Raises:
+            Exception: what the response failed with.
+        """
+        response, call = self._response, self._response._call
+        if call is None:
+            response._raise_failure()
+            return False
+        if self._inside and response._done:
+            return False
+        if self._inside and call.is_own_task():
+            raise call.error or LLMError(
+                "A response cannot be read inside its own call before it is complete; in "
+                "llm_prompt_context read it after the yield"
+            )
+        await response._changed.wait()
+        return True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        response, call = self._response, self._response._call
+        response._readers -= 1
+        if call is None or kind is None or response._readers or self._inside:
+            return
+        if isinstance(error, asyncio.CancelledError):
+            call.cancel("The reader of the response was cancelled")
+            response._failure_seen = True
+            await call.closed.wait()
+        elif isinstance(error, GeneratorExit) and not response._done:
+            asyncio.get_running_loop().call_later(RESUME_S, response._read_on_or_cancel)
+            response._failure_seen = True

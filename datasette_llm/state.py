@@ -1,0 +1,105 @@
+"""What we keep for each Datasette instance, and let go with it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from .catalog import Catalog, CatalogSource, Entry
+from .config import Settings, parse_settings
+from .policy import Rules
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from .calls import Call
+
+PLUGIN = "datasette-llm"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The settings and the catalog of one moment, and the rules that follow from them."""
+
+    settings: Settings
+    catalog: Catalog
+    _rules: dict[str | None, Rules] = field(default_factory=dict, repr=False)
+
+    def rules(self, purpose: str | None) -> Rules:
+        """The rules for a purpose, worked out once."""
+        key = purpose if purpose in self.settings.purposes else None
+        if key not in self._rules:
+            self._rules[key] = Rules.of(self.settings, self.catalog, key)
+        return self._rules[key]
+
+
+class State:
+    """What belongs to one Datasette instance.
+
+    Attributes:
+        calls: the calls under way; this is also what keeps them alive.
+        warnings: what is odd about the configuration, as found at startup.
+        startup_check: the task that finds the warnings.
+    """
+
+    def __init__(self) -> None:
+        self.calls: set[Call] = set()
+        self.warnings: tuple[str, ...] = ()
+        self.startup_check: asyncio.Task[None] | None = None
+        self._source = CatalogSource()
+        self._raw: object = None
+        self._settings: Settings | None = None
+        self._view: View | None = None
+
+    async def view(self, datasette: Datasette) -> View:
+        """The settings and the catalog as of now.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+        """
+        return self._viewed(await self.settings(datasette), await self._source.current())
+
+    async def find(self, datasette: Datasette, name: str) -> tuple[View, Entry]:
+        """The model with this id or alias, and the view it was found in.
+
+        Raises:
+            ConfigError: the configuration cannot be used.
+            ModelNotFoundError: there is no such model.
+        """
+        settings = await self.settings(datasette)
+        catalog, entry = await self._source.find(name)
+        return self._viewed(settings, catalog), entry
+
+    async def settings(self, datasette: Datasette) -> Settings:
+        """The parsed configuration; parsed again when the raw one has changed.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        raw = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
+        if self._settings is None or raw != self._raw:
+            # In a thread, because resolving `$file` reads files.
+            resolved: Any = await asyncio.to_thread(datasette.plugin_config, PLUGIN)
+            self._settings = parse_settings(resolved)
+            self._raw = copy.deepcopy(raw)
+        return self._settings
+
+    def _viewed(self, settings: Settings, catalog: Catalog) -> View:
+        view = self._view
+        if view is None or view.settings is not settings or view.catalog is not catalog:
+            view = self._view = View(settings, catalog)
+        return view
+
+
+_states: WeakKeyDictionary[Datasette, State] = WeakKeyDictionary()
+
+
+def state_of(datasette: Datasette) -> State:
+    """The state of a Datasette instance; made when first asked for."""
+    state = _states.get(datasette)
+    if state is None:
+        state = _states[datasette] = State()
+    return state
