@@ -52,7 +52,7 @@ class WrappedChain(AsyncChainResponse):
         position = 0
         self._readers += 1
         try:
-            while position < len(self._steps) or await self._advance():
+            while await self._has_step(position):
                 position += 1
                 yield self._steps[position - 1]
         except asyncio.CancelledError:
@@ -72,12 +72,13 @@ class WrappedChain(AsyncChainResponse):
         for response in self._responses:
             response.log_to_db(db)
 
-    async def _advance(self) -> bool:
-        """Take the next step; False at the end of the chain."""
+    async def _has_step(self, position: int) -> bool:
+        """Whether the chain has a step with this number; asks llm's loop for it if need be."""
         async with self._advancing:
-            if self._failure is not None:
-                raise self._failure
+            if position < len(self._steps):
+                return True
             if self._finished:
+                await self._ended()
                 return False
             try:
                 await self._admitted()
@@ -109,10 +110,8 @@ class WrappedChain(AsyncChainResponse):
         self._call.result.chain_complete = error is None
         # A pause is an orderly end: what was spent stays spent, so the contexts see a success.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
-        await self._call.closed.wait()
-        if self._call.error is not None and error is None:
-            self._failure = self._call.error
-            raise self._failure
+        if error is None or self._call.under_way:
+            await self._ended()
 
     async def _abandon(self, reason: str) -> None:
         if self._readers or self._finished or not self._started:
@@ -124,4 +123,11 @@ class WrappedChain(AsyncChainResponse):
             self._call.wind_up(reason)
         await self._call.closed.wait()
         await self._source.aclose()
-        self._failure = self._call.error
+
+    async def _ended(self) -> None:
+        """Wait for the end of the call, and raise what the chain ended with."""
+        if self._call.under_way:
+            await self._call.closed.wait()
+        error = self._failure or self._call.error
+        if error is not None:
+            raise error

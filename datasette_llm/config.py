@@ -21,7 +21,7 @@ _OPTION_VALUES = 10_000
 _OPTION_LEVELS = 20
 
 
-class _Refused(Exception):
+class _ReadError(Exception):
     """A value cannot be read; the text says why."""
 
 
@@ -43,7 +43,7 @@ class _Place:
     def read(self, read: "_Read", value: object) -> Any:
         try:
             return read(value, self)
-        except _Refused as refused:
+        except _ReadError as refused:
             self.note(refused)
 
 
@@ -72,9 +72,8 @@ def _described(value: object) -> str:
         case int() | float():
             return f"the number {json.dumps(value)}"
         case str():
-            return (
-                "text" if value.strip() else "empty text"
-            )  # what stands in a wrong place may be a key
+            # Not the text itself: what stands in a wrong place may be a key.
+            return "text" if value.strip() else "empty text"
         case list() | tuple():
             return "a list"
         case Mapping():
@@ -82,8 +81,8 @@ def _described(value: object) -> str:
     return f"a value of type {_quoted(type(value).__name__)[1:-1]}"
 
 
-def _refusal(expected: str, value: object, advice: str = "") -> _Refused:
-    return _Refused(f"expected {expected}, got {_described(value)}{advice}")
+def _refusal(expected: str, value: object, advice: str = "") -> _ReadError:
+    return _ReadError(f"expected {expected}, got {_described(value)}{advice}")
 
 
 def _model_id(value: object, _: _Place, expected: str = "a model id") -> str:
@@ -107,7 +106,7 @@ def _secret_name(value: object, _: _Place) -> str:
     expected = "expected the name of a secret, such as OPENAI_API_KEY"
     got = ", got null" if value is None else ""
     advice = "the key itself goes to /-/secrets or into DATASETTE_SECRETS_<NAME>"
-    raise _Refused(f"{expected}{got}; {advice}")
+    raise _ReadError(f"{expected}{got}; {advice}")
 
 
 def _option(value: object, _: _Place) -> object:
@@ -119,7 +118,7 @@ def _option(value: object, _: _Place) -> object:
 def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
     if not levels or next(spare, None) is None:
         limits = f"{_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
-        raise _Refused(f"expected at most {limits}, got more, or something that contains itself")
+        raise _ReadError(f"expected at most {limits}, got more, or something that contains itself")
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -140,7 +139,7 @@ def _list_of(words: str, expected: str, read_item: _Read) -> _Kind:
     def read(value: object, place: _Place) -> tuple[Any, ...]:
         if isinstance(value, str) and value:
             text = _quoted(value)
-            raise _Refused(f"expected {expected}, got the text {text}; write it as [{text}]")
+            raise _ReadError(f"expected {expected}, got the text {text}; write it as [{text}]")
         if not isinstance(value, list | tuple):
             raise _refusal(expected, value)
         return tuple(place.at(index).read(read_item, item) for index, item in enumerate(value))
@@ -279,8 +278,7 @@ def parse_settings(raw: object) -> Settings:
 
 def secret_names(settings: Settings) -> tuple[str, ...]:
     """The secrets that model references name, each once, in the order of the configuration."""
-    purposes = settings.purposes.values()
-    own = (each for purpose in purposes for each in (purpose.model, *(purpose.models or ())))
+    own = (each for p in settings.purposes.values() for each in (p.model, *(p.models or ())))
     references = (settings.default_model, *own)
     return tuple(dict.fromkeys(each.key for each in references if each and each.key))
 

@@ -133,7 +133,7 @@ class Rules:
         """The configured options of a model; of two references the more specific one wins."""
         merged: dict[str, Any] = {}
         for reference in reversed(self.references.get(model_id, ())):
-            merged |= reference.options
+            merged |= reference.plain_options()
         return merged
 
     def secret_names(self, model_id: str) -> tuple[str, ...]:

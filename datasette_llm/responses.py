@@ -148,14 +148,13 @@ class PromptResponse(llm.AsyncResponse):
         """Run the request to its end; `_done` and llm's done callbacks included."""
         assert self._call is not None
         async for _ in super().astream_events():  # type: ignore[no-untyped-call]  # llm's
-            self._changed.set()
-            self._changed.clear()
-            if self._readers:
-                # A provider that has its next chunk at hand does not wait for anything, and
-                # the readers must not wait for the whole of it.
-                await asyncio.sleep(0)
+            self._wake_readers()
+            # A provider that has its next chunk at hand does not wait for anything, and the
+            # readers must not wait for the whole of it.
+            await asyncio.sleep(0)
             if self._call.cancelled:
                 raise asyncio.CancelledError  # for a provider that swallowed it
+        self._wake_readers()
 
     def _settle(self, error: BaseException | None) -> None:
         """It is over: nothing more will come, and what ended it is known."""
@@ -164,7 +163,12 @@ class PromptResponse(llm.AsyncResponse):
         self._call = None
         if isinstance(error, Exception):
             self._failure, self._failure_trace = error, error.__traceback__
+        self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        # Everyone who waits wakes up, and whoever comes later waits for the next change.
         self._changed.set()
+        self._changed.clear()
 
     # The state that readers ask for
 

@@ -1,0 +1,63 @@
+"""What every test starts from: an empty llm folder, no keys, and the makers of what it needs."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasette.app import Datasette
+from datasette.plugins import pm
+
+pytest_plugins = ["datasette_llm.testing"]
+
+
+@pytest.fixture(autouse=True)
+def llm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """llm's own folder, empty at first; and no key anywhere in the environment."""
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    monkeypatch.setenv("LLM_USER_PATH", str(folder))
+    for name in list(os.environ):
+        if name.endswith("_API_KEY") or name.startswith("DATASETTE_SECRETS_"):
+            monkeypatch.delenv(name)
+    return folder
+
+
+@pytest.fixture
+def make_datasette() -> Iterator[Callable[..., Datasette]]:
+    """A function that makes a Datasette with our configuration; closed at the end of the test.
+
+    The first argument is what stands under `plugins: datasette-llm:`. Of the keyword arguments
+    `plugins` holds the configuration of other plugins; the rest goes to Datasette.
+    """
+    with ExitStack() as stack:
+
+        def make(
+            config: object = None, *, plugins: dict[str, Any] | None = None, **kwargs: Any
+        ) -> Datasette:
+            ours = {} if config is None else config
+            plugin_configs = {"datasette-llm": ours, **(plugins or {})}
+            datasette = Datasette(memory=True, config={"plugins": plugin_configs}, **kwargs)
+            stack.callback(datasette.close)
+            return datasette
+
+        yield make
+
+
+@pytest.fixture
+def plugin() -> Iterator[Callable[..., Any]]:
+    """A function that registers a Datasette plugin until the end of the test, and returns it.
+
+    The plugin is an object with `@hookimpl` methods; it is known by `name`, or by its class's.
+    """
+    with ExitStack() as stack:
+
+        def register(implementations: Any, name: str | None = None) -> Any:
+            name = name or getattr(implementations, "__name__", type(implementations).__name__)
+            pm.register(implementations, name=name)
+            stack.callback(pm.unregister, implementations)
+            return implementations
+
+        yield register

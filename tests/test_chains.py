@@ -1,0 +1,337 @@
+"""Chains: the promises of a call, for a whole chain, and what a chain adds to them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import llm
+import pytest
+import sqlite_utils
+
+from datasette_llm import LLM, ResponseCancelledError
+from datasette_llm.testing import ScriptedModel
+
+from .recording import Accountant, Recorder, raises
+
+
+def shout(word: str) -> str:
+    return word.upper()
+
+
+def call_shout(word: str = "pelican") -> llm.ToolCall:
+    return llm.ToolCall(name="shout", arguments={"word": word})
+
+
+TWO_STEPS = (["I call.", call_shout()], ["Done."])
+
+
+@pytest.fixture
+def model_of(make_datasette, register_models):
+    """Register a scripted model, and get it through the facade."""
+
+    async def get(*scripts, **kwargs):
+        scripted = ScriptedModel("scripted", *scripts)
+        register_models(scripted)
+        return scripted, await LLM(make_datasette()).model("scripted", **kwargs)
+
+    return get
+
+
+async def by_text(chain):
+    return await chain.text()
+
+
+async def by_iteration(chain):
+    return "".join([chunk async for chunk in chain])
+
+
+async def by_responses(chain):
+    return " ".join([await response.text() async for response in chain.responses()])
+
+
+async def by_unread_responses(chain):
+    texts = [response async for response in chain.responses()]
+    return " ".join([await response.text() for response in texts])
+
+
+async def by_events(chain):
+    return "".join([event.chunk async for event in chain.astream_events() if event.type == "text"])
+
+
+WAYS = [by_text, by_iteration, by_responses, by_unread_responses, by_events]
+
+
+@pytest.mark.parametrize("read", WAYS)
+async def test_h1_a_chain_opens_the_contexts_once_however_it_is_consumed(read, model_of, plugin):
+    recorder = plugin(Recorder())
+    scripted, model = await model_of(*TWO_STEPS, purpose="agent", actor={"id": "ana"})
+    chain = model.chain("Shout pelican", tools=[shout])
+    assert recorder.events == []
+    assert await read(chain) == "I call. Done."
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    [result] = recorder.results
+    assert (result.is_chain, result.chain_complete) == (True, True)
+    assert [await r.text() for r in result.responses] == ["I call.", "Done."]
+    assert (result.purpose, result.actor) == ("agent", {"id": "ana"})
+    assert scripted.calls[1].request.tool_results[0].output == "PELICAN"
+
+
+@pytest.mark.parametrize("again", WAYS)
+async def test_a_chain_runs_once_however_often_it_is_read(again, model_of, plugin):
+    recorder = plugin(Recorder())
+    scripted, model = await model_of(*TWO_STEPS)
+    chain = model.chain("x", tools=[shout])
+    await chain.text()
+    assert await again(chain) == "I call. Done."
+    assert len(scripted.calls) == 2
+    assert recorder.events == ["hook opens", "hook succeeds"]
+
+
+async def test_two_readers_of_one_chain_share_its_steps(model_of):
+    scripted, model = await model_of(*TWO_STEPS)
+    chain = model.chain("x", tools=[shout])
+    assert await asyncio.gather(chain.text(), by_responses(chain)) == ["I call. Done."] * 2
+    assert len(scripted.calls) == 2
+
+
+async def test_h2_a_blocked_chain_raises_at_its_first_step(model_of, plugin):
+    plugin(Recorder(before=raises(PermissionError("over budget"))))
+    scripted, model = await model_of(*TWO_STEPS)
+    chain = model.chain("x", tools=[shout])
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="over budget"):
+            async for response in chain.responses():
+                await response.text()
+    assert scripted.calls == []
+
+
+async def test_a_step_is_not_sent_before_it_is_asked_for(model_of):
+    scripted, model = await model_of(*TWO_STEPS)
+    steps = model.chain("x", tools=[shout]).responses()
+    first = await anext(steps)
+    assert scripted.calls == []
+    await first.text()
+    assert len(scripted.calls) == 1
+    second = await anext(steps)
+    assert len(scripted.calls) == 1
+    assert await second.text() == "Done."
+    with pytest.raises(StopAsyncIteration):
+        await anext(steps)
+
+
+async def test_h3_the_contexts_of_a_chain_stay_open_until_its_end(model_of, plugin):
+    recorder = plugin(Recorder())
+    _, model = await model_of(*TWO_STEPS)
+    events = []
+    async for response in model.chain("x", tools=[shout]).responses():
+        await response.text()
+        events.append(list(recorder.events))
+    assert events == [["hook opens"], ["hook opens"]]
+    assert recorder.events == ["hook opens", "hook succeeds"]
+
+
+async def test_h4_a_failure_inside_a_step_closes_the_contexts_at_once(model_of, plugin):
+    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    _, model = await model_of(["I call.", call_shout()], ["D", ValueError("broke")])
+    steps = model.chain("x", tools=[shout]).responses()
+    await (await anext(steps)).text()
+    second = await anext(steps)
+    with pytest.raises(ValueError, match="broke"):
+        await second.text()
+    # The generator of the steps is still alive here, and has not been told.
+    assert recorder.events == ["hook opens", "hook sees ValueError"]
+    assert accountant.released == 1
+    with pytest.raises(ValueError, match="broke"):
+        await anext(steps)
+
+
+async def test_h4_an_abandoned_chain_closes_its_contexts(model_of, plugin):
+    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    _, model = await model_of(*TWO_STEPS)
+    chain = model.chain("x", tools=[shout])
+    async for response in chain.responses():
+        await response.text()
+        break
+    await recorder.left.wait()
+    assert isinstance(recorder.errors[0], ResponseCancelledError)
+    assert (accountant.released, accountant.open) == (1, 0)
+    assert recorder.results[0].chain_complete is False
+    with pytest.raises(ResponseCancelledError):
+        await chain.text()
+
+
+async def test_a_chain_left_after_its_last_step_is_complete(model_of, plugin):
+    recorder = plugin(Recorder())
+    _, model = await model_of(["Done."])
+    async for response in model.chain("x", tools=[shout]).responses():
+        await response.text()
+        break
+    await recorder.left.wait()
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    assert recorder.results[0].chain_complete is True
+
+
+async def test_h4_a_chain_whose_reader_is_cancelled_stops_the_provider(model_of, plugin):
+    recorder = plugin(Recorder())
+    scripted, model = await model_of(["a", asyncio.Event(), "b"])
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(model.chain("x", tools=[shout]).text(), 0.01)
+    assert isinstance(recorder.errors[0], ResponseCancelledError)
+    assert scripted.calls[0].outcome == "cancelled"
+
+
+async def test_h4_a_chain_cancelled_while_a_tool_runs_closes_its_contexts(model_of, plugin):
+    started = asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    recorder = plugin(Recorder())
+    _, model = await model_of([llm.ToolCall(name="slow", arguments={})], ["Done."])
+    task = asyncio.create_task(model.chain("x", tools=[slow]).text())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert recorder.events == ["hook opens", "hook sees ResponseCancelledError"]
+
+
+async def test_h5_the_contexts_of_a_chain_open_and_close_in_one_task(model_of, plugin):
+    recorder = plugin(Recorder())
+    _, model = await model_of(*TWO_STEPS)
+    await model.chain("x", tools=[shout]).text()
+    [(opened, closed)] = recorder.tasks
+    assert opened is closed
+
+
+async def test_c5_a_step_that_failed_stays_failed(model_of):
+    _, model = await model_of(["a", ValueError("broke")])
+    chain = model.chain("x", tools=[shout])
+    steps = chain.responses()
+    step = await anext(steps)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broke"):
+            await step.text()
+    with pytest.raises(ValueError, match="broke"):
+        await anext(steps)
+    with pytest.raises(ValueError, match="broke"):
+        await chain.text()
+
+
+async def test_a_pause_is_an_orderly_end(model_of, plugin):
+    def ask(question: str) -> str:
+        raise llm.PauseChain
+
+    asking = llm.ToolCall(name="ask", arguments={"question": "why?"}, tool_call_id="c1")
+    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    scripted, model = await model_of(["Let me ask.", asking], ["Thanks."])
+    chain = model.chain("x", tools=[ask])
+    for _ in range(2):
+        with pytest.raises(llm.PauseChain):
+            await chain.text()
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    assert recorder.results[0].chain_complete is False
+    assert accountant.settled == 1
+
+    def answer(question: str) -> str:
+        return "because"
+
+    first = recorder.results[0].responses[0]
+    history = [*first.prompt.messages, *await first.messages()]
+    resumed = model.chain(messages=history, tools=[llm.Tool.function(answer, name="ask")])
+    assert await resumed.text() == "Thanks."
+    assert scripted.calls[1].request.tool_results[0].output == "because"
+    assert recorder.events == ["hook opens", "hook succeeds"] * 2
+
+
+async def test_resumed_tools_do_not_run_for_a_blocked_chain(model_of, plugin):
+    ran = []
+
+    def noted() -> str:
+        ran.append(True)
+        return "x"
+
+    plugin(Recorder(before=raises(PermissionError("no"))))
+    _, model = await model_of(["a"])
+    part = llm.parts.ToolCallPart(name="noted", arguments={}, tool_call_id="c1")
+    history = [llm.user("x"), llm.Message(role="assistant", parts=[part])]
+    with pytest.raises(PermissionError):
+        await model.chain(messages=history, tools=[noted]).text()
+    assert ran == []
+
+
+async def test_a_chain_limit_ends_the_chain_with_an_error_that_the_contexts_see(model_of, plugin):
+    recorder = plugin(Recorder())
+    _, model = await model_of(["Again.", call_shout()])
+    with pytest.raises(ValueError, match="Chain limit of 2 exceeded"):
+        await model.chain("x", tools=[shout], chain_limit=2).text()
+    assert recorder.events == ["hook opens", "hook sees ValueError"]
+
+
+async def test_on_response_done_is_called_for_every_step(model_of, plugin):
+    done = []
+    plugin(Recorder(before=lambda result: result.on_response_done(done.append)))
+    _, model = await model_of(*TWO_STEPS)
+    await model.chain("x", tools=[shout]).text()
+    assert [response.text_or_raise() for response in done] == ["I call.", "Done."]
+
+
+async def test_a_failing_callback_ends_the_chain_and_reaches_the_caller(model_of, plugin):
+    def too_much(response):
+        raise RuntimeError("over the reservation")
+
+    recorder = plugin(Recorder(before=lambda result: result.on_response_done(too_much)))
+    scripted, model = await model_of(*TWO_STEPS)
+    with pytest.raises(RuntimeError, match="over the reservation"):
+        await model.chain("x", tools=[shout]).text()
+    assert len(scripted.calls) == 1
+    assert recorder.events == ["hook opens", "hook succeeds"]
+
+
+async def test_a_conversation_chain_grows_its_history(model_of):
+    scripted, model = await model_of(*TWO_STEPS, ["And more."])
+    conversation = model.conversation(tools=[shout])
+    await conversation.chain("x").text()
+    await (await conversation.prompt("y")).text()
+    roles = [message.role for message in scripted.calls[2].request.messages]
+    assert roles == ["user", "assistant", "tool", "assistant", "user"]
+
+
+async def test_before_and_after_call_run_as_in_llm(model_of):
+    seen = []
+
+    async def before_call(tool, tool_call):
+        seen.append(f"before {tool_call.name}")
+
+    async def after_call(tool, tool_call, tool_result):
+        seen.append(f"after {tool_result.output}")
+
+    _, model = await model_of(*TWO_STEPS)
+    await model.chain("x", tools=[shout], before_call=before_call, after_call=after_call).text()
+    assert seen == ["before shout", "after PELICAN"]
+
+
+async def test_a_chain_never_read_sends_nothing_and_runs_no_hook(model_of, plugin):
+    recorder = plugin(Recorder())
+    scripted, model = await model_of(*TWO_STEPS)
+    model.chain("x", tools=[shout])
+    await asyncio.sleep(0)
+    assert recorder.events == []
+    assert scripted.calls == []
+
+
+async def test_a_chain_can_be_logged(model_of, tmp_path):
+    _, model = await model_of(*TWO_STEPS)
+    chain = model.chain("x", tools=[shout])
+    await chain.text()
+    db = sqlite_utils.Database(tmp_path / "logs.db")
+    chain.log_to_db(db)
+    assert sum(table.count for table in db.tables) > 0
+
+
+async def test_a_chain_step_can_be_replied_to(model_of):
+    scripted, model = await model_of(["Done."], ["More."])
+    [step] = [response async for response in model.chain("x", tools=[shout]).responses()]
+    assert await (await step.reply("go on")).text() == "More."
