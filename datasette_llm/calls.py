@@ -298,7 +298,7 @@ class Call:
             self.model._sent(response)
             await self._drive(response)
             if not self.result.is_chain:
-                return None
+                return
             response._settle(None)
 
     def _conclude(self) -> None:

@@ -133,7 +133,9 @@ class CatalogSource:
             check_files: look at llm's files even if they were looked at a moment ago.
         """
         if self._catalog is None or self._origin != _Origin.now():
-            await self._refreshed()
+            # Again if a plugin came or went while the snapshot was being taken.
+            while self._catalog is None or self._origin != _Origin.now():
+                await self._refreshed()
         else:
             now = time.monotonic()
             if check_files or now - self._checked_at > FILE_CHECK_S:
@@ -201,6 +203,9 @@ def _registered_models(problems: list[str]) -> list[llm.models.ModelWithAliases]
     registered: list[llm.models.ModelWithAliases] = []
 
     def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
+        is_async = isinstance(async_model, AsyncLLM)
+        if not hasattr(model, "model_id") or not (is_async or async_model is None):
+            raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
         names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
         registered.append(llm.models.ModelWithAliases(model, async_model, names))
 

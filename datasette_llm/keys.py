@@ -8,6 +8,7 @@ as used, and then through llm's own places.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 REDACTED = "[key removed]"
 ENVIRONMENT_PREFIX = "DATASETTE_SECRETS_"
+# What an OSError says is in these, whatever its args are changed to.
+_OS_ERROR_TEXTS = ("strerror", "filename", "filename2")
 # Below this a "key" is a placeholder such as "x", and removing it would garble every message.
 SHORTEST_KEY_CHARS = 6
 
@@ -118,10 +121,10 @@ def secrets_to_register(
 
 async def read_status(datasette: Datasette) -> KeyStatus:
     """The names of the keys that are set: one read of the table, one of keys.json."""
-    secrets, stored = await asyncio.gather(
-        _secret_names(datasette), asyncio.to_thread(_stored_names)
+    secrets, (stored, _) = await asyncio.gather(
+        _secret_names(datasette), asyncio.to_thread(_stored_keys)
     )
-    return KeyStatus(secrets, stored)
+    return KeyStatus(secrets, frozenset(stored))
 
 
 async def find_key(
@@ -148,7 +151,8 @@ async def find_key(
         llm.NeedsKeyException: no place has one; the message names all the places.
     """
     if explicit:
-        return await asyncio.to_thread(llm.get_key, input=explicit)
+        stored, _ = await asyncio.to_thread(_stored_keys)
+        return stored.get(explicit, explicit)
     if not model.needs_key:
         return None
     actor_id = (actor or {}).get("id")
@@ -156,10 +160,12 @@ async def find_key(
         key = await _get_secret(datasette, name, actor_id)
         if key:
             return key
-    key = await asyncio.to_thread(llm.get_key, alias=model.needs_key, env=model.key_env_var)
-    if key or model.key:
-        return key or model.key
-    raise llm.NeedsKeyException(_missing_key_message(model, candidates(model, secret_names)))
+    stored, problem = await asyncio.to_thread(_stored_keys)
+    key = stored.get(model.needs_key) or os.environ.get(model.key_env_var or "") or model.key
+    if key:
+        return key
+    message = _missing_key_message(model, candidates(model, secret_names))
+    raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
 
 
 def redact(error: BaseException, key: str | None) -> BaseException:
@@ -175,24 +181,38 @@ def redact(error: BaseException, key: str | None) -> BaseException:
     """
     if not key or len(key) < SHORTEST_KEY_CHARS:
         return error
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        item = todo.pop()
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        item.args = _without(item.args, key)
-        for name, value in list(vars(item).items()):
-            clean = _without(value, key)
-            if clean is not value:
-                setattr(item, name, clean)
-        todo += [item.__cause__, item.__context__]
-        todo += item.exceptions if isinstance(item, BaseExceptionGroup) else []
-    if key in str(error) or key in repr(error):
-        text = str(error).replace(key, REDACTED)
-        return llm.ModelError(f"{type(error).__name__}: {text}")
+    return _redacted(error, key, set())
+
+
+def _redacted(error: BaseException, key: str, seen: set[int]) -> BaseException:
+    if id(error) in seen:
+        return error
+    seen.add(id(error))
+    names = ["args", *vars(error), *(_OS_ERROR_TEXTS if isinstance(error, OSError) else ())]
+    for name in names:
+        value = getattr(error, name, None)
+        clean = _without(value, key)
+        if clean is not value:
+            with contextlib.suppress(Exception):  # one that cannot be changed is replaced below
+                BaseException.__setattr__(error, name, clean)
+    suppress = error.__suppress_context__
+    for link in ("__cause__", "__context__"):
+        linked = getattr(error, link)
+        clean = _redacted(linked, key, seen) if linked is not None else None
+        if clean is not linked:
+            BaseException.__setattr__(error, link, clean)
+            BaseException.__setattr__(error, "__suppress_context__", suppress)
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    if any([_redacted(part, key, seen) is not part for part in parts]) or _says(error, key):
+        return llm.ModelError(f"{type(error).__name__}: {str(error).replace(key, REDACTED)}")
     return error
+
+
+def _says(error: BaseException, key: str) -> bool:
+    try:
+        return key in str(error) or key in repr(error)
+    except Exception:  # a stranger's __str__
+        return False
 
 
 def _without(value: Any, key: str) -> Any:
@@ -237,11 +257,13 @@ async def _secret_names(datasette: Datasette) -> frozenset[str]:
     return frozenset(row["name"] for row in rows.rows)
 
 
-def _stored_names() -> frozenset[str]:
+def _stored_keys() -> tuple[dict[str, str], str | None]:
+    """The keys in llm's keys.json, and what is wrong with the file if it cannot be read."""
     try:
-        return frozenset(name for name, key in llm.load_keys().items() if key)
-    except (OSError, ValueError, AttributeError):
-        return frozenset()
+        items = llm.load_keys().items()
+    except (OSError, ValueError, AttributeError) as error:
+        return {}, f"llm's keys.json cannot be read: {type(error).__name__}"
+    return {name: key for name, key in items if key and isinstance(key, str)}, None
 
 
 def _missing_key_message(model: AsyncLLM, names: Sequence[str]) -> str:

@@ -101,6 +101,13 @@ class ScriptedModel(llm.AsyncKeyModel):
         self.supports_tools = supports_tools
         self.attachment_types = frozenset(attachment_types)
         self.calls: list[ScriptedCall] = []
+        self._arrived = asyncio.Event()
+
+    async def received(self, count: int = 1) -> ScriptedCall:
+        """Wait until so many requests have been received, and give the last of these."""
+        while len(self.calls) < count:
+            await self._arrived.wait()
+        return self.calls[count - 1]
 
     async def execute(
         self,
@@ -114,6 +121,8 @@ class ScriptedModel(llm.AsyncKeyModel):
         script = self.scripts[min(len(self.calls), len(self.scripts) - 1)]
         call = ScriptedCall(prompt.prompt, key, stream, prompt)
         self.calls.append(call)
+        self._arrived.set()
+        self._arrived.clear()
         try:
             for item in script:
                 if isinstance(item, str | StreamEvent):

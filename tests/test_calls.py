@@ -142,8 +142,7 @@ async def test_h4_a_cancelled_caller_is_seen_as_response_cancelled(model_of, plu
     recorder, accountant = plugin(Recorder()), plugin(Accountant())
     scripted, model = await model_of([gate, "a"])
     task = asyncio.create_task(model.prompt("x"))
-    while not scripted.calls:
-        await asyncio.sleep(0)
+    await scripted.received()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -353,8 +352,7 @@ async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, p
     plugin(Recorder(cleanup=slow))
     scripted, model = await model_of([asyncio.Event()])
     task = asyncio.create_task(model.prompt("x"))
-    while not scripted.calls:
-        await asyncio.sleep(0)
+    await scripted.received()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -368,8 +366,7 @@ async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch)
     plugin(Recorder("outer", events))
     scripted, model = await model_of([asyncio.Event()])
     task = asyncio.create_task(model.prompt("x"))
-    while not scripted.calls:
-        await asyncio.sleep(0)
+    await scripted.received()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

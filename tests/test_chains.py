@@ -332,6 +332,6 @@ async def test_a_chain_can_be_logged(model_of, tmp_path):
 
 
 async def test_a_chain_step_can_be_replied_to(model_of):
-    scripted, model = await model_of(["Done."], ["More."])
+    _, model = await model_of(["Done."], ["More."])
     [step] = [response async for response in model.chain("x", tools=[shout]).responses()]
     assert await (await step.reply("go on")).text() == "More."

@@ -131,8 +131,7 @@ async def test_g3_leaving_by_cancellation_stops_what_is_in_flight(group_of, plug
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
-    while not scripted.calls or not scripted.calls[0].sent:
-        await asyncio.sleep(0)
+    await scripted.received()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

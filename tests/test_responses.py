@@ -95,8 +95,7 @@ async def test_c3_a_provider_that_never_waits_does_not_hold_its_chunks_back(mode
     gate = asyncio.Event()
     scripted.scripts = ([gate, *"abcdefgh"],)
     task = asyncio.create_task(model.prompt("x"))
-    while not scripted.calls:
-        await asyncio.sleep(0)
+    await scripted.received()
     gate.set()
     response = await task
     assert scripted.calls[0].sent < 8
@@ -206,8 +205,7 @@ async def test_c6_prompts_run_concurrently_under_gather(model_of):
     scripted, model = await model_of([everyone, "a"])
 
     async def release():
-        while len(scripted.calls) < 20:
-            await asyncio.sleep(0)
+        await scripted.received(20)
         everyone.set()
 
     *got, _ = await asyncio.gather(*[model.prompt(str(n)) for n in range(20)], release())

@@ -1,0 +1,612 @@
+"""The configuration: what is read, and how every problem with it is told."""
+
+import copy
+import dataclasses
+import datetime
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from datasette.utils import StartupError
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from datasette_llm.config import (
+    ModelReference,
+    PurposeSettings,
+    Settings,
+    parse_settings,
+    secret_names,
+    settings_table,
+)
+from datasette_llm.errors import ConfigError
+
+ROOT = "plugins.datasette-llm"
+PASTED_KEY = "sk-proj-0123456789abcdef"
+A_REFERENCE = 'expected a model id, or a mapping with "model"'
+NOT_A_SECRET_NAME = (
+    "expected the name of a secret, such as OPENAI_API_KEY; "
+    "the key itself goes to /-/secrets or into DATASETTE_SECRETS_<NAME>"
+)
+TOO_LARGE = (
+    "expected at most 10,000 values on 20 levels, got more, or something that contains itself"
+)
+EVERYTHING = {
+    "default_model": {
+        "model": "gpt-4o",
+        "key": "TEAM_KEY",
+        "options": {"temperature": 0.5, "stop": ["a", {"b": None}]},
+    },
+    "models": ["gpt-4o-mini", "claude"],
+    "blocked_models": ["o1"],
+    "require_keys": False,
+    "purposes": {
+        "chat": {"model": "claude", "models": ["gpt-4o", {"model": "o3", "key": "CHAT_KEY"}]},
+        "enrich rows": {"blocked_models": ["claude"]},
+    },
+}
+
+
+def problems_of(raw: object) -> list[str]:
+    """The problems of `raw`, each without the path's beginning, which all share."""
+    with pytest.raises(ConfigError) as raised:
+        parse_settings(raw)
+    assert all(line.startswith(ROOT) for line in raised.value.problems)
+    return [line.removeprefix(ROOT) for line in raised.value.problems]
+
+
+def reference_problems_of(raw: object) -> list[str]:
+    """The problems of `raw` as the default model, each without the path's beginning."""
+    problems = problems_of({"default_model": raw})
+    assert all(line.startswith(".default_model") for line in problems)
+    return [line.removeprefix(".default_model") for line in problems]
+
+
+@pytest.mark.parametrize("raw", [None, {}])
+def test_nothing_configured_gives_the_defaults(raw: object) -> None:
+    assert parse_settings(raw) == Settings(
+        default_model=None, models=None, blocked_models=(), require_keys=True, purposes={}
+    )
+
+
+def test_every_setting_is_read() -> None:
+    settings = parse_settings(EVERYTHING)
+
+    assert settings.default_model == ModelReference(
+        "gpt-4o", "TEAM_KEY", {"temperature": 0.5, "stop": ("a", {"b": None})}
+    )
+    assert settings.models == ("gpt-4o-mini", "claude")
+    assert settings.blocked_models == ("o1",)
+    assert settings.require_keys is False
+    assert settings.purposes == {
+        "chat": PurposeSettings(
+            model=ModelReference("claude"),
+            models=(ModelReference("gpt-4o"), ModelReference("o3", key="CHAT_KEY")),
+        ),
+        "enrich rows": PurposeSettings(blocked_models=("claude",)),
+    }
+    assert list(settings.purposes) == ["chat", "enrich rows"]
+
+
+def test_an_id_and_a_mapping_with_only_a_model_are_the_same_reference() -> None:
+    assert parse_settings({"default_model": "gpt-4o"}) == parse_settings(
+        {"default_model": {"model": "gpt-4o"}}
+    )
+
+
+def test_an_empty_allowlist_differs_from_none() -> None:
+    assert parse_settings({"models": []}).models == ()
+    assert parse_settings({"purposes": {"chat": {"models": []}}}).purposes["chat"].models == ()
+
+
+@pytest.mark.parametrize("wrap", [OrderedDict, MappingProxyType])
+def test_any_mapping_and_any_sequence_of_ids_will_do(wrap: Any) -> None:
+    assert parse_settings(wrap({"models": ("a", "b")})).models == ("a", "b")
+
+
+def test_equal_configurations_give_equal_settings() -> None:
+    assert parse_settings(EVERYTHING) == parse_settings(copy.deepcopy(EVERYTHING))
+    assert hash(parse_settings(EVERYTHING)) == hash(parse_settings(copy.deepcopy(EVERYTHING)))
+    assert parse_settings(EVERYTHING) != parse_settings({**EVERYTHING, "require_keys": True})
+
+
+def test_settings_do_not_follow_a_change_of_the_raw_configuration() -> None:
+    raw = copy.deepcopy(EVERYTHING)
+    settings = parse_settings(raw)
+    raw["default_model"]["options"]["stop"][1]["b"] = 1  # type: ignore[index]
+    raw["purposes"]["chat"]["models"].clear()  # type: ignore[index]
+    raw["purposes"].clear()  # type: ignore[attr-defined]
+    assert settings == parse_settings(EVERYTHING)
+
+
+def test_settings_cannot_be_changed_at_any_depth() -> None:
+    settings = parse_settings(EVERYTHING)
+    reference = settings.default_model
+    assert reference
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.require_keys = True  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        reference.key = "OTHER"  # type: ignore[misc]
+    frozen: list[Any] = [settings.purposes, reference.options, reference.options["stop"][1]]
+    for mapping in (*frozen, Settings().purposes, ModelReference("m").options):
+        with pytest.raises(TypeError):
+            mapping["new"] = 1
+
+
+def test_plain_options_are_a_fresh_copy_in_the_shape_of_the_raw_ones() -> None:
+    reference = parse_settings(EVERYTHING).default_model
+    assert reference
+    options = reference.plain_options()
+    assert json.dumps(options) == json.dumps(EVERYTHING["default_model"]["options"])  # type: ignore[index]
+    options["stop"][1]["b"] = 1
+    assert reference.options["stop"][1]["b"] is None
+
+
+def test_the_error_stops_datasette_and_shows_all_problems() -> None:
+    with pytest.raises(StartupError) as raised:
+        parse_settings({"modles": [], "require_keys": 1})
+    assert str(raised.value) == (
+        "datasette-llm cannot start: 2 problems in its configuration\n"
+        '  plugins.datasette-llm.modles: unknown setting (did you mean "models"?)\n'
+        "  plugins.datasette-llm.require_keys: "
+        "expected true or false, without quotes, got the number 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "got"),
+    [([], "a list"), ("gpt-4o", "text"), (0, "the number 0"), (False, "false"), ("", "empty text")],
+)
+def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str) -> None:
+    assert problems_of(raw) == [f": expected a mapping of settings, got {got}"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        ({"modle": "x"}, '.modle: unknown setting (did you mean "models"?)'),
+        ({"MODELS": []}, '.MODELS: unknown setting (did you mean "models"?)'),
+        ({"Require-Keys": True}, '.Require-Keys: unknown setting (did you mean "require_keys"?)'),
+        (
+            {"colour": "red"},
+            ".colour: unknown setting"
+            " (known here: blocked_models, default_model, models, purposes, require_keys)",
+        ),
+        (
+            {"purposes": {"chat": {"modle": "x"}}},
+            '.purposes.chat.modle: unknown setting (did you mean "model"?)',
+        ),
+        (
+            {"purposes": {"chat": {"colour": "red"}}},
+            ".purposes.chat.colour: unknown setting (known here: blocked_models, model, models)",
+        ),
+        (
+            {"purposes": {"chat": {"models": [{"model": "x", "option": {}}]}}},
+            '.purposes.chat.models[0].option: unknown setting (did you mean "options"?)',
+        ),
+        (
+            {"purposes": {"my chat": {"modle": "x"}}},
+            '.purposes["my chat"].modle: unknown setting (did you mean "model"?)',
+        ),
+        ({True: 1}, ": setting names are text, got true; put it in quotes"),
+        ({None: 1}, ": setting names are text, got null; put it in quotes"),
+    ],
+)
+def test_an_unknown_setting_is_told_with_the_nearest_known_one(raw: object, problem: str) -> None:
+    assert problems_of(raw) == [problem]
+
+
+def test_a_setting_without_a_space_after_its_colon_is_told_without_its_value() -> None:
+    # YAML reads {model: gpt-4o, key:sk-…} so.
+    assert reference_problems_of({"model": "gpt-4o", f"key:{PASTED_KEY}": None}) == [
+        '["key…"]: unknown setting; a name ends with a colon and then a space'
+    ]
+
+
+@pytest.mark.parametrize("setting", ["models", "blocked_models"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("gpt-4o", ': expected a list of model ids, got the text "gpt-4o"; write it as ["gpt-4o"]'),
+        ("", ": expected a list of model ids, got empty text"),
+        (None, ": expected a list of model ids, got null"),
+        (True, ": expected a list of model ids, got true"),
+        ({"model": "gpt-4o"}, ": expected a list of model ids, got a mapping"),
+        (
+            ["a", 4.1],
+            "[1]: expected a model id, got the number 4.1; ids are text, so put it in quotes",
+        ),
+        (["a", True], "[1]: expected a model id, got true; ids are text, so put it in quotes"),
+        (["a", ""], "[1]: expected a model id, got empty text"),
+        (["a", "  "], "[1]: expected a model id, got empty text"),
+        (["a", None], "[1]: expected a model id, got null"),
+        (["a", ["b"]], "[1]: expected a model id, got a list"),
+        (
+            ["a", {"model": "b", "key": PASTED_KEY}],
+            "[1]: expected a model id, got a mapping; only a model reference has a key and options",
+        ),
+        (
+            ["a", datetime.date(2024, 1, 1)],
+            "[1]: expected a model id, got a value of type date",
+        ),
+        (
+            ["a", 10**5000],
+            "[1]: expected a model id, got a huge number; ids are text, so put it in quotes",
+        ),
+    ],
+)
+def test_a_list_of_ids_takes_only_texts(setting: str, value: object, problem: str) -> None:
+    assert problems_of({setting: value}) == [f".{setting}{problem}"]
+    assert problems_of({"purposes": {"chat": {"blocked_models": value}}}) == [
+        f".purposes.chat.blocked_models{problem}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (None, "null"),
+        (1, "the number 1"),
+        (0, "the number 0"),
+        ("yes", "text"),
+        ("false", "text"),
+        ([True], "a list"),
+    ],
+)
+def test_require_keys_is_a_boolean_and_nothing_like_one(value: object, got: str) -> None:
+    assert problems_of({"require_keys": value}) == [
+        f".require_keys: expected true or false, without quotes, got {got}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([], f": {A_REFERENCE}, got a list"),
+        ([{"model": "x", "key": PASTED_KEY}], f": {A_REFERENCE}, got a list"),
+        (None, f": {A_REFERENCE}, got null"),
+        ("", f": {A_REFERENCE}, got empty text"),
+        (4, f": {A_REFERENCE}, got the number 4; ids are text, so put it in quotes"),
+        ({}, ': a model reference needs "model"'),
+        ({"key": "SECRET"}, ': a model reference needs "model"'),
+        ({"model": None}, ".model: expected a model id, got null"),
+        ({"model": ""}, ".model: expected a model id, got empty text"),
+        (
+            {"model": 4.1},
+            ".model: expected a model id, got the number 4.1; ids are text, so put it in quotes",
+        ),
+        ({"model": ["x"]}, ".model: expected a model id, got a list"),
+        ({"model": "x", 1: 2}, ": setting names are text, got the number 1; put it in quotes"),
+    ],
+)
+def test_a_reference_of_the_wrong_shape_is_one_problem(value: object, problem: str) -> None:
+    assert reference_problems_of(value) == [problem]
+    assert problems_of({"purposes": {"chat": {"model": value, "models": ["ok", value]}}}) == [
+        f".purposes.chat.model{problem}",
+        f".purposes.chat.models[1]{problem}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, ": expected a mapping of option names to values, got null"),
+        (["temperature"], ": expected a mapping of option names to values, got a list"),
+        ({1: 2}, ": option names are text, got the number 1; put it in quotes"),
+        ({"seed": None}, ".seed: expected a value, got null"),
+        (
+            {"logit_bias": {1712: -100}},
+            ".logit_bias: expected text, a number, true, false, a list,"
+            " or a mapping whose names are text, got a mapping",
+        ),
+        (
+            {"stop": [{"a"}]},
+            ".stop: expected text, a number, true, false, a list,"
+            " or a mapping whose names are text, got a value of type set",
+        ),
+        ({"stop": list(range(10_000))}, f".stop: {TOO_LARGE}"),
+    ],
+)
+def test_options_are_a_mapping_of_plain_values(value: object, problem: str) -> None:
+    assert reference_problems_of({"model": "x", "options": value}) == [f".options{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, ": expected a mapping of purpose names to settings, got null"),
+        ([], ": expected a mapping of purpose names to settings, got a list"),
+        ({2024: {}}, ": purpose names are text, got the number 2024; put it in quotes"),
+        ({"chat": None}, ".chat: expected a mapping of settings such as {model: gpt-4o}, got null"),
+        (
+            {"chat": "gpt-4o"},
+            ".chat: expected a mapping of settings such as {model: gpt-4o}, got text",
+        ),
+        (
+            {"chat": {"models": "gpt-4o"}},
+            '.chat.models: expected a list of model references, got the text "gpt-4o";'
+            ' write it as ["gpt-4o"]',
+        ),
+        (
+            {"chat": {"models": {"model": "gpt-4o"}}},
+            ".chat.models: expected a list of model references, got a mapping",
+        ),
+    ],
+)
+def test_purposes_are_a_mapping_of_names_to_settings(value: object, problem: str) -> None:
+    assert problems_of({"purposes": value}) == [f".purposes{problem}"]
+
+
+def test_all_problems_are_told_at_once_in_config_order() -> None:
+    raw = {
+        "require_keys": "no",
+        "purposes": {
+            1: {},
+            "chat": {"modle": 1, "models": [2, "ok", {"options": [], "key": ""}]},
+        },
+        "models": ["ok", 3, None],
+        "default_model": [],
+    }
+    assert [problem.split(": ")[0] for problem in problems_of(raw)] == [
+        ".require_keys",
+        ".purposes",
+        ".purposes.chat.modle",
+        ".purposes.chat.models[0]",
+        ".purposes.chat.models[2]",
+        ".purposes.chat.models[2].options",
+        ".purposes.chat.models[2].key",
+        ".models[1]",
+        ".models[2]",
+        ".default_model",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        PASTED_KEY,
+        f"{PASTED_KEY}\n",
+        "A_NAME\n",
+        "1ST",
+        "",
+        "ÄNGSTRÖM",
+        12345678901,
+        True,
+        [PASTED_KEY],
+        {PASTED_KEY: PASTED_KEY},
+    ],
+)
+def test_a_key_that_is_no_secret_name_is_told_without_repeating_it(key: object) -> None:
+    assert reference_problems_of({"model": "x", "key": key}) == [f".key: {NOT_A_SECRET_NAME}"]
+
+
+def test_a_null_key_is_told_to_be_null() -> None:
+    assert reference_problems_of({"model": "x", "key": None}) == [
+        f".key: {NOT_A_SECRET_NAME.replace(';', ', got null;')}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "kye", "Key", "keys", "api_key", "secret", "model", "options"]
+)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: key,
+        lambda key: [key],
+        lambda key: {key},
+        lambda key: {"key": [key]},
+        lambda key: {"x": {1: key}},
+        lambda key: {"x": [{key}]},
+    ],
+)
+def test_no_problem_of_a_reference_repeats_a_value(name: str, wrap: Any) -> None:
+    raw = {"key": 0, name: wrap(PASTED_KEY)}
+    for reference in (raw, {"model": raw}, {"model": "x", "key": raw}, [raw]):
+        assert PASTED_KEY not in "\n".join(reference_problems_of(reference))
+    purposes = {"chat": {"model": raw, "models": [raw, [raw]], name: [raw]}}
+    assert PASTED_KEY not in "\n".join(problems_of({"purposes": purposes, "models": [raw]}))
+
+
+def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
+    text = 'gpt "4"\n\x85\u2028\ud800' + "o" * 100_000
+    shown = 'gpt \\"4\\"\\n\\x85\\u2028\\ud800' + "o" * 32 + "…"
+    assert len(shown) == 60
+    assert problems_of({"models": text, text: 1}) == [
+        f'.models: expected a list of model ids, got the text "{shown}"; write it as ["{shown}"]',
+        '["gpt…"]: unknown setting; a name ends with a colon and then a space',
+    ]
+    assert problems_of({"purposes": {text: 1}, "o" * 100_000: 1}) == [
+        f'.purposes["{shown}"]:'
+        " expected a mapping of settings such as {model: gpt-4o}, got the number 1",
+        f'["{"o" * 59}…"]: unknown setting'
+        " (known here: blocked_models, default_model, models, purposes, require_keys)",
+    ]
+
+
+def test_a_value_that_contains_itself_is_a_problem() -> None:
+    mapping: dict[str, Any] = {}
+    mapping |= {"purposes": mapping, "default_model": mapping, "models": [mapping]}
+    assert problems_of(mapping)
+    items: list[Any] = []
+    items += [items, items]
+    options = {"items": items, "mapping": mapping}
+    assert reference_problems_of({"model": "x", "options": options}) == [
+        f".options.items: {TOO_LARGE}",
+        f".options.mapping: {TOO_LARGE}",
+    ]
+
+
+def test_a_value_of_a_hundred_thousand_levels_is_a_problem() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = {"model": [deep]}
+    raw = {"default_model": deep, "models": deep["model"], "purposes": deep}
+    assert len(problems_of(raw)) == 3
+    assert reference_problems_of({"model": "x", "options": deep}) == [
+        f".options.model: {TOO_LARGE}"
+    ]
+
+
+def test_a_few_values_that_stand_for_very_many_are_a_problem() -> None:
+    many: Any = "x"
+    for _ in range(15):
+        many = [many] * 10
+    assert reference_problems_of({"model": "x", "options": {"stop": many}}) == [
+        f".options.stop: {TOO_LARGE}"
+    ]
+
+
+def test_secret_names_come_once_each_in_config_order() -> None:
+    raw = {
+        "purposes": {
+            "b": {"model": {"model": "x", "key": "TWO"}, "models": [{"model": "y", "key": "ONE"}]},
+            "a": {"models": ["z", {"model": "y", "key": "THREE"}, {"model": "x", "key": "TWO"}]},
+        },
+        "default_model": {"model": "x", "key": "ONE"},
+    }
+    assert secret_names(parse_settings(raw)) == ("ONE", "TWO", "THREE")
+    assert secret_names(Settings()) == ()
+
+
+def test_the_table_of_settings_has_every_setting_in_order() -> None:
+    assert settings_table() == [
+        ("default_model", "reference", "not set", "Used when none is named."),
+        (
+            "models",
+            "list of ids",
+            "not set",
+            "The allowlist; the default model is always part of it.",
+        ),
+        ("blocked_models", "list of ids", "[]", "Removed whatever else allows them."),
+        ("require_keys", "bool", "true", "List only models whose key is set."),
+        ("purposes.<name>.model", "reference", "not set", "The default for this purpose."),
+        (
+            "purposes.<name>.models",
+            "list of references",
+            "not set",
+            "Added to the allowlist for this purpose.",
+        ),
+        ("purposes.<name>.blocked_models", "list of ids", "[]", "Removed for this purpose."),
+    ]
+
+
+SETTING_NAMES = ["default_model", "models", "blocked_models", "require_keys", "purposes"]
+OTHER_NAMES = ["model", "key", "options", "chat", "modle", "kye", "a:b", "", "[0]"]
+NAMES = st.sampled_from([*SETTING_NAMES, *OTHER_NAMES])
+SCALARS = (
+    st.sampled_from(["gpt-4o", "OPENAI_API_KEY", PASTED_KEY, "yes", "", True, None])
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=80)
+    | st.binary(max_size=3)
+    | st.dates()
+    | st.builds(object)
+    | st.sampled_from([len, int, 10**4000, -(10**4000), 1j, frozenset({1}), range(3)])
+)
+KEYS = NAMES | st.text(st.characters(), max_size=80) | st.none() | st.integers() | st.tuples(NAMES)
+VALUES = st.recursive(
+    SCALARS,
+    lambda values: (
+        st.lists(values, max_size=4)
+        | st.dictionaries(KEYS, values, max_size=4)
+        | st.lists(values, max_size=3).map(tuple)
+    ),
+    max_leaves=25,
+)
+REFERENCES = (
+    st.fixed_dictionaries(
+        {"model": st.text(min_size=1)},
+        optional={"key": SCALARS, "options": st.dictionaries(KEYS, VALUES, max_size=3)},
+    )
+    | SCALARS
+)
+PURPOSES = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": REFERENCES,
+        "models": st.lists(REFERENCES, max_size=3),
+        "blocked_models": st.lists(st.text(), max_size=3),
+    },
+)
+NEARLY_RIGHT = st.fixed_dictionaries(
+    {},
+    optional={
+        "default_model": REFERENCES,
+        "models": st.lists(st.text(), max_size=3),
+        "blocked_models": st.lists(SCALARS, max_size=2),
+        "require_keys": st.booleans(),
+        "purposes": st.dictionaries(KEYS, PURPOSES, max_size=3),
+    },
+)
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_reference(value: object) -> bool:
+    return (
+        isinstance(value, ModelReference)
+        and is_text(value.model)
+        and (value.key is None or value.key.isidentifier())
+        and isinstance(value.options, MappingProxyType)
+        and all(isinstance(name, str) for name in value.options)
+        and is_json(value.plain_options())
+    )
+
+
+def is_json(value: object) -> bool:
+    return isinstance(json.dumps(value), str)
+
+
+def are(values: object, check: Any) -> bool:
+    return isinstance(values, tuple) and all(map(check, values))
+
+
+def is_purpose(value: object) -> bool:
+    return (
+        isinstance(value, PurposeSettings)
+        and (value.model is None or is_reference(value.model))
+        and (value.models is None or are(value.models, is_reference))
+        and are(value.blocked_models, is_text)
+    )
+
+
+def is_settings(value: object) -> bool:
+    return (
+        isinstance(value, Settings)
+        and (value.default_model is None or is_reference(value.default_model))
+        and (value.models is None or are(value.models, is_text))
+        and are(value.blocked_models, is_text)
+        and isinstance(value.require_keys, bool)
+        and isinstance(value.purposes, Mapping)
+        and all(isinstance(name, str) for name in value.purposes)
+        and all(map(is_purpose, value.purposes.values()))
+    )
+
+
+def parsed(raw: object) -> Settings | ConfigError:
+    try:
+        return parse_settings(raw)
+    except ConfigError as error:
+        return error
+
+
+@hypothesis_settings(deadline=None, database=None, derandomize=True, max_examples=300)
+@given(raw=VALUES | st.dictionaries(NAMES, VALUES, max_size=5) | NEARLY_RIGHT)
+@example(raw=EVERYTHING)
+def test_any_value_gives_well_typed_settings_or_a_config_error(raw: object) -> None:
+    result = parsed(raw)
+    if isinstance(result, ConfigError):
+        assert result.problems
+        assert len(str(result).splitlines()) == len(result.problems) + 1
+        assert all(line.startswith(ROOT) and ": " in line for line in result.problems)
+    else:
+        assert is_settings(result)
+        assert result == parse_settings(raw)
+        assert all(map(is_text, secret_names(result)))
