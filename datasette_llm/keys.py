@@ -195,6 +195,8 @@ def _redacted(error: BaseException, key: str, seen: set[int]) -> BaseException:
         if clean is not value:
             with contextlib.suppress(Exception):  # one that cannot be changed is replaced below
                 BaseException.__setattr__(error, name, clean)
+    for name in ("request", "response"):
+        _clean_http(getattr(error, name, None), key)
     suppress = error.__suppress_context__
     for link in ("__cause__", "__context__"):
         linked = getattr(error, link)
@@ -203,9 +205,28 @@ def _redacted(error: BaseException, key: str, seen: set[int]) -> BaseException:
             BaseException.__setattr__(error, link, clean)
             BaseException.__setattr__(error, "__suppress_context__", suppress)
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    if any([_redacted(part, key, seen) is not part for part in parts]) or _says(error, key):
+    replaced = [part for part in parts if _redacted(part, key, seen) is not part]
+    if replaced or _says(error, key):
         return llm.ModelError(f"{type(error).__name__}: {str(error).replace(key, REDACTED)}")
     return error
+
+
+def _clean_http(message: Any, key: str) -> None:
+    """Take a key out of the request or response that an HTTP client's exception carries.
+
+    Providers' clients are built on httpx, whose requests keep their Authorization header and
+    whose responses keep what the server said in `_content`, and their request.
+    """
+    headers = getattr(message, "headers", None)
+    with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
+        for name, value in list(headers.items()) if headers else ():
+            headers[name] = _without(value, key)
+    content = getattr(message, "_content", None)
+    if isinstance(content, bytes) and key.encode() in content:
+        message._content = _without(content, key)
+    with contextlib.suppress(Exception):  # httpx raises where there is no request
+        if message is not None and message.request is not message:
+            _clean_http(message.request, key)
 
 
 def _says(error: BaseException, key: str) -> bool:

@@ -94,7 +94,7 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
             llm.NeedsKeyException: there is no key for the model.
             GroupClosedError: the model belongs to a group that has been left.
         """
-        build = partial(super().prompt, prompt, **self._with_options(kwargs))
+        build = partial(super().prompt, prompt, **self._arguments(kwargs))
         return await _begun(self, prompt, await _built(build, kwargs))
 
     def conversation(
@@ -153,12 +153,15 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
     def __repr__(self) -> str:
         return f"<WrappedAsyncModel {self.model_id!r} purpose={self.purpose!r}>"
 
-    def _with_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The caller's arguments, with the configured options as defaults."""
+        arguments = dict(kwargs)
         defaults = {k: v for k, v in self._options.items() if k not in kwargs}
         if defaults:
-            return kwargs | {"options": defaults | (kwargs.get("options") or {})}
-        return kwargs
+            arguments["options"] = defaults | (kwargs.get("options") or {})
+        if not self.can_stream:
+            arguments["stream"] = False  # llm passes on what it is told; its CLI checks this
+        return arguments
 
     # The registers of who is in flight
 
@@ -194,7 +197,7 @@ class WrappedConversation(llm.AsyncConversation):
             ConversationBusyError: the previous turn is still under way.
         """
         self._refuse_while_busy()
-        arguments = self.model._with_options(kwargs)
+        arguments = self.model._arguments(kwargs)
         if self.tools and not arguments.get("tools"):
             arguments = arguments | {"tools": self.tools}
         response = await _built(partial(super().prompt, prompt, **arguments), kwargs)
@@ -208,7 +211,7 @@ class WrappedConversation(llm.AsyncConversation):
             ConversationBusyError: the previous turn is still under way.
         """
         self._refuse_while_busy()
-        arguments = self.model._with_options(_options_apart(kwargs))
+        arguments = self.model._arguments(_options_apart(kwargs))
         chain = WrappedChain.adopt(super().chain(prompt, **arguments), self.model)
         self._turn = chain._call
         return chain

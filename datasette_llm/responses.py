@@ -180,8 +180,7 @@ class PromptResponse(llm.AsyncResponse):
     async def _first_event(self) -> None:
         """Wait for the first event, or for the end; a failure before it is raised."""
         async with _Reader(self) as reader:
-            waits_for_all = not (self.stream and self.model.can_stream)
-            while (waits_for_all or not self._stream_events) and await reader.wait():
+            while (not self.stream or not self._stream_events) and await reader.wait():
                 pass
 
     def _raise_failure(self) -> None:

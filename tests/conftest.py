@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 from datasette.plugins import pm
+from hypothesis import settings
+
+# The same examples in every run, and no verdict on how long they take.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 pytest_plugins = ["datasette_llm.testing"]
 

@@ -15,6 +15,7 @@ import yaml
 
 from datasette_llm import LLM, ModelNotFoundError, catalog
 from datasette_llm.catalog import CatalogSource
+from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel
 
 EXTRA_MODEL = {"model_id": "local", "model_name": "local", "api_base": "http://127.0.0.1:9/v1"}
@@ -423,14 +424,9 @@ async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_ans
     assert "heron" not in {model.model_id for model in await models.models()}
 
     provider.may_answer.set()
-    await _until_known(models, "heron")
+    await state_of(models.datasette)._source._refresh
+    assert "heron" in {model.model_id for model in await models.models()}
     assert len(provider.threads) == 2
-
-
-async def _until_known(models: LLM, model_id: str) -> None:
-    async with asyncio.timeout(20):
-        while not await models.explain(model_id):
-            await asyncio.sleep(0.001)
 
 
 async def test_a_model_without_an_async_version_is_not_listed_and_the_message_says_why(

@@ -1,0 +1,240 @@
+"""A server on this machine that speaks OpenAI's chat protocol, and does as it is told.
+
+    async with OpenAIServer() as server:
+        write_model(llm_folder, server.url)  # llm now knows the model "wire"
+        server.play(["Hel", gate, "lo", llm.Usage(5, 2)], [Refuse(429, "Slow down")])
+        ...
+        request = await server.received()  # waits for the first request
+        assert request.key == "sk-..."
+        assert await request.end() == "complete"
+
+It lives in the event loop of the test; each connection carries one request. A script is
+played from first to last, and holds
+    strings: chunks of the text; bytes: sent as they are, an event of your own making;
+    numbers: delays in seconds; events: waited for (one that nobody sets makes it hang);
+    `llm.ToolCall`; `llm.Usage`, sent at the end, and in a stream only if it was asked for;
+    `Refuse`, `Drop.CLOSE` and `Drop.RESET`, which end it.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+
+import llm
+
+BOUND_S = 20.0  # how long a test waits before it fails
+
+# The connection goes down: by a close before the answer's end, or with a reset.
+Drop = Enum("Drop", ["CLOSE", "RESET"])
+
+
+@dataclass
+class Refuse:
+    """An HTTP error; once the answer streams, an error event. `{key}` becomes the key sent."""
+
+    status: int
+    message: str = "No"
+    # openai's client would try again by itself after a 429 or 500.
+    headers: dict = field(default_factory=lambda: {"x-should-retry": "false"})
+
+
+@dataclass
+class Received:
+    """A request. The outcome is complete, refused, dropped or client gone; else running."""
+
+    headers: dict
+    body: dict
+    outcome: str = "running"
+    ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def key(self):
+        return self.headers.get("authorization", "").removeprefix("Bearer ")
+
+    async def end(self):
+        """Wait for the answer's end, and tell its outcome."""
+        async with asyncio.timeout(BOUND_S):
+            await self.ended.wait()
+        return self.outcome
+
+
+class OpenAIServer:
+    """The server: `url` goes into llm's `api_base`, `requests` has all that came, in order."""
+
+    def __init__(self):
+        self.requests = []
+        self._scripts = (["Hello"],)
+        self._arrival = asyncio.Condition()
+        self._connections = []
+
+    def play(self, *scripts):
+        """Set what is answered: a script for each request in turn, the last for all others."""
+        self._scripts = scripts
+
+    async def received(self, number=0):
+        """A request by its number, from 0; waits until it is there."""
+        async with asyncio.timeout(BOUND_S), self._arrival:
+            await self._arrival.wait_for(lambda: len(self.requests) > number)
+        return self.requests[number]
+
+    async def __aenter__(self):
+        def connected(*streams):
+            self._connections.append(asyncio.create_task(self._serve(*streams)))
+
+        self._server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        for end in await asyncio.gather(*self._connections, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end  # a mistake in a script, or in here
+        await self._server.wait_closed()
+
+    async def _serve(self, reader, writer):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            try:
+                request = await _read(reader)
+                script = self._scripts[min(len(self.requests), len(self._scripts) - 1)]
+                async with self._arrival:
+                    self.requests.append(request)
+                    self._arrival.notify_all()
+                await _answer(request, script, reader, writer)
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+
+async def _read(reader):
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:-2])}
+    return Received(headers, json.loads(await reader.readexactly(int(headers["content-length"]))))
+
+
+async def _answer(request, script, reader, writer):
+    playing = asyncio.create_task(_Answer(request, writer).play(script))
+    leaving = asyncio.create_task(reader.read())  # the client sends no more, so this is its end
+    try:
+        await asyncio.wait([playing, leaving], return_when=asyncio.FIRST_COMPLETED)
+        request.outcome = await playing if playing.done() else "client gone"
+    except ConnectionError:
+        request.outcome = "client gone"
+    finally:
+        playing.cancel()
+        leaving.cancel()
+        await asyncio.gather(playing, leaving, return_exceptions=True)
+        request.ended.set()
+
+
+class _Answer:
+    """The answer to one request: sent piece by piece if it streams, else put together."""
+
+    def __init__(self, request, writer):
+        self.request, self.writer = request, writer
+        self.streams, self.began = request.body.get("stream", False), False
+        self.text, self.calls, self.usage = "", [], None
+
+    async def play(self, script):
+        for item in script:
+            match item:
+                case str():
+                    self.text += item
+                    self.delta({"content": item})
+                case bytes():
+                    self.send(item)
+                case asyncio.Event():
+                    await item.wait()
+                case int() | float():
+                    await asyncio.sleep(item)
+                case llm.ToolCall():
+                    self.call(item.tool_call_id, item.name, json.dumps(item.arguments))
+                case llm.Usage(input=given, output=made):
+                    counts = {"prompt_tokens": given, "completion_tokens": made}
+                    self.usage = counts | {"total_tokens": given + made} | (item.details or {})
+                case Refuse():
+                    return self.refuse(item)
+                case Drop.RESET:
+                    raw = self.writer.get_extra_info("socket")
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    return "dropped"
+                case Drop.CLOSE:
+                    return "dropped"
+                case _:
+                    raise TypeError(f"A script cannot hold {item!r}")
+            await self.writer.drain()
+        return self.finish("tool_calls" if self.calls else "stop")
+
+    def call(self, call_id, name, arguments):
+        index, call = len(self.calls), {"id": call_id, "type": "function"}
+        self.calls.append(call | {"function": {"name": name, "arguments": arguments}})
+        self.delta({"tool_calls": [call | {"index": index, "function": {"name": name}}]})
+        for part in (arguments[:5], arguments[5:]):
+            self.delta({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+
+    def refuse(self, item):
+        message = item.message.replace("{key}", self.request.key)
+        error = {"error": {"message": message, "code": str(item.status)}}
+        if self.began:
+            self.event(error)
+            self.send(b"")
+        else:
+            self.whole(error, item.status, item.headers)
+        return "refused"
+
+    def finish(self, reason):
+        if self.streams:
+            self.delta({}, reason)
+            if self.usage and self.request.body.get("stream_options", {}).get("include_usage"):
+                self.event({"choices": [], "usage": self.usage})
+            self.send(b"data: [DONE]\n\n")
+            self.send(b"")
+        else:
+            message = {"role": "assistant", "content": self.text, "tool_calls": self.calls or None}
+            choices = [{"index": 0, "message": message, "finish_reason": reason}]
+            uncounted = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
+            self.whole({"choices": choices, "usage": self.usage or uncounted})
+        return "complete"
+
+    def delta(self, delta, reason=None):
+        if self.streams:
+            self.event({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+    def event(self, content):
+        self.send(b"data: %s\n\n" % json.dumps(content).encode())
+
+    def send(self, data):
+        if not self.began:
+            self.began = True
+            self.head({"content-type": "text/event-stream", "transfer-encoding": "chunked"})
+        self.writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def whole(self, content, status=200, headers=None):
+        body = json.dumps(content).encode()
+        self.head({"content-length": len(body)} | (headers or {}), status)
+        self.writer.write(body)
+
+    def head(self, headers, status=200):
+        headers = {"content-type": "application/json", "connection": "close"} | headers
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode())
+
+
+def write_model(folder, url, **settings):
+    """Have llm know one more model of this server, called "wire" unless the settings say so.
+
+    The settings are what an entry of extra-openai-models.yaml in llm's folder may hold.
+    """
+    path = folder / "extra-openai-models.yaml"
+    models = json.loads(path.read_text("utf-8")) if path.exists() else []
+    model = {"model_id": "wire", "model_name": "gpt-wire", "api_base": url, "api_key_name": "wire"}
+    models.append(model | {"supports_tools": True, "supports_schema": True} | settings)
+    path.write_text(json.dumps(models), "utf-8")  # which is YAML too
