@@ -217,7 +217,7 @@ def _clean_http(message: Any, key: str) -> None:
     Providers' clients are built on httpx, whose requests keep their Authorization header and
     whose responses keep what the server said in `_content`, and their request.
     """
-    headers = getattr(message, "headers", None)
+    headers: Any = getattr(message, "headers", None)
     with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
         for name, value in list(headers.items()) if headers else ():
             headers[name] = _without(value, key)
