@@ -1,0 +1,1 @@
+"""What datasette-llm costs, measured beside llm itself: `python -m tests.benchmarks`."""
