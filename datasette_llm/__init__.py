@@ -13,54 +13,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-import datasette_secrets
 from datasette import hookimpl
-from datasette.plugins import pm
-
-from . import hookspecs
-from .calls import PromptResult
-from .errors import (
-    ConfigError,
-    ConversationBusyError,
-    GroupClosedError,
-    GroupError,
-    HookError,
-    LLMError,
-    ModelNotAllowedError,
-    ModelNotFoundError,
-    ResponseCancelledError,
-)
-from .facade import LLM
-from .groups import Group
-from .models import WrappedAsyncModel, WrappedConversation
-from .policy import Decision
-from .purposes import Purpose, get_purposes
 
 if TYPE_CHECKING:
     import click
+    import datasette_secrets
     from datasette.app import Datasette
-
-__all__ = [
-    "LLM",
-    "ConfigError",
-    "ConversationBusyError",
-    "Decision",
-    "Group",
-    "GroupClosedError",
-    "GroupError",
-    "HookError",
-    "LLMError",
-    "ModelNotAllowedError",
-    "ModelNotFoundError",
-    "PromptResult",
-    "Purpose",
-    "ResponseCancelledError",
-    "WrappedAsyncModel",
-    "WrappedConversation",
-    "get_purposes",
-]
-
-pm.add_hookspecs(hookspecs)
 
 
 @hookimpl
@@ -91,3 +49,51 @@ def register_commands(cli: click.Group) -> None:
     from .cli import register
 
     register(cli)
+
+
+# Whoever imports us before Datasette makes Datasette load its plugins right here, ourselves
+# included: it looks for the hooks above at this moment, so they stand before every import
+# that leads to datasette.plugins.
+from datasette.plugins import pm  # noqa: E402
+
+from . import hookspecs  # noqa: E402
+
+pm.add_hookspecs(hookspecs)
+
+from .calls import PromptResult  # noqa: E402
+from .errors import (  # noqa: E402
+    ConfigError,
+    ConversationBusyError,
+    GroupClosedError,
+    GroupError,
+    HookError,
+    LLMError,
+    ModelNotAllowedError,
+    ModelNotFoundError,
+    ResponseCancelledError,
+)
+from .facade import LLM  # noqa: E402
+from .groups import Group  # noqa: E402
+from .models import WrappedAsyncModel, WrappedConversation  # noqa: E402
+from .policy import Decision  # noqa: E402
+from .purposes import Purpose, get_purposes  # noqa: E402
+
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "ConversationBusyError",
+    "Decision",
+    "Group",
+    "GroupClosedError",
+    "GroupError",
+    "HookError",
+    "LLMError",
+    "ModelNotAllowedError",
+    "ModelNotFoundError",
+    "PromptResult",
+    "Purpose",
+    "ResponseCancelledError",
+    "WrappedAsyncModel",
+    "WrappedConversation",
+    "get_purposes",
+]

@@ -198,7 +198,8 @@ class Call:
         """
         self._wind_up_reason = reason
         for response in self.result.responses:
-            response._readers += 1  # keeps one that was read half-way from being stopped
+            if response._flight is not None:
+                response._flight.readers += 1  # one that was read half-way is not to be stopped
         if self.result.is_chain:
             self.finish()
 

@@ -14,11 +14,13 @@ these is true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,7 +177,8 @@ class CatalogSource:
 
 
 def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:
-    llm.plugins.load_plugins()
+    with _no_garbage_collection():
+        llm.plugins.load_plugins()
     # Both before the models, so that a change in the meantime is seen as one.
     stamps, origin = _file_stamps(), _Origin.now()
     problems: list[str] = []
@@ -196,6 +199,21 @@ def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:
     for problem in problems:
         logger.warning(problem)
     return Catalog(entries, names, frozenset(sync_only), tuple(problems)), origin, stamps
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Importing llm's plugins brings in so much that a full collection falls due.
+
+    It would hold the interpreter for longer than the event loop may stall.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _registered_models(problems: list[str]) -> list[llm.models.ModelWithAliases]:

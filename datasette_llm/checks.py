@@ -71,9 +71,9 @@ def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
             entry.model.Options(**reference.options)
         except pydantic.ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                where = ".".join(str(part) for part in problem["loc"])
+                where = ".".join(["options", *map(str, problem["loc"])])
                 yield (
-                    f"{path}.options.{where}: model {entry.model_id!r} does not take this, so "
+                    f"{path}.{where}: model {entry.model_id!r} does not take this, so "
                     f"prompts that use it will fail: {problem['msg']}"
                 )
 

@@ -13,7 +13,7 @@ import click
 import llm.utils
 import pydantic
 from datasette.app import Datasette
-from datasette.utils import StartupError, parse_metadata
+from datasette.utils import BadMetadataError, StartupError, parse_metadata
 
 from .errors import ModelNotFoundError
 from .facade import LLM
@@ -68,15 +68,15 @@ def prompt_command(
     config: Path | None,
     internal: str | None,
 ) -> None:
-    r"""Prompt a model as a plugin would, and stream its answer
+    """Prompt a model as a plugin would, and stream its answer
 
     TEXT is read from standard input where it is not given.
 
     Policy, keys and plugins apply as in the site that the configuration belongs to. Without
     a default model the prompt goes to llm-echo, which repeats it.
 
-    Example:
     \b
+    Example:
         datasette llm prompt 'Three names for a pelican' -m gpt-4o-mini -o temperature 1
     """
     if text is None:
@@ -126,23 +126,31 @@ async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
 
 def _datasette(config: Path | None, internal: str | None) -> Datasette:
     try:
-        settings = parse_metadata(config.read_text("utf-8")) if config else None
+        settings = parse_metadata(config.read_text("utf-8")) if config else {}
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings, which are a mapping")
         return Datasette(memory=True, config=settings, internal=internal)
-    except (OSError, ValueError, StartupError) as error:
-        raise click.ClickException(f"{config}: {error}") from None
+    except (OSError, ValueError, StartupError, BadMetadataError) as error:
+        raise click.ClickException(f"{config} cannot be used: {error}") from None
 
 
 def _schema(text: str) -> dict[str, Any]:
     """A schema from what a person typed: JSON, the name of a file, or llm's short form."""
+    text = _file_content(text) or text
     try:
-        if not text.lstrip().startswith("{") and Path(text).is_file():
-            text = Path(text).read_text("utf-8")
-        if not text.lstrip().startswith("{"):
-            return llm.utils.schema_dsl(text)
-        schema: dict[str, Any] = json.loads(text)
-    except (OSError, ValueError) as error:
+        is_json = text.lstrip().startswith("{")
+        schema: dict[str, Any] = json.loads(text) if is_json else llm.utils.schema_dsl(text)
+    except ValueError as error:
         raise click.ClickException(f"--schema cannot be read: {error}") from None
     return schema
+
+
+def _file_content(name: str) -> str | None:
+    """The text of a file, or None where a text does not name one."""
+    try:
+        return Path(name).read_text("utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

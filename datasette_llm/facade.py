@@ -193,7 +193,7 @@ class LLM:
         if not view.settings.require_keys:
             return ids
         status = status or await read_status(self.datasette)
-        return [name for name in ids if policy.has_key(view.catalog.entries[name], rules, status)]
+        return policy.with_key(ids, view.catalog, rules, status)
 
     async def _filter_answers(
         self, view: View, ids: list[str], purpose: str | None, actor: Actor

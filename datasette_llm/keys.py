@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +86,7 @@ class KeyStatus:
         return "model" if model.key else None
 
 
+@functools.cache
 def provider_secret(needs_key: str) -> str:
     """The name of the secret for a provider's key: `openai` gives `OPENAI_API_KEY`."""
     return re.sub(r"\W", "_", needs_key).upper() + "_API_KEY"
@@ -121,10 +123,12 @@ def secrets_to_register(
 
 async def read_status(datasette: Datasette) -> KeyStatus:
     """The names of the keys that are set: one read of the table, one of keys.json."""
-    secrets, (stored, _) = await asyncio.gather(
-        _secret_names(datasette), asyncio.to_thread(_stored_keys)
-    )
-    return KeyStatus(secrets, frozenset(stored))
+    if datasette_secrets.get_config(datasette) is None:
+        stored, _ = await asyncio.to_thread(_stored_keys)
+        return KeyStatus(frozenset(), frozenset(stored))
+    # Both in the thread of the database: a second thread costs more than it saves.
+    status: KeyStatus = await datasette_secrets.get_database(datasette).execute_fn(_status)
+    return status
 
 
 async def find_key(
@@ -265,17 +269,14 @@ async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> 
     return key
 
 
-async def _secret_names(datasette: Datasette) -> frozenset[str]:
-    if datasette_secrets.get_config(datasette) is None:
-        return frozenset()
+def _status(connection: sqlite3.Connection) -> KeyStatus:
     try:
-        rows = await datasette_secrets.get_database(datasette).execute(
+        rows = connection.execute(
             "select distinct name from datasette_secrets where encrypted is not null"
-        )
+        ).fetchall()
     except sqlite3.OperationalError:
-        # The table is made at startup; before that there are no secrets in it.
-        return frozenset()
-    return frozenset(row["name"] for row in rows.rows)
+        rows = []  # the table is made at startup; before that there are no secrets in it
+    return KeyStatus(frozenset(row[0] for row in rows), frozenset(_stored_keys()[0]))
 
 
 def _stored_keys() -> tuple[dict[str, str], str | None]:

@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from .catalog import AsyncLLM
     from .groups import Group
 
-_COPIED = (
-    "model_id",
-    "can_stream",
-    "attachment_types",
-    "supports_schema",
-    "supports_tools",
-    "supports_conversation",
-    "needs_key",
-    "key_env_var",
-    "Options",
-)
 _CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
 
 
@@ -61,8 +50,15 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         secret_names: Sequence[str] = (),
         group: Group | None = None,
     ) -> None:
-        for name in _COPIED:
-            setattr(self, name, getattr(model, name))
+        self.model_id = model.model_id
+        self.can_stream = model.can_stream
+        self.attachment_types = model.attachment_types
+        self.supports_schema = model.supports_schema
+        self.supports_tools = model.supports_tools
+        self.supports_conversation = model.supports_conversation
+        self.needs_key = model.needs_key
+        self.key_env_var = model.key_env_var
+        self.Options = model.Options
         self.purpose = purpose
         self.actor = actor
         self._model = model
@@ -125,14 +121,14 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         key: str | None = None,
     ) -> AsyncGenerator[str | StreamEvent, None]:
         """The one door to the provider; called by a call, with its contexts open."""
-        call = response._call if isinstance(response, PromptResponse) else None
-        if call is None:
+        flight = response._flight if isinstance(response, PromptResponse) else None
+        if flight is None:
             raise LLMError(
                 "This response was not made by datasette-llm, so its prompt would pass by the "
                 "hooks; use prompt(), conversation() or chain() of the model"
             )
         arguments: dict[str, Any] = {"stream": stream, "response": response}
-        found = await call.key(key)
+        found = await flight.call.key(key)
         if isinstance(self._model, llm.AsyncKeyModel):
             arguments["key"] = found
         source = self._model.execute(prompt, conversation=conversation, **arguments)

@@ -138,7 +138,9 @@ class Rules:
 
     def secret_names(self, model_id: str) -> tuple[str, ...]:
         """The secrets that the references of a model name, the most specific first."""
-        references = self.references.get(model_id, ())
+        references = self.references.get(model_id)
+        if not references:
+            return ()
         return tuple(dict.fromkeys(item.key for item in references if item.key))
 
     def permits(self, model_id: str) -> bool:
@@ -182,6 +184,22 @@ def has_key(entry: Entry, rules: Rules, status: KeyStatus) -> bool:
     if not model.needs_key:
         return True
     return status.source(model, rules.secret_names(entry.model_id)) is not None
+
+
+def with_key(ids: Iterable[str], catalog: Catalog, rules: Rules, status: KeyStatus) -> list[str]:
+    """The ids of the models that need no key or have one, in the order they came in."""
+    # Most models share their provider's key, so few of them need looking up.
+    known: dict[tuple[object, ...], bool] = {}
+    kept = []
+    for model_id in ids:
+        entry = catalog.entries[model_id]
+        model, names = entry.model, rules.secret_names(model_id)
+        same_key = (model.needs_key, model.key_env_var, model.key, names)
+        if same_key not in known:
+            known[same_key] = has_key(entry, rules, status)
+        if known[same_key]:
+            kept.append(model_id)
+    return kept
 
 
 def key_step(entry: Entry, rules: Rules, status: KeyStatus, require_keys: bool) -> Step:

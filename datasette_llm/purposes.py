@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,13 @@ async def get_purposes(datasette: Datasette) -> list[Purpose]:
     """
     found: dict[str, Purpose] = {}
     for plugin, result in await dispatch.collect(datasette, "register_llm_purposes"):
-        for purpose in [result] if isinstance(result, Purpose) else result:
-            if not isinstance(purpose, Purpose):
-                raise HookError(
-                    f"register_llm_purposes of plugin {plugin!r} returned {purpose!r}; "
-                    "return a list of datasette_llm.Purpose"
-                )
+        purposes = [result] if isinstance(result, Purpose) else result
+        if not isinstance(purposes, Iterable) or not all(isinstance(p, Purpose) for p in purposes):
+            raise HookError(
+                f"register_llm_purposes of plugin {plugin!r} returned {result!r}; "
+                "return a list of datasette_llm.Purpose"
+            )
+        for purpose in purposes:
             known = found.get(purpose.name)
             if known is None or (known.description is None and purpose.description):
                 found[purpose.name] = purpose

@@ -174,13 +174,13 @@ def registered(*models: llm.AsyncModel | llm.AsyncKeyModel) -> Iterator[None]:
     class Plugin:
         __name__ = "datasette_llm.testing"
 
-        @llm.hookimpl
+        @llm.hookimpl(trylast=True)  # so that ours takes the place of one with the same id
         def register_models(self, register: Callable[..., None]) -> None:
             for model in models:
                 register(_SyncTwin(model.model_id), model)
 
     plugin = Plugin()
-    llm.plugins.pm.register(plugin)
+    llm.plugins.pm.register(plugin, name=f"{Plugin.__name__} {id(plugin)}")
     try:
         yield
     finally:
