@@ -476,6 +476,24 @@ def test_a_datasette_is_used_from_two_event_loops_one_after_the_other(
     assert asyncio.run(use()) == ["Hello", "pelican"]
 
 
+def test_an_event_loop_does_not_wait_for_the_snapshot_of_one_that_stands_still(
+    make_datasette, llm_plugin, clock: SimpleNamespace
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    with asyncio.Runner() as still:
+        still.run(models.model("pelican"))
+        clock.now += 61
+        provider.may_answer.clear()
+        still.run(models.model("pelican"))  # leaves a refresh that is under way
+
+        llm.plugins.pm.unregister(provider)
+        llm_plugin(Provider("heron"))
+        assert asyncio.run(models.model("heron")).model_id == "heron"
+
+        provider.may_answer.set()
+
+
 async def test_each_datasette_has_a_snapshot_of_its_own(make_datasette, llm_plugin) -> None:
     provider = llm_plugin(Provider("pelican"))
     one, other = make_datasette(), make_datasette()

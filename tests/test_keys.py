@@ -360,18 +360,21 @@ async def test_listing_reads_the_secrets_once_for_all_models(
     datasette = await make_started()
     for number in range(20):
         await store(datasette, f"PROVIDER_{number}_API_KEY", KEY)
-    statements: list[str] = []
-    execute = Database.execute
+    reads: list[Any] = []
 
-    async def counted(self: Database, sql: str, *args: Any, **kwargs: Any) -> Any:
-        statements.append(sql)
-        return await execute(self, sql, *args, **kwargs)
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        async def counting(self: Database, *args: Any, **kwargs: Any) -> Any:
+            reads.append(args)
+            return await read(self, *args, **kwargs)
 
-    monkeypatch.setattr(Database, "execute", counted)
+        return counting
+
+    for way in ("execute", "execute_fn"):
+        monkeypatch.setattr(Database, way, counted(getattr(Database, way)))
     listed = {model.model_id for model in await LLM(datasette).models()}
 
     assert {f"m{n}" for n in range(20)} <= listed
-    assert len(statements) == 1
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("actor", [None, {"id": "simon"}, {"name": "no id"}])

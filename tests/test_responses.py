@@ -388,5 +388,5 @@ async def test_a_finished_response_keeps_no_task_alive(model_of):
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     await response.text()
-    assert response._call is None
+    assert response._flight is None
     assert len(asyncio.all_tasks()) == 1

@@ -1,0 +1,310 @@
+"""Datasette starts and stops: a bad configuration, a provider that hangs, calls under way."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import llm
+import llm.plugins
+import pytest
+from datasette import hookimpl
+from datasette.utils import StartupError
+
+from datasette_llm import LLM, ConfigError, ResponseCancelledError, lifecycle
+from datasette_llm.state import state_of
+from datasette_llm.testing import ScriptedModel
+
+BAD_CONFIG = {
+    "default_model": 7,
+    "modles": ["a"],
+    "purposes": {"chat": {"modle": "a"}},
+}
+ITS_PROBLEMS = [
+    "plugins.datasette-llm.default_model: ",
+    "plugins.datasette-llm.modles: unknown setting (did you mean ",
+    'plugins.datasette-llm.purposes.chat.modle: unknown setting (did you mean "model"?)',
+]
+
+
+class Contexts:
+    """Takes part in every call, and notes how it ended."""
+
+    def __init__(self, cleanup: Callable[[], Any] | None = None) -> None:
+        self.ended_with: list[BaseException | None] = []
+        self.cleanup = cleanup
+
+    @hookimpl
+    def llm_prompt_context(self) -> Any:
+        @asynccontextmanager
+        async def context(result: Any) -> AsyncIterator[None]:
+            try:
+                yield
+            except Exception as error:
+                self.ended_with.append(error)
+                if self.cleanup is not None:
+                    await self.cleanup()
+                raise
+            self.ended_with.append(None)
+
+        return context
+
+
+def endless(model_id: str) -> ScriptedModel:
+    """A model that says One and then never ends."""
+    return ScriptedModel(model_id, ["One ", asyncio.Event()])
+
+
+# Starting
+
+
+async def test_a_bad_configuration_stops_datasette_with_all_its_problems(make_datasette) -> None:
+    with pytest.raises(ConfigError) as raised:
+        await make_datasette(BAD_CONFIG).invoke_startup()
+
+    assert isinstance(raised.value, StartupError)
+    problems = raised.value.problems
+    assert len(problems) == 3
+    for problem, expected in zip(sorted(problems), sorted(ITS_PROBLEMS), strict=True):
+        assert problem.startswith(expected)
+    heading, *lines = str(raised.value).splitlines()
+    assert heading == "datasette-llm cannot start: 3 problems in its configuration"
+    assert lines == [f"  {problem}" for problem in problems]
+
+
+@pytest.mark.parametrize("config", [[], "gpt-4o", 7, {"models": "a"}, {"require_keys": "yes"}])
+async def test_a_configuration_of_another_shape_stops_datasette_too(
+    make_datasette, config: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"plugins\.datasette-llm"):
+        await make_datasette(config).invoke_startup()
+
+
+async def test_what_is_odd_is_logged_and_kept_for_the_console(
+    make_datasette, register_models, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    config = {"default_model": "pelican", "blocked_models": ["pelican", "heron"]}
+    datasette = make_datasette(config)
+
+    with caplog.at_level(logging.WARNING, "datasette_llm"):
+        await datasette.invoke_startup()
+
+    warnings = state_of(datasette).warnings
+    assert [line.partition(": ")[0] for line in warnings] == [
+        "plugins.datasette-llm.blocked_models[1]",
+        "plugins.datasette-llm.default_model",
+    ]
+    assert [message for message in caplog.messages if "plugins." in message] == list(warnings)
+
+
+async def test_a_sound_configuration_starts_without_a_word(
+    make_datasette, register_models, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    datasette = make_datasette({"default_model": "pelican"})
+
+    await datasette.invoke_startup()
+
+    assert state_of(datasette).warnings == ()
+    assert caplog.messages == []
+
+
+class HangingProvider:
+    """An llm plugin that does not come back while it lists its models."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+
+    @llm.hookimpl
+    def register_models(self) -> None:
+        self.asked.set()
+        assert self.may_answer.wait(20), "the test never let the provider answer"
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingProvider]:
+    provider = HangingProvider()
+    llm.plugins.pm.register(provider)
+    yield provider
+    llm.plugins.pm.unregister(provider)
+    provider.may_answer.set()
+
+
+async def test_a_provider_that_hangs_while_listing_does_not_keep_datasette_from_starting(
+    make_datasette, hanging: HangingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "CATALOG_WAIT_S", 0.01)
+    datasette = make_datasette({"default_model": "pelican"})
+
+    await datasette.invoke_startup()
+
+    assert await asyncio.to_thread(hanging.asked.wait, 20)
+    assert (await datasette.client.get("/-/versions.json")).status_code == 200
+    assert state_of(datasette).warnings == ()
+
+    hanging.may_answer.set()
+    await state_of(datasette).startup_check
+    assert len(state_of(datasette).warnings) == 1
+
+
+async def test_datasette_can_be_stopped_while_a_provider_hangs(
+    make_datasette, hanging: HangingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "CATALOG_WAIT_S", 0.01)
+    datasette = make_datasette()
+    await datasette.invoke_startup()
+
+    await datasette.invoke_shutdown()
+
+    hanging.may_answer.set()
+    await state_of(datasette).startup_check
+
+
+# Stopping
+
+
+async def test_shutdown_cancels_the_calls_under_way_and_their_contexts_see_it(
+    make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = endless("endless")
+    register_models(model)
+    contexts = plugin(Contexts())
+    datasette = make_datasette()
+    wrapped = await LLM(datasette).model("endless")
+    responses = [await wrapped.prompt(f"prompt {number}") for number in range(3)]
+
+    await datasette.invoke_shutdown()
+
+    assert [type(error) for error in contexts.ended_with] == [ResponseCancelledError] * 3
+    assert {str(error) for error in contexts.ended_with} == {"Datasette is shutting down"}
+    assert [call.outcome for call in model.calls] == ["cancelled"] * 3
+    assert state_of(datasette).calls == set()
+    for response in responses:
+        with pytest.raises(ResponseCancelledError, match="shutting down"):
+            await response.text()
+    assert "shutdown hook failed" not in caplog.text
+
+
+async def test_shutdown_reaches_those_who_are_reading(make_datasette, register_models) -> None:
+    register_models(endless("endless"))
+    datasette = make_datasette()
+    model = await LLM(datasette).model("endless")
+    response = await model.prompt("hi")
+    readers = [asyncio.create_task(response.text()) for _ in range(2)]
+    chain = asyncio.create_task(model.chain("hi").text())
+    await model._model.received(2)
+
+    await datasette.invoke_shutdown()
+
+    for reader in (*readers, chain):
+        with pytest.raises(ResponseCancelledError):
+            await reader
+
+
+async def test_shutdown_ends_a_group_whose_exit_hooks_still_run(
+    make_datasette, register_models, plugin
+) -> None:
+    class Settle:
+        groups: list[Any] = []  # noqa: RUF012
+
+        @hookimpl
+        def llm_group_exit(self, group: Any) -> None:
+            self.groups.append(group)
+
+    settle = plugin(Settle())
+    register_models(endless("endless"))
+    datasette = make_datasette()
+
+    async def batch() -> None:
+        async with LLM(datasette).group("endless") as model:
+            await (await model.prompt("row")).text()
+
+    running = asyncio.create_task(batch())
+    model = await LLM(datasette).model("endless")
+    await model._model.received()
+    await datasette.invoke_shutdown()
+
+    with pytest.raises(ResponseCancelledError):
+        await running
+    assert len(settle.groups) == 1
+
+
+async def test_contexts_can_still_write_to_the_database_while_datasette_stops(
+    make_datasette, register_models, plugin
+) -> None:
+    register_models(endless("endless"))
+    datasette = make_datasette()
+    database = datasette.get_internal_database()
+    await database.execute_write("create table spent (cents integer)")
+    written = asyncio.Event()
+
+    async def settle() -> None:
+        await database.execute_write("insert into spent values (0)")
+        written.set()
+
+    plugin(Contexts(settle))
+    await (await LLM(datasette).model("endless")).prompt("hi")
+
+    await datasette.invoke_shutdown()
+
+    assert written.is_set()
+
+
+async def test_a_context_that_hangs_in_its_cleanup_does_not_keep_datasette_from_stopping(
+    make_datasette, register_models, plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "SHUTDOWN_S", 0.01)
+    register_models(endless("endless"))
+    began, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        began.set()
+        await may_end.wait()
+
+    plugin(Contexts(hang))
+    datasette = make_datasette()
+    await (await LLM(datasette).model("endless")).prompt("hi")
+    (call,) = state_of(datasette).calls
+
+    await datasette.invoke_shutdown()
+
+    await began.wait()
+    assert not call.closed.is_set()
+    may_end.set()
+    await call.closed.wait()
+
+
+async def test_shutdown_with_nothing_under_way_is_quiet(
+    make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    contexts = plugin(Contexts())
+    datasette = make_datasette()
+    await datasette.invoke_startup()
+    response = await (await LLM(datasette).model("pelican")).prompt("hi")
+    await response.text()
+
+    await datasette.invoke_shutdown()
+
+    assert await response.text() == "Hello"
+    assert contexts.ended_with == [None]
+    assert caplog.messages == []
+
+
+async def test_one_datasettes_shutdown_leaves_the_calls_of_another_alone(
+    make_datasette, register_models
+) -> None:
+    goes_on = asyncio.Event()
+    register_models(ScriptedModel("slow", ["One ", goes_on, "two"]))
+    stays, stops = make_datasette(), make_datasette()
+    response = await (await LLM(stays).model("slow")).prompt("hi")
+    await (await LLM(stops).model("slow")).prompt("hi")
+
+    await stops.invoke_shutdown()
+    goes_on.set()
+
+    assert await response.text() == "One two"

@@ -1,0 +1,978 @@
+"""The README is run: every example, and every table, tree and help text that the code also has.
+
+An example is a code block under an HTML comment `<!-- example: NAME -->`. A test takes the
+examples that it runs with `@shows(parameter="NAME")`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import itertools
+import logging
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import llm
+import pytest
+import yaml
+from click.testing import CliRunner
+from cryptography.fernet import Fernet
+from datasette import Request, hookimpl
+from datasette.app import Datasette
+from datasette.cli import cli
+from datasette.database import Database
+from datasette.plugins import pm
+
+import datasette_llm
+from datasette_llm import (
+    LLM,
+    ConfigError,
+    ConversationBusyError,
+    Decision,
+    Group,
+    ModelNotAllowedError,
+    PromptResult,
+    errors,
+    hookspecs,
+)
+from datasette_llm.checks import warnings
+from datasette_llm.config import parse_settings, settings_table
+from datasette_llm.keys import provider_secret
+from datasette_llm.state import state_of
+from datasette_llm.testing import ScriptedCall, ScriptedModel
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+FOUND = re.findall(r"^<!-- example: (.+?) -->\n```(\w+)\n(.*?)^```$", README, re.M | re.S)
+EXAMPLES = {name: text for name, _, text in FOUND}
+COMMANDS = [line for _, kind, text in FOUND if kind == "bash" for line in text.splitlines()]
+SHOWN: set[str] = set()
+
+
+def shows(**examples: str) -> pytest.MarkDecorator:
+    """The test runs these examples, which it gets as arguments."""
+    SHOWN.update(examples.values())
+    texts = tuple(EXAMPLES[name] for name in examples.values())
+    values = [texts if len(texts) > 1 else texts[0]]
+    return pytest.mark.parametrize(",".join(examples), values, ids=[next(iter(examples.values()))])
+
+
+def between(start: str, end: str) -> str:
+    return README.partition(start)[2].partition(end)[0]
+
+
+async def run(source: str, **names: Any) -> dict[str, Any]:
+    """Run an example that awaits outside of a function, and give back its names."""
+    names.setdefault("LLM", LLM)
+    code = compile(source, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    pending = eval(code, names)
+    if inspect.isawaitable(pending):
+        await pending
+    return names
+
+
+def request_by(actor: dict[str, Any] | None, path: str = "/") -> Request:
+    request = Request.fake(path)
+    request.scope["actor"] = actor
+    return request
+
+
+async def fill_database(datasette: Datasette, path: Path, *statements: str) -> None:
+    """Give a Datasette a database, which is its first one, and run some SQL in it."""
+    datasette.remove_database("_memory")
+    database = datasette.add_database(Database(datasette, str(path), is_mutable=True), "data")
+    for statement in statements:
+        await database.execute_write(statement)
+
+
+def ours(text: str) -> Any:
+    """What an example of datasette.yaml configures for us."""
+    return yaml.safe_load(text)["plugins"]["datasette-llm"]
+
+
+def claude(model_id: str, *scripts: Any) -> ScriptedModel:
+    return ScriptedModel(model_id, *scripts, needs_key="anthropic")
+
+
+@pytest.fixture
+def anthropic_key(monkeypatch):
+    monkeypatch.setenv("DATASETTE_SECRETS_ANTHROPIC_API_KEY", "sk-of-the-site")
+
+
+@pytest.fixture
+def site(make_datasette, tmp_path):
+    """A function that makes a Datasette whose plugins folder holds some of the examples."""
+    before = pm.get_plugins()
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+
+    def make(config: object = None, **examples: str):
+        for name, source in examples.items():
+            (folder / f"{name}.py").write_text(source, "utf-8")
+        return make_datasette(config, plugins_dir=str(folder))
+
+    yield make
+    for added in pm.get_plugins() - before:
+        pm.unregister(added)
+
+
+@pytest.fixture
+def terminal(site, tmp_path, monkeypatch):
+    """A function that runs a command line of datasette's in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(words: list[str], typed: str | None = None) -> str:
+        runner = CliRunner()
+        result = runner.invoke(cli, words, typed, prog_name="datasette", terminal_width=80)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return invoke
+
+
+# The page as a whole
+
+
+def test_every_code_block_has_a_name_and_a_test_that_shows_it():
+    assert len(re.findall(r"^```\w+$", README, re.M)) == len(FOUND) == len(EXAMPLES)
+    assert EXAMPLES.keys() == SHOWN
+
+
+def test_every_exported_name_is_in_the_readme():
+    missing = [name for name in datasette_llm.__all__ if f"`{name}`" not in README]
+    # These are read in the tree of errors.
+    assert [name for name in missing if not hasattr(errors, name)] == []
+    assert [name for name in missing if name not in EXAMPLES["errors"]] == []
+
+
+def test_every_link_within_the_page_leads_to_a_heading():
+    headings = re.findall(r"^#+ (.+)$", README, re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links
+    assert set(links) <= anchors
+
+
+def _command_and_words(line: str) -> tuple[click.Command, list[str]]:
+    words, command = shlex.split(line)[1:], cli
+    while isinstance(command, click.Group):
+        known = bool(words) and words[0] in command.commands
+        command = command.commands[words.pop(0) if known else "serve"]
+    return command, words
+
+
+@pytest.mark.parametrize(
+    "line",
+    [part for line in COMMANDS for part in re.split(r" && | \| ", line) if "datasette " in part],
+)
+def test_every_datasette_command_shown_takes_the_options_shown(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("plugins").mkdir()
+    Path("datasette.yaml").touch()
+    command, words = _command_and_words(re.sub(r"^\S*(uv run |/)(?=datasette )", "", line))
+    context = command.make_context("datasette", words)
+    assert context.params
+
+
+# Try it, install, develop
+
+
+@shows(command="try", output="try output")
+def test_the_first_command_streams_a_prompt_through_the_embedded_default(command, output, terminal):
+    venv, install, prompt = command.strip().split(" && ")
+    assert venv == "python3 -m venv .venv"
+    assert install == ".venv/bin/pip install -q . llm-echo"
+    program, *words = shlex.split(prompt)
+    assert program == ".venv/bin/datasette"
+    assert terminal(words) == output
+
+
+@shows(command="tests", gate="gate")
+def test_the_second_command_is_the_one_that_the_gate_runs(command, gate):
+    assert command.strip().split(" && ") == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install -q -e '.[test]'",
+        ".venv/bin/pytest",
+    ]
+    assert "pytest>=8" in PYPROJECT["project"]["optional-dependencies"]["test"]
+    script = ROOT / gate.removeprefix("bash ").strip()
+    assert "<!-- example: tests -->" in script.read_text("utf-8")
+    assert os.access(script, os.X_OK)
+
+
+@shows(commands="install")
+def test_the_install_commands_are_datasettes(commands):
+    packages = [package for line in commands.splitlines() for package in shlex.split(line)[2:]]
+    assert PYPROJECT["project"]["name"] in packages
+    assert {line.split()[1] for line in commands.splitlines()} == {"install"}
+    assert "install" in cli.commands
+
+
+@shows(commands="uv")
+def test_uv_finds_what_it_needs_in_the_dev_group(commands, terminal):
+    assert commands.splitlines() == ["uv sync", "uv run pytest", "uv run datasette plugins"]
+    assert PYPROJECT["dependency-groups"]["dev"] == ["datasette-llm[test]"]
+    names = [plugin["name"] for plugin in yaml.safe_load(terminal(["plugins"]))]
+    assert "datasette-llm" in names
+
+
+@shows(command="benchmarks")
+def test_the_benchmarks_can_be_run_by_the_name_shown(command):
+    _, module = command.strip().split(" -m ")
+    assert find_spec(f"{module}.__main__") is not None
+    assert "<!-- benchmark -->" in README
+
+
+# The smallest plugin, and what it calls
+
+
+@shows(source="greet.py")
+async def test_the_smallest_plugin_answers_a_request(source, site, register_models):
+    register_models(ScriptedModel("scripted", ["Good day, ", "pelican"]))
+    datasette = site({"default_model": "scripted"}, greet=source)
+    response = await datasette.client.get("/-/greet")
+    assert (response.status_code, response.text) == (200, "Good day, pelican")
+
+
+@shows(source="greet.py", command="serve greet.py")
+def test_the_smallest_plugin_is_served_by_the_command_shown(source, command, terminal):
+    Path("plugins", "greet.py").write_text(source, "utf-8")
+    output = terminal(shlex.split(command)[1:])
+    assert yaml.safe_load(output)["prompt"] == "Greet a pelican in one sentence"
+
+
+@shows(source="prompt")
+async def test_a_prompt_takes_what_llms_does(source, make_datasette, register_models):
+    scripted = ScriptedModel("claude-haiku-4.5", ['{"name": ', '"Ray"}', llm.Usage(input=9)])
+    register_models(scripted)
+    names = await run(source, datasette=make_datasette(), request=request_by({"id": "ana"}))
+    assert names["pet"] == {"name": "Ray"}
+    assert names["usage"].input == 9
+    assert (names["model"].purpose, names["model"].actor) == ("pets", {"id": "ana"})
+    request = scripted.calls[0].request
+    assert request.options.temperature == 0.5
+    assert request.system == "You breed unusual animals."
+    assert request.schema["properties"] == {"name": {"type": "string"}}
+
+
+@shows(source="models", config="datasette.yaml")
+async def test_the_list_has_the_models_of_the_purpose_in_order(
+    source, config, make_datasette, register_models, anthropic_key
+):
+    ids = ("gemini-2.5-pro", "gemini-2.5-flash", "claude-opus-4.5", "other", "claude-haiku-4.5")
+    register_models(*map(ScriptedModel, ids))
+    datasette = make_datasette(ours(config))
+    names = await run(source, datasette=datasette, request=request_by(None))
+    assert names["choices"] == ["claude-haiku-4.5", "gemini-2.5-pro"]
+    assert await (await names["models"][1].prompt("x")).text() == "Hello"
+
+
+# Configuration and keys
+
+
+@shows(text="datasette.yaml")
+async def test_the_configuration_does_what_its_comments_say(
+    text, make_datasette, register_models, monkeypatch, anthropic_key
+):
+    config = ours(text)
+    sonnet = claude("claude-sonnet-4.5")
+    register_models(
+        sonnet,
+        *map(claude, ("claude-haiku-4.5", "claude-opus-4.5")),
+        *map(ScriptedModel, ("gemini-2.5-flash", "gemini-2.5-pro", "other")),
+    )
+    monkeypatch.setenv("DATASETTE_SECRETS_SQL_TEAM_KEY", "sk-of-the-sql-team")
+    datasette = make_datasette(config)
+    models = LLM(datasette)
+
+    async def listed(purpose: str | None) -> list[str]:
+        return [model.model_id for model in await models.models(purpose=purpose)]
+
+    assert await listed(None) == ["claude-haiku-4.5", "gemini-2.5-flash"]
+    assert await listed("pets") == ["claude-haiku-4.5", "gemini-2.5-pro"]
+    assert await listed("sql") == ["claude-sonnet-4.5", "claude-haiku-4.5", "gemini-2.5-flash"]
+    with pytest.raises(ModelNotAllowedError):
+        await models.model("claude-opus-4.5", purpose="sql")
+    await (await models.model(purpose="sql")).prompt("x")
+    assert sonnet.calls[0].key == "sk-of-the-sql-team"
+    assert sonnet.calls[0].request.options.temperature == 0
+    view = await state_of(datasette).view(datasette)
+    assert warnings(view.settings, view.catalog) == []
+
+
+def test_the_table_of_settings_is_the_generated_one():
+    def cell(default: str) -> str:
+        return default if default == "not set" else f"`{default}`"
+
+    rows = [
+        f"| `{path}` | {kind} | {cell(default)} | {meaning} |"
+        for path, kind, default, meaning in settings_table()
+    ]
+    table = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |", *rows]
+    shown = re.search(r"<!-- settings -->\n\n(.*)\n\n<!-- /settings -->", README, re.S)
+    assert shown is not None
+    assert shown[1].splitlines() == table
+
+
+@shows(config="bad datasette.yaml", output="bad datasette.yaml output")
+async def test_a_bad_configuration_stops_datasette_with_the_message_shown(
+    config, output, make_datasette
+):
+    with pytest.raises(ConfigError) as caught:
+        await make_datasette(ours(config)).invoke_startup()
+    assert str(caught.value) + "\n" == output
+
+
+def test_every_example_of_a_configuration_is_one_of_datasettes():
+    configs = {name: yaml.safe_load(text) for name, kind, text in FOUND if kind == "yaml"}
+    good = [config for name, config in configs.items() if not name.startswith("bad ")]
+    assert good
+    for config in good:
+        assert config.keys() <= {"plugins", "permissions"}
+        parse_settings(config["plugins"].get("datasette-llm"))
+
+
+@shows(command="key in the environment")
+async def test_a_key_exported_as_shown_is_used(
+    command, make_datasette, register_models, tmp_path, monkeypatch
+):
+    (tmp_path / "anthropic.key").write_text("sk-from-the-file\n")
+    name = f"DATASETTE_SECRETS_{provider_secret('anthropic')}"
+    script = f'{command}\nprintf %s "${name}"'
+    arguments = ["bash", "-euc", script]
+    key = await asyncio.to_thread(
+        subprocess.check_output, arguments, cwd=tmp_path, text=True, timeout=10
+    )
+    monkeypatch.setenv(name, key)
+    scripted = claude("claude-haiku-4.5")
+    register_models(scripted)
+    await (await LLM(make_datasette()).model("claude-haiku-4.5")).prompt("x")
+    assert scripted.calls[0].key == "sk-from-the-file"
+
+
+@shows(config="secrets.yaml")
+async def test_the_page_of_secrets_opens_for_those_who_may(
+    config, make_datasette, register_models, monkeypatch
+):
+    monkeypatch.setenv("SECRETS_ENCRYPTION_KEY", Fernet.generate_key().decode())
+    register_models(claude("claude-haiku-4.5"))
+    settings = yaml.safe_load(config)
+    our_config = {"default_model": {"model": "x", "key": "SQL_TEAM_KEY"}}
+    datasette = make_datasette(our_config, plugins=settings["plugins"])
+    datasette.config["permissions"] = settings["permissions"]
+    page = await datasette.client.get("/-/secrets", actor={"id": "root"})
+    assert page.status_code == 200
+    assert "ANTHROPIC_API_KEY" in page.text
+    assert "SQL_TEAM_KEY" in page.text
+    form = await datasette.client.get("/-/secrets/ANTHROPIC_API_KEY", actor={"id": "root"})
+    assert form.status_code == 200
+    assert (await datasette.client.get("/-/secrets")).status_code == 403
+
+
+# Purposes
+
+
+@shows(source="purposes.py", listing="get_purposes")
+async def test_registered_purposes_are_listed(source, listing, site, capsys):
+    await run(listing, datasette=site(None, purposes=source))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["sql - Writes queries from questions", "pets - Invents pets"]
+
+
+# Streaming
+
+
+async def _streamed(datasette, path: str, on_chunk) -> int:
+    """Request a page, and hand on each chunk of its body as soon as the view writes it."""
+    status = 0
+
+    async def send(message):
+        nonlocal status
+        status = message.get("status", status)
+        if message.get("body"):
+            on_chunk(message["body"].decode())
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {**Request.fake(path).scope, "headers": [(b"host", b"localhost")]}
+    await datasette.app()(scope, receive, send)
+    return status
+
+
+@shows(source="story.py")
+async def test_the_view_streams_each_chunk_as_it_arrives(source, site, register_models):
+    next_chunk = asyncio.Event()
+    register_models(ScriptedModel("scripted", ["Once ", next_chunk, "upon ", "a time"]))
+    chunks = []
+
+    def on_chunk(chunk: str) -> None:
+        chunks.append(chunk)
+        next_chunk.set()  # the model says no more before its first chunk has left the server
+
+    datasette = site({"default_model": "scripted"}, story=source)
+    assert await _streamed(datasette, "/-/story", on_chunk) == 200
+    assert chunks == ["Once ", "upon ", "a time"]
+
+
+@shows(source="story.py")
+@pytest.mark.parametrize(
+    ("model_id", "status", "message"),
+    [
+        ("nobody-knows-it", 404, "Unknown model: 'nobody-knows-it'"),
+        ("blocked", 403, "it is blocked"),
+        ("without-key", 502, "No key for model 'without-key'"),
+        ("refusing", 502, "the key was refused"),
+    ],
+)
+async def test_the_view_answers_an_early_failure_with_a_status(
+    model_id, status, message, source, site, register_models
+):
+    register_models(
+        ScriptedModel("blocked"),
+        claude("without-key"),
+        ScriptedModel("refusing", [llm.ModelError("the key was refused")]),
+    )
+    datasette = site({"blocked_models": ["blocked"]}, story=source)
+    response = await datasette.client.get(f"/-/story?model={model_id}")
+    assert response.status_code == status
+    assert message in response.text
+
+
+# Groups, conversations and chains
+
+
+ROWS = [{"name": name} for name in ("Ada", "Ben", "Cleo")]
+
+
+@shows(source="group")
+async def test_the_responses_of_the_group_are_complete_after_it(
+    source, make_datasette, register_models
+):
+    gate = asyncio.Event()
+    scripted = ScriptedModel("scripted", *[[gate, f"{n} ", "pets"] for n in range(3)])
+    register_models(scripted)
+    datasette = make_datasette({"default_model": "scripted"})
+    running = asyncio.create_task(
+        run(source, datasette=datasette, request=request_by(None), rows=ROWS)
+    )
+    await scripted.received(3)  # all at once: none of them has answered yet
+    gate.set()
+    names = await running
+    assert names["pets"] == ["0 pets", "1 pets", "2 pets"]
+    assert [call.prompt for call in scripted.calls] == [f"A pet for {row['name']}" for row in ROWS]
+
+
+@shows(source="group error")
+async def test_the_failures_of_the_group_are_told_with_their_prompts(
+    source, make_datasette, register_models, capsys
+):
+    go_on = asyncio.Event()
+    broken = ["A ", go_on, RuntimeError("broke")]
+    scripted = ScriptedModel("scripted", broken, ["A cat"], broken)
+    register_models(scripted)
+    datasette = make_datasette({"default_model": "scripted"})
+    running = asyncio.create_task(run(source, datasette=datasette, rows=ROWS))
+    await scripted.received(3)
+    go_on.set()
+    await running
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["A pet for Ada -> broke", "A pet for Cleo -> broke"]
+
+
+@pytest.fixture
+def scripted_model(make_datasette, register_models):
+    """A function that makes a scripted model, and gets it through the facade."""
+
+    async def get(*scripts: Any):
+        scripted = ScriptedModel("scripted", *scripts)
+        register_models(scripted)
+        datasette = make_datasette()
+        return datasette, scripted, await LLM(datasette).model("scripted")
+
+    return get
+
+
+@shows(source="conversation")
+async def test_a_conversation_remembers_its_turns(source, scripted_model):
+    _, scripted, model = await scripted_model(["A pelican"], ["Large"])
+    names = await run(source, model=model)
+    assert (names["bird"], names["size"]) == ("A pelican", "Large")
+    roles = [message.role for message in scripted.calls[1].request.messages]
+    assert roles == ["user", "assistant", "user"]
+
+
+@shows(source="conversation")
+async def test_a_conversation_is_busy_while_a_turn_streams(source, scripted_model):
+    _, scripted, model = await scripted_model(["A ", asyncio.Event()])
+    impatient = source.replace("bird = await first.text()\n", "")
+    assert impatient != source
+    with pytest.raises(ConversationBusyError):
+        await run(impatient, model=model)
+    assert len(scripted.calls) == 1
+
+
+@shows(source="reply")
+async def test_a_reply_has_the_exchange_as_its_history(source, scripted_model):
+    _, scripted, model = await scripted_model(["Grey, with a long bill"], ["Large, grey"])
+    names = await run(source, model=model)
+    assert names["summary"] == "Large, grey"
+    roles = [message.role for message in scripted.calls[1].request.messages]
+    assert roles == ["user", "assistant", "user"]
+
+
+@shows(source="chain")
+async def test_a_chain_runs_the_tools_that_the_model_calls(
+    source, scripted_model, tmp_path, capsys
+):
+    counting = llm.ToolCall(name="count_rows", arguments={"table": "pelicans"})
+    datasette, scripted, model = await scripted_model(["Let me look.", counting], ["There are 2."])
+    await fill_database(
+        datasette,
+        tmp_path / "data.db",
+        "create table pelicans (name text)",
+        "insert into pelicans values ('Pat'), ('Pia')",
+    )
+    await run(source, datasette=datasette, model=model)
+    assert capsys.readouterr().out == "Let me look. There are 2."
+    assert [result.output for result in scripted.calls[1].request.tool_results] == ["2"]
+
+
+@shows(source="pause")
+async def test_a_paused_chain_goes_on_with_the_answer(source, scripted_model):
+    asking = llm.ToolCall(name="ask", arguments={"question": "For how many?"}, tool_call_id="1")
+    _, scripted, model = await scripted_model(["One moment.", asking], ["Booked."])
+    names = await run(source, model=model)
+    assert (names["question"], names["booked"]) == ("For how many?", "Booked.")
+    assert [r.output for r in scripted.calls[1].request.tool_results] == ["For two, at eight"]
+
+
+# Hooks
+
+
+def test_the_hooks_section_names_exactly_the_hooks_with_their_arguments():
+    section = between("\n## Hooks\n", "\n## ")
+    hooks = [
+        f"{name}({', '.join(inspect.signature(function).parameters)})"
+        for name, function in vars(hookspecs).items()
+        if hasattr(function, "datasette_spec")
+    ]
+    assert hooks
+    assert re.findall(r"^### `(.+)`$", section, re.M) == hooks
+
+
+def test_the_table_of_the_prompt_result_names_all_that_it_has():
+    section = between("### `llm_prompt_context", "\n### ")
+    cells = " ".join(re.findall(r"^\| (`.+?) \| ", section, re.M))
+    shown = re.findall(r"`(?:await )?(\w+)", cells)
+    result = PromptResult(None, None, None, False)
+    public = [name for name in dir(result) if not name.startswith("_") and name != "add"]
+    assert sorted(shown) == sorted(public)
+
+
+@pytest.mark.parametrize(
+    ("text", "documented"),
+    [
+        (between("The `Group` has", "what the block\nended with"), Group),
+        (between("`model.calls` has", "`await model.received"), ScriptedCall),
+        (between("A `Decision` has", "In a condition"), Decision),
+    ],
+    ids=["Group", "ScriptedCall", "Decision"],
+)
+def test_the_attributes_named_are_there(text, documented):
+    named = re.findall(r"`(\w+)`", text)
+    assert len(named) >= 4
+    attributes = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")[2]
+    for name in named:
+        assert hasattr(documented, name) or f"    {name}: " in attributes, name
+
+
+@shows(source="budget.py")
+async def test_the_budget_hook_counts_tokens_and_blocks_who_has_spent_them(
+    source, site, register_models
+):
+    scripted = ScriptedModel("scripted", ["a", llm.Usage(input=30_000, output=20_000)])
+    register_models(scripted)
+    datasette = site(None, budget=source)
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("scripted", actor={"id": "ana"})
+    assert await (await model.prompt("x")).text() == "a"
+    rows = await datasette.get_internal_database().execute("select user, tokens from spent")
+    assert [tuple(row) for row in rows] == [("ana", 50_000)]
+    with pytest.raises(Exception, match="Your tokens are used up"):
+        await model.prompt("y")
+    assert len(scripted.calls) == 1
+    others = await LLM(datasette).model("scripted")
+    assert await (await others.prompt("z")).text() == "a"
+
+
+@shows(source="budget.py", view="greet.py")
+async def test_a_view_whose_actor_has_spent_its_budget_is_forbidden(
+    source, view, site, register_models
+):
+    register_models(ScriptedModel("scripted", ["a", llm.Usage(input=50_000)]))
+    datasette = site({"default_model": "scripted"}, budget=source, greet=view)
+    statuses = [(await datasette.client.get("/-/greet")).status_code for _ in range(2)]
+    assert statuses == [200, 403]
+
+
+@shows(source="batches.py")
+async def test_the_group_exit_hook_tells_how_the_group_ended(source, site, register_models, caplog):
+    caplog.set_level(logging.INFO, "batches")
+    register_models(ScriptedModel("scripted"))
+    datasette = site({"default_model": "scripted"}, batches=source)
+    async with LLM(datasette).group(purpose="pets") as model:
+        await model.prompt("x")
+        await model.prompt("y")
+    with pytest.raises(ZeroDivisionError):
+        async with LLM(datasette).group(purpose="sql"):
+            raise ZeroDivisionError
+    messages = [record.message for record in caplog.records if record.name == "batches"]
+    assert messages == ["pets: 2 responses, done", "sql: 0 responses, failed"]
+
+
+@shows(source="filter.py")
+async def test_the_filter_hook_is_enforced(source, site, register_models):
+    register_models(*map(ScriptedModel, ("claude-haiku-4.5", "gemini-2.5-flash", "secret")))
+    models = LLM(
+        site({"models": ["secret", "gemini-2.5-flash", "claude-haiku-4.5"]}, filter=source)
+    )
+    for_nobody = [model.model_id for model in await models.models()]
+    assert for_nobody == ["gemini-2.5-flash", "claude-haiku-4.5"]
+    staff = {"id": "ana", "role": "staff"}
+    for_staff = [model.model_id for model in await models.models(actor=staff)]
+    assert for_staff == ["secret", "gemini-2.5-flash", "claude-haiku-4.5"]
+    assert (await models.model("secret", actor=staff)).model_id == "secret"
+    with pytest.raises(ModelNotAllowedError, match=r"Plugin 'filter\.py' does not allow"):
+        await models.model("secret", actor={"id": "ben"})
+
+
+@shows(source="favourite.py")
+async def test_the_default_hook_knows_the_favourites(source, site, register_models, tmp_path):
+    register_models(ScriptedModel("a"), ScriptedModel("b"))
+    datasette = site({"default_model": "a"}, favourite=source)
+    await fill_database(
+        datasette,
+        tmp_path / "data.db",
+        "create table favourites (user text, model_id text)",
+        "insert into favourites values ('ana', 'b')",
+    )
+    actors = ({"id": "ana"}, {"id": "ben"}, None)
+    ids = [(await LLM(datasette).model(actor=actor)).model_id for actor in actors]
+    assert ids == ["b", "a", "a"]
+
+
+# Errors, explain, command line, testing
+
+
+@shows(tree="errors")
+def test_the_tree_of_errors_is_that_of_the_module(tree):
+    assert errors.__doc__ is not None
+    lines = itertools.dropwhile(lambda line: line != "    LLMError", errors.__doc__.splitlines())
+    module_tree = [line.removeprefix("    ") for line in itertools.takewhile(bool, lines)]
+    assert tree.splitlines() == module_tree
+
+
+@shows(tree="errors")
+def test_the_tree_of_errors_is_that_of_the_classes(tree):
+    drawn = {}
+    for line in tree.splitlines():
+        name = re.search(r"\w+", line)[0]
+        parent = "ModelNotFoundError" if line.startswith("│") else "LLMError"
+        drawn[name] = None if name == "LLMError" else parent
+    classes = [getattr(datasette_llm, name) for name in datasette_llm.__all__]
+    real = {
+        each.__name__: None if each is errors.LLMError else each.__bases__[0].__name__
+        for each in classes
+        if isinstance(each, type) and issubclass(each, errors.LLMError)
+    }
+    assert drawn == real
+
+
+@shows(source="explain", output="explain output", config="datasette.yaml")
+async def test_explain_gives_the_reasons_shown(
+    source, output, config, make_datasette, register_models, capsys
+):
+    register_models(*map(ScriptedModel, ("gemini-2.5-flash", "claude-haiku-4.5")))
+    await run(source, datasette=make_datasette(ours(config)), request=request_by(None))
+    assert capsys.readouterr().out == output
+
+
+@shows(commands="command line", config="datasette.yaml")
+def test_the_command_lines_shown_prompt_as_a_plugin_would(
+    commands, config, terminal, register_models, anthropic_key
+):
+    scripted = claude("claude-haiku-4.5", ["A pet."])
+    register_models(scripted)
+    Path("datasette.yaml").write_text(config, "utf-8")
+    by_purpose, by_model, piped = commands.splitlines()
+    assert terminal(shlex.split(by_purpose)[1:]) == "A pet.\n"
+    assert terminal(shlex.split(by_model)[1:]) == "A pet.\n"
+    options = scripted.calls[1].request.options
+    assert options.temperature == 1
+    assert list(scripted.calls[1].request.schema["properties"]) == ["name", "age"]
+    echo, prompt = map(shlex.split, piped.split(" | "))
+    answer = yaml.safe_load(terminal(prompt[1:], typed=echo[1] + "\n"))
+    assert answer["prompt"].strip() == "A pelican walks into a bar"
+    assert answer["system"] == "Finish the joke"
+
+
+@shows(options="command line options")
+def test_the_options_shown_are_those_that_the_help_lists(options, terminal):
+    assert terminal(["llm", "prompt", "--help"]).partition("Options:\n")[2] == options
+
+
+@shows(source="test_greet.py", plugin_source="greet.py")
+@pytest.mark.parametrize("subject", ["a pelican", "a gull"])
+async def test_the_example_of_a_test_passes_and_notices_a_broken_plugin(
+    subject, source, plugin_source, site, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    plugin_file = tmp_path / "plugins" / "greet.py"
+    plugin_file.write_text(plugin_source.replace("a pelican", subject), "utf-8")
+    [example] = [value for name, value in (await run(source)).items() if name.startswith("test_")]
+    assert example.pytestmark == [pytest.mark.asyncio.mark]
+    if subject == "a pelican":
+        await example()
+    else:
+        with pytest.raises(AssertionError):
+            await example()
+
+
+@shows(source="scripts")
+async def test_the_scripts_shown_are_played_one_a_prompt(source, make_datasette, register_models):
+    names = await run(source)
+    scripted, go_on = names["model"], names["go_on"]
+    register_models(scripted)
+    model = await LLM(make_datasette()).model("scripted")
+    looking = await model.prompt("How many?")
+    assert await looking.text() == "Let me look."
+    assert [call.name for call in await looking.tool_calls()] == ["count_rows"]
+    counting = asyncio.create_task(model.prompt("And now?"))
+    assert (await scripted.received(2)).outcome == "running"
+    go_on.set()
+    assert await (await counting).text() == "There are two."
+    assert (await (await counting).usage()).input == 20
+    for _ in range(2):  # the last script is used again
+        broken = await model.prompt("Tell me more")
+        with pytest.raises(RuntimeError, match="the provider broke"):
+            await broken.text()
+    assert [call.outcome for call in scripted.calls] == ["complete"] * 2 + ["failed"] * 2
+
+
+async def test_a_scripted_model_takes_the_place_of_an_installed_one_with_its_id(
+    make_datasette, register_models
+):
+    models = LLM(make_datasette())
+    await models.models()  # llm has loaded its plugins, its own with gpt-4o-mini among them
+    scripted = ScriptedModel("gpt-4o-mini")
+    register_models(scripted)
+    assert (await models.model("gpt-4o-mini"))._model is scripted
+
+
+# The calls of the first README, on which plugins in the wild were built
+
+
+SEED_CONFIG = {
+    "default_model": "gpt-4o-mini",
+    "purposes": {
+        "enrichments": {"model": "gpt-4o-mini"},
+        "sql-assistant": {"model": "gpt-4o"},
+        "chat": {"model": "claude-3-5-sonnet"},
+    },
+    "models": ["gpt-4o-mini", "gpt-4o", "claude-3-5-sonnet"],
+    "blocked_models": ["o1-preview"],
+    "require_keys": True,
+}
+
+
+@pytest.fixture
+def seed_site(make_datasette, register_models):
+    """A Datasette with the first README's configuration and models; and the models."""
+    models = {
+        model_id: ScriptedModel(
+            model_id, ["Par", "is", llm.Usage(input=7, output=2)], needs_key="openai"
+        )
+        for model_id in ("gpt-4o-mini", "gpt-4o", "claude-3-5-sonnet", "o1-preview")
+    }
+    register_models(*models.values())
+    for model_id, model in models.items():
+        # Or else a prompt would leave for the provider of the installed model with this id.
+        assert llm.get_async_model(model_id) is model
+    return make_datasette(SEED_CONFIG), models
+
+
+@pytest.fixture
+def openai_key(monkeypatch):
+    monkeypatch.setenv("DATASETTE_SECRETS_OPENAI_API_KEY", "sk-openai")
+
+
+async def test_the_first_readmes_basic_usage_works(seed_site, openai_key):
+    datasette, scripted = seed_site
+    facade = LLM(datasette)
+    for model in (await facade.model(), await facade.model("gpt-4o-mini")):
+        response = await model.prompt("What is the capital of France?")
+        assert await response.text() == "Paris"
+    assert [call.key for call in scripted["gpt-4o-mini"].calls] == ["sk-openai"] * 2
+
+
+async def test_the_first_readmes_purposes_choose_the_model(seed_site):
+    facade = LLM(seed_site[0])
+    purposes = ("sql-assistant", "enrichments", "chat", "unheard-of")
+    chosen = [(await facade.model(purpose=purpose)).model_id for purpose in purposes]
+    assert chosen == ["gpt-4o", "gpt-4o-mini", "claude-3-5-sonnet", "gpt-4o-mini"]
+    explicit = await facade.model("gpt-4o", purpose="sql-assistant")
+    assert (explicit.model_id, explicit.purpose) == ("gpt-4o", "sql-assistant")
+
+
+async def test_the_first_readmes_streaming_works_before_and_after_text(seed_site, openai_key):
+    model = await LLM(seed_site[0]).model("gpt-4o-mini")
+    response = await model.prompt("Tell me a story")
+    assert await response.text() == "Paris"
+    assert [chunk async for chunk in response] == ["Par", "is"]
+    fresh = await model.prompt("Tell me a story")
+    assert [chunk async for chunk in fresh] == ["Par", "is"]
+
+
+async def test_the_first_readmes_group_enriches_rows(seed_site, openai_key):
+    datasette, scripted = seed_site
+    results = []
+    async with LLM(datasette).group(purpose="enrichments") as model:
+        for content in ("one", "two"):
+            response = await model.prompt(f"Summarize: {content}")
+            results.append(await response.text())
+    assert results == ["Paris", "Paris"]
+    prompts = [call.prompt for call in scripted["gpt-4o-mini"].calls]
+    assert prompts == ["Summarize: one", "Summarize: two"]
+
+
+async def test_the_first_readmes_lists_hold_what_is_allowed_and_has_a_key(seed_site, openai_key):
+    facade = LLM(seed_site[0])
+    everything = [model.model_id for model in await facade.models()]
+    assert everything == ["gpt-4o-mini", "gpt-4o", "claude-3-5-sonnet"]
+    by_actor = await facade.models(actor=request_by({"id": "ana"}).actor)
+    assert [model.model_id for model in by_actor] == everything
+    by_purpose = await facade.models(purpose="enrichments")
+    assert [model.model_id for model in by_purpose] == everything
+
+
+async def test_the_first_readmes_lists_are_empty_without_a_key(seed_site):
+    assert await LLM(seed_site[0]).models() == []
+
+
+async def test_the_first_readmes_context_hook_counts_usage(seed_site, openai_key, plugin):
+    told = []
+
+    class Plugin:
+        @hookimpl
+        def llm_prompt_context(self, datasette, model_id, prompt, purpose):
+            @asynccontextmanager
+            async def wrapper(result):
+                told.append(f"prompt {prompt!r} to {model_id} for {purpose}")
+                yield
+
+                async def on_complete(response):
+                    usage = await response.usage()
+                    told.append((usage.input, usage.output))
+
+                if result.response:
+                    await result.response.on_done(on_complete)
+
+            return wrapper
+
+    plugin(Plugin())
+    model = await LLM(seed_site[0]).model(purpose="chat")
+    await (await model.prompt("Hi")).text()
+    assert told == ["prompt 'Hi' to claude-3-5-sonnet for chat", (7, 2)]
+
+
+async def test_the_first_readmes_group_exit_hook_may_return_a_coroutine(
+    seed_site, openai_key, plugin
+):
+    told = []
+
+    class Plugin:
+        @hookimpl
+        def llm_group_exit(self, datasette, group):
+            async def cleanup():
+                told.append((group.purpose, len(group._responses)))
+
+            return cleanup()
+
+    plugin(Plugin())
+    async with LLM(seed_site[0]).group(purpose="enrichments") as model:
+        await model.prompt("a")
+        await model.prompt("b")
+        assert told == []
+    assert told == [("enrichments", 2)]
+
+
+async def test_the_first_readmes_filter_hook_asks_the_database(
+    seed_site, openai_key, plugin, tmp_path
+):
+    class Plugin:
+        @hookimpl
+        async def llm_filter_models(self, datasette, models, actor, purpose):
+            if not actor:
+                return [model for model in models if model.model_id == "gpt-4o-mini"]
+            rows = await datasette.get_database().execute(
+                "select model_id from user_models where user_id = ?", [actor["id"]]
+            )
+            allowed = {row["model_id"] for row in rows.rows}
+            return [model for model in models if model.model_id in allowed]
+
+    plugin(Plugin())
+    datasette, _ = seed_site
+    await fill_database(
+        datasette,
+        tmp_path / "data.db",
+        "create table user_models (user_id text, model_id text)",
+        "insert into user_models values ('ana', 'gpt-4o'), ('ana', 'o1-preview')",
+    )
+    facade = LLM(datasette)
+    listed = {
+        name: [model.model_id for model in await facade.models(actor=actor)]
+        for name, actor in {"nobody": None, "ana": {"id": "ana"}, "ben": {"id": "ben"}}.items()
+    }
+    assert listed == {"nobody": ["gpt-4o-mini"], "ana": ["gpt-4o"], "ben": []}
+    with pytest.raises(ModelNotAllowedError):
+        await facade.model("gpt-4o")
+    assert (await facade.model("gpt-4o", actor={"id": "ana"})).model_id == "gpt-4o"
+
+
+async def test_the_first_readmes_default_hook_asks_the_database(seed_site, plugin, tmp_path):
+    class Plugin:
+        @hookimpl
+        async def llm_default_model(self, datasette, purpose, actor):
+            if actor:
+                rows = await datasette.get_database().execute(
+                    "select preferred_model from user_prefs where user_id = ?", [actor["id"]]
+                )
+                row = rows.first()
+                if row:
+                    return row["preferred_model"]
+            return None
+
+    plugin(Plugin())
+    datasette, _ = seed_site
+    await fill_database(
+        datasette,
+        tmp_path / "data.db",
+        "create table user_prefs (user_id text, preferred_model text)",
+        "insert into user_prefs values ('ana', 'gpt-4o')",
+    )
+    facade = LLM(datasette)
+    actors = ({"id": "ana"}, {"id": "ben"}, None)
+    chosen = [(await facade.model(actor=actor)).model_id for actor in actors]
+    assert chosen == ["gpt-4o", "gpt-4o-mini", "gpt-4o-mini"]
