@@ -157,10 +157,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run a command; an error becomes a message on standard error and an exit status."""
     try:
         asyncio.run(work)
-    except (click.ClickException, click.Abort):
-        raise
-    except BrokenPipeError:
-        sys.exit(1)  # the reader of our output has gone, as `head` does
+    except (click.ClickException, click.Abort, BrokenPipeError):
+        raise  # click knows what to do with them, also when the reader of our output has gone
     except StartupError as error:
         raise click.ClickException(str(error)) from None
     except pydantic.ValidationError as error:

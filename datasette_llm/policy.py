@@ -111,11 +111,14 @@ class Rules:
         order = tuple(dict.fromkeys(map(catalog.canonical, names)))
         has_allowlist = settings.models is not None or (own is not None and own.models is not None)
         defaults = [default.model] if default else []
-        blocked = dict.fromkeys(catalog.canonical_set(settings.blocked_models), "blocked_models")
+        blocked: dict[str, str] = {}
+        lists = [("blocked_models", settings.blocked_models)]
         if own:
-            blocked |= dict.fromkeys(
-                catalog.canonical_set(own.blocked_models), f"purposes.{purpose}.blocked_models"
-            )
+            lists.append((f"purposes.{purpose}.blocked_models", own.blocked_models))
+        for setting, ids in lists:
+            for model_id in catalog.canonical_set(ids):
+                before = blocked.get(model_id)
+                blocked[model_id] = f"{before} and {setting}" if before else setting
         references: dict[str, list[ModelReference]] = {}
         for reference in [*listed, main, settings.default_model]:
             if reference is not None:
@@ -172,7 +175,7 @@ class Rules:
         else:
             detail = (
                 f"Model {model_id!r} is not allowed{suffix}: it is blocked. "
-                f"Remove it from the {setting} setting of datasette-llm"
+                f"Remove it from {setting} in the configuration of datasette-llm"
             )
             steps.append(Step("blocklist", False, detail))
         return steps

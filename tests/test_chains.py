@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import llm
 import pytest
@@ -326,9 +327,9 @@ async def test_a_chain_can_be_logged(model_of, tmp_path):
     _, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
     await chain.text()
-    db = sqlite_utils.Database(tmp_path / "logs.db")
-    chain.log_to_db(db)
-    assert sum(table.count for table in db.tables) > 0
+    with contextlib.closing(sqlite_utils.Database(tmp_path / "logs.db")) as db:
+        chain.log_to_db(db)
+        assert sum(table.count for table in db.tables) > 0
 
 
 async def test_a_chain_step_can_be_replied_to(model_of):

@@ -254,7 +254,7 @@ def test_a_model_that_is_not_allowed_is_told_in_one_line(run: Run, pelican, writ
 
     assert error_of(run("hi", "-m", "pelican", "-c", config)) == (
         "Model 'pelican' is not allowed: it is blocked. "
-        "Remove it from the blocked_models setting of datasette-llm"
+        "Remove it from blocked_models in the configuration of datasette-llm"
     )
 
 
@@ -382,11 +382,11 @@ def test_the_output_ends_with_a_line_end(
 
 
 @pytest.fixture
-def process(
-    tmp_path: Path, llm_folder: Path
-) -> Iterator[Callable[[list[str]], "subprocess.Popen[bytes]"]]:
+def process(tmp_path: Path) -> Iterator[Callable[[list[str]], "subprocess.Popen[bytes]"]]:
     """A function that starts a Python process, which is over at the end of the test."""
     started = []
+    # With this variable every write is flushed, so that a test of flushing could not fail.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 
     def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
         started.append(
@@ -397,7 +397,7 @@ def process(
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd=tmp_path,
-                env={**os.environ, "LLM_USER_PATH": str(llm_folder)},
+                env=environment,
             )
         )
         return started[-1]

@@ -168,7 +168,7 @@ async def test_an_id_that_came_from_a_form_is_refused_when_it_is_not_available(
     assert str(error) == error.decision.reason
     assert str(error) == (
         "Model 'b' is not allowed for purpose 'chat': it is blocked. "
-        "Remove it from the purposes.chat.blocked_models setting of datasette-llm"
+        "Remove it from purposes.chat.blocked_models in the configuration of datasette-llm"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 
@@ -305,9 +306,9 @@ async def test_a_response_is_genuine_llm(model_of, tmp_path):
     stored = response.to_dict()
     assert (stored["model"], stored["usage"]) == ("scripted", {"input": 1, "output": 2})
     assert stored["prompt"]["options"] == {"temperature": 0.5}
-    db = sqlite_utils.Database(tmp_path / "logs.db")
-    response.log_to_db(db)
-    assert sum(table.count for table in db.tables) > 0
+    with contextlib.closing(sqlite_utils.Database(tmp_path / "logs.db")) as db:
+        response.log_to_db(db)
+        assert sum(table.count for table in db.tables) > 0
     again = PromptResponse.from_dict(stored, model=model)
     assert await again.text() == "ab"
     assert [chunk async for chunk in again] == ["ab"]
