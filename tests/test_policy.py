@@ -326,7 +326,8 @@ def test_the_secrets_of_a_model_are_tried_from_the_most_specific_reference_on(
                     "blocklist",
                     False,
                     "Model 'b' is not allowed for purpose 'chat': it is blocked. "
-                    "Remove it from purposes.chat.blocked_models in the configuration of datasette-llm",
+                    "Remove it from purposes.chat.blocked_models in the configuration of "
+                    "datasette-llm",
                 ),
             ],
         ),

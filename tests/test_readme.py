@@ -504,6 +504,30 @@ def scripted_model(make_datasette, register_models):
     return get
 
 
+@shows(source="browser gone")
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_view_that_listens_for_its_browser_stops_the_model(source, scripted_model, leaves):
+    gate, gone, written = asyncio.Event(), asyncio.Event(), []
+    _, scripted, model = await scripted_model(["Once ", gate, "upon a time"])
+
+    class Request:
+        async def receive(self):
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+    class Writer:
+        async def write(self, chunk):
+            written.append(chunk)
+            (gone if leaves else gate).set()
+
+    response = await model.prompt("Tell me a story")
+    names = await run(source, request=Request(), response=response)
+    await names["write_while_wanted"](Writer())
+    await scripted.calls[0].ended.wait()
+    assert scripted.calls[0].outcome == ("cancelled" if leaves else "complete")
+    assert written == (["Once "] if leaves else ["Once ", "upon a time"])
+
+
 @shows(source="conversation")
 async def test_a_conversation_remembers_its_turns(source, scripted_model):
     _, scripted, model = await scripted_model(["A pelican"], ["Large"])
