@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -308,3 +309,39 @@ async def test_one_datasettes_shutdown_leaves_the_calls_of_another_alone(
     goes_on.set()
 
     assert await response.text() == "One two"
+
+
+HANGING = """
+import threading
+import llm.plugins
+
+
+class Hanging:
+    @llm.hookimpl
+    def register_models(self, register):
+        threading.Event().wait()
+
+
+llm.plugins.pm.register(Hanging())
+"""
+
+
+async def test_a_provider_that_hangs_for_good_does_not_keep_the_process_from_ending(
+    tmp_path,
+):
+    (tmp_path / "hanging.py").write_text(HANGING)
+    program = (
+        "import asyncio, hanging\n"
+        "from datasette.app import Datasette\n"
+        "from datasette_llm import LLM\n"
+        "async def ask():\n"
+        "    async with asyncio.timeout(0.2):\n"
+        "        await LLM(Datasette(memory=True)).models()\n"
+        "asyncio.run(ask())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert said.decode().splitlines()[-1] == "TimeoutError"
