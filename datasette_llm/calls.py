@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from . import dispatch
-from .contexts import Contexts, opening
+from .contexts import FATAL, Contexts, contained, opening
 from .errors import ResponseCancelledError
 from .keys import find_key, redact
 
@@ -98,6 +98,8 @@ async def run_callbacks(callbacks: list[DoneCallback], response: PromptResponse)
             outcome = callback(response) if callable(callback) else callback
             if inspect.isawaitable(outcome):
                 await outcome
+        except asyncio.CancelledError as error:
+            errors.append(dispatch.not_ours(error, "A callback of on_done"))
         except Exception as error:
             errors.append(error)
     return errors
@@ -117,8 +119,9 @@ class _CallTask(asyncio.Task[None]):
     call: Call
 
     def cancel(self, msg: Any | None = None) -> bool:
-        own_timer = _current.get() is self.call
-        self.call.timed_out = opening.get() if own_timer else None
+        number = opening.get()
+        if number is not None and _current.get() is self.call:
+            self.call.timed_out.add(number)
         return super().cancel(msg)
 
 
@@ -129,6 +132,8 @@ class Call:
         result: what the contexts of the hooks are told.
         closed: set when everything is over: responses ended, contexts left.
         error: what ended the call; None while it runs, and after a success.
+        timed_out: the numbers of the contexts whose own timeouts have cancelled the call.
+        chain_readers: how many read the chain, of which one may be left without its end.
     """
 
     def __init__(self, model: WrappedAsyncModel, text: str | None, *, is_chain: bool) -> None:
@@ -137,7 +142,8 @@ class Call:
         self.closed = asyncio.Event()
         self.admitted = asyncio.Event()
         self.error: BaseException | None = None
-        self.timed_out: int | None = None
+        self.timed_out: set[int] = set()
+        self.chain_readers = 0
         self._text = text
         self._parent = _current.get()
         self._requests: deque[PromptResponse] = deque()
@@ -213,6 +219,11 @@ class Call:
             asyncio.Task.cancel(task)
         self._arm_cut_short(task)
 
+    def hurry(self) -> None:
+        """Nobody waits any longer: each context may clean up for `CLEANUP_S` at most."""
+        if self._task is not None and self.under_way and self._cut_short_timer is None:
+            self._arm_cut_short(self._task)
+
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked for the call to stop."""
@@ -223,6 +234,10 @@ class Call:
         """Whether the call has begun and not ended."""
         return self._task is not None and not self.closed.is_set()
 
+    def runs_here(self) -> bool:
+        """Whether the call belongs to the event loop that is running."""
+        return self._task is not None and self._task.get_loop() is asyncio.get_running_loop()
+
     def encloses_caller(self) -> bool:
         """Whether the code that asks runs inside this call: in its provider or its contexts."""
         call = _current.get()
@@ -230,9 +245,18 @@ class Call:
             call = call._parent
         return call is self
 
-    def is_own_task(self) -> bool:
-        """Whether the code that asks runs in the very task of this call."""
-        return asyncio.current_task() is self._task
+    def waits_for_caller(self) -> bool:
+        """Whether the call cannot go on before the code that asks, which it encloses, has.
+
+        So it is in its own task, and while the contexts are left in any task: they may wait
+        for it.
+        """
+        return self._leaving or asyncio.current_task() is self._task
+
+    def stop_if_cancelled(self) -> None:
+        """Raise the cancellation that was asked for, in case it was swallowed."""
+        if self._cancel_reason is not None:
+            raise asyncio.CancelledError
 
     def note_callback_errors(self, errors: list[Exception]) -> None:
         """Callbacks of a complete response failed; that reaches the caller, not the contexts."""
@@ -265,14 +289,17 @@ class Call:
             await self._admit(contexts)
             await self._serve()
         except BaseException as raised:
-            error = self.error = self._cause(raised)
+            error = self.error = self._cause(raised, contexts)
         self._leaving = True
+        for response in self.result.responses:
+            if response._flight is not None:
+                response._flight.wake_readers()  # those inside must not wait for the end
         error = await contexts.leave(error, self.timed_out)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
         self._settle(error)
-        if error is not None and not isinstance(error, Exception):
-            raise error  # KeyboardInterrupt and SystemExit are the event loop's business
+        if isinstance(error, FATAL):
+            raise error  # the event loop's business
 
     async def _admit(self, contexts: Contexts) -> None:
         model = self.model
@@ -289,6 +316,7 @@ class Call:
 
     async def _serve(self) -> None:
         while not self._callback_errors:
+            self.stop_if_cancelled()
             while not self._requests:
                 if self._no_more:
                     self._conclude()
@@ -308,7 +336,7 @@ class Call:
             raise self._given_error
         if self._wind_up_reason is not None:
             last = self.result.responses[-1] if self.result.responses else None
-            if last is None or not last._done or last._tool_calls:
+            if last is None or not last.is_last_word():
                 raise ResponseCancelledError(self._wind_up_reason)
             self.result.chain_complete = True
 
@@ -321,21 +349,19 @@ class Call:
                 raise
             raise clean from None
 
-    def _cause(self, raised: BaseException) -> BaseException:
+    def _cause(self, raised: BaseException, contexts: Contexts) -> BaseException:
         """What the contexts and the caller are told about what ended the call."""
         assert self._task is not None
-        if self._cancel_reason is not None and isinstance(
-            raised, asyncio.CancelledError | Exception
-        ):
-            self.timed_out = None
+        if self._cancel_reason is not None and not isinstance(raised, FATAL):
+            self.timed_out.clear()
             self._task.uncancel()
             return ResponseCancelledError(self._cancel_reason)
         if not isinstance(raised, asyncio.CancelledError):
-            self.timed_out = None
-            return raised
-        if self.timed_out is not None:
+            self.timed_out.clear()
+            return contained(raised, f"The call was ended by {type(raised).__name__}")
+        if self.timed_out:
             # Not taken back here: the asyncio.timeout that sent it does so itself.
-            return ResponseCancelledError("A plugin's timeout ended the call")
+            return contexts.ended_by_timeout(raised)
         self._task.uncancel()
         return ResponseCancelledError("The event loop cancelled the call")
 
@@ -343,8 +369,9 @@ class Call:
         self.error = error
         if self._cut_short_timer is not None:
             self._cut_short_timer.cancel()
+        failure = ResponseCancelledError(f"{type(error).__name__} ended the program")
         for response in self.result.responses:
-            response._settle(error)
+            response._settle(failure if isinstance(error, FATAL) else error)
         self.model._leave(self)
         self.admitted.set()
         self.closed.set()

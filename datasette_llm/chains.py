@@ -26,8 +26,9 @@ class WrappedChain(AsyncChainResponse):
     _call: Call
     _steps: list[PromptResponse]
     _advancing: asyncio.Lock
-    _readers = 0
+    _turns_before: int
     _started = False
+    _interrupted = False
     _finished = False
     _failure: BaseException | None = None
     _source: AsyncGenerator[llm.AsyncResponse, None]
@@ -40,6 +41,7 @@ class WrappedChain(AsyncChainResponse):
         ours._call = Call(model, ours.prompt._prompt, is_chain=True)
         ours._steps = []
         ours._advancing = asyncio.Lock()
+        ours._turns_before = len(ours.conversation.responses) if ours.conversation else 0
         return ours
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
@@ -50,21 +52,22 @@ class WrappedChain(AsyncChainResponse):
                 `llm.PauseChain` when a tool asked for a pause.
         """
         position = 0
-        self._readers += 1
+        self._call.chain_readers += 1
         try:
             while await self._has_step(position):
                 position += 1
                 yield self._steps[position - 1]
-        except asyncio.CancelledError:
-            self._readers -= 1
-            await self._abandon("The reader of the chain was cancelled")
-            raise
-        except GeneratorExit:
-            self._readers -= 1
-            await self._abandon("The chain was abandoned between its steps")
+        except BaseException as error:
+            self._call.chain_readers -= 1
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._abandon(
+                "The reader of the chain was cancelled"
+                if cancelled
+                else "The chain was abandoned between its steps"
+            )
             raise
         else:
-            self._readers -= 1
+            self._call.chain_readers -= 1
 
     def log_to_db(self, db: Any) -> None:
         """Record the chain's responses in a database of llm's; call it after the chain's end."""
@@ -91,14 +94,21 @@ class WrappedChain(AsyncChainResponse):
             except Exception as error:
                 await self._close(error)
                 raise
+            except asyncio.CancelledError:
+                # llm's loop cannot go on after this, so neither can the other readers.
+                self._finished = self._interrupted = True
+                raise
             self._steps.append(PromptResponse.adopt(step, self._call))
             return True
 
     async def _admitted(self) -> None:
         if not self._started:
             self._started = True
+            conversation: Any = self.conversation  # ours, which llm's class does not say
+            conversation._begin_turn(self._call, self._turns_before)
             self._source = cast(Any, super().responses())
             self._call.start()
+        if self._call.under_way:
             await self._call.admitted.wait()
         if self._call.error is not None:
             raise self._call.error
@@ -114,13 +124,17 @@ class WrappedChain(AsyncChainResponse):
             await self._ended()
 
     async def _abandon(self, reason: str) -> None:
-        if self._readers or self._finished or not self._started:
+        """A reader has gone before the end; if the chain cannot go on for others, it is over."""
+        if not self._call.under_way or (self._call.chain_readers and not self._interrupted):
             return
-        self._finished = True
-        if self._steps and self._steps[-1].under_way:
-            self._call.cancel(reason)
-        else:
+        if self._finished and not self._interrupted:
+            self._call.hurry()  # it was about to end by itself
+        elif not self._interrupted and self._steps and self._steps[-1].is_last_word():
             self._call.wind_up(reason)
+            self._call.hurry()
+        else:
+            self._call.cancel(reason)
+        self._finished = True
         await self._call.closed.wait()
         await self._source.aclose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -19,11 +20,26 @@ if TYPE_CHECKING:
 opening: ContextVar[int | None] = ContextVar("datasette_llm_opening", default=None)
 
 
+# What ends the program rather than a call.
+FATAL = (KeyboardInterrupt, SystemExit)
+
+
+def contained(raised: BaseException, message: str) -> BaseException:
+    """An exception that `except Exception` sees, or one that ends the program."""
+    if isinstance(raised, (Exception, *FATAL)):
+        return raised
+    error = ResponseCancelledError(message)
+    error.__cause__ = raised
+    return error
+
+
 class Contexts:
     """The open contexts of one call. Belongs to one task, which opens and leaves them."""
 
     def __init__(self) -> None:
         self._opened: list[tuple[str, AbstractAsyncContextManager[object]]] = []
+        self._timeout: asyncio.CancelledError | None = None
+        self._timeout_error: ResponseCancelledError | None = None
 
     async def open(
         self, factories: list[tuple[str, dispatch.Factory]], result: PromptResult
@@ -40,41 +56,63 @@ class Contexts:
             self._opened.append((plugin, context))
         opening.set(None)
 
-    async def leave(
-        self, error: BaseException | None, timed_out: int | None = None
-    ) -> BaseException | None:
+    def ended_by_timeout(self, cancelled: asyncio.CancelledError) -> ResponseCancelledError:
+        """What the contexts inside the one whose timeout ended the call are told.
+
+        Args:
+            cancelled: what the timeout sent, which its own context gets: it is what
+                asyncio.timeout turns into a TimeoutError.
+        """
+        if self._timeout_error is None:
+            self._timeout = cancelled
+            self._timeout_error = ResponseCancelledError("A plugin's timeout ended the call")
+        return self._timeout_error
+
+    async def leave(self, error: BaseException | None, timed_out: Set[int]) -> BaseException | None:
         """Leave every open context, the last one first, whatever any of them raises.
 
         Args:
             error: what ended the call, raised at each `yield`; None for a success.
-            timed_out: the number of the context whose own timeout cancelled the call. It gets
-                the CancelledError that it sent, since that is what asyncio.timeout turns into
-                a TimeoutError; the contexts inside it get `error`.
+            timed_out: the numbers of the contexts whose own timeouts have cancelled the task;
+                grows while inner contexts clean up.
 
         Returns:
-            What ended the call in the end: `error`, unless it was the timeout's or None.
+            What ended the call in the end: `error`, unless that was None or a timeout's.
         """
         for number, (plugin, context) in reversed(list(enumerate(self._opened))):
-            own_timeout = timed_out == number
-            shown = asyncio.CancelledError() if own_timeout else error
+            shown = error
+            if number in timed_out and error is self._timeout_error:
+                shown = self._timeout
             try:
                 trace = shown.__traceback__ if shown else None
                 await context.__aexit__(type(shown) if shown else None, shown, trace)
             except BaseException as raised:
-                if error is None or own_timeout:
-                    error = _as_error(raised, plugin)
-                elif raised is not error:
-                    error.add_note(
-                        f"Also, llm_prompt_context of plugin {plugin!r} failed while it was "
-                        f"left: {type(raised).__name__}: {raised}"
-                    )
+                error = self._outcome(error, shown, self._blamed(raised, plugin, timed_out), plugin)
         self._opened.clear()
         return error
 
+    def _blamed(self, raised: BaseException, plugin: str, timed_out: Set[int]) -> BaseException:
+        """What a context's exception says about the call."""
+        if isinstance(raised, asyncio.CancelledError) and timed_out:
+            return self.ended_by_timeout(raised)
+        return contained(
+            raised,
+            f"llm_prompt_context of plugin {plugin!r} did not finish its cleanup in time",
+        )
 
-def _as_error(raised: BaseException, plugin: str) -> BaseException:
-    if not isinstance(raised, asyncio.CancelledError):
-        return raised
-    # Cleanup that hung until it was stopped.
-    message = f"llm_prompt_context of plugin {plugin!r} did not finish its cleanup in time"
-    return ResponseCancelledError(message)
+    def _outcome(
+        self,
+        error: BaseException | None,
+        shown: BaseException | None,
+        raised: BaseException,
+        plugin: str,
+    ) -> BaseException:
+        """What the call ends with after a context raised: the first failure stays primary."""
+        if error is None or (shown is self._timeout and shown is not None):
+            return raised
+        if raised is not error:
+            error.add_note(
+                f"Also, llm_prompt_context of plugin {plugin!r} failed while it was left: "
+                f"{type(raised).__name__}: {raised}"
+            )
+        return error

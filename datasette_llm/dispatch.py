@@ -8,6 +8,7 @@ hook (`hookimpl(wrapper=True)`) have no place in that, and are not called.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -149,12 +150,26 @@ async def group_exit(datasette: Datasette, group: Group) -> list[Exception]:
         What they raised; each was called, whatever the others did.
     """
     errors: list[Exception] = []
-    for _, call in _implementations(datasette, "llm_group_exit", {"group": group}):
+    for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
         try:
             await _resolved(call())
+        except asyncio.CancelledError as error:
+            errors.append(not_ours(error, f"llm_group_exit of plugin {plugin!r}"))
         except Exception as error:
             errors.append(error)
     return errors
+
+
+def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
+    """The error of a stranger's code that let a CancelledError out which nobody sent us.
+
+    Raises:
+        CancelledError: we are being cancelled, so it was sent to us.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+    return HookError(f"{who} was cancelled from inside: it awaited something that was")
 
 
 def _kept_ids(plugin: str, answer: object) -> frozenset[str]:

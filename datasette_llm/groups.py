@@ -61,6 +61,9 @@ class Group:
         self._llm = llm
         self._state = GroupState.NEW
         self._calls: set[Call] = set()
+        self._telling: asyncio.Task[list[Exception]] | None = None
+        self._limit: asyncio.Timeout | None = None
+        self._limit_s: float | None = None
 
     @property
     def _responses(self) -> list[PromptResponse]:
@@ -137,12 +140,14 @@ class Group:
 
     async def _close(self) -> None:
         """Tell the plugins, exactly once, also if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(dispatch.group_exit(self._llm.datasette, self))
+        self._telling = asyncio.create_task(self._tell())
         try:
-            errors = await asyncio.shield(task)
+            errors = await asyncio.shield(self._telling)
         except asyncio.CancelledError:
-            await asyncio.wait([task], timeout=EXIT_HOOKS_S)
-            task.cancel()
+            self._limit_s = EXIT_HOOKS_S
+            if self._limit is not None and not self._telling.done():
+                self._limit.reschedule(asyncio.get_running_loop().time() + EXIT_HOOKS_S)
+            await asyncio.wait([self._telling])
             raise
         finally:
             self._state = GroupState.CLOSED
@@ -152,6 +157,14 @@ class Group:
         for hook_error in errors:
             assert self.error is not None
             self.error.add_note(f"An llm_group_exit hook failed too: {hook_error!r}")
+
+    async def _tell(self) -> list[Exception]:
+        await self._ended()
+        try:
+            async with asyncio.timeout(self._limit_s) as self._limit:
+                return await dispatch.group_exit(self._llm.datasette, self)
+        except TimeoutError as error:
+            return [error]
 
     # Called by the group's calls
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,13 @@ async def start(datasette: Datasette) -> None:
 
 async def stop(datasette: Datasette) -> None:
     """Cancel the calls under way, and wait for their contexts to clean up."""
-    calls = list(state_of(datasette).calls)
+    calls = [call for call in state_of(datasette).calls if call.runs_here()]
     for call in calls:
         call.cancel("Datasette is shutting down")
-    closing = [asyncio.ensure_future(call.closed.wait()) for call in calls]
-    if closing:
-        await asyncio.wait(closing, timeout=SHUTDOWN_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SHUTDOWN_S):
+            for call in calls:
+                await call.closed.wait()
 
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:

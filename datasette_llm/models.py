@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -132,7 +132,9 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         if isinstance(self._model, llm.AsyncKeyModel):
             arguments["key"] = found
         source = self._model.execute(prompt, conversation=conversation, **arguments)
-        async with contextlib.aclosing(source):
+        # llm asks for no more than an async iterator, which need not have aclose().
+        closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        async with closing:
             async for chunk in source:
                 yield chunk
 
@@ -208,9 +210,16 @@ class WrappedConversation(llm.AsyncConversation):
         """
         self._refuse_while_busy()
         arguments = self.model._arguments(_options_apart(kwargs))
-        chain = WrappedChain.adopt(super().chain(prompt, **arguments), self.model)
-        self._turn = chain._call
-        return chain
+        return WrappedChain.adopt(super().chain(prompt, **arguments), self.model)
+
+    def _begin_turn(self, call: Call, turns_before: int) -> None:
+        self._refuse_while_busy()
+        if len(self.responses) != turns_before:
+            raise ConversationBusyError(
+                "The conversation has gone on since this chain was made, so that it would miss "
+                "what was said; make the chain when it is its turn"
+            )
+        self._turn = call
 
     def _refuse_while_busy(self) -> None:
         if self._turn is not None and self._turn.under_way:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -55,7 +56,12 @@ class PromptResponse(llm.AsyncResponse):
     async def __anext__(self) -> str:
         if self._own_cursor is None:
             self._own_cursor = self._texts()
-        return await anext(self._own_cursor)
+        try:
+            return await anext(self._own_cursor)
+        except StopAsyncIteration:
+            # The cursor ends also when it was cancelled or has failed before.
+            self._raise_failure()
+            raise
 
     async def astream_events(self) -> AsyncIterator[StreamEvent]:
         """Every event of the response from its first, as the provider produces them."""
@@ -144,13 +150,15 @@ class PromptResponse(llm.AsyncResponse):
         """Run the request to its end; `_done` and llm's done callbacks included."""
         flight = self._flight
         assert flight is not None
-        async for _ in super().astream_events():  # type: ignore[no-untyped-call]  # llm's
-            flight.wake_readers()
-            # A provider that has its next chunk at hand does not wait for anything, and the
-            # readers must not wait for the whole of it.
-            await asyncio.sleep(0)
-            if flight.call.cancelled:
-                raise asyncio.CancelledError  # for a provider that swallowed it
+        events: Any = super().astream_events()  # type: ignore[no-untyped-call]  # llm's
+        # Closed here, so that the provider cleans up in this task and before the contexts do.
+        async with contextlib.aclosing(events):
+            async for _ in events:
+                flight.wake_readers()
+                # A provider that has its next chunk at hand does not wait for anything, and
+                # the readers must not wait for the whole of it.
+                await asyncio.sleep(0)
+                flight.call.stop_if_cancelled()  # for a provider that swallowed it
         flight.wake_readers()
 
     def _settle(self, error: BaseException | None) -> None:
@@ -175,9 +183,13 @@ class PromptResponse(llm.AsyncResponse):
             while (not self.stream or not self._stream_events) and await reader.wait():
                 pass
 
-    def _raise_failure(self) -> None:
+    def is_last_word(self) -> bool:
+        """Whether it is complete and calls no tools, so that a chain ends with it."""
+        return self._done and not self._tool_calls
+
+    def _raise_failure(self, *, seen: bool = True) -> None:
         if self._failure is not None:
-            self._failure_seen = True
+            self._failure_seen = self._failure_seen or seen
             raise self._failure.with_traceback(self._failure_trace)
 
     def _read_on_or_cancel(self) -> None:
@@ -197,13 +209,14 @@ class _Flight:
     five-fold (CPython 3.11).
     """
 
-    __slots__ = ("call", "changed", "readers", "requested")
+    __slots__ = ("call", "changed", "readers", "requested", "resume_timer")
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.changed = asyncio.Event()
         self.readers = 0
         self.requested = False
+        self.resume_timer: asyncio.TimerHandle | None = None
 
     def wake_readers(self) -> None:
         # Everyone who waits wakes up, and whoever comes later waits for the next change.
@@ -223,6 +236,8 @@ class _Reader:
         flight = self._flight
         if flight is not None:
             flight.readers += 1
+            if flight.resume_timer is not None:
+                flight.resume_timer.cancel()
             # A context of the hooks that reads its own response cannot wait for its own end.
             self._inside = flight.call.encloses_caller()
             if not flight.requested:
@@ -238,11 +253,11 @@ class _Reader:
         """
         response, flight = self._response, self._response._flight
         if flight is None:
-            response._raise_failure()
+            response._raise_failure(seen=not self._inside)
             return False
         if self._inside and response._done:
             return False
-        if self._inside and flight.call.is_own_task():
+        if self._inside and flight.call.waits_for_caller():
             raise flight.call.error or LLMError(
                 "A response cannot be read inside its own call before it is complete; in "
                 "llm_prompt_context read it after the yield"
@@ -258,12 +273,14 @@ class _Reader:
             return
         flight.readers -= 1
         over = response._flight is None
-        if over or error is None or flight.readers or self._inside:
+        others = flight.readers or flight.call.chain_readers > 1
+        if over or error is None or others or self._inside:
             return
         if isinstance(error, asyncio.CancelledError):
             flight.call.cancel("The reader of the response was cancelled")
             response._failure_seen = True
             await flight.call.closed.wait()
         elif isinstance(error, GeneratorExit) and not response._done:
-            asyncio.get_running_loop().call_later(RESUME_S, response._read_on_or_cancel)
+            loop = asyncio.get_running_loop()
+            flight.resume_timer = loop.call_later(RESUME_S, response._read_on_or_cancel)
             response._failure_seen = True

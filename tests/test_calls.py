@@ -568,3 +568,144 @@ async def test_a_provider_that_swallows_cancellation_is_stopped_at_its_next_chun
         await reader
     assert isinstance(recorder.errors[0], ResponseCancelledError)
     assert reached == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("how", ["shield", "gather", "watcher"])
+async def test_a_context_may_read_its_response_from_another_task_while_it_is_left(
+    how, fails, model_of, plugin
+):
+    read, watchers = [], []
+
+    async def settle(result):
+        try:
+            read.append(await result.response.text())
+        except ValueError as error:
+            read.append(str(error))
+
+    def before(result):
+        watchers.append(asyncio.create_task(settle(result)))
+
+    async def cleanup(result):
+        work = {
+            "shield": lambda: asyncio.shield(settle(result)),
+            "gather": lambda: asyncio.gather(settle(result), settle(result)),
+            "watcher": lambda: watchers[0],
+        }
+        await work[how]()
+
+    plugin(Recorder(before=before if how == "watcher" else None, cleanup=cleanup))
+    _, model = await model_of(["a", ValueError("broke")] if fails else ["a"])
+    with pytest.raises(ValueError, match="broke") if fails else contextlib.nullcontext():
+        await (await model.prompt("x")).text()
+    assert set(read) == {"broke" if fails else "a"}
+
+
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Odd("odd"), GeneratorExit("odd")])
+async def test_h4_an_exception_that_is_no_exception_releases_the_reservation(
+    error, model_of, plugin
+):
+    accountant = plugin(Accountant())
+    _, model = await model_of(["half ", error])
+    response = await model.prompt("x")
+    for _ in range(2):
+        with pytest.raises(ResponseCancelledError, match=type(error).__name__) as caught:
+            await response.text()
+    assert caught.value.__cause__ is error
+    assert (accountant.released, accountant.open) == (1, 0)
+
+
+async def test_an_exception_that_is_no_exception_in_a_hook_fails_the_call(model_of, plugin):
+    plugin(Recorder(after=raises(Odd("odd"))))
+    _, model = await model_of(["a"])
+    with pytest.raises(ResponseCancelledError, match="did not finish") as caught:
+        await (await model.prompt("x")).text()
+    assert isinstance(caught.value.__cause__, Odd)
+
+
+async def test_the_provider_cleans_up_in_its_task_and_before_the_contexts(model_of, plugin):
+    order = []
+    plugin(Recorder(cleanup=lambda result: order.append("context")))
+    scripted, model = await model_of(["a"])
+
+    async def endless(prompt, stream, response, conversation, key=None):
+        task = asyncio.current_task()
+        try:
+            while True:
+                yield "a"
+        finally:
+            order.append("provider" if asyncio.current_task() is task else "elsewhere")
+
+    scripted.execute = endless
+    response = await model.prompt("x")
+    reader = asyncio.create_task(response.text())
+    await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert order == ["provider", "context"]
+
+
+async def test_a_cancel_that_a_hook_swallows_still_keeps_the_request_from_being_sent(
+    model_of, plugin
+):
+    opening = asyncio.Event()
+
+    async def swallow(result):
+        opening.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    recorder = plugin(Recorder(before=swallow))
+    scripted, model = await model_of(["a"])
+    task = asyncio.create_task(model.prompt("x"))
+    await opening.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert scripted.calls == []
+    assert recorder.events[-1] == "hook sees ResponseCancelledError"
+
+
+async def test_h5_an_outer_timeout_during_an_inner_cleanup_is_the_outer_ones(model_of, plugin):
+    class Timeouts:
+        @hookimpl(tryfirst=True)
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                async with asyncio.timeout(0.01):
+                    yield
+
+            return context
+
+    inner = plugin(Recorder(after=lambda result: asyncio.Event().wait()))
+    plugin(Timeouts())
+    _, model = await model_of(["a"])
+    response = await model.prompt("x")
+    with pytest.raises(TimeoutError):
+        await response.text()
+    assert inner.events == ["hook opens", "hook succeeds"]
+
+
+async def test_a_callback_that_is_cancelled_from_inside_does_not_stop_the_others(model_of, plugin):
+    ran = []
+
+    async def awaits_a_cancelled_task(response):
+        worker = asyncio.create_task(asyncio.Event().wait())
+        worker.cancel()
+        await worker
+
+    async def before(result):
+        await result.on_response_done(awaits_a_cancelled_task)
+        await result.on_response_done(ran.append)
+
+    plugin(Recorder(before=before))
+    _, model = await model_of(["a"])
+    response = await model.prompt("x")
+    with pytest.raises(HookError, match="cancelled from inside"):
+        await response.text()
+    assert ran == [response]

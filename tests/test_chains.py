@@ -9,7 +9,7 @@ import llm
 import pytest
 import sqlite_utils
 
-from datasette_llm import LLM, ResponseCancelledError
+from datasette_llm import LLM, ResponseCancelledError, calls
 from datasette_llm.testing import ScriptedModel
 
 from .recording import Accountant, Recorder, raises
@@ -336,3 +336,123 @@ async def test_a_chain_step_can_be_replied_to(model_of):
     _, model = await model_of(["Done."], ["More."])
     [step] = [response async for response in model.chain("x", tools=[shout]).responses()]
     assert await (await step.reply("go on")).text() == "More."
+
+
+async def two_readers(chain, tool_started):
+    """One reader that is cancelled while a tool runs, and another of the same chain."""
+    first = asyncio.create_task(chain.text())
+    second = asyncio.create_task(chain.text())
+    await tool_started.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    return second
+
+
+async def test_c5_a_chain_cut_off_by_another_reader_is_no_success(model_of, plugin):
+    started = asyncio.Event()
+
+    async def slow() -> str:
+        started.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    accountant = plugin(Accountant())
+    _, model = await model_of(["one ", llm.ToolCall(name="slow", arguments={})], ["two"])
+    other = await two_readers(model.chain("x", tools=[slow]), started)
+    with pytest.raises(ResponseCancelledError):
+        await other
+    assert (accountant.settled, accountant.open) == (0, 0)
+
+
+async def test_h8_a_chain_cancelled_while_its_contexts_open_ends_at_once(model_of, plugin):
+    opening = asyncio.Event()
+
+    async def wait(result):
+        opening.set()
+        await asyncio.Event().wait()
+
+    plugin(Recorder(before=wait))
+    scripted, model = await model_of(["a"])
+    task = asyncio.create_task(model.chain("x", tools=[shout]).text())
+    await opening.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert scripted.calls == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("when", ["a tool runs", "its contexts are left"])
+async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatch):
+    monkeypatch.setattr(calls, "CLEANUP_S", 0.02)
+    reached = asyncio.Event()
+
+    async def slow() -> str:
+        reached.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    def cleanup(result):
+        reached.set()
+        return asyncio.Event().wait()
+
+    plugin(Recorder(cleanup=cleanup))
+    first = ["a", llm.ToolCall(name="slow", arguments={})] if when == "a tool runs" else ["a"]
+    _, model = await model_of(first, ["b"])
+    task = asyncio.create_task(model.chain("x", tools=[slow]).text())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_c4_a_chain_goes_on_for_its_slower_reader(model_of):
+    gate = asyncio.Event()
+    _, model = await model_of(["one", call_shout()], ["two", gate, " end"])
+    chain = model.chain("x", tools=[shout])
+    slow = chain.responses()
+    await (await anext(slow)).text()
+    fast = asyncio.create_task(chain.text())
+    while len(chain._steps) < 2 or not chain._steps[1]._stream_events:
+        await asyncio.sleep(0)  # noqa: ASYNC110 there is no event for a chunk having arrived
+    fast.cancel()
+    await asyncio.wait([fast])
+    gate.set()
+    assert [await step.text() async for step in slow] == ["two end"]
+
+
+async def test_h2_a_second_reader_waits_for_admission_too(model_of, plugin):
+    ran, opening, gate = [], asyncio.Event(), asyncio.Event()
+
+    def noted() -> str:
+        ran.append(True)
+        return "x"
+
+    async def hold(result):
+        opening.set()
+        await gate.wait()
+        raise PermissionError("no")
+
+    plugin(Recorder(before=hold))
+    _, model = await model_of(["a"])
+    part = llm.parts.ToolCallPart(name="noted", arguments={}, tool_call_id="c1")
+    history = [llm.user("x"), llm.Message(role="assistant", parts=[part])]
+    chain = model.chain(messages=history, tools=[noted])
+    readers = [asyncio.create_task(chain.text()) for _ in range(2)]
+    await opening.wait()
+    readers[0].cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait(readers)
+    assert ran == []
+
+
+async def test_an_exception_thrown_into_the_steps_closes_the_contexts(model_of, plugin):
+    recorder = plugin(Recorder())
+    _, model = await model_of(*TWO_STEPS)
+    steps = model.chain("x", tools=[shout]).responses()
+    await (await anext(steps)).text()
+    with pytest.raises(KeyError):
+        await steps.athrow(KeyError("mine"))
+    assert recorder.events == ["hook opens", "hook sees ResponseCancelledError"]

@@ -298,3 +298,66 @@ async def test_the_seeds_group_example_works(group_of):
             results.append(await response.text())
     assert results == ["one", "two"]
     assert [call.prompt for call in scripted.calls] == ["Summarize: a", "Summarize: b"]
+
+
+async def test_g2_a_hook_that_reads_along_does_not_hide_a_failure(group_of, plugin):
+    watchers = []
+
+    def before(result):
+        watchers.append(asyncio.create_task(result.response.text()))
+
+    plugin(Recorder(before=before, cleanup=lambda result: asyncio.wait(watchers)))
+    gate = asyncio.Event()
+    _, group = group_of(["a", gate, ValueError("row")])
+    with pytest.raises(GroupError):
+        async with group as model:
+            await model.prompt("x")
+            gate.set()
+
+
+async def test_g4_the_exit_hook_runs_after_every_response_however_often_it_is_cancelled(
+    group_of, plugin
+):
+    under_way = []
+
+    async def note(group):
+        under_way.append(len(group._calls))
+
+    async def slow(result):
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+
+    hook = plugin(ExitHook(work=note))
+    plugin(Recorder(cleanup=slow))
+    scripted, group = group_of(["a", asyncio.Event()])
+
+    async def work():
+        async with group as model:
+            await model.prompt("x")
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await scripted.received()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.002)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await group._telling
+    assert hook.groups == [group]
+    assert under_way == [0]
+
+
+async def test_g4_an_exit_hook_cancelled_from_inside_does_not_stop_the_others(group_of, plugin):
+    async def awaits_a_cancelled_task(group):
+        worker = asyncio.create_task(asyncio.Event().wait())
+        worker.cancel()
+        await worker
+
+    other = plugin(ExitHook("other"))
+    plugin(ExitHook("first", awaits_a_cancelled_task))
+    _, group = group_of(["a"])
+    with pytest.raises(LLMError, match="cancelled from inside"):
+        async with group as model:
+            await model.prompt("x")
+    assert other.groups == [group]

@@ -391,3 +391,64 @@ async def test_a_finished_response_keeps_no_task_alive(model_of):
     await response.text()
     assert response._flight is None
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_c5_anext_after_a_failure_raises_it_again(model_of):
+    _, model = await model_of(["a", ValueError("broke")])
+    response = await model.prompt("x")
+    assert await anext(response) == "a"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broke"):
+            await anext(response)
+
+
+async def test_c5_anext_after_a_timeout_does_not_pass_for_the_end(model_of):
+    _, model = await model_of(["a", asyncio.Event(), "b"])
+    response = await model.prompt("x")
+    assert await anext(response) == "a"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(response), 0.01)
+    with pytest.raises(ResponseCancelledError):
+        await anext(response)
+
+
+async def test_c7_a_chain_that_starts_while_a_turn_streams_is_refused(model_of):
+    scripted, model = await model_of(["a", asyncio.Event(), "b"])
+    conversation = model.conversation()
+    first, second = conversation.chain("one"), conversation.chain("two")
+    steps = first.responses()
+    reading = asyncio.create_task(anext(aiter(await anext(steps))))
+    assert await reading == "a"
+    with pytest.raises(ConversationBusyError):
+        await second.text()
+    with pytest.raises(ConversationBusyError):
+        await conversation.prompt("three")
+    assert len(scripted.calls) == 1
+    await steps.aclose()
+
+
+async def test_c7_a_chain_made_before_another_turn_is_refused(model_of):
+    _, model = await model_of(["a"])
+    conversation = model.conversation()
+    stale = conversation.chain("two")
+    await (await conversation.prompt("one")).text()
+    with pytest.raises(ConversationBusyError, match="gone on"):
+        await stale.text()
+
+
+async def test_a_model_may_return_any_async_iterator(model_of):
+    class Chunks:
+        def __init__(self):
+            self.left = ["a", "b"]
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
+
+    scripted, model = await model_of(["a"])
+    scripted.execute = lambda *args, **kwargs: Chunks()
+    assert await (await model.prompt("x")).text() == "ab"
