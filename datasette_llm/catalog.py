@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_loading = threading.Lock()
+
 AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
 
 MAX_AGE_S = 60.0
@@ -211,7 +213,9 @@ def _in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:
-    with _no_garbage_collection():
+    # llm's own marks itself as loaded before it has loaded anything, so that a second thread
+    # would find an empty registry.
+    with _loading, _no_garbage_collection():
         llm.plugins.load_plugins()
     # Both before the models, so that a change in the meantime is seen as one.
     stamps, origin = _file_stamps(), _Origin.now()
@@ -225,13 +229,21 @@ def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:
         model, async_model = item.model, item.async_model
         model_id = (async_model or model).model_id
         aliases = [*item.aliases, *extra_aliases.get(model_id, ())]
+        if model is not None and model.model_id != model_id:
+            aliases.append(model.model_id)  # the name that llm itself goes by
         if async_model is None:
             sync_only.update([model_id, *aliases])
             continue
         names.update(dict.fromkeys([*aliases, model_id], model_id))
         entries[model_id] = Entry(async_model, tuple(aliases))
+    for model_id in [name for name in entries if names[name] != name]:
+        # As in llm, which gives the other model for this name too.
+        del entries[model_id]
+        problems.append(
+            f"Model {model_id!r} cannot be used: its id is also an alias of {names[model_id]!r}"
+        )
     for problem in problems:
-        logger.warning(problem)
+        logger.warning("%s", problem)
     return Catalog(entries, names, frozenset(sync_only), tuple(problems)), origin, stamps
 
 
@@ -259,13 +271,16 @@ def _registered_models(problems: list[str]) -> list[llm.models.ModelWithAliases]
         if not hasattr(model, "model_id") or not (is_async or async_model is None):
             raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
         names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
+        ids = [item.model_id for item in (model, async_model) if item is not None]
+        if not all(isinstance(name, str) for name in [*ids, *names]):
+            raise TypeError(f"it registered {model!r} with an id or alias that is no text")
         registered.append(llm.models.ModelWithAliases(model, async_model, names))
 
     arguments = {"register": register, "model_aliases": registered}
     for implementation in reversed(llm.plugins.pm.hook.register_models.get_hookimpls()):
         try:
             implementation.function(*[arguments[name] for name in implementation.argnames])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problems.append(
                 f"llm plugin {implementation.plugin_name!r} failed while listing its models: "
                 f"{type(error).__name__}: {error}"
@@ -281,7 +296,7 @@ def _read_aliases(problems: list[str]) -> dict[str, list[str]]:
         if path.exists():
             for alias, model_id in json.loads(path.read_text("utf-8")).items():
                 by_model.setdefault(model_id, []).append(alias)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         problems.append(f"llm's aliases.json cannot be read, so its aliases are unknown: {error}")
         return {}
     return by_model

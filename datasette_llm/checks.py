@@ -72,7 +72,10 @@ def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
             yield f"{where}: model {entry.model_id!r} takes no key, so this is not used"
         try:
             entry.model.Options(**reference.plain_options())
-        except pydantic.ValidationError as error:
+        except Exception as error:  # a stranger's validator may raise anything
+            if not isinstance(error, pydantic.ValidationError):
+                yield f"{path_of(*path, 'options')}: model {entry.model_id!r} refuses this: {error}"
+                continue
             for problem in error.errors(include_input=False, include_url=False):
                 where = path_of(*path, "options", *problem["loc"])
                 yield (

@@ -58,6 +58,11 @@ def llm_group() -> None:
     type=click.Path(dir_okay=False),
     help="Datasette's internal database, with its secrets",
 )
+@click.option(
+    "--plugins-dir",
+    type=click.Path(exists=True, file_okay=False),
+    help="The folder with the site's own plugins",
+)
 def prompt_command(
     text: str | None,
     model_id: str | None,
@@ -67,13 +72,15 @@ def prompt_command(
     schema: str | None,
     config: Path | None,
     internal: str | None,
+    plugins_dir: str | None,
 ) -> None:
     """Prompt a model as a plugin would, and stream its answer
 
     TEXT is read from standard input where it is not given.
 
-    Policy, keys and plugins apply as in the site that the configuration belongs to. Without
-    a default model the prompt goes to llm-echo, which repeats it.
+    Policy, keys and plugins apply as in the site whose configuration, internal database and
+    plugins folder are given. Without a default model the prompt goes to llm-echo, which
+    repeats it.
 
     \b
     Example:
@@ -82,13 +89,16 @@ def prompt_command(
     if text is None:
         if sys.stdin.isatty():
             raise click.UsageError("Give the prompt as an argument or on standard input")
-        text = sys.stdin.read()
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"Standard input is not UTF-8 text: {error}") from None
     arguments: dict[str, Any] = {"options": dict(options)}
     if system is not None:
         arguments["system"] = system
     if schema is not None:
         arguments["schema"] = _schema(schema)
-    datasette = _datasette(config, internal)
+    datasette = _datasette(config, internal, plugins_dir)
     _run(_prompt(datasette, text, model_id, purpose, arguments))
 
 
@@ -124,19 +134,25 @@ async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
     return await models.model(model_id, purpose)
 
 
-def _datasette(config: Path | None, internal: str | None) -> Datasette:
+def _datasette(config: Path | None, internal: str | None, plugins_dir: str | None) -> Datasette:
     try:
-        settings = parse_metadata(config.read_text("utf-8")) if config else {}
+        settings = (parse_metadata(config.read_text("utf-8")) or {}) if config else {}
         if not isinstance(settings, dict):
             raise ValueError("it holds no settings, which are a mapping")
-        return Datasette(memory=True, config=settings, internal=internal)
+        for name in ("plugins", "settings", "databases"):
+            if not isinstance(settings.get(name), dict | None):
+                raise ValueError(f"{name} is not a mapping")
+        return Datasette(memory=True, config=settings, internal=internal, plugins_dir=plugins_dir)
     except (OSError, ValueError, StartupError, BadMetadataError) as error:
         raise click.ClickException(f"{config} cannot be used: {error}") from None
 
 
 def _schema(text: str) -> dict[str, Any]:
     """A schema from what a person typed: JSON, the name of a file, or llm's short form."""
-    text = _file_content(text) or text
+    content = _file_content(text)
+    if content is None and (text.endswith(".json") or "/" in text):
+        raise click.ClickException(f"--schema names a file that cannot be read: {text}")
+    text = content or text
     try:
         is_json = text.lstrip().startswith("{")
         schema: dict[str, Any] = json.loads(text) if is_json else llm.utils.schema_dsl(text)

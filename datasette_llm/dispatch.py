@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     Factory = Callable[[PromptResult], AbstractAsyncContextManager[object]]
     AnyModel = llm.AsyncModel | llm.AsyncKeyModel
+
+
+_asking_for_default: ContextVar[bool] = ContextVar("datasette_llm_default", default=False)
 
 
 def implemented(datasette: Datasette, hook: str) -> bool:
@@ -99,22 +103,33 @@ async def default_model(
 ) -> tuple[str, str] | None:
     """The first default that a plugin names, as (plugin name, model id), or None.
 
+    None also inside one of these hooks, which may want to look at the models that there are.
+
     Raises:
         HookError: a plugin returned something other than a model id.
     """
-    arguments = {"purpose": purpose, "actor": actor}
-    for plugin, call in _implementations(datasette, "llm_default_model", arguments):
-        answer = await _resolved(call())
-        if answer is None:
-            continue
-        model_id = getattr(answer, "model_id", answer)
-        if not isinstance(model_id, str):
-            raise HookError(
-                f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; "
-                "return a model id, or None"
-            )
-        return plugin, model_id
-    return None
+    if _asking_for_default.get():
+        return None
+    token = _asking_for_default.set(True)
+    try:
+        arguments = {"purpose": purpose, "actor": actor}
+        for plugin, call in _implementations(datasette, "llm_default_model", arguments):
+            answer = await _resolved(call())
+            if answer is not None:
+                return plugin, _model_id(plugin, answer)
+        return None
+    finally:
+        _asking_for_default.reset(token)
+
+
+def _model_id(plugin: str, answer: object) -> str:
+    model_id = getattr(answer, "model_id", answer)
+    if not isinstance(model_id, str):
+        raise HookError(
+            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
+            "a model id, or None"
+        )
+    return model_id
 
 
 async def filter_models(

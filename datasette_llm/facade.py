@@ -73,7 +73,8 @@ class LLM:
             ConfigError: the configuration cannot be used.
         """
         view = await self._view()
-        shown = await self._shown(view, purpose, actor)
+        default = await self._resolved_default(view, purpose, actor)
+        shown = await self._shown(view, purpose, default)
         answers = await self._filter_answers(view, shown, purpose, actor)
         rules = view.rules(purpose)
         return [
@@ -141,6 +142,8 @@ class LLM:
     async def _model_for(
         self, model_id: str | None, purpose: str | None, actor: Actor, group: Group | None
     ) -> WrappedAsyncModel:
+        if model_id is not None and not isinstance(model_id, str):
+            raise ModelNotFoundError(f"A model id is text, not {type(model_id).__name__}")
         name = model_id or await self._default_name(purpose, actor)
         view, entry = await state_of(self.datasette).find(self.datasette, name)
         rules = view.rules(purpose)
@@ -176,18 +179,22 @@ class LLM:
         if all(step.passed for step in steps):
             status = await read_status(self.datasette)
             steps.append(policy.key_step(entry, rules, status, view.settings.require_keys))
-            shown = await self._shown(view, purpose, actor, status)
+            # Only the order of the list depends on the default, so no hook is asked for it.
+            shown = await self._shown(view, purpose, rules.default, status)
             asked = list(dict.fromkeys([*shown, model_id]))
             answers = await self._filter_answers(view, asked, purpose, actor)
             steps += policy.filter_steps(model_id, purpose, answers)
         return Decision(model_id, purpose, actor, tuple(steps))
 
     async def _shown(
-        self, view: View, purpose: str | None, actor: Actor, status: KeyStatus | None = None
+        self,
+        view: View,
+        purpose: str | None,
+        default: str | None,
+        status: KeyStatus | None = None,
     ) -> list[str]:
         """The ids that configuration and keys leave, in the order of `models()`."""
         rules = view.rules(purpose)
-        default = await self._resolved_default(view, purpose, actor)
         first = view.catalog.canonical(default) if default else None
         ids = policy.listing(rules, view.catalog, first)
         if not view.settings.require_keys:

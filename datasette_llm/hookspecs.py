@@ -76,6 +76,7 @@ def llm_default_model(
 
     Return a model id or alias, or None to leave it to the next plugin and then to the
     configuration. The first answer is used, and policy is applied to it like to any other.
+    Inside this hook `LLM` knows only the configuration's defaults, so it may list models.
     """
 
 

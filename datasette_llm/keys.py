@@ -123,11 +123,17 @@ def secrets_to_register(
 
 async def read_status(datasette: Datasette) -> KeyStatus:
     """The names of the keys that are set: one read of the table, one of keys.json."""
-    if datasette_secrets.get_config(datasette) is None:
+    # Looked at as it is written: resolving a `$file` would read it here, on the event loop.
+    plugins = (datasette.config or {}).get("plugins") or {}
+    config = plugins.get("datasette-secrets") or {}
+    if not config.get("encryption-key"):
         stored, _ = await asyncio.to_thread(_stored_keys)
         return KeyStatus(frozenset(), frozenset(stored))
+    name = config.get("database")
+    named = isinstance(name, str) and name != "_internal"
+    database = datasette.get_database(name) if named else datasette.get_internal_database()
     # Both in the thread of the database: a second thread costs more than it saves.
-    status: KeyStatus = await datasette_secrets.get_database(datasette).execute_fn(_status)
+    status: KeyStatus = await database.execute_fn(_status)
     return status
 
 
@@ -160,6 +166,8 @@ async def find_key(
     if not model.needs_key:
         return None
     actor_id = (actor or {}).get("id")
+    # It is only noted; datasette-secrets would hand anything else to SQLite as it is.
+    actor_id = None if actor_id is None else str(actor_id)
     for name in candidates(model, secret_names):
         key = await _get_secret(datasette, name, actor_id)
         if key:
@@ -219,15 +227,20 @@ def _clean_http(message: Any, key: str) -> None:
     """Take a key out of the request or response that an HTTP client's exception carries.
 
     Providers' clients are built on httpx, whose requests keep their Authorization header and
-    whose responses keep what the server said in `_content`, and their request.
+    whose responses keep what the server said in `_content` and `_text`, and their request.
     """
     headers: Any = getattr(message, "headers", None)
     with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
         for name, value in list(headers.items()) if headers else ():
             headers[name] = _without(value, key)
-    content = getattr(message, "_content", None)
-    if isinstance(content, bytes) and key.encode() in content:
-        message._content = _without(content, key)
+    for name in ("_content", "_text"):
+        value = getattr(message, name, None)
+        clean = _without(value, key)
+        if clean is not value:
+            setattr(message, name, clean)
+    with contextlib.suppress(Exception):
+        if key in str(message.url):
+            message.url = type(message.url)(str(message.url).replace(key, "removed"))
     with contextlib.suppress(Exception):  # httpx raises where there is no request
         if message is not None and message.request is not message:
             _clean_http(message.request, key)
@@ -261,6 +274,11 @@ def _without(value: Any, key: str) -> Any:
 async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:
     try:
         key: str | None = await datasette_secrets.get_secret(datasette, name, actor_id)
+    except ValueError as error:
+        raise llm.NeedsKeyException(
+            f"The secret {name} cannot be read, because the encryption-key setting of "
+            f"datasette-secrets is malformed: {error}"
+        ) from None
     except cryptography.fernet.InvalidToken:
         raise llm.NeedsKeyException(
             f"The secret {name} was stored with another encryption key and cannot be read; "
@@ -283,7 +301,7 @@ def _stored_keys() -> tuple[dict[str, str], str | None]:
     """The keys in llm's keys.json, and what is wrong with the file if it cannot be read."""
     try:
         items = llm.load_keys().items()
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return {}, f"llm's keys.json cannot be read: {type(error).__name__}"
     return {name: key for name, key in items if key and isinstance(key, str)}, None
 

@@ -58,4 +58,5 @@ async def _warn(datasette: Datasette) -> None:
     view = await state.view(datasette)
     state.warnings = tuple(warnings(view.settings, view.catalog))
     for warning in state.warnings:
-        logger.warning("%s", warning)
+        if warning not in view.catalog.problems:  # those are logged where they are found
+            logger.warning("%s", warning)

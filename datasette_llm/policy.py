@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from .catalog import Catalog, Entry
-from .config import ModelReference, Settings
+from .config import ModelReference, Settings, path_of
 from .keys import KeyStatus, candidates
 
 Rule = Literal["known", "allowlist", "blocklist", "key", "filter"]
@@ -79,7 +79,6 @@ class Rules:
     """What the configuration says for one purpose, with every name made a model id.
 
     Attributes:
-        purpose: the purpose, or None.
         default: the configured default, or None.
         allowed: ids on the allowlist, or None where there is none.
         blocked: blocked ids, each with the setting that blocks it.
@@ -87,7 +86,6 @@ class Rules:
         references: for each model id, its references, the most specific first.
     """
 
-    purpose: str | None
     default: str | None
     allowed: frozenset[str] | None
     blocked: Mapping[str, str]
@@ -112,9 +110,10 @@ class Rules:
         has_allowlist = settings.models is not None or (own is not None and own.models is not None)
         defaults = [default.model] if default else []
         blocked: dict[str, str] = {}
-        lists = [("blocked_models", settings.blocked_models)]
+        lists = [(path_of("blocked_models"), settings.blocked_models)]
         if own:
-            lists.append((f"purposes.{purpose}.blocked_models", own.blocked_models))
+            setting = path_of("purposes", str(purpose), "blocked_models")
+            lists.append((setting, own.blocked_models))
         for setting, ids in lists:
             for model_id in catalog.canonical_set(ids):
                 before = blocked.get(model_id)
@@ -124,7 +123,6 @@ class Rules:
             if reference is not None:
                 references.setdefault(catalog.canonical(reference.model), []).append(reference)
         return cls(
-            purpose=purpose if own else None,
             default=catalog.canonical(default.model) if default else None,
             allowed=catalog.canonical_set([*names, *defaults]) if has_allowlist else None,
             blocked=MappingProxyType(blocked),
@@ -175,7 +173,7 @@ class Rules:
         else:
             detail = (
                 f"Model {model_id!r} is not allowed{suffix}: it is blocked. "
-                f"Remove it from {setting} in the configuration of datasette-llm"
+                f"Remove it from {setting}"
             )
             steps.append(Step("blocklist", False, detail))
         return steps

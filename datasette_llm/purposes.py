@@ -42,8 +42,9 @@ async def get_purposes(datasette: Datasette) -> list[Purpose]:
     """
     found: dict[str, Purpose] = {}
     for plugin, result in await dispatch.collect(datasette, "register_llm_purposes"):
-        purposes = [result] if isinstance(result, Purpose) else result
-        if not isinstance(purposes, Iterable) or not all(isinstance(p, Purpose) for p in purposes):
+        several = isinstance(result, Iterable)
+        purposes = list(result) if several else [result]
+        if not all(isinstance(purpose, Purpose) for purpose in purposes):
             raise HookError(
                 f"register_llm_purposes of plugin {plugin!r} returned {result!r}; "
                 "return a list of datasette_llm.Purpose"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .catalog import Catalog, CatalogSource, Entry
-from .config import Settings, parse_settings
+from .config import Settings, parse_settings, path_of
+from .errors import ConfigError
 from .policy import Rules
 
 if TYPE_CHECKING:
@@ -81,10 +82,15 @@ class State:
         """
         raw = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
         if self._settings is None or raw != self._raw:
-            # In a thread, because resolving `$file` reads files.
-            resolved: Any = await asyncio.to_thread(datasette.plugin_config, PLUGIN)
+            # A copy from before we wait, since the configuration may change meanwhile.
+            raw = copy.deepcopy(raw)
+            try:
+                # In a thread, because resolving `$file` reads files.
+                resolved: Any = await asyncio.to_thread(datasette.plugin_config, PLUGIN)
+            except OSError as error:
+                raise ConfigError([f"{path_of()}: a $file cannot be read: {error}"]) from None
             self._settings = parse_settings(resolved)
-            self._raw = copy.deepcopy(raw)
+            self._raw = raw
         return self._settings
 
     def _viewed(self, settings: Settings, catalog: Catalog) -> View:

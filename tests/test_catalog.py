@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -517,3 +520,101 @@ async def test_a_failure_whose_message_has_percent_signs_is_logged_as_it_is(
     await CatalogSource().current()
 
     assert caplog.messages[0].endswith("ValueError: 100% %s")
+
+
+def in_a_process_of_its_own(program: str) -> str:
+    environment = {**os.environ, "LLM_LOAD_PLUGINS": "llm-echo"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_instances_that_start_together_know_the_same_models() -> None:
+    program = """
+import asyncio
+from datasette.app import Datasette
+from datasette_llm import LLM
+
+async def main():
+    async def later(seconds):
+        await asyncio.sleep(seconds)
+        return (await LLM(Datasette(memory=True)).explain("gpt-4o-mini")).steps[0].passed
+    print(await asyncio.gather(*[later(n / 50) for n in range(4)]))
+
+asyncio.run(main())
+"""
+    assert in_a_process_of_its_own(program).strip() == "[True, True, True, True]"
+
+
+async def test_an_id_that_is_another_models_alias_gives_that_model_as_in_llm(
+    make_datasette, register_models, llm_folder: Path
+) -> None:
+    register_models(ScriptedModel("dear"), ScriptedModel("cheap"))
+    (llm_folder / "aliases.json").write_text('{"dear": "cheap"}')
+    models = LLM(make_datasette())
+
+    assert (await models.model("dear")).model_id == llm.get_async_model("dear").model_id == "cheap"
+    assert "dear" not in [model.model_id for model in await models.models()]
+    blocked = LLM(make_datasette({"blocked_models": ["dear"]}))
+    assert "cheap" not in [model.model_id for model in await blocked.models()]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep")])
+async def test_a_plugin_that_ends_the_program_while_listing_leaves_the_others(
+    make_datasette, error: BaseException
+) -> None:
+    class Ends:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            raise error
+
+    plugin = Ends()
+    llm.plugins.pm.register(plugin)
+    try:
+        models = await LLM(make_datasette()).models()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+    assert "echo" in [model.model_id for model in models]
+
+
+@pytest.mark.parametrize("aliases", [[["a list"]], [None], [5]])
+async def test_a_plugin_with_an_alias_that_is_no_text_leaves_the_others(
+    make_datasette, aliases: list[Any]
+) -> None:
+    class Odd:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(ScriptedModel("odd"), ScriptedModel("odd"), aliases=aliases)
+
+    plugin = Odd()
+    llm.plugins.pm.register(plugin)
+    try:
+        models = await LLM(make_datasette()).models()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+    assert "echo" in [model.model_id for model in models]
+    assert "odd" not in [model.model_id for model in models]
+
+
+@pytest.mark.parametrize("file", ["aliases.json", "keys.json"])
+async def test_a_file_nested_too_deeply_to_read_costs_only_itself(
+    make_datasette, llm_folder: Path, file: str
+) -> None:
+    (llm_folder / file).write_text("[" * 5_000)
+    assert "echo" in [model.model_id for model in await LLM(make_datasette()).models()]
+
+
+async def test_a_model_is_known_by_the_name_of_its_sync_version_too(make_datasette) -> None:
+    class Two:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(ScriptedModel("vendor/sync"), ScriptedModel("vendor/async"))
+
+    plugin = Two()
+    llm.plugins.pm.register(plugin)
+    try:
+        assert (await LLM(make_datasette()).model("vendor/sync")).model_id == "vendor/async"
+    finally:
+        llm.plugins.pm.unregister(plugin)

@@ -409,13 +409,12 @@ async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatc
 
 async def test_c4_a_chain_goes_on_for_its_slower_reader(model_of):
     gate = asyncio.Event()
-    _, model = await model_of(["one", call_shout()], ["two", gate, " end"])
+    scripted, model = await model_of(["one", call_shout()], ["two", gate, " end"])
     chain = model.chain("x", tools=[shout])
     slow = chain.responses()
     await (await anext(slow)).text()
     fast = asyncio.create_task(chain.text())
-    while len(chain._steps) < 2 or not chain._steps[1]._stream_events:
-        await asyncio.sleep(0)  # noqa: ASYNC110 there is no event for a chunk having arrived
+    await scripted.received(2)
     fast.cancel()
     await asyncio.wait([fast])
     gate.set()

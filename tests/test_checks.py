@@ -156,7 +156,8 @@ def test_a_warning_about_an_option_does_not_repeat_its_value() -> None:
 
 def blocked(path: str, setting: str) -> str:
     return (
-        f"{path}: model 'a' is blocked by {setting}, so a prompt that names no model will be "
+        f"{path}: model 'a' is blocked by plugins.datasette-llm.{setting}, "
+        "so a prompt that names no model will be "
         "refused"
     )
 
@@ -221,3 +222,22 @@ def test_what_went_wrong_while_listing_comes_first() -> None:
     found = warnings(parse_settings({"models": ["pelican"]}), catalog)
 
     assert found == ["llm plugin 'x' failed", f"{ROOT}.models[0]: {unknown('pelican')}"]
+
+
+def test_a_validator_that_raises_anything_costs_no_other_warning() -> None:
+    class Odd(ScriptedModel):
+        class Options(llm.Options):
+            size: int = 1
+
+            def __init__(self, **kwargs: Any) -> None:
+                if kwargs:
+                    raise TypeError("no sizes today")
+                super().__init__()
+
+    settings = parse_settings(
+        {"default_model": {"model": "odd", "options": {"size": 2}}, "blocked_models": ["nobody"]}
+    )
+    catalog = Catalog({"odd": Entry(Odd("odd"))}, {"odd": "odd"})
+    told = warnings(settings, catalog)
+    assert any("no sizes today" in line for line in told)
+    assert any("'nobody'" in line for line in told)

@@ -17,6 +17,7 @@ import yaml
 from cryptography.fernet import Fernet
 from datasette import hookimpl
 from datasette.cli import cli
+from datasette.plugins import pm
 
 from datasette_llm.testing import ScriptedModel
 
@@ -254,7 +255,7 @@ def test_a_model_that_is_not_allowed_is_told_in_one_line(run: Run, pelican, writ
 
     assert error_of(run("hi", "-m", "pelican", "-c", config)) == (
         "Model 'pelican' is not allowed: it is blocked. "
-        "Remove it from blocked_models in the configuration of datasette-llm"
+        "Remove it from plugins.datasette-llm.blocked_models"
     )
 
 
@@ -466,3 +467,32 @@ def test_a_reader_that_goes_away_ends_it_without_a_traceback(
 
     assert waiting.stderr.read() == b""
     assert waiting.wait(BOUND_S) == 1
+
+
+@pytest.mark.parametrize("content", ["", "# nothing yet\n", "plugins:\n"])
+def test_an_empty_configuration_works(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "datasette.yaml").write_text(content)
+    assert run("hi", "-c", str(tmp_path / "datasette.yaml")).exit_code == 0
+
+
+@pytest.mark.parametrize("content", ["settings: [a]", "plugins: [datasette-llm]", "databases: []"])
+def test_a_section_of_the_wrong_shape_is_told(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "datasette.yaml").write_text(content)
+    result = run("hi", "-c", str(tmp_path / "datasette.yaml"))
+    assert f"{content.split(':')[0]} is not a mapping" in error_of(result)
+
+
+def test_a_schema_file_that_is_missing_is_told(run: Run) -> None:
+    assert "cannot be read: missing.json" in error_of(run("hi", "--schema", "missing.json"))
+
+
+def test_plugins_of_the_site_apply(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "filter.py").write_text(
+        "from datasette import hookimpl\n\n\n"
+        "@hookimpl\ndef llm_filter_models(models):\n    return []\n"
+    )
+    try:
+        result = run("hi", "-m", "echo", "--plugins-dir", str(tmp_path))
+    finally:
+        pm.unregister(name="filter.py")
+    assert "does not allow model 'echo'" in error_of(result)

@@ -168,7 +168,7 @@ async def test_an_id_that_came_from_a_form_is_refused_when_it_is_not_available(
     assert str(error) == error.decision.reason
     assert str(error) == (
         "Model 'b' is not allowed for purpose 'chat': it is blocked. "
-        "Remove it from purposes.chat.blocked_models in the configuration of datasette-llm"
+        "Remove it from plugins.datasette-llm.purposes.chat.blocked_models"
     )
 
 
@@ -741,3 +741,42 @@ async def test_a_datasette_without_any_configuration_lists_what_is_installed(con
 
     assert "echo" in listed
     assert "abcd" in listed
+
+
+async def test_a_default_hook_may_list_models_itself(
+    make_datasette, register_models, plugin
+) -> None:
+    asked = []
+
+    class Cheapest:
+        @hookimpl
+        async def llm_default_model(self, datasette):
+            asked.append(True)
+            listed = await LLM(datasette).models()
+            return min(model.model_id for model in listed)
+
+    class KeepsAll:
+        @hookimpl
+        def llm_filter_models(self, models):
+            return models
+
+    register_models(ScriptedModel("0 cheap"))
+    plugin(Cheapest())
+    plugin(KeepsAll())
+    models = LLM(make_datasette())
+    assert (await models.model()).model_id == "0 cheap"
+    assert asked == [True]
+    await models.model("echo")
+    assert asked == [True]
+
+
+@pytest.mark.parametrize("odd", [["x"], {"model": "x"}, 5])
+async def test_a_model_id_that_is_no_text_is_unknown(make_datasette, odd) -> None:
+    with pytest.raises(ModelNotFoundError, match="is text"):
+        await LLM(make_datasette()).model(odd)
+
+
+async def test_a_file_in_the_configuration_that_is_not_there_is_told(make_datasette) -> None:
+    datasette = make_datasette({"default_model": {"$file": "/no/such/file"}})
+    with pytest.raises(ConfigError, match=r"plugins.datasette-llm: a \$file cannot be read"):
+        await LLM(datasette).models()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasette_secrets
+import httpx2
 import llm
 import pytest
 from cryptography.fernet import Fernet
@@ -626,3 +627,35 @@ async def test_a_key_that_a_providers_message_repeats_reaches_nobody(
 
     assert str(raised.value) == "bad key [key removed]"
     assert KEY not in repr(vars(raised.value)) + caplog.text + repr(model) + repr(response)
+
+
+def test_a_key_is_taken_out_of_the_http_messages_that_an_exception_carries() -> None:
+    request = httpx2.Request(
+        "POST", f"http://127.0.0.1/?key={KEY}", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    response = httpx2.Response(401, text=f"bad key {KEY}", request=request)
+    assert KEY in response.text
+    error = httpx2.HTTPStatusError("refused", request=request, response=response)
+
+    assert redact(error, KEY) is error
+    everything = [
+        response.text,
+        response.content.decode(),
+        str(request.url),
+        repr(request),
+        str(request.headers["authorization"]),
+    ]
+    assert KEY not in "".join(everything)
+
+
+async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monkeypatch) -> None:
+    plugins = {"datasette-secrets": {"encryption-key": "too short"}}
+    datasette = make_datasette(plugins=plugins)
+    await datasette.invoke_startup()
+    await datasette.get_internal_database().execute_write(
+        "insert into datasette_secrets (name, encrypted, encryption_key_name) "
+        "values ('BIRD_API_KEY', 'x', 'default')"
+    )
+    model = await LLM(datasette).model("pelican")
+    with pytest.raises(llm.NeedsKeyException, match="encryption-key setting"):
+        await model.prompt("hi")

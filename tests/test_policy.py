@@ -313,7 +313,7 @@ def test_the_secrets_of_a_model_are_tried_from_the_most_specific_reference_on(
                     "blocklist",
                     False,
                     "Model 'b' is not allowed for purpose 'chat': it is blocked. "
-                    "Remove it from blocked_models in the configuration of datasette-llm",
+                    "Remove it from plugins.datasette-llm.blocked_models",
                 ),
             ],
         ),
@@ -326,8 +326,7 @@ def test_the_secrets_of_a_model_are_tried_from_the_most_specific_reference_on(
                     "blocklist",
                     False,
                     "Model 'b' is not allowed for purpose 'chat': it is blocked. "
-                    "Remove it from purposes.chat.blocked_models in the configuration of "
-                    "datasette-llm",
+                    "Remove it from plugins.datasette-llm.purposes.chat.blocked_models",
                 ),
             ],
         ),

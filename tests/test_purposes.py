@@ -106,3 +106,14 @@ def test_a_purpose_is_a_value() -> None:
     assert len({Purpose("chat"), Purpose("chat")}) == 1
     with pytest.raises(AttributeError):
         Purpose("chat").name = "other"  # type: ignore[misc]
+
+
+async def test_purposes_may_come_from_a_generator(make_datasette, plugin) -> None:
+    class Generates:
+        @hookimpl
+        def register_llm_purposes(self):
+            yield Purpose("sql")
+            yield Purpose("pets")
+
+    plugin(Generates())
+    assert [purpose.name for purpose in await get_purposes(make_datasette())] == ["sql", "pets"]
