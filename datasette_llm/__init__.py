@@ -60,7 +60,6 @@ from . import hookspecs  # noqa: E402
 
 pm.add_hookspecs(hookspecs)
 
-from .calls import PromptResult  # noqa: E402
 from .errors import (  # noqa: E402
     ConfigError,
     ConversationBusyError,
@@ -77,6 +76,7 @@ from .groups import Group  # noqa: E402
 from .models import WrappedAsyncModel, WrappedConversation  # noqa: E402
 from .policy import Decision  # noqa: E402
 from .purposes import Purpose, get_purposes  # noqa: E402
+from .results import PromptResult  # noqa: E402
 
 __all__ = [
     "LLM",

@@ -21,17 +21,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import llm
 import llm.plugins
 
 from .errors import ModelNotFoundError
-
-T = TypeVar("T")
+from .threads import in_thread_of_its_own
 
 logger = logging.getLogger(__name__)
 
@@ -177,39 +176,8 @@ class CatalogSource:
         return running
 
     async def _take(self) -> None:
-        self._catalog, self._origin, self._stamps = await _in_thread_of_its_own(_snapshot)
+        self._catalog, self._origin, self._stamps = await in_thread_of_its_own(_snapshot)
         self._taken_at = self._checked_at = time.monotonic()
-
-
-def _in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do work in a thread that nobody waits for when the process ends.
-
-    A provider's plugin may hang for good while it lists its models, and asyncio waits for the
-    threads of `asyncio.to_thread` before it lets a program end.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def finish(outcome: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, outcome))  # there is no error, so there is an outcome
-
-    def run() -> None:
-        outcome: T | None = None
-        failure: BaseException | None = None
-        try:
-            outcome = work()
-        except BaseException as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-            loop.call_soon_threadsafe(finish, outcome, failure)
-
-    threading.Thread(target=run, name="datasette-llm catalog", daemon=True).start()
-    return future
 
 
 def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:

@@ -12,7 +12,7 @@ from . import dispatch
 from .errors import ResponseCancelledError
 
 if TYPE_CHECKING:
-    from .calls import PromptResult
+    from .results import PromptResult
 
 # The number of the context that is being opened in this task. A timer that a hook starts
 # while its context opens (asyncio.timeout around the `yield`) carries a copy of it, so that

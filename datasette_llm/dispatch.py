@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from pluggy import HookImpl
 
-    from .calls import PromptResult
     from .groups import Group
+    from .results import PromptResult
 
     Factory = Callable[[PromptResult], AbstractAsyncContextManager[object]]
     AnyModel = llm.AsyncModel | llm.AsyncKeyModel

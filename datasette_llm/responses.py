@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import llm
 from llm.parts import StreamEvent
 
-from .calls import run_callbacks
 from .errors import LLMError
+from .results import run_callbacks
 
 if TYPE_CHECKING:
     from .calls import Call

@@ -19,7 +19,8 @@ from datasette.app import Datasette
 from datasette.database import Database
 
 from datasette_llm import LLM
-from datasette_llm.keys import KeyStatus, find_key, provider_secret, read_status, redact
+from datasette_llm.keys import KeyStatus, find_key, provider_secret, read_status
+from datasette_llm.redaction import redact
 from datasette_llm.testing import ScriptedModel
 
 ENCRYPTION_KEY = Fernet.generate_key().decode()
