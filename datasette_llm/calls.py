@@ -210,7 +210,7 @@ class Call:
         for response in self.result.responses:
             if response._flight is not None:
                 response._flight.wake_readers()  # those inside must not wait for the end
-        error = await contexts.leave(error, self.timed_out)
+        error = await contexts.leave(error, self.timed_out, self._grant_time)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
         self._settle(error)
@@ -297,6 +297,12 @@ class Call:
         if task is not None and not task.done():
             asyncio.Task.cancel(task)
             self._arm_cut_short(task)
+
+    def _grant_time(self) -> None:
+        # What one context took of its time, or the provider of its own, is not the next one's.
+        if self._cut_short_timer is not None and self._task is not None:
+            self._cut_short_timer.cancel()
+            self._arm_cut_short(self._task)
 
     def _arm_cut_short(self, task: _CallTask) -> None:
         self._cut_short_timer = task.get_loop().call_later(CLEANUP_S, self._cut_short)

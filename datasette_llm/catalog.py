@@ -146,7 +146,8 @@ class CatalogSource:
             now = time.monotonic()
             if check_files or now - self._checked_at > FILE_CHECK_S:
                 self._checked_at = now
-                if await asyncio.to_thread(_file_stamps) != self._stamps:
+                # Again if the files changed while a snapshot was being taken.
+                while await asyncio.to_thread(_file_stamps) != self._stamps:
                     await self._refreshed()
             if now - self._taken_at > MAX_AGE_S:
                 self._start_refresh()

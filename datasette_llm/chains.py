@@ -83,35 +83,45 @@ class WrappedChain(AsyncChainResponse):
             if self._finished:
                 await self._ended()
                 return False
+            self._take_turn()
             try:
                 await self._admitted()
-                step = await anext(self._source)
-                if self._call.error is not None:
-                    raise self._call.error  # it ended while the tools ran
+                step = await self._next_of_llms_loop()
             except StopAsyncIteration:
                 await self._close(None)
                 return False
             except Exception as error:
                 await self._close(error)
                 raise
-            except asyncio.CancelledError:
-                # llm's loop cannot go on after this, so neither can the other readers.
-                self._finished = self._interrupted = True
-                raise
             self._steps.append(PromptResponse.adopt(step, self._call))
             return True
+
+    def _take_turn(self) -> None:
+        """Refuse to begin while the conversation is busy; the chain can be read again later."""
+        if not self._started:
+            conversation: Any = self.conversation  # ours, which llm's class does not say
+            conversation._begin_turn(self._call, self._turns_before)
 
     async def _admitted(self) -> None:
         if not self._started:
             self._started = True
-            conversation: Any = self.conversation  # ours, which llm's class does not say
-            conversation._begin_turn(self._call, self._turns_before)
             self._source = cast(Any, super().responses())
             self._call.start()
         if self._call.under_way:
             await self._call.admitted.wait()
         if self._call.error is not None:
             raise self._call.error
+
+    async def _next_of_llms_loop(self) -> llm.AsyncResponse:
+        try:
+            step = await anext(self._source)
+        except asyncio.CancelledError:
+            # llm's loop cannot go on after this, so neither can the other readers.
+            self._finished = self._interrupted = True
+            raise
+        if self._call.error is not None:
+            raise self._call.error  # it ended while the tools ran
+        return step
 
     async def _close(self, error: Exception | None) -> None:
         """End the call with what ended llm's loop, and wait for its contexts."""

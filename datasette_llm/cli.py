@@ -87,7 +87,7 @@ def prompt_command(
         datasette llm prompt 'Three names for a pelican' -m gpt-4o-mini -o temperature 1
     """
     if text is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise click.UsageError("Give the prompt as an argument or on standard input")
         try:
             text = sys.stdin.buffer.read().decode()
@@ -144,7 +144,12 @@ def _datasette(config: Path | None, internal: str | None, plugins_dir: str | Non
                 raise ValueError(f"{name} is not a mapping")
         return Datasette(memory=True, config=settings, internal=internal, plugins_dir=plugins_dir)
     except (OSError, ValueError, StartupError, BadMetadataError) as error:
-        raise click.ClickException(f"{config} cannot be used: {error}") from None
+        raise click.ClickException(f"{config or internal} cannot be used: {error}") from None
+    except Exception as error:
+        # A plugin of the site's did not import.
+        raise click.ClickException(
+            f"A plugin in {plugins_dir} cannot be loaded: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _schema(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -68,21 +68,30 @@ class Contexts:
             self._timeout_error = ResponseCancelledError("A plugin's timeout ended the call")
         return self._timeout_error
 
-    async def leave(self, error: BaseException | None, timed_out: Set[int]) -> BaseException | None:
+    async def leave(
+        self,
+        error: BaseException | None,
+        timed_out: Set[int],
+        before_each: Callable[[], None],
+    ) -> BaseException | None:
         """Leave every open context, the last one first, whatever any of them raises.
 
         Args:
             error: what ended the call, raised at each `yield`; None for a success.
             timed_out: the numbers of the contexts whose own timeouts have cancelled the task;
                 grows while inner contexts clean up.
+            before_each: called before each context is left.
 
         Returns:
             What ended the call in the end: `error`, unless that was None or a timeout's.
         """
         for number, (plugin, context) in reversed(list(enumerate(self._opened))):
             shown = error
-            if number in timed_out and error is self._timeout_error:
+            # Of several timeouts the outermost is the one that ends the call. asyncio.timeout
+            # turns what it sent into a TimeoutError only once the others have taken theirs back.
+            if timed_out and number == min(timed_out) and error is self._timeout_error:
                 shown = self._timeout
+            before_each()
             try:
                 trace = shown.__traceback__ if shown else None
                 await context.__aexit__(type(shown) if shown else None, shown, trace)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import partial
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     AnyModel = llm.AsyncModel | llm.AsyncKeyModel
 
 
-_asking_for_default: ContextVar[bool] = ContextVar("datasette_llm_default", default=False)
+_asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
 
 
 def implemented(datasette: Datasette, hook: str) -> bool:
@@ -108,9 +108,11 @@ async def default_model(
     Raises:
         HookError: a plugin returned something other than a model id.
     """
-    if _asking_for_default.get():
+    if any(_asking_for_default.get()):
         return None
-    token = _asking_for_default.set(True)
+    # A list, because a task that the hook starts has a copy of the variable for good.
+    asking = [True]
+    token = _asking_for_default.set(asking)
     try:
         arguments = {"purpose": purpose, "actor": actor}
         for plugin, call in _implementations(datasette, "llm_default_model", arguments):
@@ -119,6 +121,7 @@ async def default_model(
                 return plugin, _model_id(plugin, answer)
         return None
     finally:
+        asking.clear()
         _asking_for_default.reset(token)
 
 
@@ -158,21 +161,16 @@ async def filter_models(
     return kept
 
 
-async def group_exit(datasette: Datasette, group: Group) -> list[Exception]:
-    """Tell every plugin that a group has been left.
-
-    Returns:
-        What they raised; each was called, whatever the others did.
-    """
-    errors: list[Exception] = []
+def group_exits(
+    datasette: Datasette, group: Group
+) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
+    """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
     for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
-        try:
-            await _resolved(call())
-        except asyncio.CancelledError as error:
-            errors.append(not_ours(error, f"llm_group_exit of plugin {plugin!r}"))
-        except Exception as error:
-            errors.append(error)
-    return errors
+        yield plugin, partial(_called, call)
+
+
+async def _called(call: Callable[[], Any]) -> Any:
+    return await _resolved(call())
 
 
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ulid import ULID
 
 from . import dispatch
-from .errors import GroupClosedError, GroupError
+from .errors import GroupClosedError, GroupError, HookError
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .models import WrappedAsyncModel
     from .responses import PromptResponse
 
-# How long the llm_group_exit hooks may take once the caller was cancelled.
+# How long each llm_group_exit hook may take once the caller was cancelled.
 EXIT_HOOKS_S = 5.0
 
 
@@ -62,8 +62,7 @@ class Group:
         self._state = GroupState.NEW
         self._calls: set[Call] = set()
         self._telling: asyncio.Task[list[Exception]] | None = None
-        self._limit: asyncio.Timeout | None = None
-        self._limit_s: float | None = None
+        self._hurried = asyncio.Event()
 
     @property
     def _responses(self) -> list[PromptResponse]:
@@ -144,9 +143,7 @@ class Group:
         try:
             errors = await asyncio.shield(self._telling)
         except asyncio.CancelledError:
-            self._limit_s = EXIT_HOOKS_S
-            if self._limit is not None and not self._telling.done():
-                self._limit.reschedule(asyncio.get_running_loop().time() + EXIT_HOOKS_S)
+            self._hurried.set()
             await asyncio.wait([self._telling])
             raise
         finally:
@@ -160,11 +157,28 @@ class Group:
 
     async def _tell(self) -> list[Exception]:
         await self._ended()
+        errors: list[Exception] = []
+        for plugin, work in dispatch.group_exits(self._llm.datasette, self):
+            try:
+                await self._bounded(asyncio.create_task(work()), plugin)
+            except asyncio.CancelledError as error:
+                errors.append(dispatch.not_ours(error, f"llm_group_exit of plugin {plugin!r}"))
+            except Exception as error:
+                errors.append(error)
+        return errors
+
+    async def _bounded(self, hook: asyncio.Task[object], plugin: str) -> None:
+        """Wait for a hook; only for a while once the caller was cancelled."""
+        hurried = asyncio.create_task(self._hurried.wait())
         try:
-            async with asyncio.timeout(self._limit_s) as self._limit:
-                return await dispatch.group_exit(self._llm.datasette, self)
-        except TimeoutError as error:
-            return [error]
+            await asyncio.wait([hook, hurried], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([hook], timeout=EXIT_HOOKS_S)
+        finally:
+            hurried.cancel()
+        if not hook.done():
+            hook.cancel()
+            raise HookError(f"llm_group_exit of plugin {plugin!r} did not finish in time")
+        hook.result()
 
     # Called by the group's calls
 

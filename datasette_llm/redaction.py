@@ -12,6 +12,7 @@ REDACTED = "[key removed]"
 _OS_ERROR_TEXTS = ("strerror", "filename", "filename2")
 # Below this a "key" is a placeholder such as "x", and removing it would garble every message.
 SHORTEST_KEY_CHARS = 6
+MAX_LEVELS = 20
 
 
 def redact(error: BaseException, key: str | None) -> BaseException:
@@ -36,13 +37,9 @@ def _redacted(error: BaseException, key: str, seen: set[int]) -> BaseException:
     seen.add(id(error))
     names = ["args", *vars(error), *(_OS_ERROR_TEXTS if isinstance(error, OSError) else ())]
     for name in names:
-        value = getattr(error, name, None)
-        clean = _without(value, key)
-        if clean is not value:
-            with contextlib.suppress(Exception):  # one that cannot be changed is replaced below
-                BaseException.__setattr__(error, name, clean)
+        _clean_attribute(error, name, key)
     for name in ("request", "response"):
-        _clean_http(getattr(error, name, None), key)
+        _clean_http(_attribute(error, name), key)
     suppress = error.__suppress_context__
     for link in ("__cause__", "__context__"):
         linked = getattr(error, link)
@@ -63,21 +60,37 @@ def _clean_http(message: Any, key: str) -> None:
     Providers' clients are built on httpx, whose requests keep their Authorization header and
     whose responses keep what the server said in `_content` and `_text`, and their request.
     """
-    headers: Any = getattr(message, "headers", None)
-    with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
-        for name, value in list(headers.items()) if headers else ():
-            headers[name] = _without(value, key)
+    if message is None:
+        return
     for name in ("_content", "_text"):
-        value = getattr(message, name, None)
-        clean = _without(value, key)
-        if clean is not value:
-            setattr(message, name, clean)
+        _clean_attribute(message, name, key)
+    headers = _attribute(message, "headers")
+    with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
+        for name in [name for name, value in headers.items() if key in str(value)]:
+            headers[name] = _without(headers[name], key)
+    url = _attribute(message, "url")
     with contextlib.suppress(Exception):
-        if key in str(message.url):
-            message.url = type(message.url)(str(message.url).replace(key, "removed"))
-    with contextlib.suppress(Exception):  # httpx raises where there is no request
-        if message is not None and message.request is not message:
-            _clean_http(message.request, key)
+        if key in str(url):
+            message.url = type(url)(str(url).replace(key, "removed"))
+    request = _attribute(message, "request")
+    if request is not message:
+        _clean_http(request, key)
+
+
+def _attribute(thing: Any, name: str) -> Any:
+    """An attribute of a stranger's object; None also where reading it raises, as httpx may."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:
+        return None
+
+
+def _clean_attribute(thing: Any, name: str, key: str) -> None:
+    value = _attribute(thing, name)
+    clean = _without(value, key)
+    if clean is not value:
+        with contextlib.suppress(Exception):  # what cannot be changed is replaced as a whole
+            object.__setattr__(thing, name, clean)
 
 
 def _says(error: BaseException, key: str) -> bool:
@@ -87,19 +100,21 @@ def _says(error: BaseException, key: str) -> bool:
         return False
 
 
-def _without(value: Any, key: str) -> Any:
+def _without(value: Any, key: str, levels: int = MAX_LEVELS) -> Any:
     """A value with a key taken out of its texts; the very same object if it was not in it."""
+    if not levels:
+        return value  # so deep that it may well contain itself
     if isinstance(value, str):
         return value.replace(key, REDACTED) if key in value else value
     if isinstance(value, bytes):
         raw = key.encode()
         return value.replace(raw, REDACTED.encode()) if raw in value else value
     if type(value) in (list, tuple):
-        clean = [_without(item, key) for item in value]
+        clean = [_without(item, key, levels - 1) for item in value]
         same = all(a is b for a, b in zip(clean, value, strict=True))
         return value if same else type(value)(clean)
     if type(value) is dict:
-        pairs = {_without(k, key): _without(v, key) for k, v in value.items()}
+        pairs = {_without(k, key): _without(v, key, levels - 1) for k, v in value.items()}
         same = all(a is b for a, b in zip(pairs.values(), value.values(), strict=True))
         return value if same and pairs.keys() == value.keys() else pairs
     return value

@@ -33,7 +33,7 @@ class PromptResponse(llm.AsyncResponse):
     _failure: Exception | None = None
     _failure_trace: TracebackType | None = None
     _failure_seen = False
-    _own_cursor: AsyncIterator[str] | None = None
+    _position = 0  # of anext(response), which is a reader of its own
 
     @classmethod
     def adopt(cls, response: llm.AsyncResponse, call: Call) -> Self:
@@ -54,14 +54,15 @@ class PromptResponse(llm.AsyncResponse):
         return self._texts()
 
     async def __anext__(self) -> str:
-        if self._own_cursor is None:
-            self._own_cursor = self._texts()
-        try:
-            return await anext(self._own_cursor)
-        except StopAsyncIteration:
-            # The cursor ends also when it was cancelled or has failed before.
-            self._raise_failure()
-            raise
+        async with _Reader(self) as reader:
+            while True:
+                while self._position < len(self._stream_events):
+                    event = self._stream_events[self._position]
+                    self._position += 1
+                    if event.type == "text":
+                        return str(event.chunk)
+                if not await reader.wait():
+                    raise StopAsyncIteration
 
     async def astream_events(self) -> AsyncIterator[StreamEvent]:
         """Every event of the response from its first, as the provider produces them."""

@@ -709,3 +709,55 @@ async def test_a_callback_that_is_cancelled_from_inside_does_not_stop_the_others
     with pytest.raises(HookError, match="cancelled from inside"):
         await response.text()
     assert ran == [response]
+
+
+async def test_h4_of_two_timeouts_at_once_the_inner_context_rolls_back_too(model_of, plugin):
+    rolled_back = []
+
+    def timeouts(name):
+        class Timeouts:
+            __name__ = name
+
+            @hookimpl
+            def llm_prompt_context(self):
+                @contextlib.asynccontextmanager
+                async def context(result):
+                    try:
+                        async with asyncio.timeout(0.02):
+                            yield
+                    except Exception:
+                        rolled_back.append(name)
+                        raise
+
+                return context
+
+        return Timeouts()
+
+    plugin(timeouts("inner"))
+    plugin(timeouts("outer"))
+    _, model = await model_of([asyncio.Event()])
+    with pytest.raises(TimeoutError):
+        await model.prompt("x")
+    assert rolled_back == ["inner", "outer"]
+
+
+async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, plugin, monkeypatch):
+    monkeypatch.setattr(calls, "CLEANUP_S", 0.2)
+    finished = []
+
+    def cleanup(name):
+        async def work(result):
+            await asyncio.sleep(0.15)
+            finished.append(name)
+
+        return work
+
+    for name in ("inner", "outer"):
+        plugin(Recorder(name, cleanup=cleanup(name)))
+    scripted, model = await model_of([asyncio.Event()])
+    task = asyncio.create_task(model.prompt("x"))
+    await scripted.received()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert finished == ["inner", "outer"]

@@ -455,3 +455,23 @@ async def test_an_exception_thrown_into_the_steps_closes_the_contexts(model_of, 
     with pytest.raises(KeyError):
         await steps.athrow(KeyError("mine"))
     assert recorder.events == ["hook opens", "hook sees ResponseCancelledError"]
+
+
+async def test_c4_a_reader_cancelled_while_contexts_open_leaves_the_chain_to_the_other(
+    model_of, plugin
+):
+    opening, gate = asyncio.Event(), asyncio.Event()
+
+    async def hold(result):
+        opening.set()
+        await gate.wait()
+
+    plugin(Recorder(before=hold))
+    _, model = await model_of(["one"])
+    chain = model.chain("x", tools=[shout])
+    first, second = (asyncio.create_task(chain.text()) for _ in range(2))
+    await opening.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    assert await second == "one"

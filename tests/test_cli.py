@@ -496,3 +496,9 @@ def test_plugins_of_the_site_apply(run: Run, tmp_path: Path) -> None:
     finally:
         pm.unregister(name="filter.py")
     assert "does not allow model 'echo'" in error_of(result)
+
+
+def test_a_plugin_of_the_site_that_does_not_load_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken_plugin.py").write_text("import no_such_module_anywhere\n")
+    message = error_of(run("hi", "--plugins-dir", str(tmp_path)))
+    assert "cannot be loaded: ModuleNotFoundError" in message

@@ -209,7 +209,8 @@ async def test_implementations_are_called_in_pluggys_order(
         case "llm_prompt_context":
             await dispatch.prompt_contexts(datasette, **others)
         case "llm_group_exit":
-            await dispatch.group_exit(datasette, LLM(datasette).group())
+            for _, work in dispatch.group_exits(datasette, LLM(datasette).group()):
+                await work()
         case "llm_filter_models":
             await dispatch.filter_models(datasette, [], None, None)
         case "llm_default_model":
@@ -390,6 +391,6 @@ async def test_every_group_exit_hook_runs_whatever_the_others_raise(
     for name in "abc":
         plugin(module_with("llm_group_exit", hook_of(name)), name=name)
 
-    errors = await dispatch.group_exit(datasette, LLM(datasette).group())
+    errors = await LLM(datasette).group()._tell()
 
     assert asked == [str(error) for error in errors] == ["c", "b", "a"]

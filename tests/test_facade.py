@@ -780,3 +780,26 @@ async def test_a_file_in_the_configuration_that_is_not_there_is_told(make_datase
     datasette = make_datasette({"default_model": {"$file": "/no/such/file"}})
     with pytest.raises(ConfigError, match=r"plugins.datasette-llm: a \$file cannot be read"):
         await LLM(datasette).models()
+
+
+async def test_a_task_that_a_default_hook_starts_gets_the_hooks_default_later(
+    make_datasette, register_models, plugin
+) -> None:
+    register_models(ScriptedModel("0 cheap"))
+    asked, workers = asyncio.Event(), []
+
+    class Default:
+        @hookimpl
+        def llm_default_model(self, datasette):
+            async def later():
+                await asked.wait()
+                return (await LLM(datasette).model()).model_id
+
+            if not workers:
+                workers.append(asyncio.create_task(later()))
+            return "0 cheap"
+
+    plugin(Default())
+    await LLM(make_datasette({"default_model": "echo"})).model()
+    asked.set()
+    assert await workers[0] == "0 cheap"

@@ -7,7 +7,14 @@ import asyncio
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import LLM, GroupClosedError, GroupError, LLMError, ResponseCancelledError
+from datasette_llm import (
+    LLM,
+    GroupClosedError,
+    GroupError,
+    LLMError,
+    ResponseCancelledError,
+    groups,
+)
 from datasette_llm.testing import ScriptedModel
 
 from .recording import Accountant, Recorder
@@ -361,3 +368,39 @@ async def test_g4_an_exit_hook_cancelled_from_inside_does_not_stop_the_others(gr
         async with group as model:
             await model.prompt("x")
     assert other.groups == [group]
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_g4_an_exit_hook_that_hangs_does_not_keep_the_others_from_running(
+    group_of, plugin, monkeypatch, stubborn
+):
+    monkeypatch.setattr(groups, "EXIT_HOOKS_S", 0.02)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def hangs(group):
+        started.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+
+    other = plugin(ExitHook("other"))
+    plugin(ExitHook("first", hangs))
+    _, group = group_of(["a"])
+
+    async def work():
+        async with group:
+            pass
+
+    task = asyncio.create_task(work())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert other.groups == [group]
+    release.set()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)

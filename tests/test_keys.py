@@ -660,3 +660,24 @@ async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monke
     model = await LLM(datasette).model("pelican")
     with pytest.raises(llm.NeedsKeyException, match="encryption-key setting"):
         await model.prompt("hi")
+
+
+def test_an_http_error_without_a_request_is_left_as_it_is() -> None:
+    error = httpx2.ReadTimeout("slow")
+    assert redact(error, KEY) is error
+
+
+def test_headers_without_the_key_are_left_as_they_are() -> None:
+    cookies = [("Set-Cookie", "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT"), ("Set-Cookie", "b=2")]
+    request = httpx2.Request("POST", "http://127.0.0.1/")
+    response = httpx2.Response(429, headers=cookies, request=request)
+    error = httpx2.HTTPStatusError(f"refused {KEY}", request=request, response=response)
+    before = response.headers.raw
+    assert KEY not in str(redact(error, KEY))
+    assert response.headers.raw == before
+
+
+def test_an_exception_with_a_list_that_contains_itself_is_cleaned_too() -> None:
+    endless: list[Any] = [KEY]
+    endless.append(endless)
+    assert KEY not in repr(redact(ValueError(endless), KEY))

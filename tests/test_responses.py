@@ -452,3 +452,31 @@ async def test_a_model_may_return_any_async_iterator(model_of):
     scripted, model = await model_of(["a"])
     scripted.execute = lambda *args, **kwargs: Chunks()
     assert await (await model.prompt("x")).text() == "ab"
+
+
+async def test_c5_anext_goes_on_after_a_timeout_while_another_reads(model_of):
+    gate = asyncio.Event()
+    _, model = await model_of(["one ", gate, "two ", "three"])
+    response = await model.prompt("x")
+    other = asyncio.create_task(response.text())
+    assert await anext(response) == "one "
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(response), 0.01)
+    gate.set()
+    assert [await anext(response), await anext(response)] == ["two ", "three"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(response)
+    assert await other == "one two three"
+
+
+async def test_c7_a_chain_that_was_refused_can_be_read_once_it_is_its_turn(model_of):
+    scripted, model = await model_of(["a", asyncio.Event()], ["b"])
+    conversation = model.conversation()
+    chain = conversation.chain("two")
+    first = await conversation.prompt("one")
+    with pytest.raises(ConversationBusyError):
+        await chain.text()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(first.text(), 0.01)
+    assert await chain.text() == "b"
+    assert len(scripted.calls) == 2
