@@ -24,6 +24,8 @@ _OPTION_VALUES = 10_000
 _OPTION_LEVELS = 20
 # What is very long, or long with both small letters and digits, looks like a pasted key.
 _SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-Za-z_]{20,64}")
+# One long word with small letters and digits may be a key that was pasted in the wrong place.
+_KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
 
 
 def _quoted(text: str) -> str:
@@ -53,6 +55,8 @@ def _refusal(expected: str, got: str) -> PydanticCustomError:
 
 
 def _listed(value: object) -> object:
+    if isinstance(value, str) and _KEY_LIKE.fullmatch(value):
+        raise _refusal("a list", 'text; write it as ["…"]')
     if isinstance(value, str) and value:
         text = _quoted(value)
         raise _refusal("a list", f"the text {text}; write it as [{text}]")

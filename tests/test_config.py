@@ -680,3 +680,10 @@ def test_any_value_gives_well_typed_settings_or_a_config_error(raw: object) -> N
         assert is_settings(result)
         assert result == parse_settings(raw)
         assert all(map(is_text, secret_names(result)))
+
+
+@pytest.mark.parametrize("setting", ["models", "blocked_models"])
+def test_a_key_in_place_of_a_list_is_not_repeated(setting: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_settings({setting: "sk-proj-0123456789abcdef"})
+    assert str(raised.value).endswith(f'.{setting}: expected a list, got text; write it as ["…"]')
