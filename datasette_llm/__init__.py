@@ -11,7 +11,7 @@ async for chunk in response:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasette import hookimpl
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import click
     import datasette_secrets
     from datasette.app import Datasette
+    from datasette.permissions import Action
 
 
 @hookimpl
@@ -42,6 +43,29 @@ def register_secrets(
     from .lifecycle import secrets
 
     return lambda: secrets(datasette)
+
+
+@hookimpl
+def register_routes() -> list[tuple[str, Callable[..., Any]]]:
+    from .log.views import routes
+
+    return routes()
+
+
+@hookimpl
+def register_actions() -> list[Action]:
+    from .log.views import actions
+
+    return actions()
+
+
+@hookimpl
+def menu_links(
+    datasette: Datasette, actor: dict[str, Any] | None
+) -> Callable[[], Awaitable[list[dict[str, str]]]]:
+    from .log.views import menu_links
+
+    return lambda: menu_links(datasette, actor)
 
 
 @hookimpl
@@ -69,6 +93,8 @@ from .errors import (  # noqa: E402
     LLMError,
     ModelNotAllowedError,
     ModelNotFoundError,
+    NewerDatabaseError,
+    NotRecordedError,
     ResponseCancelledError,
 )
 from .facade import LLM  # noqa: E402
@@ -90,6 +116,8 @@ __all__ = [
     "LLMError",
     "ModelNotAllowedError",
     "ModelNotFoundError",
+    "NewerDatabaseError",
+    "NotRecordedError",
     "PromptResult",
     "Purpose",
     "ResponseCancelledError",

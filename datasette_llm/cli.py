@@ -17,6 +17,7 @@ from datasette.utils import BadMetadataError, StartupError, parse_metadata
 
 from .errors import ModelNotFoundError
 from .facade import LLM
+from .log.cli import log_command
 
 # What a prompt without any configuration goes to; it answers without a key or a network.
 EMBEDDED_DEFAULT = "echo"
@@ -30,6 +31,9 @@ def register(cli: click.Group) -> None:
 @click.group("llm")
 def llm_group() -> None:
     """Prompt the language models that Datasette's plugins use"""
+
+
+llm_group.add_command(log_command)
 
 
 @llm_group.command("prompt")

@@ -79,6 +79,11 @@ def _reference(value: object) -> object:
     raise _refusal('a model id, or a mapping with "model"', _described(value))
 
 
+def _log(value: object) -> object:
+    # `log: true` is a log with the defaults; None stands for none.
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 def _option(value: object) -> object:
     return _frozen(value, iter(range(_OPTION_VALUES)), _OPTION_LEVELS)
 
@@ -112,6 +117,8 @@ _References = Annotated[tuple[_Reference, ...], BeforeValidator(_listed)]
 _SecretName = Annotated[str, BeforeValidator(_secret_name)]
 _Option = Annotated[Any, AfterValidator(_option)]
 _READ_ONLY = AfterValidator(MappingProxyType)
+_Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Days = Annotated[int, Field(ge=1)]
 
 
 class _Section(pydantic.BaseModel):
@@ -163,6 +170,35 @@ class ModelReference(_Section):
         return {name: _thawed(value) for name, value in self.options.items()}
 
 
+class PriceSettings(_Section):
+    """What a model costs, in US dollars a million tokens."""
+
+    input: _Dollars
+    output: _Dollars
+
+
+class LogSettings(_Section):
+    """What is kept on record, and for how long."""
+
+    content: bool = Field(default=False, title="bool")
+    """Record prompts and responses too, not only their sizes."""
+    keep_days: _Days | None = Field(default=None, title="days")
+    """Remove records that are older; otherwise they stay."""
+    required: bool = Field(default=False, title="bool")
+    """Make no call that cannot be recorded."""
+    prices: Annotated[Mapping[str, PriceSettings], _READ_ONLY] = Field(
+        default={}, validate_default=True, title="mapping of ids to prices"
+    )
+    """`{input, output}` in dollars a million tokens, for models without a public price."""
+
+
+class PurposeLogSettings(_Section):
+    """What one purpose's records hold; None where that is as for all."""
+
+    content: bool | None = Field(default=None, title="bool")
+    """As `log.content`, for this purpose."""
+
+
 class PurposeSettings(_Section):
     """What the configuration says about one purpose; None where a setting is absent."""
 
@@ -172,6 +208,7 @@ class PurposeSettings(_Section):
     """Added to the allowlist for this purpose."""
     blocked_models: _Ids = Field(default=(), title="list of ids")
     """Removed for this purpose."""
+    log: PurposeLogSettings = Field(default={}, validate_default=True)
 
 
 class Settings(_Section):
@@ -185,6 +222,10 @@ class Settings(_Section):
     """Removed whatever else allows them."""
     require_keys: bool = Field(default=True, title="bool")
     """List only models whose key is set."""
+    log: Annotated[LogSettings | None, BeforeValidator(_log)] = Field(
+        default=True, validate_default=True, title="bool or mapping"
+    )
+    """Whether calls are recorded, and how."""
     purposes: Annotated[Mapping[str, PurposeSettings], _READ_ONLY] = Field(
         default={}, validate_default=True
     )
@@ -200,6 +241,9 @@ _MESSAGES = {
     "string_too_short": "expected text, got {got}",
     "string_type": "expected text, in quotes, got {got}",
     "tuple_type": "expected a list, got {got}",
+    "float_type": "expected a number, got {got}",
+    "int_type": "expected a whole number, got {got}",
+    "greater_than_equal": "{msg}",
 }
 
 
@@ -257,7 +301,12 @@ def secret_names(settings: Settings) -> tuple[str, ...]:
 
 def settings_table() -> list[tuple[str, str, str, str]]:
     """Every setting for the README: its path, type, default and description."""
-    return [*_rows(Settings), *_rows(PurposeSettings, "purposes.<name>.")]
+    return [
+        *_rows(Settings),
+        *_rows(LogSettings, "log."),
+        *_rows(PurposeSettings, "purposes.<name>."),
+        *_rows(PurposeLogSettings, "purposes.<name>.log."),
+    ]
 
 
 def _rows(section: type[_Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import dispatch
 from .errors import ResponseCancelledError
@@ -40,21 +40,42 @@ class Contexts:
         self._opened: list[tuple[str, AbstractAsyncContextManager[object]]] = []
         self._timeout: asyncio.CancelledError | None = None
         self._timeout_error: ResponseCancelledError | None = None
+        self._asked: str | None = None
 
     async def open(
-        self, factories: list[tuple[str, dispatch.Factory]], result: PromptResult
+        self, hooks: Iterable[tuple[str, Callable[[], Any]]], result: PromptResult
     ) -> None:
-        """Enter the contexts; those already entered stay open if one raises.
+        """Ask every hook for a context, then enter them; those entered stay open if one raises.
 
         Raises:
             Exception: what a hook raised before its `yield`, which blocks the call.
         """
+        factories = []
+        for plugin, call in hooks:
+            self._asked = plugin
+            factory = await dispatch.make_factory(plugin, call)
+            if factory is not None:
+                factories.append((plugin, factory))
         for number, (plugin, factory) in enumerate(factories):
+            self._asked = plugin
             opening.set(number)
             context = await dispatch.make_context(plugin, factory, result)
             await context.__aenter__()
             self._opened.append((plugin, context))
         opening.set(None)
+        self._asked = None
+
+    def refused_by(self, timed_out: Set[int]) -> str | None:
+        """The plugin that kept the contexts from opening; None once all are open.
+
+        Args:
+            timed_out: the numbers of the contexts whose own timeouts have cancelled the task,
+                as an outer one's may while an inner one opens.
+        """
+        if self._asked is None or not timed_out:
+            return self._asked
+        number = min(timed_out)
+        return self._opened[number][0] if number < len(self._opened) else self._asked
 
     def ended_by_timeout(self, cancelled: asyncio.CancelledError) -> ResponseCancelledError:
         """What the contexts inside the one whose timeout ended the call are told.

@@ -55,27 +55,31 @@ async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[
     return answers
 
 
-async def prompt_contexts(datasette: Datasette, **arguments: object) -> list[tuple[str, Factory]]:
-    """The context factories for a call, in hook order, with the names of their plugins.
+def context_hooks(
+    datasette: Datasette, **arguments: object
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(plugin name, call) for each implementation of `llm_prompt_context`, in hook order."""
+    return _implementations(datasette, "llm_prompt_context", arguments)
+
+
+async def make_factory(plugin: str, call: Callable[[], Any]) -> Factory | None:
+    """The context factory that a plugin gives for a call; None where it takes no part.
 
     Raises:
-        HookError: an implementation returned something that cannot make a context.
+        HookError: it returned something that cannot make a context.
     """
-    factories: list[tuple[str, Factory]] = []
-    for plugin, call in _implementations(datasette, "llm_prompt_context", arguments):
-        factory = call()
-        if inspect.isawaitable(factory):
-            factory = await factory
-        if factory is None:
-            continue
-        if not callable(factory):
-            raise HookError(
-                f"llm_prompt_context of plugin {plugin!r} returned {type(factory).__name__}; "
-                "return None, or a function that takes a PromptResult and returns an async "
-                "context manager"
-            )
-        factories.append((plugin, factory))
-    return factories
+    factory: Any = call()
+    if inspect.isawaitable(factory):
+        factory = await factory
+    if factory is None:
+        return None
+    if callable(factory):
+        made: Factory = factory
+        return made
+    raise HookError(
+        f"llm_prompt_context of plugin {plugin!r} returned {type(factory).__name__}; return "
+        "None, or a function that takes a PromptResult and returns an async context manager"
+    )
 
 
 async def make_context(

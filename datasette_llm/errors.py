@@ -4,8 +4,10 @@ One root, so that `except LLMError` catches all that is ours:
 
     LLMError
     ├── ConfigError             the configuration cannot be used (also a Datasette StartupError)
+    ├── NewerDatabaseError      a newer version wrote the database (also a StartupError)
     ├── ModelNotFoundError      no such model, or no default (also an llm.UnknownModelError)
     │   └── ModelNotAllowedError    policy says no; carries the Decision
+    ├── NotRecordedError        the record is required, and cannot be written
     ├── HookError               a plugin hook returned something that it may not
     ├── ConversationBusyError   the previous turn has not ended yet
     ├── ResponseCancelledError  the call was stopped before its response was complete
@@ -67,6 +69,14 @@ class ModelNotAllowedError(ModelNotFoundError):
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         super().__init__(decision.reason)
+
+
+class NewerDatabaseError(LLMError, StartupError):
+    """The internal database was written by a newer version of datasette-llm."""
+
+
+class NotRecordedError(LLMError):
+    """The configuration says no record, no call, and the record cannot be written."""
 
 
 class HookError(LLMError):

@@ -10,8 +10,9 @@ from .catalog import Entry
 from .errors import ModelNotAllowedError, ModelNotFoundError
 from .groups import Group
 from .keys import KeyStatus, read_status
+from .log.record import ModelLog
 from .models import WrappedAsyncModel
-from .policy import Decision, Rules, Step
+from .policy import Decision, Step
 from .state import View, state_of
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ class LLM:
         default = await self._resolved_default(view, purpose, actor)
         shown = await self._shown(view, purpose, default)
         answers = await self._filter_answers(view, shown, purpose, actor)
-        rules = view.rules(purpose)
         return [
-            self._wrapped(view.catalog.entries[model_id], rules, purpose, actor, None)
+            self._wrapped(view, view.catalog.entries[model_id], purpose, actor, None)
             for model_id in policy.narrowed(shown, answers)
         ]
 
@@ -150,8 +150,10 @@ class LLM:
         if self._has_filters() or not rules.permits(entry.model_id):
             decision = await self._decide(view, entry, purpose, actor)
             if not decision.available:
-                raise ModelNotAllowedError(decision)
-        return self._wrapped(entry, rules, purpose, actor, group)
+                error = ModelNotAllowedError(decision)
+                self._note_refusal(view, decision, group, error)
+                raise error
+        return self._wrapped(view, entry, purpose, actor, group)
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
         view = await self._view()
@@ -216,9 +218,21 @@ class LLM:
     async def _view(self) -> View:
         return await state_of(self.datasette).view(self.datasette)
 
+    def _note_refusal(
+        self, view: View, decision: Decision, group: Group | None, error: Exception
+    ) -> None:
+        step = decision.refusal
+        if view.settings.log is None or step is None:
+            return
+        recorder = state_of(self.datasette).recorder(self.datasette)
+        row = recorder.started_row(decision.model_id, decision.purpose, decision.actor)
+        row["group_id"] = group.id if group else None
+        recorder.refused(row, step.plugin or f"configuration ({step.rule})", error)
+
     def _wrapped(
-        self, entry: Entry, rules: Rules, purpose: str | None, actor: Actor, group: Group | None
+        self, view: View, entry: Entry, purpose: str | None, actor: Actor, group: Group | None
     ) -> WrappedAsyncModel:
+        rules = view.rules(purpose)
         return WrappedAsyncModel(
             self.datasette,
             entry.model,
@@ -227,4 +241,18 @@ class LLM:
             options=rules.options(entry.model_id),
             secret_names=rules.secret_names(entry.model_id),
             group=group,
+            log=self._log_of(view, entry.model_id, purpose),
+        )
+
+    def _log_of(self, view: View, model_id: str, purpose: str | None) -> ModelLog | None:
+        settings = view.settings.log
+        if settings is None:
+            return None
+        own = view.settings.purposes.get(purpose) if purpose is not None else None
+        content = own.log.content if own is not None else None
+        return ModelLog(
+            state_of(self.datasette).recorder(self.datasette),
+            content=settings.content if content is None else content,
+            required=settings.required,
+            price=view.price(model_id),
         )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
+
+from datasette.utils.sqlite import sqlite3
 
 from .checks import warnings
 from .config import secret_names
 from .keys import secrets_to_register
+from .log import retention
 from .state import state_of
 
 if TYPE_CHECKING:
@@ -28,8 +32,12 @@ async def start(datasette: Datasette) -> None:
 
     Raises:
         ConfigError: the configuration cannot be used; Datasette does not start.
+        NewerDatabaseError: a newer version of datasette-llm wrote the internal database.
     """
-    await state_of(datasette).settings(datasette)
+    settings = await state_of(datasette).settings(datasette)
+    if settings.log is not None:
+        await _open_record(datasette)
+        _start_retention(datasette, settings.log.keep_days)
     check = asyncio.create_task(_warn(datasette))
     state_of(datasette).startup_check = check
     await asyncio.wait([check], timeout=CATALOG_WAIT_S)
@@ -44,6 +52,22 @@ async def stop(datasette: Datasette) -> None:
         async with asyncio.timeout(SHUTDOWN_S):
             for call in calls:
                 await call.closed.wait()
+    await state_of(datasette).close_record()
+
+
+async def _open_record(datasette: Datasette) -> None:
+    try:
+        await state_of(datasette).recorder(datasette).writer.prepare()
+    except sqlite3.Error as error:
+        # The site comes first: calls go on, and the writer tries again.
+        logger.error("The record of LLM calls cannot be opened: %s", error)
+
+
+def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
+    if keep_days is not None:
+        writer = state_of(datasette).recorder(datasette).writer
+        work = partial(retention.keep, writer=writer, keep_days=keep_days)
+        datasette.add_background_task(work, name="datasette-llm retention")
 
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .catalog import AsyncLLM
     from .groups import Group
+    from .log.record import ModelLog
 
 _CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
 
@@ -49,6 +50,7 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         options: Mapping[str, Any] | None = None,
         secret_names: Sequence[str] = (),
         group: Group | None = None,
+        log: ModelLog | None = None,
     ) -> None:
         self.model_id = model.model_id
         self.can_stream = model.can_stream
@@ -66,6 +68,7 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         self._options = options or {}
         self._secret_names = tuple(secret_names)
         self._group = group
+        self._log = log
 
     @property
     def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:

@@ -62,12 +62,16 @@ class Decision:
         return all(step.passed for step in self.steps)
 
     @property
+    def refusal(self) -> Step | None:
+        """The rule that decided against it; one about keys only where no other did."""
+        refusals = [step for step in self.steps if not step.passed]
+        return min(refusals, key=lambda step: step.rule == "key", default=None)
+
+    @property
     def reason(self) -> str:
         """One sentence: the refusal that decided, or that the model is available."""
-        refusals = [step for step in self.steps if not step.passed]
-        decisive = [step for step in refusals if step.rule != "key"] or refusals
-        if decisive:
-            return decisive[0].detail
+        if self.refusal is not None:
+            return self.refusal.detail
         return f"Model {self.model_id!r} is available{_for_purpose(self.purpose)}"
 
     def __bool__(self) -> bool:

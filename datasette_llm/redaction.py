@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import urllib.parse
 from typing import Any
 
 import llm
@@ -13,6 +16,8 @@ _OS_ERROR_TEXTS = ("strerror", "filename", "filename2")
 # Below this a "key" is a placeholder such as "x", and removing it would garble every message.
 SHORTEST_KEY_CHARS = 6
 MAX_LEVELS = 20
+# What JSON and URLs leave as it is; nearly every key.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~-]+")
 
 
 def redact(error: BaseException, key: str | None) -> BaseException:
@@ -26,35 +31,58 @@ def redact(error: BaseException, key: str | None) -> BaseException:
         The same exception; where it says the key in a way that cannot be changed, an
         `llm.ModelError` in its place.
     """
+    ways = spellings(key)
+    return _redacted(error, ways, set()) if ways else error
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A text with a key taken out, in whichever way it writes it."""
+    return _cleared(text, spellings(key))
+
+
+def spellings(key: str | None) -> tuple[str, ...]:
+    """How a text may write a key: as it is, in JSON, in JSON within JSON, in a URL.
+
+    Empty where there is nothing to look for. A long way to write it comes before one that
+    may be part of it.
+    """
     if not key or len(key) < SHORTEST_KEY_CHARS:
-        return error
-    return _redacted(error, key, set())
+        return ()
+    if _PLAIN_KEY.fullmatch(key):
+        return (key,)
+    in_json = [json.dumps(key)[1:-1], json.dumps(key, ensure_ascii=False)[1:-1]]
+    deeper = [json.dumps(text)[1:-1] for text in in_json]
+    raw = key.encode("utf-8", "surrogatepass")
+    in_url = [urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)]
+    lower = [re.sub("%..", lambda code: code[0].lower(), text) for text in in_url]
+    ways = {key, *in_json, *deeper, *in_url, *lower}
+    return tuple(sorted(ways, key=lambda way: (-len(way), way)))
 
 
-def _redacted(error: BaseException, key: str, seen: set[int]) -> BaseException:
+def _redacted(error: BaseException, ways: tuple[str, ...], seen: set[int]) -> BaseException:
     if id(error) in seen:
         return error
     seen.add(id(error))
     names = ["args", *vars(error), *(_OS_ERROR_TEXTS if isinstance(error, OSError) else ())]
     for name in names:
-        _clean_attribute(error, name, key)
+        _clean_attribute(error, name, ways)
     for name in ("request", "response"):
-        _clean_http(_attribute(error, name), key)
+        _clean_http(_attribute(error, name), ways)
     suppress = error.__suppress_context__
     for link in ("__cause__", "__context__"):
         linked = getattr(error, link)
-        clean = _redacted(linked, key, seen) if linked is not None else None
+        clean = _redacted(linked, ways, seen) if linked is not None else None
         if clean is not linked:
             BaseException.__setattr__(error, link, clean)
             BaseException.__setattr__(error, "__suppress_context__", suppress)
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    replaced = [part for part in parts if _redacted(part, key, seen) is not part]
-    if replaced or _says(error, key):
-        return llm.ModelError(f"{type(error).__name__}: {str(error).replace(key, REDACTED)}")
+    replaced = [part for part in parts if _redacted(part, ways, seen) is not part]
+    if replaced or _says(error, ways):
+        return llm.ModelError(f"{type(error).__name__}: {_cleared(str(error), ways)}")
     return error
 
 
-def _clean_http(message: Any, key: str) -> None:
+def _clean_http(message: Any, ways: tuple[str, ...]) -> None:
     """Take a key out of the request or response that an HTTP client's exception carries.
 
     Providers' clients are built on httpx, whose requests keep their Authorization header and
@@ -63,18 +91,18 @@ def _clean_http(message: Any, key: str) -> None:
     if message is None:
         return
     for name in ("_content", "_text"):
-        _clean_attribute(message, name, key)
+        _clean_attribute(message, name, ways)
     headers = _attribute(message, "headers")
     with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
-        for name in [name for name, value in headers.items() if key in str(value)]:
-            headers[name] = _without(headers[name], key)
+        for name in [name for name, value in headers.items() if _written_in(str(value), ways)]:
+            headers[name] = _without(headers[name], ways)
     url = _attribute(message, "url")
     with contextlib.suppress(Exception):
-        if key in str(url):
-            message.url = type(url)(str(url).replace(key, "removed"))
+        if _written_in(str(url), ways):
+            message.url = type(url)(_cleared(str(url), ways, "removed"))
     request = _attribute(message, "request")
     if request is not message:
-        _clean_http(request, key)
+        _clean_http(request, ways)
 
 
 def _attribute(thing: Any, name: str) -> Any:
@@ -85,36 +113,49 @@ def _attribute(thing: Any, name: str) -> Any:
         return None
 
 
-def _clean_attribute(thing: Any, name: str, key: str) -> None:
+def _clean_attribute(thing: Any, name: str, ways: tuple[str, ...]) -> None:
     value = _attribute(thing, name)
-    clean = _without(value, key)
+    clean = _without(value, ways)
     if clean is not value:
         with contextlib.suppress(Exception):  # what cannot be changed is replaced as a whole
             object.__setattr__(thing, name, clean)
 
 
-def _says(error: BaseException, key: str) -> bool:
+def _says(error: BaseException, ways: tuple[str, ...]) -> bool:
     try:
-        return key in str(error) or key in repr(error)
+        return _written_in(str(error), ways) or _written_in(repr(error), ways)
     except Exception:  # a stranger's __str__
         return False
 
 
-def _without(value: Any, key: str, levels: int = MAX_LEVELS) -> Any:
+def _without(value: Any, ways: tuple[str, ...], levels: int = MAX_LEVELS) -> Any:
     """A value with a key taken out of its texts; the very same object if it was not in it."""
     if not levels:
         return value  # so deep that it may well contain itself
     if isinstance(value, str):
-        return value.replace(key, REDACTED) if key in value else value
+        return _cleared(value, ways)
     if isinstance(value, bytes):
-        raw = key.encode()
-        return value.replace(raw, REDACTED.encode()) if raw in value else value
+        for raw in (way.encode("utf-8", "surrogatepass") for way in ways):
+            value = value.replace(raw, REDACTED.encode()) if raw in value else value
+        return value
     if type(value) in (list, tuple):
-        clean = [_without(item, key, levels - 1) for item in value]
+        clean = [_without(item, ways, levels - 1) for item in value]
         same = all(a is b for a, b in zip(clean, value, strict=True))
         return value if same else type(value)(clean)
     if type(value) is dict:
-        pairs = {_without(k, key): _without(v, key, levels - 1) for k, v in value.items()}
+        pairs = {_without(k, ways): _without(v, ways, levels - 1) for k, v in value.items()}
         same = all(a is b for a, b in zip(pairs.values(), value.values(), strict=True))
         return value if same and pairs.keys() == value.keys() else pairs
     return value
+
+
+def _written_in(text: str, ways: tuple[str, ...]) -> bool:
+    return any(way in text for way in ways)
+
+
+def _cleared(text: str, ways: tuple[str, ...], instead: str = REDACTED) -> str:
+    """A text without any of some; the very same object if it has none."""
+    for way in ways:
+        if way in text:
+            text = text.replace(way, instead)
+    return text

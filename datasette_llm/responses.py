@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -155,6 +156,8 @@ class PromptResponse(llm.AsyncResponse):
         # Closed here, so that the provider cleans up in this task and before the contexts do.
         async with contextlib.aclosing(events):
             async for _ in events:
+                if flight.first_event_at is None:
+                    flight.first_event_at = time.monotonic()
                 flight.wake_readers()
                 # A provider that has its next chunk at hand does not wait for anything, and
                 # the readers must not wait for the whole of it.
@@ -210,7 +213,7 @@ class _Flight:
     five-fold (CPython 3.11).
     """
 
-    __slots__ = ("call", "changed", "readers", "requested", "resume_timer")
+    __slots__ = ("call", "changed", "first_event_at", "readers", "requested", "resume_timer")
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -218,6 +221,7 @@ class _Flight:
         self.readers = 0
         self.requested = False
         self.resume_timer: asyncio.TimerHandle | None = None
+        self.first_event_at: float | None = None
 
     def wake_readers(self) -> None:
         # Everyone who waits wakes up, and whoever comes later waits for the next change.

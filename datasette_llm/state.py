@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .catalog import Catalog, CatalogSource, Entry
-from .config import Settings, parse_settings, path_of
+from .config import PriceSettings, Settings, parse_settings, path_of
 from .errors import ConfigError
+from .log.kept import KeptAnswers
+from .log.record import Recorder
 from .policy import Rules
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class View:
     settings: Settings
     catalog: Catalog
     _rules: dict[str | None, Rules] = field(default_factory=dict, repr=False)
+    _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
 
     def rules(self, purpose: str | None) -> Rules:
         """The rules for a purpose, worked out once."""
@@ -35,6 +38,13 @@ class View:
         if key not in self._rules:
             self._rules[key] = Rules.of(self.settings, self.catalog, key)
         return self._rules[key]
+
+    def price(self, model_id: str) -> PriceSettings | None:
+        """The configured price of a model, or None."""
+        log = self.settings.log
+        if log is not None and log.prices and not self._prices:
+            self._prices.update({self.catalog.canonical(k): v for k, v in log.prices.items()})
+        return self._prices.get(model_id)
 
 
 class State:
@@ -44,16 +54,19 @@ class State:
         calls: the calls under way; this is also what keeps them alive.
         warnings: what is odd about the configuration, as found at startup.
         startup_check: the task that finds the warnings.
+        kept_answers: what was found about the record, for as long as it is still true.
     """
 
     def __init__(self) -> None:
         self.calls: set[Call] = set()
         self.warnings: tuple[str, ...] = ()
         self.startup_check: asyncio.Task[None] | None = None
+        self.kept_answers = KeptAnswers()
         self._source = CatalogSource()
         self._raw: object = None
         self._settings: Settings | None = None
         self._view: View | None = None
+        self._recorder: Recorder | None = None
 
     async def view(self, datasette: Datasette) -> View:
         """The settings and the catalog as of now.
@@ -92,6 +105,17 @@ class State:
             self._settings = parse_settings(resolved)
             self._raw = raw
         return self._settings
+
+    def recorder(self, datasette: Datasette) -> Recorder:
+        """The record of the instance's calls; made when first asked for."""
+        if self._recorder is None:
+            self._recorder = Recorder(datasette)
+        return self._recorder
+
+    async def close_record(self) -> None:
+        """Write what is still to be recorded; no more calls will come."""
+        if self._recorder is not None:
+            await self._recorder.close()
 
     def _viewed(self, settings: Settings, catalog: Catalog) -> View:
         view = self._view

@@ -10,7 +10,7 @@ import llm
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError, calls
+from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError, lifetimes
 from datasette_llm.testing import ScriptedModel
 
 from .recording import Accountant, Recorder, raises
@@ -360,7 +360,7 @@ async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, p
 
 
 async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch):
-    monkeypatch.setattr(calls, "CLEANUP_S", 0.02)
+    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
     events: list[str] = []
     plugin(Recorder("hangs", events, cleanup=lambda result: asyncio.Event().wait()))
     plugin(Recorder("outer", events))
@@ -376,7 +376,7 @@ async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch)
 async def test_h8_cleanup_after_a_success_is_cut_short_once_the_reader_is_cancelled(
     model_of, plugin, monkeypatch
 ):
-    monkeypatch.setattr(calls, "CLEANUP_S", 0.02)
+    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
     plugin(Recorder(after=lambda result: asyncio.Event().wait()))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
@@ -742,7 +742,7 @@ async def test_h4_of_two_timeouts_at_once_the_inner_context_rolls_back_too(model
 
 
 async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, plugin, monkeypatch):
-    monkeypatch.setattr(calls, "CLEANUP_S", 1.0)
+    monkeypatch.setattr(lifetimes, "CLEANUP_S", 1.0)
     finished = []
 
     def cleanup(name):

@@ -9,7 +9,7 @@ import llm
 import pytest
 import sqlite_utils
 
-from datasette_llm import LLM, ResponseCancelledError, calls
+from datasette_llm import LLM, ResponseCancelledError, lifetimes
 from datasette_llm.testing import ScriptedModel
 
 from .recording import Accountant, Recorder, raises
@@ -384,7 +384,7 @@ async def test_h8_a_chain_cancelled_while_its_contexts_open_ends_at_once(model_o
 
 @pytest.mark.parametrize("when", ["a tool runs", "its contexts are left"])
 async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatch):
-    monkeypatch.setattr(calls, "CLEANUP_S", 0.02)
+    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
     reached = asyncio.Event()
 
     async def slow() -> str:

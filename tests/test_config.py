@@ -201,7 +201,7 @@ def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str
         (
             {"colour": "red"},
             ".colour: unknown setting"
-            " (known here: blocked_models, default_model, models, purposes, require_keys)",
+            " (known here: blocked_models, default_model, log, models, purposes, require_keys)",
         ),
         (
             {"purposes": {"chat": {"modle": "x"}}},
@@ -209,7 +209,8 @@ def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str
         ),
         (
             {"purposes": {"chat": {"colour": "red"}}},
-            ".purposes.chat.colour: unknown setting (known here: blocked_models, model, models)",
+            ".purposes.chat.colour: unknown setting"
+            " (known here: blocked_models, log, model, models)",
         ),
         (
             {"purposes": {"chat": {"models": [{"model": "x", "option": {}}]}}},
@@ -471,7 +472,7 @@ def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
         f'.purposes["Ä\\n\\x85\\u2028{"o" * 55}…"]:'
         " expected a mapping such as {model: …}, got a number",
         f'["{"o" * 59}…"]: unknown setting'
-        " (known here: blocked_models, default_model, models, purposes, require_keys)",
+        " (known here: blocked_models, default_model, log, models, purposes, require_keys)",
         '["Ä…"]: unknown setting (a name ends with a colon and then a space)',
     ]
     assert problems_of({"purposes": {"o" * 60: 1}})[0].startswith(f".purposes.{'o' * 60}: ")
@@ -541,6 +542,21 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
         ),
         ("blocked_models", "list of ids", "[]", "Removed whatever else allows them."),
         ("require_keys", "bool", "true", "List only models whose key is set."),
+        ("log", "bool or mapping", "true", "Whether calls are recorded, and how."),
+        (
+            "log.content",
+            "bool",
+            "false",
+            "Record prompts and responses too, not only their sizes.",
+        ),
+        ("log.keep_days", "days", "not set", "Remove records that are older; otherwise they stay."),
+        ("log.required", "bool", "false", "Make no call that cannot be recorded."),
+        (
+            "log.prices",
+            "mapping of ids to prices",
+            "{}",
+            "`{input, output}` in dollars a million tokens, for models without a public price.",
+        ),
         ("purposes.<name>.model", "reference", "not set", "The default for this purpose."),
         (
             "purposes.<name>.models",
@@ -549,6 +565,12 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "Added to the allowlist for this purpose.",
         ),
         ("purposes.<name>.blocked_models", "list of ids", "[]", "Removed for this purpose."),
+        (
+            "purposes.<name>.log.content",
+            "bool",
+            "not set",
+            "As `log.content`, for this purpose.",
+        ),
     ]
 
 

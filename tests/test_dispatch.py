@@ -207,7 +207,8 @@ async def test_implementations_are_called_in_pluggys_order(
 
     match hook:
         case "llm_prompt_context":
-            await dispatch.prompt_contexts(datasette, **others)
+            for name, call in dispatch.context_hooks(datasette, **others):
+                await dispatch.make_factory(name, call)
         case "llm_group_exit":
             for _, work in dispatch.group_exits(datasette, LLM(datasette).group()):
                 await work()

@@ -4,8 +4,10 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import re
 import threading
 import traceback
+import urllib.parse
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from datasette.database import Database
 
 from datasette_llm import LLM
 from datasette_llm.keys import KeyStatus, find_key, provider_secret, read_status
-from datasette_llm.redaction import redact
+from datasette_llm.redaction import REDACTED, redact, without_key
 from datasette_llm.testing import ScriptedModel
 
 ENCRYPTION_KEY = Fernet.generate_key().decode()
@@ -681,3 +683,27 @@ def test_an_exception_with_a_list_that_contains_itself_is_cleaned_too() -> None:
     endless: list[Any] = [KEY]
     endless.append(endless)
     assert KEY not in repr(redact(ValueError(endless), KEY))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        str,
+        json.dumps,
+        lambda key: json.dumps(key, ensure_ascii=False),
+        lambda key: json.dumps(json.dumps({"key": key})),
+        lambda key: urllib.parse.quote(key, safe=""),
+        urllib.parse.quote_plus,
+        lambda key: re.sub("%..", lambda code: code[0].lower(), urllib.parse.quote_plus(key)),
+    ],
+)
+@pytest.mark.parametrize("key", ["sk/0123+456=", 'sk "0\\12é34', "sk-\n0123456", "sk-plain.key_1~"])
+def test_a_key_is_found_in_whichever_way_it_is_written(key, write):
+    assert without_key(f"({write(key)})", key).count(REDACTED) == 1
+    error = redact(ValueError(f"({write(key)})"), key)
+    assert write(key).strip('"') not in str(error)
+
+
+@pytest.mark.parametrize("key", [None, "", "short"])
+def test_what_is_no_key_is_not_looked_for(key):
+    assert without_key("a short text", key) == "a short text"

@@ -30,6 +30,8 @@ EXPORTS = [
     "LLMError",
     "ModelNotAllowedError",
     "ModelNotFoundError",
+    "NewerDatabaseError",
+    "NotRecordedError",
     "PromptResult",
     "Purpose",
     "ResponseCancelledError",

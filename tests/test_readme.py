@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import inspect
 import itertools
+import json
 import logging
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import tomllib
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -48,8 +52,13 @@ from datasette_llm import (
 from datasette_llm.checks import warnings
 from datasette_llm.config import parse_settings, settings_table
 from datasette_llm.keys import provider_secret
+from datasette_llm.log import cli as log_cli
+from datasette_llm.log.queries import RUNNING, Filter, calls
+from datasette_llm.log.schema import OUTCOMES
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedCall, ScriptedModel
+
+from .test_log_cli import Record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -340,7 +349,7 @@ def test_every_example_of_a_configuration_is_one_of_datasettes():
     assert good
     for config in good:
         assert config.keys() <= {"plugins", "permissions"}
-        parse_settings(config["plugins"].get("datasette-llm"))
+        parse_settings(config.get("plugins", {}).get("datasette-llm"))
 
 
 @shows(command="key in the environment")
@@ -755,6 +764,107 @@ def test_the_command_lines_shown_prompt_as_a_plugin_would(
 @shows(options="command line options")
 def test_the_options_shown_are_those_that_the_help_lists(options, terminal):
     assert terminal(["llm", "prompt", "--help"]).partition("Options:\n")[2] == options
+
+
+# The record
+
+
+def test_the_table_of_outcomes_has_all_of_them():
+    section = between("\n## The record\n", "\n## ")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.M)) == OUTCOMES
+    assert f"`{RUNNING}`" in section
+
+
+@shows(config="record.yaml")
+async def test_the_record_is_as_its_configuration_says(
+    config, make_datasette, register_models, tmp_path
+):
+    ids = ("our-own-model", "another-model")
+    register_models(*[ScriptedModel(i, ["Hm.", llm.Usage(input=1000, output=100)]) for i in ids])
+    datasette = make_datasette(ours(config), internal=str(tmp_path / "internal.db"))
+    await datasette.start_background_tasks()
+    names = [task.name for task in datasette._background_tasks.tasks()]
+    for model_id, purpose in zip(ids, ("sql", "pets"), strict=True):
+        model = await LLM(datasette).model(model_id, purpose=purpose)
+        await (await model.prompt("Which pet?")).text()
+    await datasette.invoke_shutdown()
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+        another, own = calls(connection, Filter(), limit=10)
+        sql = "select call_id, part, content from llm_call_content order by part"
+        contents = connection.execute(sql).fetchall()
+    assert "datasette-llm retention" in names
+    assert ours(config)["log"]["required"] is True
+    assert own["cost_nanodollars"] == 1000 * 500 + 100 * 2000
+    assert another["cost_nanodollars"] is None
+    assert [(i, part) for i, part, _ in contents] == [
+        (another["id"], "request"),
+        (another["id"], "response"),
+    ]
+    assert "Which pet?" in contents[0][2]
+    assert "Hm." in contents[1][2]
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """An internal.db in the current folder with the calls that the README shows."""
+    monkeypatch.chdir(tmp_path)
+    record = Record(tmp_path / "internal.db")
+    haiku = {"model_id": "claude-haiku-4.5", "purpose": "pets", "actor_id": "ana"}
+    used = {"input_tokens": 1204, "output_tokens": 311, "cost_nanodollars": 2_759_000}
+    record.add(0, duration_ms=2103.4, **haiku, **used)
+    refusal = {"blocked_by": "budget.py", "error_message": "Your tokens are used up"}
+    record.add(1, "blocked", duration_ms=0.0, **haiku, **refusal)
+    failure = {"error_type": "ModelError", "error_message": "overloaded"}
+    record.add(60, "error", model_id="gemini-2.5-flash", duration_ms=812.0, **failure)
+    record.begin(62, **haiku)
+    yield record
+    record.connection.close()
+
+
+@shows(commands="log", output="log output")
+def test_the_commands_shown_print_the_record(commands, output, record, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    plain, failed, as_json, followed = (shlex.split(line)[1:] for line in commands.splitlines())
+    assert terminal(plain) == output
+    assert [line.split()[2] for line in terminal(failed).splitlines()[1:]] == ["error"]
+    rows = json.loads(terminal(as_json))
+    assert [row["outcome"] for row in rows] == ["running", "blocked", "ok"]
+
+    def sleep(seconds: float) -> None:
+        if not calls(record.connection, Filter(outcome=RUNNING), limit=1):
+            raise KeyboardInterrupt
+        record.end(62)
+
+    monkeypatch.setattr(log_cli, "time", SimpleNamespace(sleep=sleep))
+    assert [line.split()[2] for line in terminal(followed).splitlines()[1:]] == ["ok"]
+
+
+@shows(permission="log permission", address="log json")
+async def test_the_permission_shown_opens_the_addresses_shown(
+    permission, address, make_datasette, register_models
+):
+    register_models(ScriptedModel("scripted"), ScriptedModel("broken", [llm.ModelError("no")]))
+    datasette = make_datasette({})
+    datasette.config.update(yaml.safe_load(permission))
+    await datasette.invoke_startup()
+    for name in ("scripted", "broken"):
+        model = await LLM(datasette).model(name, purpose="pets")
+        with contextlib.suppress(llm.ModelError):
+            await (await model.prompt("x")).text()
+    nobody = await datasette.client.get(address.strip())
+    assert nobody.status_code == 403
+    ana = await datasette.client.get(address.strip(), actor={"id": "ana"})
+    [row] = ana.json()["rows"]
+    assert (row["model_id"], row["outcome"]) == ("broken", "error")
+    for other in ("", ".json", ".csv", f"/{row['id']}", f"/{row['id']}.json"):
+        found = await datasette.client.get(f"/-/llm/log{other}", actor={"id": "ana"})
+        assert found.status_code == 200
+
+
+@shows(options="log options")
+def test_the_options_of_the_log_shown_are_those_that_the_help_lists(options, terminal):
+    assert terminal(["llm", "log", "--help"]).partition("Options:\n")[2] == options
 
 
 @shows(source="test_greet.py", plugin_source="greet.py")

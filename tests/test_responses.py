@@ -15,6 +15,7 @@ from llm.parts import StreamEvent
 
 from datasette_llm import LLM, ConversationBusyError, LLMError, ResponseCancelledError, responses
 from datasette_llm.responses import PromptResponse
+from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel, registered
 
 from .recording import Recorder
@@ -390,6 +391,7 @@ async def test_a_finished_response_keeps_no_task_alive(model_of):
     response = await model.prompt("x")
     await response.text()
     assert response._flight is None
+    await state_of(model._datasette).recorder(model._datasette).writer.flush()
     assert len(asyncio.all_tasks()) == 1
 
 

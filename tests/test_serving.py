@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import html
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 
-import httpx2
 import pytest
 from cryptography.fernet import Fernet
 
 from .openai_server import BOUND_S, OpenAIServer, write_model
+from .serving import Served, alone, log_in
 
 # What a plugin author would write: a view that streams an answer to the browser, and stops
 # reading when the browser goes away, which uvicorn only tells to those who listen.
@@ -123,47 +122,6 @@ plugins:
 """
 
 
-class Served:
-    """A Datasette process; `url` is known once it takes requests."""
-
-    def __init__(self, process):
-        self.process = process
-        self.lines = []
-        self._url = asyncio.get_running_loop().create_future()
-        self._reading = asyncio.create_task(self._read())
-
-    @property
-    def output(self):
-        return "".join(self.lines)
-
-    async def ready(self):
-        async with asyncio.timeout(BOUND_S):
-            self.url = await asyncio.shield(self._url)
-
-    async def ended(self):
-        """Wait for the process to end by itself."""
-        async with asyncio.timeout(BOUND_S):
-            await asyncio.wait([self._reading])
-            return await self.process.wait()
-
-    async def kill(self):
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.ended()
-
-    def client(self):
-        return httpx2.AsyncClient(base_url=self.url, timeout=BOUND_S, trust_env=False)
-
-    async def _read(self):
-        async for line in self.process.stdout:
-            self.lines.append(line.decode())
-            running = re.search(r"Uvicorn running on (http://127\.0\.0\.1:\d+)", self.lines[-1])
-            if running:
-                self._url.set_result(running[1])
-        if not self._url.done():
-            self._url.set_exception(AssertionError(f"Datasette did not start:\n{self.output}"))
-
-
 @pytest.fixture
 def witness(tmp_path):
     """The file in which the plugin's context writes what it was told at its end."""
@@ -173,15 +131,7 @@ def witness(tmp_path):
 @pytest.fixture
 def environment(llm_folder, witness):
     """The environment of a Datasette with our plugins alone, and without any key."""
-    foreign = ("DATASETTE_", "LLM_", "OPENAI_")
-    names = [n for n in os.environ if not n.startswith(foreign) and not n.endswith("_API_KEY")]
-    return {name: os.environ[name] for name in names} | {
-        "DATASETTE_LOAD_PLUGINS": "datasette-llm,datasette-secrets",
-        "LLM_LOAD_PLUGINS": "",
-        "LLM_USER_PATH": str(llm_folder),
-        "NO_PROXY": "127.0.0.1",
-        "WITNESS": str(witness),
-    }
+    return alone(llm_folder) | {"WITNESS": str(witness)}
 
 
 @pytest.fixture
@@ -198,29 +148,13 @@ async def serve(tmp_path, environment):
             everything = {"datasette-llm": config or {}, "datasette-secrets": secrets}
             file = tmp_path / "datasette.json"
             file.write_text(json.dumps({"plugins": everything}))
-            command = [sys.executable, "-m", "datasette", "serve", "--port", "0", "--memory"]
-            command += ["--config", str(file), "--plugins-dir", str(plugins), *arguments]
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            served = Served(process)
+            options = ["--memory", "--config", str(file), "--plugins-dir", str(plugins)]
+            served = await Served.start(environment, *options, *arguments)
             stack.push_async_callback(served.kill)
             await served.ready()
             return served
 
         yield start
-
-
-async def log_in(client, served):
-    """Follow the link that `--root` prints for the administrator."""
-    link = re.search(r"/-/auth-token\?token=\w+", served.output)
-    response = await client.get(link[0])
-    assert response.status_code == 302
-    assert "ds_actor" in client.cookies
 
 
 async def test_a_view_sends_the_first_chunk_before_the_model_has_made_the_last(serve):

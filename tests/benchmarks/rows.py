@@ -11,6 +11,7 @@ import tracemalloc
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from statistics import median
 from typing import Any
 
 import llm
@@ -52,16 +53,20 @@ async def first_chunk(name: str, quick: bool) -> Row:
         begun = time.perf_counter()
         return await _first_and_rest(streaming.prompt("x"), begun)
 
-    async with running() as datasette:
+    async def ours(datasette: Datasette) -> float:
+        begun = time.perf_counter()
+        model = await LLM(datasette).model("streaming")
+        return await _first_and_rest(await model.prompt("x"), begun)
 
-        async def ours() -> float:
-            begun = time.perf_counter()
-            model = await LLM(datasette).model("streaming")
-            return await _first_and_rest(await model.prompt("x"), begun)
-
+    rounds = 2 if quick else 12
+    async with running() as datasette, running(log=True) as recorded:
         with known(40, streaming):
-            pair = await measured(raw, ours, 2 if quick else 12)
-    return Row(name, "time to first chunk of 5, 50 ms apart", pair, "ratio", 1.05, "ms")
+            pair = await measured(raw, lambda: ours(datasette), rounds)
+            await ours(recorded)  # not counted: the first row imports the table of prices
+            recorded_s = median([await ours(recorded) for _ in range(rounds)])
+    work = "time to first chunk of 5, 50 ms apart"
+    beside = {"ours with the log on disk, ms": recorded_s * 1e3}
+    return Row(name, work, pair, "ratio", 1.05, "ms", beside=beside)
 
 
 async def _first_and_rest(response: llm.AsyncResponse, begun: float) -> float:
@@ -323,9 +328,12 @@ def _traced() -> int:
 
 
 @asynccontextmanager
-async def running(config: dict[str, Any] | None = None) -> AsyncIterator[Datasette]:
-    """A Datasette that has started, until the block is left."""
-    datasette = Datasette(memory=True, config=config)
+async def running(
+    config: dict[str, Any] | None = None, log: bool = False
+) -> AsyncIterator[Datasette]:
+    """A Datasette that has started, until the block is left; what a log costs has its own rows."""
+    plugins = (config or {}).get("plugins", {}) | {"datasette-llm": {"log": log}}
+    datasette = Datasette(memory=True, config={"plugins": plugins})
     await datasette.invoke_startup()
     try:
         yield datasette

@@ -1,0 +1,106 @@
+"""What a call cost, in whole nano-dollars: by configured prices, else by genai-prices' table.
+
+The table is in the package, so no network is used. A price that nobody knows is None, which
+is not zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .values import count
+
+if TYPE_CHECKING:
+    from ..config import PriceSettings
+
+NANODOLLARS = 1_000_000_000
+MAX_NANODOLLARS = 10**15  # a million dollars; so much for one call is no price, but a mistake
+UNKNOWN: dict[str, Any] = {"cost_nanodollars": None, "price_source": None}
+
+
+def cost_columns(
+    row: Mapping[str, Any], model_id: str, price: PriceSettings | None, *, keyless: bool = False
+) -> dict[str, Any]:
+    """The cost columns of a finished call. Slow at its first use: call it in a thread.
+
+    Args:
+        row: the second part of its row, with the tokens.
+        model_id: the model that was asked.
+        price: the configured price, or None.
+        keyless: whether the model needs no key. Such a one may well run on somebody's own
+            machine, so that it has a public price only under the very name of a public model.
+
+    Returns:
+        `cost_nanodollars` and `price_source`, both None where tokens or price are unknown.
+    """
+    if row["input_tokens"] is None and row["output_tokens"] is None:
+        return UNKNOWN
+    usage = _usage(row)
+    if price is not None:
+        dollars = Decimal(str(price.input)) * usage["input_tokens"]
+        dollars += Decimal(str(price.output)) * usage["output_tokens"]
+        return _columns(dollars / 1_000_000, "configuration")
+    for name in dict.fromkeys([row["resolved_model"], model_id]):
+        found = _looked_up(name, usage, exact=keyless) if name else None
+        if found is not None:
+            return _columns(*found)
+    return UNKNOWN
+
+
+def _columns(dollars: Decimal, source: str) -> dict[str, Any]:
+    nanodollars = round(dollars * NANODOLLARS)
+    if nanodollars > MAX_NANODOLLARS:
+        return UNKNOWN
+    return {"cost_nanodollars": nanodollars, "price_source": source}
+
+
+def _looked_up(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Decimal, str] | None:
+    import genai_prices  # about 100 ms, so not when Datasette starts
+
+    try:
+        reference, provider = _reference(name)
+        price = genai_prices.calc_price(
+            genai_prices.Usage(**usage), reference, provider_id=provider
+        )
+        if exact and price.model.id != reference:
+            return None
+        return price.total_price, f"genai-prices {price.provider.id}/{price.model.id}"
+    except Exception:  # somebody else's table; what is odd in it must not cost the row its end
+        return None
+
+
+@lru_cache(maxsize=1_000)  # of names, which providers may make up
+def _reference(name: str) -> tuple[str, str | None]:
+    """genai-prices' model and provider for an id of llm's, such as `anthropic/claude-x`."""
+    import genai_prices.data_snapshot
+
+    providers = {provider.id for provider in genai_prices.data_snapshot.get_snapshot().providers}
+    provider, _, rest = name.partition("/")
+    return (rest, provider) if rest and provider in providers else (name, None)
+
+
+def _usage(row: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens as genai-prices wants them: all of the input, and what of it was cached.
+
+    OpenAI and Gemini count what was read from a cache as input, Anthropic counts it beside
+    the input; each has names of its own for it, which llm's plugins hand on as details.
+    """
+    details = row["token_details"]
+    known = _mapping(json.loads(details) if details else None)
+    openai = _mapping(known.get("prompt_tokens_details") or known.get("input_tokens_details"))
+    given = row["input_tokens"] or 0
+    inside = count(openai.get("cached_tokens") or known.get("cachedContentTokenCount")) or 0
+    beside = count(known.get("cache_read_input_tokens")) or 0
+    written = count(known.get("cache_creation_input_tokens")) or 0
+    read = beside + (inside if inside <= given else 0)
+    usage = {"input_tokens": given + beside + written, "output_tokens": row["output_tokens"] or 0}
+    cached = {"cache_read_tokens": read, "cache_write_tokens": written}
+    return usage | {name: tokens for name, tokens in cached.items() if tokens}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,227 @@
+"""What is read from the record; functions over a connection that is in a reading thread."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from datasette.utils.sqlite import sqlite3
+from ulid import ULID
+
+from ..errors import LLMError
+from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS
+
+RUNNING = "running"
+BATCH_ROWS = 1_000
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+COLUMNS = tuple(name for name in STARTED_COLUMNS + FINISHED_COLUMNS if name != "session_id")
+
+
+class BadFilterError(LLMError):
+    """A filter of the log cannot be used; the message says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which calls to look at; None does not matter, and an empty text means "has none".
+
+    Attributes:
+        model: a model id.
+        purpose: a purpose.
+        actor: an actor's id.
+        outcome: one of `OUTCOMES`, or `RUNNING` for a call that has not ended.
+        group: a group's id.
+        since: the first moment, an ISO 8601 date or time; UTC where it names no zone.
+        until: the first moment that is too late.
+    """
+
+    model: str | None = None
+    purpose: str | None = None
+    actor: str | None = None
+    outcome: str | None = None
+    group: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """The SQL condition, and its parameters.
+
+        Raises:
+            BadFilterError: there is no such outcome, or a time is none.
+        """
+        equal, between, values = self.conditions()
+        return " and ".join(["1", *equal, *between]), values
+
+    def conditions(self) -> tuple[list[str], list[str], dict[str, Any]]:
+        """The SQL conditions apart: those on a value, those on the time, and the parameters.
+
+        Raises:
+            BadFilterError: there is no such outcome, or a time is none.
+        """
+        equal, between, values = [], [], {}
+        columns = {"model": "model_id", "purpose": "purpose", "actor": "actor_id"}
+        for name, column in (columns | {"group": "group_id"}).items():
+            value = getattr(self, name)
+            if value == "":
+                equal.append(f"{column} is null")
+            elif value is not None:
+                equal.append(f"{column} = :{name}")
+                values[name] = value
+        if self.outcome == RUNNING:
+            equal.append("outcome is null")
+        elif self.outcome is not None:
+            if self.outcome not in OUTCOMES:
+                known = ", ".join([*OUTCOMES, RUNNING])
+                raise BadFilterError(f"There is no outcome {self.outcome!r}; use one of {known}")
+            equal.append("outcome = :outcome")
+            values["outcome"] = self.outcome
+        # By id, which begins with the time: that is the order of the table.
+        for name, operator in (("since", ">="), ("until", "<")):
+            if getattr(self, name) is not None:
+                between.append(f"id {operator} :{name}")
+                values[name] = first_id(moment(name, getattr(self, name)))
+        return equal, between, values
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the filters."""
+        return tuple(f.name for f in fields(cls))
+
+
+def calls(
+    connection: sqlite3.Connection, wanted: Filter, *, before: str | None = None, limit: int
+) -> list[dict[str, Any]]:
+    """A page of calls, newest first.
+
+    Args:
+        connection: a connection to the internal database.
+        wanted: which calls.
+        before: the id of the last call of the page before; None for the first page.
+        limit: how many at the most.
+
+    Returns:
+        The rows; `outcome` is `RUNNING` for a call that has not ended.
+    """
+    equal, between, values = wanted.conditions()
+    if before is not None:
+        between.append("id < :before")
+        values["before"] = before
+    sql = (
+        f"select {', '.join(COLUMNS)} from llm_calls "
+        f"where id in ({_ids(equal, between)}) order by id desc"
+    )
+    return _rows(connection, sql, values | {"n": limit})
+
+
+def _ids(equal: list[str], between: list[str]) -> str:
+    """SQL for the ids of the newest `:n` calls that meet all conditions.
+
+    Each value's ids come from its own index, in order, and SQLite merges them: no row of the
+    table is looked at that is not wanted, however rare the values are together.
+    """
+    parts = [" and ".join([condition, *between]) for condition in equal or ["1"]]
+    selects = [f"select id from llm_calls where {part}" for part in parts]
+    return f"{' intersect '.join(selects)} order by id desc limit :n"
+
+
+def all_calls(connection: sqlite3.Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
+    """Every call, newest first, a bounded number of rows in memory at a time."""
+    before = None
+    while page := calls(connection, wanted, before=before, limit=BATCH_ROWS):
+        yield from page
+        before = page[-1]["id"]
+
+
+def calls_since(
+    connection: sqlite3.Connection, wanted: Filter, ids: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The calls that are new or have ended since a look before, oldest first.
+
+    Args:
+        connection: a connection to the internal database.
+        wanted: which calls.
+        ids: what was seen before: the outcome of each call by its id.
+    """
+    running = [call_id for call_id, outcome in ids.items() if outcome == RUNNING]
+    newest = max(ids, default="")
+    condition, values = wanted.where()
+    places = ", ".join(f":r{number}" for number in range(len(running)))
+    sql = (
+        f"select {', '.join(COLUMNS)} from llm_calls where {condition} "
+        f"and (id > :newest or (id in ({places}) and outcome is not null)) order by id"
+    )
+    values |= {f"r{number}": call_id for number, call_id in enumerate(running)}
+    return _rows(connection, sql, values | {"newest": newest})
+
+
+def call(connection: sqlite3.Connection, call_id: str) -> dict[str, Any] | None:
+    """One call, or None where the record has none with this id."""
+    sql = f"select {', '.join(COLUMNS)} from llm_calls where id = :id"
+    return next(iter(_rows(connection, sql, {"id": call_id})), None)
+
+
+def chain_steps(
+    connection: sqlite3.Connection, chain_id: str, *, limit: int
+) -> list[dict[str, Any]]:
+    """The requests of a chain, from its first step on."""
+    sql = f"select {', '.join(COLUMNS)} from llm_calls where chain_id = :chain order by id limit :n"
+    return _rows(connection, sql, {"chain": chain_id, "n": limit})
+
+
+def first_call(connection: sqlite3.Connection, wanted: Filter) -> str:
+    """The id of the oldest call that a filter lets through; empty where there is none."""
+    condition, values = wanted.where()
+    sql = f"select min(id) from llm_calls where {condition}"
+    return connection.execute(sql, values).fetchone()[0] or ""
+
+
+def content(connection: sqlite3.Connection, call_id: str) -> dict[str, str]:
+    """What was recorded of a call's `request` and `response`, as JSON text."""
+    sql = "select part, content from llm_call_content where call_id = ?"
+    return dict(connection.execute(sql, (call_id,)).fetchall())
+
+
+def has_record(connection: sqlite3.Connection) -> bool:
+    """Whether the tables are there; they are made when something is to be recorded."""
+    sql = "select 1 from sqlite_master where type = 'table' and name = 'llm_calls'"
+    return connection.execute(sql).fetchone() is not None
+
+
+def _rows(
+    connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in connection.execute(sql, values)]
+    for row in rows:
+        row["outcome"] = row["outcome"] or RUNNING
+    return rows
+
+
+def moment(name: str, text: str) -> datetime.datetime:
+    """The time that a filter names, in UTC; not before 1970, as ids begin there.
+
+    Raises:
+        BadFilterError: it names none.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(text)
+        zoned = found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+        return max(EPOCH, zoned.astimezone(datetime.UTC))
+    except (ValueError, OverflowError):
+        raise BadFilterError(
+            f"{name}: {text!r} is no date or time; write it like 2026-01-31 or 2026-01-31T12:00"
+        ) from None
+
+
+def first_id(time: datetime.datetime) -> str:
+    """The smallest id of a moment."""
+    milliseconds = max(0, int(time.timestamp() * 1000))
+    return str(ULID(milliseconds.to_bytes(6, "big") + bytes(10))).lower()
+
+
+def time_of(call_id: str) -> datetime.datetime:
+    """The moment that an id begins with, in UTC."""
+    milliseconds = int.from_bytes(ULID.from_str(call_id.upper()).bytes[:6], "big")
+    return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)

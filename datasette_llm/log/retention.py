@@ -1,0 +1,135 @@
+"""The one way out of the record: calls older than `log.keep_days` are removed.
+
+What is removed is written down first, in `llm_log_removals`, and in the same transaction; the
+triggers of the tables let go of nothing else. A call that may still end keeps its row whatever
+its age, because its outcome and its cost have no other place to go. Once the process that
+makes it has gone, or has closed its session, nobody is left to end it, and it goes by its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from datasette.database import DatasetteClosedError
+from datasette.utils.sqlite import sqlite3
+from ulid import ULID
+
+from .rows import now
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from .writer import Writer
+
+logger = logging.getLogger("datasette_llm")
+
+INTERVAL_S = 3600.0
+# After a failure, such as a database that another process has locked.
+RETRY_S = 60.0
+# Few enough that calls which wait for their own row do not notice: with 100 KB of content a call,
+# and SQLite overwriting what it deletes, about 0.4 seconds.
+MAX_BATCH = 250
+# Between two transactions, so that other processes get their turn. One that waits for a lock
+# of SQLite's looks for it every 100 ms.
+PAUSE_S = 0.1
+DAY_MS = 24 * 60 * 60 * 1000
+
+_REMOVABLE = "(outcome is not null or session_id not in (select id from llm_log_sessions))"
+
+
+async def keep(datasette: Datasette, *, writer: Writer, keep_days: int) -> None:
+    """Remove what is too old, now and then every hour, for as long as Datasette runs.
+
+    Args:
+        datasette: the Datasette instance, which supervises this as a background task.
+        writer: the writer of its record, which makes the tables.
+        keep_days: how many days a call stays.
+    """
+    failed = False
+    while True:
+        try:
+            await writer.prepare()
+            await remove(datasette, first_id(keep_days), keep_days)
+        except DatasetteClosedError:
+            return  # without a shutdown, which would have cancelled this
+        except sqlite3.Error as error:
+            if not failed:
+                logger.error("Old records of LLM calls cannot be removed: %s", error)
+            failed = True
+        else:
+            failed = False
+        await asyncio.sleep(RETRY_S if failed else INTERVAL_S)
+
+
+async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
+    """Remove the calls with smaller ids, in transactions of a bounded size.
+
+    Args:
+        datasette: the Datasette instance whose internal database has the record.
+        below_id: the first id that stays.
+        keep_days: the setting that asks for it, for the table of removals.
+
+    Returns:
+        How many calls were removed.
+
+    Raises:
+        sqlite3.Error: the database cannot be written; what was removed before is committed.
+    """
+    database = datasette.get_internal_database()
+    total = 0
+    while True:
+        removed: int = await database.execute_write_fn(
+            lambda connection: remove_batch(connection, below_id, keep_days)
+        )
+        total += removed
+        if removed < MAX_BATCH:
+            return total
+        await asyncio.sleep(PAUSE_S)
+
+
+def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) -> int:
+    """Remove the oldest `MAX_BATCH` of the calls with smaller ids, and note that.
+
+    Args:
+        connection: a connection that may write, in a transaction.
+        below_id: the first id that stays.
+        keep_days: the setting that asks for it.
+
+    Returns:
+        How many calls were removed; fewer than `MAX_BATCH` when there are no more.
+    """
+    ids = [
+        row[0]
+        for row in connection.execute(
+            f"select id from llm_calls where id < ? and {_REMOVABLE} order by id limit ?",
+            (below_id, MAX_BATCH + 1),
+        )
+    ]
+    count = min(len(ids), MAX_BATCH)
+    if not count:
+        return 0
+    # Where SQLite is not built to do so, a text that is removed would stay readable in the file.
+    connection.execute("pragma secure_delete = on")
+    # Either the first one of the next batch, or the first one that stays.
+    below = ids[MAX_BATCH] if len(ids) > MAX_BATCH else below_id
+    connection.execute(
+        "insert into llm_log_removals (removed_at, below_id, call_count, keep_days) "
+        "values (?, ?, ?, ?)",
+        (now(), below, count, keep_days),
+    )
+    connection.execute(f"delete from llm_calls where id < ? and {_REMOVABLE}", (below,))
+    connection.execute(
+        "delete from llm_call_content where call_id < ? "
+        "and call_id not in (select id from llm_calls where id < ?)",
+        (below, below),
+    )
+    return count
+
+
+def first_id(keep_days: int) -> str:
+    """The smallest id that a call of the last `keep_days` days can have."""
+    milliseconds = max(0, int(time.time() * 1000) - keep_days * DAY_MS)
+    return str(ULID(milliseconds.to_bytes(6, "big") + bytes(10))).lower()

@@ -1,0 +1,194 @@
+"""The tables of the record, in Datasette's internal database.
+
+`llm_calls` has one row for each request to a provider. Its first part is written when the
+request starts and its second when it ends; triggers refuse every other change. Rows leave
+only through retention, which first writes into `llm_log_removals` up to which id it removes;
+the triggers let go of nothing from the last of those ids on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlite_utils import Database, Migrations
+
+from ..errors import NewerDatabaseError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+OUTCOMES = ("ok", "error", "cancelled", "blocked", "lost")
+
+STARTED_COLUMNS = (
+    "id",
+    "session_id",
+    "started_at",
+    "model_id",
+    "purpose",
+    "actor_id",
+    "group_id",
+    "chain_id",
+    "chain_step",
+    "conversation_id",
+    "streaming",
+    "prompt_chars",
+    "system_chars",
+    "message_count",
+    "attachment_count",
+)
+FINISHED_COLUMNS = (
+    "finished_at",
+    "outcome",
+    "blocked_by",
+    "error_type",
+    "error_message",
+    "input_tokens",
+    "output_tokens",
+    "token_details",
+    "resolved_model",
+    "first_chunk_ms",
+    "duration_ms",
+    "cost_nanodollars",
+    "price_source",
+)
+
+migrations = Migrations("datasette_llm")
+
+
+@migrations()
+def m001_record(db: Database) -> None:
+    started = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    outcomes = ", ".join(f"'{outcome}'" for outcome in OUTCOMES)
+    # The last one, and not the one that reaches furthest: a clock that was once years ahead would
+    # have opened everything for good.
+    below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
+    for statement in (
+        f"""
+        create table llm_calls (
+            id text primary key,
+            session_id text not null,
+            started_at text not null,
+            model_id text not null,
+            purpose text,
+            actor_id text,
+            group_id text,
+            chain_id text,
+            chain_step integer,
+            conversation_id text,
+            streaming integer not null,
+            prompt_chars integer not null,
+            system_chars integer not null,
+            message_count integer not null,
+            attachment_count integer not null,
+            finished_at text,
+            outcome text check (outcome in ({outcomes})),
+            blocked_by text,
+            error_type text,
+            error_message text,
+            input_tokens integer,
+            output_tokens integer,
+            token_details text,
+            resolved_model text,
+            first_chunk_ms real,
+            duration_ms real,
+            cost_nanodollars integer,
+            price_source text
+        ) without rowid
+        """,
+        """
+        create table llm_call_content (
+            call_id text not null,
+            part text not null check (part in ('request', 'response')),
+            content text not null,
+            primary key (call_id, part)
+        ) without rowid
+        """,
+        """
+        create table llm_log_sessions (
+            id text primary key,
+            opened_at text not null
+        ) without rowid
+        """,
+        """
+        create table llm_log_removals (
+            id integer primary key check (id > 0),
+            removed_at text not null,
+            below_id text not null,
+            call_count integer not null,
+            keep_days integer not null
+        )
+        """,
+        "create index llm_calls_model on llm_calls (model_id, id)",
+        "create index llm_calls_purpose on llm_calls (purpose, id)",
+        "create index llm_calls_actor on llm_calls (actor_id, id)",
+        "create index llm_calls_outcome on llm_calls (outcome, id)",
+        "create index llm_calls_group on llm_calls (group_id, id) where group_id is not null",
+        "create index llm_calls_chain on llm_calls (chain_id, id) where chain_id is not null",
+        # REPLACE removes the old row without asking the triggers for DELETE (SQLite's
+        # recursive_triggers is off), so it has to be refused as the INSERT that it also is.
+        """
+        create trigger llm_calls_insert before insert on llm_calls
+        when exists (select 1 from llm_calls where id = new.id)
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+        """
+        create trigger llm_call_content_insert before insert on llm_call_content
+        when exists (
+            select 1 from llm_call_content where call_id = new.call_id and part = new.part
+        )
+        begin select raise(abort, 'llm_call_content is append-only'); end
+        """,
+        """
+        create trigger llm_log_removals_insert before insert on llm_log_removals
+        when exists (select 1 from llm_log_removals where id = new.id)
+        begin select raise(abort, 'llm_log_removals is append-only'); end
+        """,
+        f"""
+        create trigger llm_calls_update before update on llm_calls
+        when old.outcome is not null or new.outcome is null or {started}
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+        f"""
+        create trigger llm_calls_delete before delete on llm_calls
+        when old.id >= {below}
+        begin select raise(abort, 'llm_calls is append-only: only retention removes'); end
+        """,
+        """
+        create trigger llm_call_content_update before update on llm_call_content
+        begin select raise(abort, 'llm_call_content is append-only'); end
+        """,
+        f"""
+        create trigger llm_call_content_delete before delete on llm_call_content
+        when old.call_id >= {below}
+        begin select raise(abort, 'llm_call_content is append-only: only retention removes'); end
+        """,
+        """
+        create trigger llm_log_removals_update before update on llm_log_removals
+        begin select raise(abort, 'llm_log_removals is append-only'); end
+        """,
+        """
+        create trigger llm_log_removals_delete before delete on llm_log_removals
+        begin select raise(abort, 'llm_log_removals is append-only'); end
+        """,
+    ):
+        db.execute(statement)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables up to date.
+
+    In a transaction that may write, which keeps processes that start together out of each
+    other's way; this one makes none of its own around it all.
+
+    Raises:
+        NewerDatabaseError: a newer version of datasette-llm has changed the tables.
+    """
+    db: Any = Database(connection)
+    known = {migration.name for migration in migrations._migrations}
+    unknown = [m.name for m in migrations.applied(db) if m.name not in known]
+    if unknown:
+        raise NewerDatabaseError(
+            "The internal database was written by a newer datasette-llm (it knows "
+            f"{', '.join(unknown)}). Upgrade datasette-llm, or use another --internal database"
+        )
+    migrations.apply(db)

@@ -1,0 +1,136 @@
+"""The record as a table in a terminal: a line a call, in as many columns as there is room for."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+Row = dict[str, Any]
+
+# The columns of the table; those of names get what is left of the terminal's width.
+WIDTHS = {"started (UTC)": 14, "outcome": 9, "in": 5, "out": 5, "cost": 9, "took": 6}
+NAME_SHARES = {"model": 2, "purpose": 1, "actor": 1}
+ORDER = ("started (UTC)", "outcome", *NAME_SHARES, "in", "out", "cost", "took")
+NUMBERS = frozenset({"in", "out", "cost", "took"})
+MIN_DETAIL = 16
+
+
+class Table:
+    """Lines for a terminal of this width.
+
+    Attributes:
+        head: the line with the names of the columns.
+    """
+
+    def __init__(self, sample: list[Row], at_least: Mapping[str, int] | None = None) -> None:
+        """
+        Args:
+            sample: rows that tell how wide the columns of names have to be.
+            at_least: how wide they shall be anyway, where there is room.
+        """
+        self._width = shutil.get_terminal_size().columns
+        self._widths = WIDTHS | _name_widths(sample, self._width, at_least or {})
+        self._detail_width = self._width - sum(self._widths.values()) - len(ORDER)
+        self.head = self._joined({name: name for name in ORDER} | {"detail": "detail"})
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks is no reason to stop.
+            sys.stdout.reconfigure(errors="replace")
+
+    def line(self, row: Row) -> str:
+        """A call, on one line."""
+        return self._joined(_cells(row))
+
+    def _joined(self, cells: Mapping[str, str]) -> str:
+        shown = [_padded(cells[name], self._widths[name], name in NUMBERS) for name in ORDER]
+        if self._detail_width >= MIN_DETAIL:
+            shown.append(_cut(cells["detail"], self._detail_width))
+        return _cut(" ".join(shown).rstrip(), self._width)
+
+
+def _name_widths(sample: list[Row], width: int, at_least: Mapping[str, int]) -> dict[str, int]:
+    cells = [_cells(row) for row in sample]
+    widths = {
+        name: min(width, max(len(name), at_least.get(name, 0), *(_span(c[name]) for c in cells)))
+        for name in NAME_SHARES
+    }
+    room = width - sum(WIDTHS.values()) - (len(ORDER) - 1)
+    while sum(widths.values()) > max(room, len(widths)):
+        widest = max(widths, key=lambda name: widths[name] / NAME_SHARES[name])
+        widths[widest] -= 1
+    return widths
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """The text in each column."""
+    why = [row["error_type"] if row["outcome"] == "error" else row["blocked_by"]]
+    return {
+        "started (UTC)": row["started_at"][5:19].replace("T", " "),
+        "outcome": row["outcome"],
+        "model": _clean(row["model_id"]),
+        "purpose": _clean(row["purpose"] or "-"),
+        "actor": _clean(row["actor_id"] or "-"),
+        "in": _tokens(row["input_tokens"]),
+        "out": _tokens(row["output_tokens"]),
+        "cost": _dollars(row["cost_nanodollars"]),
+        "took": _seconds(row["duration_ms"]),
+        "detail": _clean(": ".join(text for text in [*why, row["error_message"]] if text)),
+    }
+
+
+def _tokens(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return str(count) if count < 10_000 else f"{count // 1000}k"
+
+
+def _dollars(nanodollars: int | None) -> str:
+    if nanodollars is None:
+        return "-"
+    dollars = nanodollars / 1_000_000_000
+    if 0 < dollars < 0.00001:
+        return "<$0.00001"
+    return f"${dollars:.5f}" if dollars < 10 else f"${dollars:.2f}"
+
+
+def _seconds(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return "-"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f}s" if seconds < 99 else f"{seconds:.0f}s"
+
+
+def _clean(text: str) -> str:
+    """On one line, and without what a terminal would obey."""
+    if text.isprintable():
+        return text
+    visible = (c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
+    return " ".join("".join(visible).split())
+
+
+def _span(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _cut(text: str, width: int) -> str:
+    if _span(text) <= width:
+        return text
+    shown = text[:width]
+    while _span(shown) > width - 1:
+        shown = shown[:-1]
+    return f"{shown}…"
+
+
+def _padded(text: str, width: int, to_the_right: bool) -> str:
+    shown = _cut(text, width)
+    space = " " * (width - _span(shown))
+    return f"{space}{shown}" if to_the_right else f"{shown}{space}"

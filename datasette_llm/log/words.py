@@ -1,0 +1,58 @@
+"""Numbers, times and costs as the pages say them."""
+
+from __future__ import annotations
+
+import math
+
+from .chart import Chart, Number
+
+UNKNOWN = "unknown"
+
+
+def number(value: Number | None) -> str:
+    """A whole number with its thousands apart; empty for an unknown one."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def dollars(value: Number | None) -> str:
+    """A cost with cents, or with the three digits that count; empty for an unknown one."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "$0"
+    decimals = 2 if value >= 1 else min(9, 2 - math.floor(math.log10(value)))
+    whole, _, rest = f"{value:,.{decimals}f}".partition(".")
+    return f"${whole}.{rest[:2]}{rest[2:].rstrip('0')}"
+
+
+def duration(milliseconds: float | None) -> str:
+    """A time in the unit that suits it; empty for an unknown one."""
+    if milliseconds is None:
+        return ""
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 59.995:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest} s"
+
+
+def moment(text: str) -> str:
+    """A time of the record, to the second."""
+    return text[:19].replace("T", " ")
+
+
+def amount(chart: Chart, value: Number | None) -> str:
+    """A value of the chart; empty for an unknown one."""
+    return dollars(value) if chart.measure == "cost" else number(value)
+
+
+def axis(chart: Chart, value: Number) -> str:
+    """A value at the axis, in few characters; empty for half a call."""
+    if chart.measure == "cost":
+        return dollars(value)
+    for divisor, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (10_000, None)):
+        if value >= divisor:
+            return f"{value / divisor:g}{unit}" if unit else f"{value / 1000:g}k"
+    return number(value) if value == int(value) else ""

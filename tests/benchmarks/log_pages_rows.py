@@ -1,0 +1,212 @@
+"""The rows about a record of a million calls: how long its pages take, and what an export needs.
+
+Each page is asked for over HTTP, as somebody who may see it, from a Datasette that has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlencode
+
+from datasette.app import Datasette
+
+from datasette_llm.log.kept import KeptAnswers
+from datasette_llm.log.payloads import fingerprint
+from datasette_llm.log.queries import Filter, first_id
+from datasette_llm.state import state_of
+
+from .filling import DAYS, fill
+from .measuring import Pair, Row, Sample, measured
+from .rows import row
+
+ACTOR = {"id": "ana"}
+LOG = "/-/llm/log"
+# Datasette's own page of the same table, which it serves too.
+TABLE = "/internal/llm_calls"
+DAY = datetime.timedelta(days=1)
+TABLE_PAGE = "Datasette's own page of the same rows in the same order"
+
+
+@row("log-first-page")
+async def first_page(name: str, quick: bool) -> Row:
+    async with serving(_record(quick)) as datasette:
+        pair = await _pages(datasette, _address(TABLE, _sort_desc="id", _size=50), LOG, quick)
+        cold_s = await _median_of(lambda: _seconds_anew(datasette, LOG), quick)
+    work = f"first page of {_calls(quick):,} calls, with totals and chart"
+    beside = {"with totals that are added up anew, ms": cold_s * 1e3}
+    return Row(name, work, pair, "median", 100, "ms", raw_is=TABLE_PAGE, beside=beside)
+
+
+@row("log-filtered")
+async def filtered_page(name: str, quick: bool) -> Row:
+    """By the most frequent model; beside it, by rare values that are rarer still together."""
+    table = _address(TABLE, model_id="model-0", _sort_desc="id", _size=50)
+    frequent = _address(LOG, model="model-0")
+    rare = _address(LOG, model="model-rare", actor="actor-3", outcome="error")
+    async with serving(_record(quick)) as datasette:
+        pair = await _pages(datasette, table, frequent, quick)
+        cold_s = await _median_of(lambda: _seconds_anew(datasette, frequent), quick)
+        rare_s = await _median_of(lambda: _seconds_anew(datasette, rare), quick)
+    beside = {
+        "with totals that are added up anew, ms": cold_s * 1e3,
+        "three filters that few calls meet, totals anew, ms": rare_s * 1e3,
+    }
+    work = "the same, of the model that 40% of the calls have"
+    return Row(name, work, pair, "median", 100, "ms", raw_is=TABLE_PAGE, beside=beside)
+
+
+@row("log-middle")
+async def middle_page(name: str, quick: bool) -> Row:
+    middle = first_id(_now() - DAYS / 2 * DAY)
+    sql = "select * from llm_calls order by id desc limit 50 offset ?"
+    async with serving(_record(quick)) as datasette:
+
+        async def by_offset() -> float:
+            begun = time.perf_counter()
+            await datasette.get_internal_database().execute_fn(
+                lambda connection: connection.execute(sql, [_calls(quick) // 2]).fetchall()
+            )
+            return time.perf_counter() - begun
+
+        page = _address(LOG, next=f"{fingerprint(Filter())}-{middle}")
+        pair = await measured(by_offset, lambda: _seconds(datasette, page), _rounds(quick))
+    raw_is = "the same rows by OFFSET, in SQLite alone"
+    return Row(name, "a page in the middle", pair, "median", 100, "ms", raw_is=raw_is)
+
+
+@row("log-totals")
+async def totals(name: str, quick: bool) -> Row:
+    month, quarter = (_now() - 29 * DAY).date(), (_now() - 90 * DAY).date()
+    json = _address(f"{LOG}.json", since=month)
+    async with serving(_record(quick)) as datasette:
+        found = await datasette.client.get(json, actor=ACTOR)
+        pair = await measured(
+            lambda: _added_up_by_time(datasette, month),
+            lambda: _seconds_anew(datasette, json),
+            _rounds(quick),
+        )
+        longer = _address(f"{LOG}.json", since=quarter)
+        longer_s = await _median_of(lambda: _seconds_anew(datasette, longer), quick)
+        again_s = await _median_of(lambda: _seconds(datasette, longer), quick)
+    beside = {
+        "calls": found.json()["totals"]["calls"],
+        "three times as many calls, ms": longer_s * 1e3,
+        "these once more, as nothing has changed, ms": again_s * 1e3,
+    }
+    work = "totals and chart of 30 days, added up anew, as JSON"
+    raw_is = "one query that groups by day, as one would write it first, without latencies"
+    return Row(name, work, pair, "median", 500, "ms", raw_is=raw_is, beside=beside)
+
+
+@row("log-csv")
+async def csv(name: str, quick: bool) -> Row:
+    command = (sys.executable, "-m", "tests.benchmarks.export", str(_record(quick)))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 600)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError("The program that exports the record failed; see above")
+    early, late, rows, seconds = map(float, output.split())
+    return Row(
+        name,
+        f"most memory of a process while {_calls(quick):,} calls go out as CSV",
+        Pair((early,), (late,)),
+        "ratio",
+        1.05,
+        "KB",
+        raw_is="the same when a tenth of them has gone out",
+        beside={"calls a second": rows / seconds},
+    )
+
+
+def _calls(quick: bool) -> int:
+    return 20_000 if quick else 1_000_000
+
+
+def _rounds(quick: bool) -> int:
+    return 3 if quick else 15
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the program ends, as all the rows read what is in it."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _record(quick: bool) -> Path:
+    path = Path(_folder().name) / "internal.db"
+    fill(path, _calls(quick))
+    return path
+
+
+@asynccontextmanager
+async def serving(internal: Path) -> AsyncIterator[Datasette]:
+    """A Datasette that has started, with this record."""
+    config = {"permissions": {"view-llm-log": ACTOR}}
+    datasette = Datasette([str(internal)], internal=str(internal), config=config)
+    await datasette.invoke_startup()
+    try:
+        yield datasette
+    finally:
+        await datasette.invoke_shutdown()
+
+
+def _address(path: str, **arguments: object) -> str:
+    return f"{path}?{urlencode(arguments)}"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+async def _pages(datasette: Datasette, raw: str, ours: str, quick: bool) -> Pair:
+    for address in (raw, ours):
+        await _seconds(datasette, address)  # not counted: the first one compiles templates
+    return await measured(
+        lambda: _seconds(datasette, raw), lambda: _seconds(datasette, ours), _rounds(quick)
+    )
+
+
+async def _seconds(datasette: Datasette, address: str) -> float:
+    begun = time.perf_counter()
+    response = await datasette.client.get(address, actor=ACTOR)
+    seconds = time.perf_counter() - begun
+    if response.status_code != 200:
+        raise RuntimeError(f"{address}: HTTP {response.status_code}")
+    return seconds
+
+
+async def _seconds_anew(datasette: Datasette, address: str) -> float:
+    """As by the first who asks after Datasette has started."""
+    state_of(datasette).kept_answers = KeptAnswers()
+    return await _seconds(datasette, address)
+
+
+async def _median_of(sample: Sample, quick: bool) -> float:
+    return median([await sample() for _ in range(_rounds(quick))])
+
+
+async def _added_up_by_time(datasette: Datasette, since: datetime.date) -> float:
+    sql = (
+        "select substr(started_at, 1, 10), purpose, outcome, count(*), sum(input_tokens), "
+        "sum(output_tokens), sum(cost_nanodollars) from llm_calls where started_at >= ? "
+        "group by 1, 2, 3"
+    )
+    begun = time.perf_counter()
+    await datasette.get_internal_database().execute_fn(
+        lambda connection: connection.execute(sql, [since.isoformat()]).fetchall()
+    )
+    return time.perf_counter() - begun

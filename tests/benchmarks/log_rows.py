@@ -1,0 +1,241 @@
+"""The rows about the record: what it costs that every call is on disk before it leaves.
+
+The reference is a record that commits each part of each row by itself, through the same
+connection of Datasette's: one commit when a call starts and one when it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from datasette.app import Datasette
+
+from datasette_llm import LLM
+from datasette_llm.calls import Call
+from datasette_llm.log.rows import started_row
+from datasette_llm.models import WrappedAsyncModel
+from datasette_llm.redaction import redact
+from datasette_llm.responses import PromptResponse
+from datasette_llm.state import state_of
+from datasette_llm.telemetry import RequestSpan
+
+from .measuring import Pair, Row, measured, timed
+from .rows import known, row, running, scripted
+
+AT_ONCE = 64
+CALLS_A_SECOND = 2_000
+REFERENCE = "the same calls, off our record, with a commit for each of the two parts of a row"
+
+
+@row("log-throughput")
+async def log_throughput(name: str, quick: bool) -> Row:
+    calls = AT_ONCE * (4 if quick else 32)
+    async with on_disk() as ours, on_disk(log=False) as bare:
+        with known(40, scripted()):
+            recorded = await LLM(ours).model("scripted")
+            unrecorded = await LLM(bare).model("scripted")
+            reference = CommitPerRow(bare)
+            await reference.create()
+            pair = await measured(
+                lambda: _seconds_a_call(lambda: reference.around(unrecorded), calls),
+                lambda: _seconds_a_call(lambda: _prompted(recorded), calls, ours),
+                2 if quick else 9,
+            )
+            off_s = await _seconds_a_call(lambda: _prompted(unrecorded), calls)
+        unfinished = await _unfinished(ours)
+    line = Row(
+        name,
+        f"a call, {AT_ONCE} at once, the log on disk",
+        pair,
+        "median",
+        1e3 / CALLS_A_SECOND,
+        "ms",
+        raw_is=REFERENCE,
+        holds=unfinished == 0,
+    )
+    line.beside.update(
+        {
+            "calls a second, ours": 1e3 / line.ours,
+            "calls a second, a commit for each part": 1e3 / line.raw,
+            "calls a second, ours without a log": 1 / off_s,
+            "rows without an end": unfinished,
+        }
+    )
+    return line
+
+
+@row("log-lone")
+async def log_lone(name: str, quick: bool) -> Row:
+    times = 20 if quick else 100
+    async with on_disk() as ours, on_disk(log=False) as bare:
+        with known(40, scripted()):
+            recorded = await LLM(ours).model("scripted")
+            unrecorded = await LLM(bare).model("scripted")
+            reference = CommitPerRow(bare)
+            await reference.create()
+            pair = await measured(
+                lambda: _median_seconds(lambda: _prompted(unrecorded), times),
+                lambda: _median_seconds(lambda: _prompted(recorded), times, ours),
+                3 if quick else 11,
+            )
+            reference_s = await _median_seconds(lambda: reference.around(unrecorded), times)
+            back_to_back_s = await _seconds_a_call(lambda: _prompted(recorded), times, at_once=1)
+    return Row(
+        name,
+        "added to a lone call by the log on disk",
+        pair,
+        "added",
+        5,
+        "ms",
+        raw_is="ours without a log",
+        beside={
+            "a commit for each part, ms": reference_s * 1e3,
+            "ours, one call right after the other, ms": back_to_back_s * 1e3,
+        },
+    )
+
+
+@row("log-off")
+async def log_off(name: str, quick: bool) -> Row:
+    pair = await _without(_drive_without_record, quick)
+    work = "model(id) + prompt + text with `log: false`"
+    raw_is = "the same with the record taken out of the code"
+    return Row(name, work, pair, "ratio", 1.05, "ms", raw_is=raw_is)
+
+
+@row("tracing-off")
+async def tracing_off(name: str, quick: bool) -> Row:
+    pair = await _without(_drive_without_span, quick)
+    work = "the same with a span that nobody takes"
+    raw_is = "the same with the span taken out of the code"
+    return Row(name, work, pair, "ratio", 1.15, "ms", raw_is=raw_is)
+
+
+async def _without(drive: Callable[[Call, PromptResponse], Awaitable[None]], quick: bool) -> Pair:
+    """A prompt with `log: false`, beside the same where a request is driven in another way."""
+    async with running() as datasette:
+        with known(40, scripted()):
+
+            async def prompted() -> None:
+                await _prompted(await LLM(datasette).model("scripted"))
+
+            async def raw() -> float:
+                with patch.object(Call, "_drive", drive):
+                    return await timed(prompted, 100)()
+
+            return await measured(raw, timed(prompted, 100), 10 if quick else 100)
+
+
+async def _drive_without_record(call: Call, response: PromptResponse) -> None:
+    try:
+        with RequestSpan(call, response):
+            await response._drive()
+    except Exception as error:
+        raise redact(error, call._key) from None
+
+
+async def _drive_without_span(call: Call, response: PromptResponse) -> None:
+    try:
+        await response._drive()
+    except Exception as error:
+        raise redact(error, call._key) from None
+
+
+class CommitPerRow:
+    """The record as one would write it first."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self._database = datasette.get_internal_database()
+        self._ids = itertools.count()
+
+    async def create(self) -> None:
+        columns = ", ".join(started_row("", "", "", None, None))
+        await self._database.execute_write(
+            f"create table reference_calls ({columns}, finished_at, outcome, primary key (id))"
+        )
+
+    async def around(self, model: WrappedAsyncModel) -> None:
+        values = started_row(f"{next(self._ids):026d}", "session", model.model_id, None, None)
+        places = ", ".join(f":{name}" for name in values)
+        await self._database.execute_write(
+            f"insert into reference_calls ({', '.join(values)}) values ({places})", values
+        )
+        await _prompted(model)
+        await self._database.execute_write(
+            "update reference_calls set finished_at = 'now', outcome = 'ok' where id = ?",
+            [values["id"]],
+        )
+
+
+async def _prompted(model: WrappedAsyncModel) -> None:
+    await (await model.prompt("x")).text()
+
+
+async def _seconds_a_call(
+    call: Callable[[], Awaitable[None]],
+    count: int,
+    recorded: Datasette | None = None,
+    at_once: int = AT_ONCE,
+) -> float:
+    """The time of so many calls, the writing of their last row included, for each of them."""
+    numbers = iter(range(count))
+
+    async def some() -> None:
+        for _ in numbers:
+            await call()
+
+    await call()
+    begun = time.perf_counter()
+    await asyncio.gather(*[some() for _ in range(at_once)])
+    if recorded is not None:
+        await _written(recorded)
+    return (time.perf_counter() - begun) / count
+
+
+async def _median_seconds(
+    call: Callable[[], Awaitable[None]], count: int, recorded: Datasette | None = None
+) -> float:
+    """The median time of calls that each begin when nothing of the one before is left to do."""
+    seconds = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        await call()
+        seconds.append(time.perf_counter() - begun)
+        if recorded is not None:
+            await _written(recorded)
+    return sorted(seconds)[count // 2]
+
+
+async def _written(datasette: Datasette) -> None:
+    await state_of(datasette).recorder(datasette).writer.flush()
+
+
+async def _unfinished(datasette: Datasette) -> int:
+    await _written(datasette)
+    found = await datasette.get_internal_database().execute(
+        "select count(*) from llm_calls where outcome is null or outcome <> 'ok'"
+    )
+    count: int = found.single_value()
+    return count
+
+
+@asynccontextmanager
+async def on_disk(log: bool = True) -> AsyncIterator[Datasette]:
+    """A Datasette that has started, with its internal database in a file of its own."""
+    config: dict[str, Any] = {"plugins": {"datasette-llm": {"log": log}}}
+    with tempfile.TemporaryDirectory() as folder:
+        internal = str(Path(folder) / "internal.db")
+        datasette = Datasette(memory=True, internal=internal, config=config)
+        await datasette.invoke_startup()
+        try:
+            yield datasette
+        finally:
+            await datasette.invoke_shutdown()

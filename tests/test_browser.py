@@ -1,0 +1,105 @@
+"""The pages as a person uses them: a real browser on a real Datasette."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasette.utils.sqlite import sqlite3
+
+from datasette_llm.log.schema import migrate
+
+from .browsing import browser, fits, needs_browser, picture, visit
+from .serving import Served, alone
+from .test_log_queries import add, call_row
+
+pytestmark = needs_browser
+
+PHONE = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}
+
+
+@pytest.fixture
+async def served(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
+    """A Datasette whose record has a week of calls, open to everybody."""
+    internal = tmp_path / "internal.db"
+    connection = sqlite3.connect(internal)
+    migrate(connection)
+    with connection:
+        add(connection, *_week())
+    connection.close()
+    config = tmp_path / "datasette.json"
+    config.write_text(json.dumps({"permissions": {"view-llm-log": True}}))
+    served = await Served.start(
+        alone(llm_folder), "--memory", "--internal", str(internal), "--config", str(config)
+    )
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await served.kill()
+
+
+def _week() -> list[dict[str, Any]]:
+    now = datetime.now(UTC)
+    purposes = ("chat", "enrichments", None)
+    outcomes = ("ok", "ok", "ok", "error")
+    return [
+        call_row(
+            now - timedelta(hours=2 * number),
+            purpose=purposes[number % 3],
+            outcome=outcomes[number % 4],
+            input_tokens=100 + number,
+            output_tokens=number,
+            cost_nanodollars=1_000_000 * number,
+        )
+        for number in range(80)
+    ]
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+async def test_a_person_filters_the_log_pages_through_it_and_opens_a_call(served, javascript):
+    async with (
+        browser() as chromium,
+        visit(chromium, served.url, java_script_enabled=javascript) as page,
+    ):
+        await page.goto("/-/llm/log")
+        await picture(page, "log")
+        await page.get_by_role("combobox", name="Outcome").select_option("error")
+        await page.get_by_role("button", name="Filter").click()
+        shown = page.get_by_role("table", name="Calls, the newest first")
+        assert await shown.get_by_role("row").count() == 1 + 20
+        await page.get_by_role("combobox", name="Outcome").select_option("")
+        await page.get_by_role("button", name="Filter").click()
+        assert await shown.get_by_role("row").count() == 1 + 50
+        await page.get_by_role("link", name="Older calls").click()
+        assert await shown.get_by_role("row").count() == 1 + 30
+        await shown.get_by_role("link").first.click()
+        await page.get_by_role("heading", name="LLM call of").wait_for()
+        await picture(page, "call")
+
+
+async def test_the_log_fits_a_phone_and_the_dark(served):
+    async with browser() as chromium, visit(chromium, served.url, **PHONE) as page:
+        await page.goto("/-/llm/log")
+        await picture(page, "log-phone-dark")
+        assert await fits(page)
+        ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
+        assert brightness < 150
+        chart = page.get_by_role("img", name="Calls per day by purpose")
+        assert (await chart.bounding_box())["width"] > 200
+
+
+async def test_the_numbers_of_the_chart_are_there_for_those_who_cannot_see_it(served):
+    async with browser() as chromium, visit(chromium, served.url) as page:
+        await page.goto("/-/llm/log?measure=cost")
+        numbers = page.get_by_role("table", name="Cost per day by purpose")
+        assert not await numbers.is_visible()
+        await page.get_by_text("The same numbers in a table").focus()
+        await page.keyboard.press("Enter")
+        assert await numbers.get_by_role("row").count() == 1 + 30
+        assert "$" in await numbers.inner_text()
