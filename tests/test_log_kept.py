@@ -113,7 +113,8 @@ def test_the_answers_of_one_filter_are_not_those_of_another(connection) -> None:
 
 def test_the_answers_that_were_not_used_for_longest_make_room(connection) -> None:
     end(connection)
-    answers = KeptAnswers(max_chars=4 * (kept.ROW_CHARS + 50))  # for three days, and one more
+    answer_chars = kept.ANSWER_CHARS + kept.ROW_CHARS + 700
+    answers = KeptAnswers(max_chars=4 * answer_chars)  # for three days, and one more
     found(connection, answers)
     other = Filter(since="2026-02-01", model="pelican")
 
@@ -123,6 +124,18 @@ def test_the_answers_that_were_not_used_for_longest_make_room(connection) -> Non
 
     assert sums(connection, lambda: found(connection, answers, other)) == 0
     assert sums(connection, lambda: found(connection, answers)) > 0
+
+
+def test_filters_that_find_nothing_do_not_fill_the_memory(connection) -> None:
+    end(connection)
+    answers = KeptAnswers(max_chars=100_000)
+
+    for number in range(50):
+        found(connection, answers, Filter(since="2026-01-30", actor=f"{number}" * 1_000))
+
+    kept_chars = [len(value) for _, values in answers._answers for _, value in values]
+    assert 0 < sum(kept_chars) <= 100_000
+    assert len(answers._answers) <= 100_000 / kept.ANSWER_CHARS
 
 
 def test_an_answer_that_is_too_large_is_given_but_not_kept(connection) -> None:

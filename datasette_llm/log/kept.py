@@ -15,10 +15,12 @@ from typing import Any
 from datasette.utils.sqlite import sqlite3
 
 Rows = list[tuple[Any, ...]]
+Key = tuple[str, frozenset[tuple[str, Any]]]
 
 # With a month of 100,000 calls, about 40 filters.
 MAX_CHARS = 20_000_000
-# About what a row of an answer takes beside its texts.
+# About what an answer takes, and each of its rows, beside their texts.
+ANSWER_CHARS = 2_000
 ROW_CHARS = 500
 
 
@@ -32,7 +34,7 @@ class KeptAnswers:
     def __init__(self, max_chars: int = MAX_CHARS) -> None:
         self._max_chars = max_chars
         self._lock = threading.Lock()
-        self._answers: dict[object, tuple[object, Rows]] = {}
+        self._answers: dict[Key, tuple[object, Rows]] = {}
         self._chars = 0
 
     def rows(self, connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]) -> Rows:
@@ -51,21 +53,21 @@ class KeptAnswers:
             if kept is not None and kept[0] == state:
                 self._answers[key] = kept
                 return kept[1]
-            self._chars -= _chars(kept[1]) if kept else 0
+            self._chars -= _chars(key, kept[1]) if kept else 0
         rows: Rows = connection.execute(sql, values).fetchall()
         if state is not None:
             self._keep(key, state, rows)
         return rows
 
-    def _keep(self, key: object, state: object, rows: Rows) -> None:
+    def _keep(self, key: Key, state: object, rows: Rows) -> None:
         with self._lock:
             replaced = self._answers.pop(key, None)  # by another thread, meanwhile
-            self._chars -= _chars(replaced[1]) if replaced else 0
+            self._chars -= _chars(key, replaced[1]) if replaced else 0
             self._answers[key] = state, rows
-            self._chars += _chars(rows)
+            self._chars += _chars(key, rows)
             while self._chars > self._max_chars:
-                _, oldest = self._answers.pop(next(iter(self._answers)))
-                self._chars -= _chars(oldest)
+                oldest = next(iter(self._answers))
+                self._chars -= _chars(oldest, self._answers.pop(oldest)[1])
 
 
 def _state(connection: sqlite3.Connection, values: Mapping[str, Any]) -> object:
@@ -79,5 +81,8 @@ def _state(connection: sqlite3.Connection, values: Mapping[str, Any]) -> object:
     return None if unfinished else (count, removal)
 
 
-def _chars(rows: Rows) -> int:
-    return sum(ROW_CHARS + sum(len(cell) for cell in row if isinstance(cell, str)) for row in rows)
+def _chars(key: Key, rows: Rows) -> int:
+    # The question counts too: of what is not on record, anybody can ask without end.
+    asked = len(key[0]) + sum(len(value) for _, value in key[1])
+    found = sum(ROW_CHARS + sum(len(cell) for cell in row if isinstance(cell, str)) for row in rows)
+    return ANSWER_CHARS + asked + found
