@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import sqlite3
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,7 +23,7 @@ from datasette_llm.log.chart import STEPS, Chart, round_up, svg
 from datasette_llm.log.kept import KeptAnswers
 from datasette_llm.log.queries import BadFilterError, Filter
 from datasette_llm.log.rows import started_row
-from datasette_llm.log.schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
+from datasette_llm.log.schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, migrate
 
 NOW = datetime.datetime(2026, 2, 1, 12, tzinfo=datetime.UTC)
 TODAY = NOW.date()
@@ -297,6 +300,42 @@ def test_a_call_from_a_clock_that_is_ahead_is_counted_today(connection) -> None:
     )
 
 
+TIMES = (None, "1970-01-01", "2025-11-30T07:00", "2026-02-01", "2026-02-02", "2027-01-01")
+
+
+@pytest.mark.parametrize(("by", "seed"), [("purpose", 1), ("model", 2)])
+def test_the_totals_are_of_the_calls_that_the_list_has(connection, by: Any, seed: int) -> None:
+    random = Random(seed)
+    days = [*range(40), 70, 364, 365, 366, 900, -1, -90, -500]
+    for _ in range(100):
+        outcome = random.choice([*OUTCOMES, None])
+        duration = None if outcome is None else random.uniform(0, 2_000)
+        purpose, cost = random.choice(["chat", None]), random.choice([None, 7 * 10**9])
+        time = NOW - random.choice(days) * DAY - random.random() * DAY
+        values = {"purpose": purpose, "cost_nanodollars": cost, "duration_ms": duration}
+        add(connection, call_row(time, outcome=outcome, **values))
+    kept = KeptAnswers()
+
+    for purpose, outcome, since, until in itertools.product((None, ""), (None, "ok"), TIMES, TIMES):
+        wanted = Filter(purpose=purpose, outcome=outcome, since=since, until=until)
+        found = totals.totals(connection, wanted, by, NOW, kept)
+        rows = list(queries.all_calls(connection, wanted))
+        left = [row for row in rows if row["outcome"] not in ("blocked", queries.RUNNING)]
+        durations = sorted(int(row["duration_ms"]) for row in left)
+        nearest = [math.ceil(len(durations) * part) - 1 for part in (0.5, 0.95)]
+
+        assert found.total.outcomes == Counter(row["outcome"] for row in rows)
+        assert found.total.cost_nanodollars == sum_of(row["cost_nanodollars"] for row in rows)
+        assert list(found.latency().values()) == [
+            durations[place] if durations else None for place in nearest
+        ]
+
+
+def sum_of(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 @pytest.mark.parametrize(
     "wanted", [Filter(since="2020-01-01"), Filter(since="0001-01-01"), Filter(until="2026-02-02")]
 )
@@ -467,6 +506,21 @@ def test_the_drawing_says_what_it_shows_and_escapes_names(connection) -> None:
     assert (title.text, description.text) == ("Calls per day by purpose", "What <it> shows")
     bars = [(rect.find("title").text, rect.get("height")) for rect in root.findall("rect")]
     assert bars == [("None 0", "100.000"), ('<script>"& 1', "100.000")]
+
+
+def test_the_days_of_a_drawing_are_added_up_once_however_many_there_are(
+    connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(connection, call_row(NOW - 300 * DAY), call_row())
+    chart = chart_of(connection, since="2025-01-01")
+    added: list[Chart] = []
+    day_totals = Chart.day_totals
+    monkeypatch.setattr(Chart, "day_totals", lambda self: added.append(self) or day_totals(self))
+
+    svg(chart, "", lambda series, place: "")
+
+    assert len(chart.days) > 300
+    assert len(added) == 1
 
 
 def test_bars_of_a_day_stand_on_each_other(connection) -> None:

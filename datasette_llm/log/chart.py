@@ -171,16 +171,21 @@ def svg(chart: Chart, description: str, label: Callable[[Series, int], str]) -> 
     for height in (0, HEIGHT / 2, HEIGHT):
         line = {"x1": "0", "x2": f"{width}", "y1": f"{height:g}", "y2": f"{height:g}"}
         ElementTree.SubElement(root, "line", line)
+    top = chart.top
     for place in range(len(chart.days)):
-        _draw_day(root, chart, place, label)
+        _draw_day(root, chart, place, top, label)
     # HTML knows no empty elements in this form, so each is closed by a tag.
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
 def _draw_day(
-    root: ElementTree.Element, chart: Chart, place: int, label: Callable[[Series, int], str]
+    root: ElementTree.Element,
+    chart: Chart,
+    place: int,
+    top: Number,
+    label: Callable[[Series, int], str],
 ) -> None:
-    top, bottom = chart.top, float(HEIGHT)
+    bottom = float(HEIGHT)
     for number, series in enumerate(chart.series):
         height = HEIGHT * (series.values[place] or 0) / top
         if not height:

@@ -225,7 +225,8 @@ def _periods(
     end = min(until, now) if until else now
     first = _first_moment(connection, wanted) or end
     last_day = (end - datetime.timedelta(microseconds=1)).date()
-    first_day = max(first.date(), last_day - (MAX_DAYS - 1) * DAY)
+    # What begins after today, a clock that is ahead has made: it is counted today.
+    first_day = max(min(first.date(), last_day), last_day - (MAX_DAYS - 1) * DAY)
     midnights = [_midnight(first_day + n * DAY) for n in range((last_day - first_day).days + 1)]
     if not midnights:
         return

@@ -45,7 +45,7 @@ def actions() -> list[Action]:
 
 
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
-    """The menu's entry, for those who may see the list_page."""
+    """The menu's entry, for those who may see the record."""
     if not await datasette.allowed(action=VIEW_LOG, actor=actor):
         return []
     return [{"href": datasette.urls.path(list_page.PATH), "label": "LLM log"}]
