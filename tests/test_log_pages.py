@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import sqlite3
 from collections.abc import Awaitable, Callable
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -710,6 +711,29 @@ async def test_what_keeps_the_record_from_being_written_is_on_every_page(start: 
         assert "(OperationalError: disk <is> full)" in warnings[0]
         assert "1,234 writes were given up" in warnings[1]
         assert "<is>" not in response.text
+
+
+@pytest.mark.parametrize("name", [LOG, "call page"])
+async def test_a_record_that_cannot_be_read_is_told_in_every_form(
+    start: Start, name: str, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = call_row(NOW)
+    datasette = await start(row)
+
+    async def locked(work: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(datasette.get_internal_database(), "execute_fn", locked)
+    path = address(name, row["id"])
+
+    page = await get(datasette, path, status=503)
+    found = (await get(datasette, f"{path}.json", status=503)).json()
+
+    told = "The internal database cannot be read at the moment (database is locked)"
+    assert told in Page(page.text).text
+    assert (found["ok"], told in found["error"]) == (False, True)
+    assert told in (await get(datasette, f"{LOG}.csv", status=503)).text
+    assert "database is locked" in caplog.text
 
 
 async def test_a_record_that_works_has_no_warning(start: Start) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from datasette.utils.sqlite import sqlite3
+from datasette.views.base import DatasetteError
 
 from ..state import state_of
 from . import queries, totals
@@ -17,9 +21,10 @@ from .wanted import Wanted, fingerprint
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.sqlite import sqlite3
 
     from .writer import Writer
+
+logger = logging.getLogger("datasette_llm")
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -200,10 +205,24 @@ async def read(datasette: Datasette, work: Callable[[sqlite3.Connection], T]) ->
     Args:
         datasette: the Datasette instance whose record is read.
         work: called in a reading thread with a connection.
+
+    Raises:
+        DatasetteError: SQLite cannot read it; Datasette shows this with a status of 503.
     """
 
     def in_thread(connection: sqlite3.Connection) -> T | None:
         return work(connection) if queries.has_record(connection) else None
 
+    try:
+        found = await datasette.get_internal_database().execute_fn(in_thread)
+    except sqlite3.Error as error:
+        logger.error("The record of LLM calls cannot be read: %s", error)
+        raise DatasetteError(
+            f"The internal database cannot be read at the moment ({error}). Calls to models go "
+            "on meanwhile, unless the record is required. Try again in a while; if this stays, "
+            "look whether another program holds the file, and whether its disk works.",
+            title="The record cannot be read",
+            status=503,
+        ) from error
     # Datasette has no types; it returns what the function does.
-    return cast("T | None", await datasette.get_internal_database().execute_fn(in_thread))
+    return cast("T | None", found)

@@ -86,8 +86,12 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
     except BadFilterError as error:
         return Response.text(str(error), status=400)
 
+    chunks = csv_chunks(datasette, wanted.filter)
+    head = await anext(chunks)  # what cannot be read is told while there still is a status
+
     async def stream(writer: AsgiWriter) -> None:
-        await _copy(csv_chunks(datasette, wanted.filter), writer, request)
+        await writer.write(head)
+        await _copy(chunks, writer, request)
 
     disposition = {"content-disposition": 'attachment; filename="llm-log.csv"'}
     return AsgiStream(stream, headers=disposition, content_type="text/csv; charset=utf-8")
@@ -141,11 +145,11 @@ async def csv_chunks(datasette: Datasette, wanted: Filter) -> AsyncIterator[str]
     number of calls, or with the time that somebody takes to read them.
     """
     await payloads.flushed(state_of(datasette).recorder(datasette).writer)
+    rows = await _batch(datasette, wanted, before=None)
     yield _csv([CSV_COLUMNS])
-    before: str | None = None
-    while rows := await _batch(datasette, wanted, before):
+    while rows:
         yield _csv(_csv_cells(row) for row in rows)
-        before = rows[-1]["id"]
+        rows = await _batch(datasette, wanted, before=rows[-1]["id"])
 
 
 async def _batch(
