@@ -221,7 +221,34 @@ def test_a_name_that_no_file_can_have_is_told(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told(run: Run, tmp_path: Path) -> None:
-    assert error_of(run(file=tmp_path)).startswith(f"{tmp_path} cannot be read: ")
+    told = f"{tmp_path} is a folder; give the file that has the record"
+    assert error_of(run(file=tmp_path)) == told
+
+
+def leave_half_written(record: Record) -> None:
+    """Leave the files as a process leaves them that is killed while it commits."""
+    record.connection.executescript("pragma cache_size = 1; begin")
+    record.connection.execute("create table other as select * from llm_calls, llm_calls as more")
+    folder = record.path.parent
+    for file in list(folder.glob("internal.db*")):
+        (folder / file.name.replace("internal", "crashed")).write_bytes(file.read_bytes())
+    record.connection.execute("rollback")
+
+
+def test_a_file_that_a_crash_left_half_written_is_told_with_what_to_do(
+    run: Run, record: Record
+) -> None:
+    record.add_many(100)
+    leave_half_written(record)
+    crashed = record.path.with_name("crashed.db")
+
+    assert error_of(run(file=crashed)) == (
+        f"{crashed} cannot be read: attempt to write a readonly database (its writer was ended "
+        "in the middle of a write; start Datasette with it once)"
+    )
+    with closing(sqlite3.connect(crashed)) as connection:
+        connection.execute("select 1 from llm_calls").fetchone()  # whoever may write mends it
+    assert run(file=crashed).exit_code == 0
 
 
 def test_a_file_that_is_no_database_is_told(run: Run, tmp_path: Path) -> None:
@@ -801,6 +828,23 @@ def test_a_site_that_locks_the_file_for_long_is_waited_for(
     assert follow(steps=[lock, nothing, lambda: record.connection.execute("commit")]) == [
         (0, "running")
     ]
+
+
+def test_a_site_that_crashes_while_it_is_followed_is_waited_for(
+    follow, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, crashes = log_cli._Watch.look, iter([True])
+
+    def half_written(watch: log_cli._Watch) -> Any:
+        if next(crashes, False):
+            error = sqlite3.OperationalError("attempt to write a readonly database")
+            error.sqlite_errorname = log_cli.HALF_WRITTEN
+            raise error
+        return look(watch)
+
+    monkeypatch.setattr(log_cli._Watch, "look", half_written)
+
+    assert follow(steps=[lambda: record.begin(0), nothing]) == [(0, "running")]
 
 
 def test_a_file_that_breaks_while_it_is_followed_is_told(

@@ -33,6 +33,16 @@ OVERLAP_ROWS = 1_000
 # How many rows tell how wide the columns have to be.
 SAMPLE_ROWS = 200
 
+# What SQLite says of a file that it may not mend, because we only read.
+HALF_WRITTEN = "SQLITE_READONLY_ROLLBACK"
+ADVICE = {
+    HALF_WRITTEN: "its writer was ended in the middle of a write; start Datasette with it once",
+    "SQLITE_CANTOPEN": (
+        "SQLite may not read it, or needs a folder that it can write to; copy it to another "
+        "folder, with the files beside it whose names begin with its own"
+    ),
+}
+
 Row = dict[str, Any]
 
 
@@ -89,7 +99,9 @@ def log_command(
     except BadFilterError as error:
         raise click.ClickException(f"{error}") from None
     except sqlite3.Error as error:
-        raise click.ClickException(f"{internal} cannot be read: {error}") from None
+        advice = ADVICE.get(error.sqlite_errorname)
+        told = f"{error} ({advice})" if advice else f"{error}"
+        raise click.ClickException(f"{internal} cannot be read: {told}") from None
 
 
 # Reading
@@ -104,6 +116,8 @@ def _opened(file: Path) -> sqlite3.Connection:
     """
     if not os.path.exists(file):  # pathlib's raises for a name that is too long
         raise click.ClickException(f"There is no file {file}")
+    if os.path.isdir(file):
+        raise click.ClickException(f"{file} is a folder; give the file that has the record")
     connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
     try:
         _check_version(file, connection)
@@ -207,6 +221,9 @@ def _looked(watch: _Watch) -> list[Row]:
     try:
         return watch.look()
     except sqlite3.OperationalError as error:
-        if not str(error).startswith("database is locked"):
+        locked = str(error).startswith("database is locked")
+        if not locked and error.sqlite_errorname != HALF_WRITTEN:
             raise
-        return []  # somebody writes for longer than SQLite waits: see the next time
+        # Somebody writes for longer than SQLite waits, or a site that crashed while it wrote has
+        # to start again: see the next time.
+        return []
