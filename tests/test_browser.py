@@ -52,7 +52,7 @@ def _week() -> list[dict[str, Any]]:
             now - timedelta(hours=2 * number),
             purpose=purposes[number % 3],
             outcome=outcomes[number % 4],
-            input_tokens=100 + number,
+            input_tokens=10**11 + number,
             output_tokens=number,
             cost_nanodollars=1_000_000 * number,
         )
@@ -92,6 +92,10 @@ async def test_the_log_fits_a_phone_and_the_dark(served):
         assert brightness < 150
         chart = page.get_by_role("img", name="Calls per day by purpose")
         assert (await chart.bounding_box())["width"] > 200
+        await page.set_viewport_size({"width": 320, "height": 800})
+        assert await fits(page)
+        cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"
+        assert await page.locator(".llm-tile").evaluate_all(cut) == 0
 
 
 async def test_the_numbers_of_the_chart_are_there_for_those_who_cannot_see_it(served):

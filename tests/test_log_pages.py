@@ -861,6 +861,33 @@ def test_the_pages_need_no_script() -> None:
         assert not re.search(r"<script|javascript:|\son\w+=", text), name
 
 
+def test_text_and_drawings_stand_out_from_their_ground_in_light_and_dark() -> None:
+    """As https://www.w3.org/TR/WCAG22/#contrast-minimum and #non-text-contrast ask."""
+    css = (Path(datasette_llm.__file__).parent / "static" / "llm.css").read_text()
+    themes = [dict(re.findall(r"--llm-([a-z0-9-]+): #(\w{6});", part)) for part in css.split("}")]
+    themes = [theme for theme in themes if theme]
+    text = ("text", "muted", "link", "good", "bad", "odd")
+    drawn = ("edge", "rest", *(str(number) for number in range(8)))
+
+    assert len(themes) == 2
+    for theme in themes:
+        for ground in ("ground", "card"):
+            least = dict.fromkeys(text, 4.5) | dict.fromkeys(drawn, 3.0)
+            found = {name: contrast(theme[name], theme[ground]) for name in least}
+            assert {n: c for n, c in found.items() if c < least[n]} == {}
+
+
+def contrast(one: str, other: str) -> float:
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [value / 255 for value in bytes.fromhex(colour)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
 async def test_every_field_has_a_label_and_every_heading_its_place(start: Start) -> None:
     row = call_row(NOW)
     datasette = await start(row)
