@@ -830,6 +830,23 @@ def test_a_site_that_locks_the_file_for_long_is_waited_for(
     ]
 
 
+@pytest.mark.parametrize("there_is_another", [True, False])
+def test_a_file_that_goes_away_while_it_is_followed_is_told(
+    run: Run, record: Record, there_is_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        record.path.rename(record.path.with_name("old.db"))
+        if there_is_another:
+            Record(record.path).connection.close()
+
+    monkeypatch.setattr(log_cli, "time", SimpleNamespace(sleep=sleep))
+
+    result = run("--follow")
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {record.path} was removed or replaced; begin again\n"
+
+
 def test_a_site_that_crashes_while_it_is_followed_is_waited_for(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:

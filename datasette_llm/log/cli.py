@@ -93,7 +93,7 @@ def log_command(
         wanted.where()  # a bad filter is told before anything else
         with contextlib.closing(_opened(internal)) as connection:
             if follow:
-                _follow(connection, wanted, count, as_json)
+                _follow(internal, connection, wanted, count, as_json)
             else:
                 _show(_first(DEFAULT_ROWS if count is None else count, connection, wanted), as_json)
     except BadFilterError as error:
@@ -200,8 +200,9 @@ def _show(rows: Iterator[Row], as_json: bool) -> None:
 
 
 def _follow(
-    connection: sqlite3.Connection, wanted: Filter, count: int | None, as_json: bool
+    file: Path, connection: sqlite3.Connection, wanted: Filter, count: int | None, as_json: bool
 ) -> None:
+    followed = _identity(file)
     watch = _Watch(connection, wanted)
     past = [] if count is None else list(_first(count, connection, wanted))
     watch.note(past)
@@ -215,6 +216,17 @@ def _follow(
                 click.echo(json.dumps(row) if as_json else table.line(row))
             time.sleep(POLL_S)
             rows = _looked(watch)
+            if _identity(file) != followed:
+                raise click.ClickException(f"{file} was removed or replaced; begin again")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that has taken its name; None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _looked(watch: _Watch) -> list[Row]:
