@@ -22,7 +22,7 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.log import call_page, payloads, views, wanted, words
+from datasette_llm.log import call_page, payloads, queries, views, wanted, words
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel
@@ -561,6 +561,17 @@ async def test_the_link_to_a_group_leads_to_all_its_calls_and_their_totals(start
 
     assert len(found["rows"]) == found["totals"]["calls"] == 25
     assert "These are the newest 20." in page.text
+
+
+async def test_a_call_whose_group_is_removed_while_it_is_read_is_shown_without_it(
+    start: Start, monkeypatch
+) -> None:
+    row = call_row(NOW, group_id="g")
+    datasette = await start(row)
+    monkeypatch.setattr(queries, "first_call", lambda connection, wanted: "")
+
+    assert "Its group" not in (await get(datasette, f"{LOG}/{row['id']}")).text
+    assert (await get(datasette, f"{LOG}/{row['id']}.json")).json()["group"] is None
 
 
 async def test_a_call_without_content_says_so(start: Start) -> None:

@@ -131,12 +131,15 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
     }
 
 
-def _group(connection: sqlite3.Connection, group_id: str) -> Row:
+def _group(connection: sqlite3.Connection, group_id: str) -> Row | None:
     wanted = Filter(group=group_id)
+    first = queries.first_call(connection, wanted)
+    if not first:
+        return None  # retention has removed it since its call was read
     rows = queries.calls(connection, wanted, limit=GROUP_ROWS)
     return {
         "id": group_id,
-        "since": queries.time_of(queries.first_call(connection, wanted)).date().isoformat(),
+        "since": queries.time_of(first).date().isoformat(),
         "totals": totals.tally(connection, wanted).summary(),
         "rows": [with_dollars(row) for row in rows],
     }
