@@ -201,6 +201,13 @@ def test_a_page_is_read_through_indexes_and_sorts_nothing(connection, wanted: Fi
             assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan
 
 
+def test_an_empty_purpose_and_an_empty_actor_are_recorded_as_none() -> None:
+    row = started_row("id", "session", "pelican", "", {"id": ""})
+
+    assert (row["purpose"], row["actor_id"]) == (None, None)
+    assert started_row("id", "session", "pelican", "0", {"id": 0})["actor_id"] == "0"
+
+
 def test_a_database_without_the_tables_has_no_record() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         assert not queries.has_record(connection)

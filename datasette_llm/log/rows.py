@@ -38,8 +38,9 @@ def started_row(
             "session_id": session_id,
             "started_at": now(),
             "model_id": brief(model_id, key),
-            "purpose": None if purpose is None else brief(purpose, key),
-            "actor_id": None if actor_id is None else brief(actor_id, key),
+            # An empty name is none, as it is in the filters: they could not ask for it.
+            "purpose": None if purpose in (None, "") else brief(purpose, key),
+            "actor_id": None if actor_id in (None, "") else brief(actor_id, key),
         }
     )
 
