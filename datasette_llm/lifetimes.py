@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -39,6 +40,8 @@ class Lifetime:
         self.closed = asyncio.Event()
         self.timed_out: set[int] = set()
         self._parent = _current.get()
+        for _ in self._around():
+            pass  # what has ended is let go of: each call may be begun in the one before it
         self._cancel_reason: str | None = None
         self._leaving = False
         self._task: _Task | None = None
@@ -94,9 +97,17 @@ class Lifetime:
     def encloses_caller(self) -> bool:
         """Whether the code that asks runs inside this call: in its provider or its contexts."""
         lifetime = _current.get()
-        while lifetime is not None and lifetime is not self:
-            lifetime = lifetime._parent
-        return lifetime is self
+        return lifetime is not None and (lifetime is self or self in lifetime._around())
+
+    def _around(self) -> Iterator[Lifetime]:
+        """The calls under way that this one was begun in, the nearest first."""
+        inner = self
+        while inner._parent is not None:
+            if inner._parent.closed.is_set():
+                inner._parent = inner._parent._parent
+            else:
+                inner = inner._parent
+                yield inner
 
     def waits_for_caller(self) -> bool:
         """Whether the call cannot go on before the code that asks, which it encloses, has.
@@ -146,10 +157,11 @@ class Lifetime:
     def _grant_time(self) -> None:
         # What one context took of its time, or the provider of its own, is not the next one's.
         if self._cut_short_timer is not None and self._task is not None:
-            self._cut_short_timer.cancel()
             self._arm_cut_short(self._task)
 
     def _arm_cut_short(self, task: _Task) -> None:
+        if self._cut_short_timer is not None:
+            self._cut_short_timer.cancel()
         self._cut_short_timer = task.get_loop().call_later(CLEANUP_S, self._cut_short)
 
     def _cut_short(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from contextvars import ContextVar
 
 import llm
@@ -761,3 +763,58 @@ async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, pl
     with pytest.raises(asyncio.CancelledError):
         await task
     assert finished == ["inner", "outer"]
+
+
+async def test_h8_a_call_that_is_cancelled_while_it_hurries_has_one_timer(
+    model_of, plugin, monkeypatch
+):
+    timers = []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def call_later(delay, callback, *args):
+        timer = later(delay, callback, *args)
+        if delay == lifetimes.CLEANUP_S:
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(lifetimes, "CLEANUP_S", 50.0)
+    monkeypatch.setattr(loop, "call_later", call_later)
+    cleaned = asyncio.Event()
+    recorder = plugin(Recorder(after=lambda result: cleaned.wait()))
+    _, model = await model_of(["a"])
+    response = await model.prompt("x")
+    call = response._flight.call
+    call.hurry()
+    call.cancel("test")
+    assert [timer.cancelled() for timer in timers] == [True, False]
+    cleaned.set()
+    await call.closed.wait()
+    assert recorder.events[0] == "hook opens"
+
+
+async def test_calls_that_begin_each_other_do_not_keep_each_other(model_of):
+    _, model = await model_of(["a"])
+    calls: list[weakref.ref[object]] = []
+    over = asyncio.Event()
+
+    async def prompt():
+        response = await model.prompt("x")
+        calls.append(weakref.ref(response._flight.call))
+        if len(calls) < 20:
+            await response.on_done(begin_next)
+        else:
+            gc.collect()
+            over.set()
+        await response.text()
+
+    tasks = set()
+
+    def begin_next(response):
+        task = asyncio.create_task(prompt())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    await prompt()
+    await over.wait()
+    assert sum(call() is not None for call in calls) < 5
