@@ -580,6 +580,24 @@ async def test_l2_odd_arguments_that_llm_takes_are_taken_with_the_log_too(
     assert (row["outcome"], row["actor_id"]) == ("ok", None)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"system": 5},
+        {"system_fragments": [5]},
+        {"messages": ["text"]},
+        {"tool_results": [llm.ToolResult(name="t", output=5, tool_call_id="1")]},
+    ],
+)
+async def test_l5_a_request_that_cannot_be_measured_is_made_and_recorded_all_the_same(
+    logged, recorded, arguments
+):
+    datasette, _, model = await logged(["a"])
+    assert await (await model.prompt(**arguments)).text() == "a"
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], row["prompt_chars"]) == ("ok", 0)
+
+
 async def test_l2_what_is_too_long_for_a_table_is_cut(logged, recorded):
     class Talkative(ScriptedModel):
         async def execute(self, prompt, stream, response, conversation, key=None):

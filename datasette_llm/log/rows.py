@@ -56,7 +56,7 @@ def request_row(session_id: str, call: Call, response: PromptResponse) -> dict[s
         "chain_step": result.responses.index(response) + 1 if result.is_chain else None,
         "conversation_id": brief(conversation.id, key) if conversation else None,
         "streaming": int(bool(response.stream)),
-        **_sizes(response.prompt.messages),
+        **_sizes_of(response),
     }
 
 
@@ -85,6 +85,13 @@ def now() -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _sizes_of(response: PromptResponse) -> dict[str, int]:
+    try:
+        return _sizes(response.prompt.messages)
+    except Exception:  # llm makes them of what a caller gave, which the model may never look at
+        return {}
+
+
 def _sizes(messages: list[Any]) -> dict[str, int]:
     """How large a request is: its last message is what is new, a reply's text for example."""
     last = messages[-1].parts if messages else []
@@ -101,4 +108,4 @@ def _sizes(messages: list[Any]) -> dict[str, int]:
 
 def _chars(parts: list[Any]) -> int:
     texts = (getattr(part, "text", None) or getattr(part, "output", None) or "" for part in parts)
-    return sum(map(len, texts))
+    return sum(len(text) for text in texts if isinstance(text, str))
