@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+from datasette.app import Datasette
 from datasette.database import DatasetteClosedError
 from datasette.utils import StartupError
 from sqlite_utils import Database, Migrations
@@ -1032,3 +1033,27 @@ async def test_two_datasettes_in_one_process_leave_each_others_rows_alone(
     await response.text()
     await first.invoke_shutdown()
     assert rows_of(path, "model_id, outcome") == [("slow", "ok"), ("quick", "ok")]
+
+
+@pytest.mark.parametrize("stopped_while_writing", [False, True])
+def test_a_datasette_that_is_dropped_without_a_shutdown_goes_with_its_lock_and_descriptors(
+    path, register_models, stopped_while_writing
+):
+    class Forgetful(ScriptedModel):  # a ScriptedModel keeps its calls, and so the Datasette
+        async def execute(self, *args, **kwargs):
+            yield "a"
+
+    async def use():
+        datasette = Datasette(internal=str(path))
+        await prompted(await LLM(datasette).model("scripted"))
+        if not stopped_while_writing:
+            await state_of(datasette).recorder(datasette).writer.flush()
+        datasette.close()
+        return weakref.ref(datasette)
+
+    register_models(Forgetful("scripted"))
+    gone = asyncio.run(use())
+    gc.collect()
+    assert gone() is None
+    gc.collect()  # now of what belonged to it
+    assert locks_of(path) == []

@@ -9,6 +9,7 @@ Windows; process numbers, host names and clocks could not tell.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from pathlib import Path
 
 from datasette.utils.sqlite import sqlite3
@@ -86,17 +87,19 @@ class Session:
 
 class _Lock:
     def __init__(self, file: Path) -> None:
-        self._file = file
         # It is let go in another thread than the one that writes.
-        self._connection = sqlite3.connect(
-            file, timeout=0, isolation_level=None, check_same_thread=False
-        )
-        self._connection.execute("pragma journal_mode = off")  # that would be one more file
-        self._connection.execute("begin exclusive")
+        connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+        # Also when nobody stops the Datasette instance before it is dropped. Not at the exit of
+        # the process, which may be one that was forked off and has no part in this.
+        self.release = weakref.finalize(self, _let_go, connection, file)
+        self.release.atexit = False
+        connection.execute("pragma journal_mode = off")  # that would be one more file
+        connection.execute("begin exclusive")
 
-    def release(self) -> None:
-        self._connection.close()
-        _remove(self._file)
+
+def _let_go(connection: sqlite3.Connection, file: Path) -> None:
+    connection.close()
+    _remove(file)
 
 
 def _file_of(connection: sqlite3.Connection) -> Path:

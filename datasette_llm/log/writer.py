@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -93,11 +94,15 @@ class Writer:
     @classmethod
     def of(cls, datasette: Datasette, opened: Work) -> Writer:
         """A writer to the internal database of a Datasette instance."""
-        database = datasette.get_internal_database()
+        # The state of an instance must not keep it: who drops one without a shutdown, as tests
+        # do, wants it gone.
+        reference = weakref.ref(datasette)
 
-        def execute(work: Work) -> Awaitable[object]:
-            write: Awaitable[Any] = database.execute_write_fn(work)
-            return write
+        async def execute(work: Work) -> Any:
+            instance = reference()
+            if instance is None:
+                raise DatasetteClosedError("The Datasette instance is gone")
+            return await instance.get_internal_database().execute_write_fn(work)
 
         return cls(execute, opened)
 
@@ -182,7 +187,13 @@ class Writer:
             self._task = loop.create_task(
                 self._run(), name="datasette-llm record", context=contextvars.Context()
             )
+            self._task.add_done_callback(self._let_go)
         return self._task
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        # One that was cancelled has the Datasette instance in its traceback.
+        if self._task is task:
+            self._task = None
 
     async def _run(self) -> None:
         for write in self._batch:  # of an event loop that has ended; it may be written all the same
