@@ -32,7 +32,7 @@ from datasette_llm import (
     ResponseCancelledError,
     responses,
 )
-from datasette_llm.log import record, rows, values
+from datasette_llm.log import record, rows, values, writer
 from datasette_llm.log.schema import FINISHED_COLUMNS
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel
@@ -1100,6 +1100,25 @@ async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(lo
         await until(lambda: gc.collect() >= 0 and gone() is None)
     log.failure = None
     assert [row["outcome"] for row in await recorded(datasette)] == ["ok", "ok"]
+
+
+async def test_l5_a_call_whose_first_part_was_given_up_leaves_no_content_of_nobody(
+    logged, recorded, monkeypatch
+):
+    gate = asyncio.Event()
+    datasette, _, model = await logged(["a", gate], log={"content": True})
+    log = state_of(datasette).recorder(datasette).writer
+    log.failure = "as if the disk were full"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "MAX_WAITING", 0)
+        response = await model.prompt("x")
+    log.failure = None
+    gate.set()
+    await response.text()
+    await until(lambda: not state_of(datasette).calls)
+    assert await recorded(datasette) == []
+    assert await recorded(datasette, "llm_call_content") == []
+    assert log.dropped == 1
 
 
 # No key in the record

@@ -220,8 +220,9 @@ def _write_end(
     connection: Any,
 ) -> None:
     # In the writing thread, since prices are looked up in a table that is slow to load.
-    connection.execute(_FINISH, storable(row | cost()))
-    for statement in content():
+    finished = connection.execute(_FINISH, storable(row | cost()))
+    # Where memory had no room for its first part there is no row, and content would be nobody's.
+    for statement in content() if finished.rowcount else ():
         connection.execute(*statement)
 
 
