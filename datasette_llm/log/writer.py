@@ -184,10 +184,9 @@ class Writer:
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             # In a context of its own: it writes for many calls, and belongs to the trace of none.
-            self._task = loop.create_task(
-                self._run(), name="datasette-llm record", context=contextvars.Context()
-            )
-            self._task.add_done_callback(self._let_go)
+            own = contextvars.Context()
+            self._task = loop.create_task(self._run(), name="datasette-llm record", context=own)
+            self._task.add_done_callback(self._let_go, context=own)
         return self._task
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
