@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ulid import ULID
 
-from datasette_llm.log import queries, totals
+from datasette_llm.log import queries, tallies, totals
 from datasette_llm.log.chart import STEPS, Chart, round_up, svg
 from datasette_llm.log.kept import KeptAnswers
 from datasette_llm.log.queries import BadFilterError, Filter
@@ -404,7 +404,7 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
 ) -> None:
     counts = {value: values.count(value) for value in values}
 
-    found = totals.percentile(counts, percent)
+    found = tallies.percentile(counts, percent)
 
     assert found in values
     assert sum(value <= found for value in values) * 100 >= percent * len(values)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from .totals import By, Days, Tally, dollars
+from .tallies import Tally, dollars
+from .totals import By, Days
 
 Measure = Literal["calls", "tokens", "cost"]
 Number = int | float

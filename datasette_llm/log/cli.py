@@ -82,7 +82,8 @@ def log_command(
     The site may be running. An empty text as a filter, such as --actor '', stands for calls
     that have none. Times are written like 2026-01-31 or 2026-01-31T12:00.
 
-    With --follow the oldest come first, and -n says how many to show that are there already.
+    With --follow the oldest come first, and -n says how many to show that are there already. A
+    call that is written later than a thousand others which began after it is not shown.
 
     \b
     Example:

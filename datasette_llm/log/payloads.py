@@ -17,6 +17,7 @@ from ..state import state_of
 from . import queries, totals
 from .chart import Chart
 from .queries import Filter
+from .tallies import Tally, dollars
 from .wanted import Wanted, fingerprint
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ async def list_payload(datasette: Datasette, wanted: Wanted) -> tuple[dict[str, 
     found, days = await asyncio.gather(
         page, read(datasette, lambda c: totals.totals(c, covered, wanted.by, now, kept))
     )
-    days = days or totals.Days(totals.Tally(), {}, earlier=False)
+    days = days or totals.Days(Tally(), {}, earlier=False)
     chart = Chart.of(days, wanted.by, wanted.measure)
     sums = {
         "covered": _covered(wanted.filter, covered),
@@ -102,7 +103,7 @@ def _covered(wanted: Filter, covered: Filter) -> Row:
 
 def with_dollars(row: Row) -> Row:
     """A call, with its cost in dollars too."""
-    return row | {"cost_dollars": totals.dollars(row["cost_nanodollars"])}
+    return row | {"cost_dollars": dollars(row["cost_nanodollars"])}
 
 
 # One call
