@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 from .contexts import FATAL, Contexts, contained, opening
 from .errors import ResponseCancelledError
@@ -123,6 +123,16 @@ class Lifetime:
             raise asyncio.CancelledError
 
     # What ended it
+
+    def outcome(self, error: BaseException | None) -> Literal["ok", "error", "cancelled"]:
+        """How a request ended, in the words of the record.
+
+        Args:
+            error: what it raised, or None.
+        """
+        if error is None:
+            return "ok"
+        return "cancelled" if self.cancelled or not isinstance(error, Exception) else "error"
 
     def told_of(self, raised: BaseException) -> BaseException:
         """What to tell of what ended a call: of a cancellation, who did it and why."""

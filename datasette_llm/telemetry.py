@@ -168,11 +168,10 @@ def _end(call: Call, error: BaseException | None) -> Attributes:
     cancelled has done what was asked of it, and OpenTelemetry's own `use_span` leaves the
     status unset for a CancelledError too.
     """
-    if error is None:
-        return {names.OUTCOME: "ok"}
-    if call.cancelled or not isinstance(error, Exception):
-        return {names.OUTCOME: "cancelled"}
-    return {names.OUTCOME: "error", names.ERROR_TYPE: type(error).__name__}
+    outcome = call.outcome(error)
+    if outcome == "error":
+        return {names.OUTCOME: outcome, names.ERROR_TYPE: type(error).__name__}
+    return {names.OUTCOME: outcome}
 
 
 def _usage(response: PromptResponse) -> list[tuple[str, str, int]]:

@@ -32,6 +32,7 @@ from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
 from packaging.requirements import Requirement
 
 from datasette_llm import LLM, responses, telemetry
+from datasette_llm.calls import Call
 from datasette_llm.errors import NotRecordedError
 from datasette_llm.keys import ISSUERS
 from datasette_llm.log.writer import Writer
@@ -468,7 +469,7 @@ async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     await response.text()
-    call = Left(model)
+    call = Call(model, "x", is_chain=False)
 
     async def drive():
         with telemetry.RequestSpan(call, response):
@@ -479,21 +480,6 @@ async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
     left_behind.close()
     assert [s.attributes["datasette_llm.outcome"] for s in spans()] == ["ok", "cancelled"]
     assert caplog.records == []
-
-
-class Left:
-    """As much of a call as its span asks for."""
-
-    cancelled = False
-    used_key = None
-
-    def __init__(self, model):
-        self.model = model
-        self.result = Left.Result()
-
-    class Result:
-        purpose = group = None
-        is_chain = False
 
 
 # The log beside it

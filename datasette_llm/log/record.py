@@ -173,12 +173,10 @@ class Recording:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._finish("ok", None)
-        elif self._call.cancelled or not isinstance(error, Exception):
-            self._finish("cancelled", self._call.told_of(error))
-        else:
-            self._finish("error", error)
+        outcome = self._call.outcome(error)
+        if error is not None and outcome == "cancelled":
+            error = self._call.told_of(error)
+        self._finish(outcome, error)
 
     async def _committed(self, statement: Statement) -> bool:
         try:
