@@ -47,25 +47,32 @@ def register_secrets(
 
 @hookimpl
 def register_routes() -> list[tuple[str, Callable[..., Any]]]:
-    from .log.views import routes
+    from .console import views as console
+    from .log import views as log
 
-    return routes()
+    return [*console.routes(), *log.routes()]
 
 
 @hookimpl
 def register_actions() -> list[Action]:
-    from .log.views import actions
+    from .console import views as console
+    from .log import views as log
 
-    return actions()
+    return [*console.actions(), *log.actions()]
 
 
 @hookimpl
 def menu_links(
     datasette: Datasette, actor: dict[str, Any] | None
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    from .log.views import menu_links
+    from .console import views as console
+    from .log import views as log
 
-    return lambda: menu_links(datasette, actor)
+    async def links() -> list[dict[str, str]]:
+        both = [console.menu_links(datasette, actor), log.menu_links(datasette, actor)]
+        return [link for links in both for link in await links]
+
+    return links
 
 
 @hookimpl
@@ -84,6 +91,7 @@ from . import hookspecs  # noqa: E402
 
 pm.add_hookspecs(hookspecs)
 
+from .decision import Decision  # noqa: E402
 from .errors import (  # noqa: E402
     ConfigError,
     ConversationBusyError,
@@ -100,7 +108,6 @@ from .errors import (  # noqa: E402
 from .facade import LLM  # noqa: E402
 from .groups import Group  # noqa: E402
 from .models import WrappedAsyncModel, WrappedConversation  # noqa: E402
-from .policy import Decision  # noqa: E402
 from .purposes import Purpose, get_purposes  # noqa: E402
 from .results import PromptResult  # noqa: E402
 

@@ -35,6 +35,7 @@ class Call(Lifetime):
         result: what the contexts of the hooks are told.
         closed: set when everything is over: responses ended, contexts left.
         error: what ended the call; None while it runs, and after a success.
+        refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
     """
 
@@ -44,6 +45,7 @@ class Call(Lifetime):
         self.result = PromptResult(model.purpose, model.actor, model._group, is_chain)
         self.admitted = asyncio.Event()
         self.error: BaseException | None = None
+        self.refused_by: str | None = None
         self.chain_readers = 0
         self._text = text
         self._requests: deque[PromptResponse] = deque()
@@ -138,9 +140,9 @@ class Call(Lifetime):
         except BaseException as raised:
             stopped = self._stopped_from_outside(raised)
             error = self.error = self._cause(raised, contexts)
-            refused_by = contexts.refused_by(self.timed_out)
-            if refused_by is not None and not stopped:
-                self._note_refusal(refused_by, error)
+            self.refused_by = contexts.refused_by(self.timed_out)
+            if not stopped:
+                self._note_refusal(error)
         self._leaving = True
         for response in self.result.responses:
             if response._flight is not None:
@@ -204,9 +206,9 @@ class Call(Lifetime):
                 raise
             raise clean from None
 
-    def _note_refusal(self, plugin: str, error: BaseException) -> None:
-        log = self.model._log
-        if log is not None and not isinstance(error, FATAL):
+    def _note_refusal(self, error: BaseException) -> None:
+        log, plugin = self.model._log, self.refused_by
+        if log is not None and plugin is not None and not isinstance(error, FATAL):
             log.refused(self, plugin, error)
 
     def _settle(self, error: BaseException | None) -> None:

@@ -4,8 +4,9 @@ llm builds every model anew whenever it is asked, reads files for it, and some o
 ask their provider over the network. So a thread takes a snapshot, which is used until one of
 these is true:
 
-* an llm plugin was registered or unregistered, or `LLM_USER_PATH` was changed: seen at once,
-  in memory, at each use; the user waits for the new snapshot;
+* an llm plugin was registered or unregistered, or `LLM_USER_PATH` or the endpoints of the
+  configuration were changed: seen at once, in memory, at each use; the user waits for the new
+  snapshot;
 * a file in llm's folder changed: looked at, in a thread, once a second at most, and always
   before an id is called unknown; the user waits for the new snapshot;
 * the snapshot is a minute old: a new one is taken in the background.
@@ -14,29 +15,37 @@ these is true:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import llm
 import llm.plugins
 
+from .config import EndpointSettings
 from .errors import ModelNotFoundError
+from .sources import (
+    AsyncLLM,
+    FileStamps,
+    Registered,
+    endpoint_models,
+    file_stamps,
+    read_aliases,
+    registered_models,
+    without_garbage_collection,
+)
 from .threads import in_thread_of_its_own
 
 logger = logging.getLogger(__name__)
 
 _loading = threading.Lock()
 
-AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
+SyncLLM = llm.Model | llm.KeyModel
 
 MAX_AGE_S = 60.0
 FILE_CHECK_S = 1.0
@@ -67,14 +76,16 @@ class Catalog:
     Attributes:
         entries: every async model by its id, in llm's order.
         names: the model id for every id and alias.
-        sync_only: names of models that have no async version.
+        sync_only: the models that have no async version, by every id and alias.
         problems: what went wrong while listing, one sentence each.
+        replaced: names of installed models that mean a model of an endpoint instead.
     """
 
     entries: Mapping[str, Entry]
     names: Mapping[str, str]
-    sync_only: frozenset[str] = frozenset()
+    sync_only: Mapping[str, SyncLLM] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    replaced: frozenset[str] = frozenset()
 
     def canonical(self, name: str) -> str:
         """The model id for an id or alias; a name that nobody knows stands for itself."""
@@ -112,19 +123,23 @@ class _Origin:
     # The plugins themselves, not their ids: as long as we hold one, no other has its id.
     plugins: frozenset[Any]
     user_path: str | None
+    endpoints: tuple[EndpointSettings, ...]
 
     @classmethod
-    def now(cls) -> _Origin:
-        return cls(frozenset(llm.plugins.pm.get_plugins()), os.environ.get("LLM_USER_PATH"))
-
-
-FileStamps = tuple[tuple[str, int, int], ...]
+    def now(cls, endpoints: tuple[EndpointSettings, ...]) -> _Origin:
+        plugins = frozenset(llm.plugins.pm.get_plugins())
+        return cls(plugins, os.environ.get("LLM_USER_PATH"), endpoints)
 
 
 @dataclass(slots=True)
 class CatalogSource:
-    """Keeps a Datasette instance's snapshot fresh."""
+    """Keeps a Datasette instance's snapshot fresh.
 
+    Attributes:
+        endpoints: those of the configuration, whose models come after llm's own.
+    """
+
+    endpoints: tuple[EndpointSettings, ...] = ()
     _catalog: Catalog | None = None
     _origin: _Origin | None = None
     _stamps: FileStamps = ()
@@ -138,16 +153,16 @@ class CatalogSource:
         Args:
             check_files: look at llm's files even if they were looked at a moment ago.
         """
-        if self._catalog is None or self._origin != _Origin.now():
+        if self._catalog is None or self._origin != _Origin.now(self.endpoints):
             # Again if a plugin came or went while the snapshot was being taken.
-            while self._catalog is None or self._origin != _Origin.now():
+            while self._catalog is None or self._origin != _Origin.now(self.endpoints):
                 await self._refreshed()
         else:
             now = time.monotonic()
             if check_files or now - self._checked_at > FILE_CHECK_S:
                 self._checked_at = now
                 # Again if the files changed while a snapshot was being taken.
-                while await asyncio.to_thread(_file_stamps) != self._stamps:
+                while await asyncio.to_thread(file_stamps) != self._stamps:
                     await self._refreshed()
             if now - self._taken_at > MAX_AGE_S:
                 self._start_refresh()
@@ -177,108 +192,62 @@ class CatalogSource:
         return running
 
     async def _take(self) -> None:
-        self._catalog, self._origin, self._stamps = await in_thread_of_its_own(_snapshot)
+        self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
+            partial(_snapshot, self.endpoints)
+        )
         self._taken_at = self._checked_at = time.monotonic()
 
 
-def _snapshot() -> tuple[Catalog, _Origin, FileStamps]:
+def _snapshot(
+    endpoints: tuple[EndpointSettings, ...],
+) -> tuple[Catalog, _Origin, FileStamps]:
     # llm's own marks itself as loaded before it has loaded anything, so that a second thread
     # would find an empty registry.
-    with _loading, _no_garbage_collection():
+    with _loading, without_garbage_collection():
         llm.plugins.load_plugins()
     # Both before the models, so that a change in the meantime is seen as one.
-    stamps, origin = _file_stamps(), _Origin.now()
+    stamps, origin = file_stamps(), _Origin.now(endpoints)
     problems: list[str] = []
-    registered = _registered_models(problems)
-    extra_aliases = _read_aliases(problems)
+    registered = registered_models(problems)
+    catalog = _catalog(registered, endpoint_models(endpoints), read_aliases(problems), problems)
+    for problem in catalog.problems:
+        logger.warning("%s", problem)
+    return catalog, origin, stamps
+
+
+def _catalog(
+    installed: Sequence[Registered],
+    endpoints: Sequence[Registered],
+    extra_aliases: Mapping[str, list[str]],
+    problems: list[str],
+) -> Catalog:
     entries: dict[str, Entry] = {}
     names: dict[str, str] = {}
-    sync_only: set[str] = set()
-    for item in registered:
-        model, async_model = item.model, item.async_model
-        model_id = (async_model or model).model_id
-        aliases = [*item.aliases, *extra_aliases.get(model_id, ())]
-        if model is not None and model.model_id != model_id:
-            aliases.append(model.model_id)  # the name that llm itself goes by
-        if async_model is None:
-            sync_only.update([model_id, *aliases])
+    sync_only: dict[str, SyncLLM] = {}
+    replaced: set[str] = set()
+    for number, item in enumerate([*installed, *endpoints]):
+        model_id, aliases = _names(item, extra_aliases)
+        if item.async_model is None:
+            sync_only.update(dict.fromkeys([model_id, *aliases], item.model))
             continue
+        if number >= len(installed):
+            replaced.update({model_id, *aliases} & (names.keys() | sync_only.keys()))
         names.update(dict.fromkeys([*aliases, model_id], model_id))
-        entries[model_id] = Entry(async_model, tuple(aliases))
+        entries[model_id] = Entry(item.async_model, tuple(aliases))
     for model_id in [name for name in entries if names[name] != name]:
         # As in llm, which gives the other model for this name too.
         del entries[model_id]
         problems.append(
             f"Model {model_id!r} cannot be used: its id is also an alias of {names[model_id]!r}"
         )
-    for problem in problems:
-        logger.warning("%s", problem)
-    return Catalog(entries, names, frozenset(sync_only), tuple(problems)), origin, stamps
+    return Catalog(entries, names, sync_only, tuple(problems), frozenset(replaced))
 
 
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Importing llm's plugins brings in so much that a full collection falls due.
-
-    It would hold the interpreter for longer than the event loop may stall.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _registered_models(problems: list[str]) -> list[llm.models.ModelWithAliases]:
-    """What llm.get_models_with_aliases() lists, but one plugin that fails spoils only its own."""
-    registered: list[llm.models.ModelWithAliases] = []
-
-    def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
-        is_async = isinstance(async_model, AsyncLLM)
-        if not hasattr(model, "model_id") or not (is_async or async_model is None):
-            raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
-        names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
-        ids = [item.model_id for item in (model, async_model) if item is not None]
-        if not all(isinstance(name, str) for name in [*ids, *names]):
-            raise TypeError(f"it registered {model!r} with an id or alias that is no text")
-        registered.append(llm.models.ModelWithAliases(model, async_model, names))
-
-    arguments = {"register": register, "model_aliases": registered}
-    for implementation in reversed(llm.plugins.pm.hook.register_models.get_hookimpls()):
-        try:
-            implementation.function(*[arguments[name] for name in implementation.argnames])
-        except (Exception, SystemExit) as error:
-            problems.append(
-                f"llm plugin {implementation.plugin_name!r} failed while listing its models: "
-                f"{type(error).__name__}: {error}"
-            )
-    return registered
-
-
-def _read_aliases(problems: list[str]) -> dict[str, list[str]]:
-    """The aliases that a person set with `llm aliases set`, by model id."""
-    path = llm.user_dir() / "aliases.json"
-    by_model: dict[str, list[str]] = {}
-    try:
-        if path.exists():
-            for alias, model_id in json.loads(path.read_text("utf-8")).items():
-                by_model.setdefault(model_id, []).append(alias)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        problems.append(f"llm's aliases.json cannot be read, so its aliases are unknown: {error}")
-        return {}
-    return by_model
-
-
-def _file_stamps() -> FileStamps:
-    """Names, times and sizes of the files that models may come from."""
-    folder: Path = llm.user_dir()
-    stamps = []
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.yaml")]):
-        try:
-            stat = path.stat()
-        except OSError:
-            continue
-        stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
-    return tuple(stamps)
+def _names(item: Registered, extra_aliases: Mapping[str, list[str]]) -> tuple[str, list[str]]:
+    """The id of a registered model, and its other names."""
+    model, async_model = item.model, item.async_model
+    model_id = (async_model or model).model_id
+    aliases = [*item.aliases, *extra_aliases.get(model_id, ())]
+    if model is not None and model.model_id != model_id:
+        aliases.append(model.model_id)  # the name that llm itself goes by
+    return model_id, aliases

@@ -26,6 +26,7 @@ def warnings(settings: Settings, catalog: Catalog) -> list[str]:
     """
     return [
         *catalog.problems,
+        *_replaced_models(settings, catalog),
         *_unknown_ids(settings, catalog),
         *_odd_references(settings, catalog),
         *_blocked_defaults(settings, catalog),
@@ -54,6 +55,15 @@ def _names(settings: Settings) -> Iterator[tuple[Path, str]]:
     for path, ids in lists:
         for number, model_id in enumerate(ids):
             yield (*path, number), model_id
+
+
+def _replaced_models(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    for number, endpoint in enumerate(settings.endpoints):
+        for name in sorted(catalog.replaced.intersection({endpoint.model, *endpoint.aliases})):
+            yield (
+                f"{path_of('endpoints', number)}: {name!r} is also the name of an installed model, "
+                "and means this endpoint now"
+            )
 
 
 def _unknown_ids(settings: Settings, catalog: Catalog) -> Iterator[str]:

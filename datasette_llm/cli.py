@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 import llm.utils
-import pydantic
-from datasette.app import Datasette
-from datasette.utils import BadMetadataError, StartupError, parse_metadata
 
+from .commands import Site, run, site_options
+from .console.cli import COMMANDS
 from .errors import ModelNotFoundError
 from .facade import LLM
 from .log.cli import log_command
@@ -33,7 +30,8 @@ def llm_group() -> None:
     """Prompt the language models that Datasette's plugins use"""
 
 
-llm_group.add_command(log_command)
+for command in (*COMMANDS, log_command):
+    llm_group.add_command(command)
 
 
 @llm_group.command("prompt")
@@ -51,22 +49,7 @@ llm_group.add_command(log_command)
     help="An option of the model; can be given several times",
 )
 @click.option("--schema", help="JSON schema, the name of a file with one, or llm's short form")
-@click.option(
-    "-c",
-    "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The datasette.yaml (or .json) to use",
-)
-@click.option(
-    "--internal",
-    type=click.Path(dir_okay=False),
-    help="Datasette's internal database, with its secrets",
-)
-@click.option(
-    "--plugins-dir",
-    type=click.Path(exists=True, file_okay=False),
-    help="The folder with the site's own plugins",
-)
+@site_options
 def prompt_command(
     text: str | None,
     model_id: str | None,
@@ -74,9 +57,7 @@ def prompt_command(
     system: str | None,
     options: tuple[tuple[str, str], ...],
     schema: str | None,
-    config: Path | None,
-    internal: str | None,
-    plugins_dir: str | None,
+    site: Site,
 ) -> None:
     """Prompt a model as a plugin would, and stream its answer
 
@@ -102,19 +83,17 @@ def prompt_command(
         arguments["system"] = system
     if schema is not None:
         arguments["schema"] = _schema(schema)
-    datasette = _datasette(config, internal, plugins_dir)
-    _run(_prompt(datasette, text, model_id, purpose, arguments))
+    run(_prompt(site, text, model_id, purpose, arguments))
 
 
 async def _prompt(
-    datasette: Datasette,
+    site: Site,
     text: str,
     model_id: str | None,
     purpose: str | None,
     arguments: dict[str, Any],
 ) -> None:
-    await datasette.invoke_startup()
-    try:
+    async with site.started() as datasette:
         model = await _model(LLM(datasette), model_id, purpose)
         response = await model.prompt(text, **arguments)
         chunk = ""
@@ -122,8 +101,6 @@ async def _prompt(
             click.echo(chunk, nl=False)
         if not chunk.endswith("\n"):
             click.echo()
-    finally:
-        await datasette.invoke_shutdown()
 
 
 async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
@@ -136,24 +113,6 @@ async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
                 f"configuration, or install llm-echo to try without a key ({error})"
             ) from None
     return await models.model(model_id, purpose)
-
-
-def _datasette(config: Path | None, internal: str | None, plugins_dir: str | None) -> Datasette:
-    try:
-        settings = (parse_metadata(config.read_text("utf-8")) or {}) if config else {}
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no settings, which are a mapping")
-        for name in ("plugins", "settings", "databases"):
-            if not isinstance(settings.get(name), dict | None):
-                raise ValueError(f"{name} is not a mapping")
-        return Datasette(memory=True, config=settings, internal=internal, plugins_dir=plugins_dir)
-    except (OSError, ValueError, StartupError, BadMetadataError) as error:
-        raise click.ClickException(f"{config or internal} cannot be used: {error}") from None
-    except Exception as error:
-        # A plugin of the site's did not import.
-        raise click.ClickException(
-            f"A plugin in {plugins_dir} cannot be loaded: {type(error).__name__}: {error}"
-        ) from None
 
 
 def _schema(text: str) -> dict[str, Any]:
@@ -176,22 +135,3 @@ def _file_content(name: str) -> str | None:
         return Path(name).read_text("utf-8")
     except (OSError, ValueError):
         return None
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a command; an error becomes a message on standard error and an exit status."""
-    try:
-        asyncio.run(work)
-    except (click.ClickException, click.Abort, BrokenPipeError):
-        raise  # click knows what to do with them, also when the reader of our output has gone
-    except StartupError as error:
-        raise click.ClickException(str(error)) from None
-    except pydantic.ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False)
-        raise click.ClickException(
-            "; ".join(f"option {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
-        ) from None
-    except Exception as error:
-        # A stranger's code ran: a hook, a provider, an option's validator.
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise click.ClickException(message) from None

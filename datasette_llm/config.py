@@ -5,70 +5,30 @@ pydantic reads and checks. Its errors are told in words of our own, which never 
 a pasted API key.
 """
 
-import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticUndefined
 
+from .config_values import (
+    address,
+    described,
+    hinted,
+    http_headers,
+    listed,
+    option,
+    quoted,
+    refusal,
+    secret_name,
+    thawed,
+)
 from .errors import ConfigError
-
-_SHOWN_CHARS = 60
-_OPTION_VALUES = 10_000
-_OPTION_LEVELS = 20
-# What is very long, or long with both small letters and digits, looks like a pasted key.
-_SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-Za-z_]{20,64}")
-# One long word with small letters and digits may be a key that was pasted in the wrong place.
-_KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
-
-
-def _quoted(text: str) -> str:
-    cut = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
-    quoted = json.dumps(cut, ensure_ascii=False)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in quoted)  # on one line
-
-
-def _described(value: object) -> str:
-    # Only its kind: what stands in a wrong place may be a key.
-    match value:
-        case None | bool():
-            return json.dumps(value)
-        case int() | float():
-            return "a number"
-        case str():
-            return "text" if value.strip() else "empty text"
-        case list() | tuple():
-            return "a list"
-        case Mapping():
-            return "a mapping"
-    return f"a value of type {type(value).__name__}"
-
-
-def _refusal(expected: str, got: str) -> PydanticCustomError:
-    return PydanticCustomError("refusal", f"expected {expected}, got {got}")
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, str) and _KEY_LIKE.fullmatch(value):
-        raise _refusal("a list", 'text; write it as ["…"]')
-    if isinstance(value, str) and value:
-        text = _quoted(value)
-        raise _refusal("a list", f"the text {text}; write it as [{text}]")
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _secret_name(value: object) -> str:
-    if isinstance(value, str) and _SECRET_NAME.fullmatch(value):
-        return value
-    expected = "expected the name of a secret, such as OPENAI_API_KEY"
-    advice = "the key itself goes to /-/secrets or into DATASETTE_SECRETS_<NAME>"
-    raise PydanticCustomError("refusal", f"{expected}; {advice}")
 
 
 def _reference(value: object) -> object:
@@ -76,7 +36,7 @@ def _reference(value: object) -> object:
         return value
     if isinstance(value, str) and value.strip():
         return {"model": value}
-    raise _refusal('a model id, or a mapping with "model"', _described(value))
+    raise refusal('a model id, or a mapping with "model"', described(value))
 
 
 def _log(value: object) -> object:
@@ -84,41 +44,17 @@ def _log(value: object) -> object:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
-def _option(value: object) -> object:
-    return _frozen(value, iter(range(_OPTION_VALUES)), _OPTION_LEVELS)
-
-
-def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
-    if not levels or next(spare, None) is None:
-        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
-        raise _refusal(limits, "more, or something that contains itself")
-    match value:
-        case None | bool() | int() | float() | str() | bytes() | date():
-            return value
-        case list() | tuple():
-            return tuple(_frozen(item, spare, levels - 1) for item in value)
-        case set() | frozenset():
-            return frozenset(_frozen(item, spare, levels - 1) for item in value)
-        case Mapping():
-            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
-    raise _refusal("a value that YAML can hold", _described(value))
-
-
-def _thawed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _thawed(item) for name, item in value.items()}
-    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
-
-
 _Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-_Ids = Annotated[tuple[_Id, ...], BeforeValidator(_listed)]
+_Ids = Annotated[tuple[_Id, ...], BeforeValidator(listed)]
 _Reference = Annotated["ModelReference", BeforeValidator(_reference)]
-_References = Annotated[tuple[_Reference, ...], BeforeValidator(_listed)]
-_SecretName = Annotated[str, BeforeValidator(_secret_name)]
-_Option = Annotated[Any, AfterValidator(_option)]
+_References = Annotated[tuple[_Reference, ...], BeforeValidator(listed)]
+_SecretName = Annotated[str, BeforeValidator(secret_name)]
+_Option = Annotated[Any, AfterValidator(option)]
 _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
+_Address = Annotated[str, BeforeValidator(address)]
+_Headers = Annotated[Mapping[str, str], AfterValidator(http_headers)]
 
 
 class _Section(pydantic.BaseModel):
@@ -136,26 +72,17 @@ class _Section(pydantic.BaseModel):
         # An unknown setting's value may be a key: pydantic finds, and tells, a hint in its place.
         if not isinstance(value, Mapping):
             example = f"{{{next(iter(cls.model_fields))}: …}}"
-            raise _refusal(f"a mapping such as {example}", _described(value))
+            raise refusal(f"a mapping such as {example}", described(value))
         known = sorted(cls.model_fields)
-        unknown = {k: _hint(k, known) for k in value if isinstance(k, str) and k not in known}
+        unknown = {k: hinted(k, known) for k in value if isinstance(k, str) and k not in known}
         return {k: v for k, v in value.items() if k not in unknown} | dict(unknown.values())
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _refuse_null(cls, value: object) -> object:
         if value is None:
-            raise _refusal("a value", "null; leave out a setting that has none")
+            raise refusal("a value", "null; leave out a setting that has none")
         return value
-
-
-def _hint(name: str, known: Sequence[str]) -> tuple[str, str]:
-    name = name.encode(errors="replace").decode()  # lone surrogates stop pydantic
-    head, *rest = re.split(r"[:=\s]", name, maxsplit=1)
-    if rest:  # YAML reads {model: x, key:sk-1} as a setting "key:sk-1": show no more than "key"
-        return f"{head}…", "a name ends with a colon and then a space"
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    return name, f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(known)}"
 
 
 class ModelReference(_Section):
@@ -167,7 +94,7 @@ class ModelReference(_Section):
 
     def plain_options(self) -> dict[str, Any]:
         """The options as a fresh copy in ordinary dicts and lists, which models and JSON take."""
-        return {name: _thawed(value) for name, value in self.options.items()}
+        return {name: thawed(value) for name, value in self.options.items()}
 
 
 class PriceSettings(_Section):
@@ -211,6 +138,44 @@ class PurposeSettings(_Section):
     log: PurposeLogSettings = Field(default={}, validate_default=True)
 
 
+class EndpointSettings(_Section):
+    """A model of an OpenAI-compatible server."""
+
+    model: _Id = Field(title="id")
+    """What it is called here."""
+    api_base: _Address = Field(title="URL")
+    """Where the server is, up to `/v1`."""
+    model_name: _Id | None = Field(default=None, title="text")
+    """What the server calls it; otherwise the same."""
+    aliases: _Ids = Field(default=(), title="list of ids")
+    """Other names for it here."""
+    key: _SecretName | None = Field(default=None, title="name of a secret")
+    """Holds the server's key; without it the server needs none."""
+    # Some of them are credentials, so they are kept out of what is printed.
+    headers: _Headers = Field(default={}, validate_default=True, repr=False, title="mapping")
+    """Sent with each request."""
+    can_stream: bool = Field(default=True, title="bool")
+    """It answers piece by piece."""
+    supports_schema: bool = Field(default=False, title="bool")
+    """It takes a JSON schema."""
+    supports_tools: bool = Field(default=False, title="bool")
+    """It calls tools."""
+    vision: bool = Field(default=False, title="bool")
+    """It takes images and PDF files."""
+    audio: bool = Field(default=False, title="bool")
+    """It takes sound."""
+    reasoning: bool = Field(default=False, title="bool")
+    """It has the option `reasoning_effort`."""
+
+
+def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
+    names = Counter(name for each in endpoints for name in {each.model, *each.aliases})
+    twice = [quoted(name) for name, count in names.items() if count > 1]
+    if twice:
+        raise refusal("each id and alias to stand for one model", f"{', '.join(twice)} for several")
+    return endpoints
+
+
 class Settings(_Section):
     """What stands under `plugins: datasette-llm:`; None where a setting is absent."""
 
@@ -222,6 +187,10 @@ class Settings(_Section):
     """Removed whatever else allows them."""
     require_keys: bool = Field(default=True, title="bool")
     """List only models whose key is set."""
+    endpoints: Annotated[
+        tuple[EndpointSettings, ...], BeforeValidator(listed), AfterValidator(_endpoints)
+    ] = Field(default=(), title="list")
+    """Models of OpenAI-compatible servers."""
     log: Annotated[LogSettings | None, BeforeValidator(_log)] = Field(
         default=True, validate_default=True, title="bool or mapping"
     )
@@ -273,7 +242,7 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
             continue
         place, name = (loc[:-1], loc[-1]) if kind in ("missing", "invalid_key") else (loc, "")
         message = _MESSAGES.get(kind, "{msg}").format(
-            got=_described(value), input=value, msg=error["msg"], name=name
+            got=described(value), input=value, msg=error["msg"], name=name
         )
         yield f"{path_of(*place)}: {message}"
 
@@ -288,21 +257,22 @@ def path_of(*parts: str | int) -> str:
 
 
 def _step(part: str | int) -> str:
-    shown = _quoted(part) if isinstance(part, str) else str(part)
+    shown = quoted(part) if isinstance(part, str) else str(part)
     return f".{part}" if re.fullmatch(r'"[\w-]+"', shown) else f"[{shown}]"
 
 
 def secret_names(settings: Settings) -> tuple[str, ...]:
-    """The secrets that model references name, each once, in the order of the configuration."""
+    """The secrets that references and endpoints name, each once, in configuration order."""
     own = (each for p in settings.purposes.values() for each in (p.model, *(p.models or ())))
-    references = (settings.default_model, *own)
-    return tuple(dict.fromkeys(each.key for each in references if each and each.key))
+    named = (settings.default_model, *own, *settings.endpoints)
+    return tuple(dict.fromkeys(each.key for each in named if each and each.key))
 
 
 def settings_table() -> list[tuple[str, str, str, str]]:
     """Every setting for the README: its path, type, default and description."""
     return [
         *_rows(Settings),
+        *_rows(EndpointSettings, "endpoints[]."),
         *_rows(LogSettings, "log."),
         *_rows(PurposeSettings, "purposes.<name>."),
         *_rows(PurposeLogSettings, "purposes.<name>.log."),
@@ -312,5 +282,10 @@ def settings_table() -> list[tuple[str, str, str, str]]:
 def _rows(section: type[_Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.model_fields.items():
         if field.title:
-            default = "not set" if field.default is None else json.dumps(field.default)
-            yield f"{prefix}{name}", field.title, default, field.description or ""
+            yield f"{prefix}{name}", field.title, _default(field.default), field.description or ""
+
+
+def _default(value: object) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    return "not set" if value is None else json.dumps(value)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from . import dispatch
-from .errors import ResponseCancelledError
+from .errors import HookError, ResponseCancelledError
 
 if TYPE_CHECKING:
+    from .dispatch import Factory
     from .results import PromptResult
 
 # The number of the context that is being opened in this task. A timer that a hook starts
@@ -31,6 +32,46 @@ def contained(raised: BaseException, message: str) -> BaseException:
     error = ResponseCancelledError(message)
     error.__cause__ = raised
     return error
+
+
+async def make_factory(plugin: str, call: Callable[[], Any]) -> Factory | None:
+    """The context factory that a plugin gives for a call; None where it takes no part.
+
+    Raises:
+        HookError: it returned something that cannot make a context.
+    """
+    factory: Any = call()
+    if inspect.isawaitable(factory):
+        factory = await factory
+    if factory is None:
+        return None
+    if callable(factory):
+        made: Factory = factory
+        return made
+    raise HookError(
+        f"llm_prompt_context of plugin {plugin!r} returned {type(factory).__name__}; return "
+        "None, or a function that takes a PromptResult and returns an async context manager"
+    )
+
+
+async def make_context(
+    plugin: str, factory: Factory, result: PromptResult
+) -> AbstractAsyncContextManager[object]:
+    """The async context manager that a plugin's factory makes for a call.
+
+    Raises:
+        HookError: the factory made something else.
+    """
+    context: Any = factory(result)
+    if inspect.isawaitable(context):
+        context = await context
+    if not isinstance(context, AbstractAsyncContextManager):
+        raise HookError(
+            f"The function that llm_prompt_context of plugin {plugin!r} returned gave "
+            f"{type(context).__name__}, not an async context manager; decorate it with "
+            "contextlib.asynccontextmanager"
+        )
+    return context
 
 
 class Contexts:
@@ -53,13 +94,13 @@ class Contexts:
         factories = []
         for plugin, call in hooks:
             self._asked = plugin
-            factory = await dispatch.make_factory(plugin, call)
+            factory = await make_factory(plugin, call)
             if factory is not None:
                 factories.append((plugin, factory))
         for number, (plugin, factory) in enumerate(factories):
             self._asked = plugin
             opening.set(number)
-            context = await dispatch.make_context(plugin, factory, result)
+            context = await make_context(plugin, factory, result)
             await context.__aenter__()
             self._opened.append((plugin, context))
         opening.set(None)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import HookError
 
@@ -30,12 +30,18 @@ if TYPE_CHECKING:
     AnyModel = llm.AsyncModel | llm.AsyncKeyModel
 
 
+_T = TypeVar("_T")
 _asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
 
 
 def implemented(datasette: Datasette, hook: str) -> bool:
     """Whether any plugin implements a hook."""
     return bool(_caller(datasette, hook).get_hookimpls())
+
+
+def plugins_with(datasette: Datasette, hook: str) -> list[str]:
+    """The names of the plugins that implement a hook, in hook order."""
+    return [plugin for plugin, _ in _implementations(datasette, hook, {})]
 
 
 async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
@@ -62,46 +68,6 @@ def context_hooks(
     return _implementations(datasette, "llm_prompt_context", arguments)
 
 
-async def make_factory(plugin: str, call: Callable[[], Any]) -> Factory | None:
-    """The context factory that a plugin gives for a call; None where it takes no part.
-
-    Raises:
-        HookError: it returned something that cannot make a context.
-    """
-    factory: Any = call()
-    if inspect.isawaitable(factory):
-        factory = await factory
-    if factory is None:
-        return None
-    if callable(factory):
-        made: Factory = factory
-        return made
-    raise HookError(
-        f"llm_prompt_context of plugin {plugin!r} returned {type(factory).__name__}; return "
-        "None, or a function that takes a PromptResult and returns an async context manager"
-    )
-
-
-async def make_context(
-    plugin: str, factory: Factory, result: PromptResult
-) -> AbstractAsyncContextManager[object]:
-    """The async context manager that a plugin's factory makes for a call.
-
-    Raises:
-        HookError: the factory made something else.
-    """
-    context: Any = factory(result)
-    if inspect.isawaitable(context):
-        context = await context
-    if not isinstance(context, AbstractAsyncContextManager):
-        raise HookError(
-            f"The function that llm_prompt_context of plugin {plugin!r} returned gave "
-            f"{type(context).__name__}, not an async context manager; decorate it with "
-            "contextlib.asynccontextmanager"
-        )
-    return context
-
-
 async def default_model(
     datasette: Datasette, purpose: str | None, actor: Mapping[str, Any] | None
 ) -> tuple[str, str] | None:
@@ -110,8 +76,25 @@ async def default_model(
     None also inside one of these hooks, which may want to look at the models that there are.
 
     Raises:
+        Exception: what a plugin raised.
         HookError: a plugin returned something other than a model id.
     """
+    answer = await try_default_model(datasette, purpose, actor)
+    if answer is None:
+        return None
+    plugin, named = answer
+    if isinstance(named, Exception):
+        raise named
+    return plugin, named
+
+
+async def try_default_model(
+    datasette: Datasette,
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    limit_s: float | None = None,
+) -> tuple[str, str | Exception] | None:
+    """As `default_model`, but what a plugin raises is its answer, and so is that it hangs."""
     if any(_asking_for_default.get()):
         return None
     # A list, because a task that the hook starts has a copy of the variable for good.
@@ -120,16 +103,19 @@ async def default_model(
     try:
         arguments = {"purpose": purpose, "actor": actor}
         for plugin, call in _implementations(datasette, "llm_default_model", arguments):
-            answer = await _resolved(call())
+            answer = await _tried("llm_default_model", plugin, _named(plugin, call), limit_s)
             if answer is not None:
-                return plugin, _model_id(plugin, answer)
+                return plugin, answer
         return None
     finally:
         asking.clear()
         _asking_for_default.reset(token)
 
 
-def _model_id(plugin: str, answer: object) -> str:
+async def _named(plugin: str, call: Callable[[], Any]) -> str | None:
+    answer = await _resolved(call())
+    if answer is None:
+        return None
     model_id = getattr(answer, "model_id", answer)
     if not isinstance(model_id, str):
         raise HookError(
@@ -152,17 +138,68 @@ async def filter_models(
         order; every plugin was shown the whole list.
 
     Raises:
+        Exception: what the first plugin to fail raised; later ones are not asked.
         HookError: a plugin returned something other than models.
     """
+    kept = []
+    for plugin, work in _filters(datasette, models, purpose, actor):
+        answer = await work()
+        if answer is not None:
+            kept.append((plugin, answer))
+    return kept
+
+
+async def try_filter_models(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    limit_s: float | None = None,
+) -> list[tuple[str, frozenset[str] | Exception]]:
+    """As `filter_models`, but what a plugin raises is its answer, and all plugins are asked.
+
+    Each has `limit_s` seconds; one that takes longer has failed.
+    """
+    answers = []
+    for plugin, work in _filters(datasette, models, purpose, actor):
+        answer = await _tried("llm_filter_models", plugin, work(), limit_s)
+        if answer is not None:
+            answers.append((plugin, answer))
+    return answers
+
+
+def _filters(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, Callable[[], Awaitable[frozenset[str] | None]]]]:
     known = frozenset(model.model_id for model in models)
     arguments = {"purpose": purpose, "actor": actor}
-    kept = []
     for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
         # A list of its own for each plugin, since a plugin may edit what it is given.
-        answer = await _resolved(call(models=list(models)))
-        if answer is not None:
-            kept.append((plugin, _kept_ids(plugin, answer) & known))
-    return kept
+        yield plugin, partial(_kept, plugin, partial(call, models=list(models)), known)
+
+
+async def _kept(
+    plugin: str, call: Callable[[], Any], known: frozenset[str]
+) -> frozenset[str] | None:
+    answer = await _resolved(call())
+    return None if answer is None else _kept_ids(plugin, answer) & known
+
+
+async def _tried(
+    hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
+) -> _T | Exception:
+    who = f"{hook} of plugin {plugin!r}"
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            return await work
+    except asyncio.CancelledError as error:
+        return not_ours(error, who)
+    except Exception as error:  # a stranger's code ran
+        return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
 
 
 def group_exits(

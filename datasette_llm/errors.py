@@ -27,7 +27,7 @@ import llm
 from datasette.utils import StartupError
 
 if TYPE_CHECKING:
-    from .policy import Decision
+    from .decision import Decision
     from .responses import PromptResponse
 
 PROMPT_EXCERPT_CHARS = 60

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import dispatch, policy
 from .catalog import Entry
+from .decision import Decision, Step
 from .errors import ModelNotAllowedError, ModelNotFoundError
 from .groups import Group
 from .keys import KeyStatus, read_status
 from .log.record import ModelLog
 from .models import WrappedAsyncModel
-from .policy import Decision, Step
 from .state import View, state_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from .sources import AsyncLLM
+
     Actor = Mapping[str, Any] | None
+    Answers = Sequence[tuple[str, frozenset[str] | Exception]]
+    AskFilters = Callable[[Datasette, Sequence[AsyncLLM], str | None, Actor], Awaitable[Answers]]
 
 
 class LLM:
@@ -132,12 +136,17 @@ class LLM:
         Raises:
             ConfigError: the configuration cannot be used.
         """
+        return await self._explained(model_id, purpose, actor, dispatch.filter_models)
+
+    async def _explained(
+        self, model_id: str, purpose: str | None, actor: Actor, ask: AskFilters
+    ) -> Decision:
         try:
             view, entry = await state_of(self.datasette).find(self.datasette, model_id)
         except ModelNotFoundError as error:
             steps = (Step("known", False, str(error)),)
             return Decision(model_id, purpose, actor, steps)
-        return await self._decide(view, entry, purpose, actor)
+        return await self._decide(view, entry, purpose, actor, ask)
 
     async def _model_for(
         self, model_id: str | None, purpose: str | None, actor: Actor, group: Group | None
@@ -148,7 +157,8 @@ class LLM:
         view, entry = await state_of(self.datasette).find(self.datasette, name)
         rules = view.rules(purpose)
         if self._has_filters() or not rules.permits(entry.model_id):
-            decision = await self._decide(view, entry, purpose, actor)
+            ask = dispatch.filter_models
+            decision = await self._decide(view, entry, purpose, actor, ask)
             if not decision.available:
                 error = ModelNotAllowedError(decision)
                 self._note_refusal(view, decision, group, error)
@@ -167,12 +177,15 @@ class LLM:
         return name
 
     async def _resolved_default(self, view: View, purpose: str | None, actor: Actor) -> str | None:
-        """The default by hooks, then by configuration; None where there is none."""
+        """The default by hooks, by assignment, then by configuration; None without any."""
         answer = await dispatch.default_model(self.datasette, purpose, actor)
-        return answer[1] if answer else view.rules(purpose).default
+        if answer is not None:
+            return answer[1]
+        default = view.default(purpose)
+        return default.model_id if default is not None else None
 
     async def _decide(
-        self, view: View, entry: Entry, purpose: str | None, actor: Actor
+        self, view: View, entry: Entry, purpose: str | None, actor: Actor, ask: AskFilters
     ) -> Decision:
         model_id = entry.model_id
         rules = view.rules(purpose)
@@ -182,9 +195,12 @@ class LLM:
             status = await read_status(self.datasette)
             steps.append(policy.key_step(entry, rules, status, view.settings.require_keys))
             # Only the order of the list depends on the default, so no hook is asked for it.
-            shown = await self._shown(view, purpose, rules.default, status)
+            default = view.default(purpose)
+            first = default.model_id if default is not None else None
+            shown = await self._shown(view, purpose, first, status)
             asked = list(dict.fromkeys([*shown, model_id]))
-            answers = await self._filter_answers(view, asked, purpose, actor)
+            models = [view.catalog.entries[each].model for each in asked]
+            answers = await ask(self.datasette, models, purpose, actor)
             steps += policy.filter_steps(model_id, purpose, answers)
         return Decision(model_id, purpose, actor, tuple(steps))
 

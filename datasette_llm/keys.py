@@ -8,10 +8,11 @@ as used, and then through llm's own places.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,30 +23,26 @@ from datasette.utils.sqlite import sqlite3
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.database import Database
 
-    from .catalog import AsyncLLM
+    from .sources import AsyncLLM
 
 ENVIRONMENT_PREFIX = "DATASETTE_SECRETS_"
 Source = Literal["secret environment", "secret", "keys.json", "environment", "model"]
 
-# Where the providers say that keys are made; by the name llm's plugins use for the key.
-ISSUERS = {
-    "openai": ("OpenAI", "https://platform.openai.com/api-keys"),
-    "anthropic": ("Anthropic", "https://console.anthropic.com/settings/keys"),
-    "claude": ("Anthropic", "https://console.anthropic.com/settings/keys"),
-    "gemini": ("Google AI Studio", "https://aistudio.google.com/apikey"),
-    "mistral": ("Mistral", "https://console.mistral.ai/api-keys"),
-    "groq": ("Groq", "https://console.groq.com/keys"),
-    "openrouter": ("OpenRouter", "https://openrouter.ai/settings/keys"),
-    "deepseek": ("DeepSeek", "https://platform.deepseek.com/api_keys"),
-    "cohere": ("Cohere", "https://dashboard.cohere.com/api-keys"),
-    "perplexity": ("Perplexity", "https://www.perplexity.ai/settings/api"),
-    "xai": ("xAI", "https://console.x.ai"),
-    "grok": ("xAI", "https://console.x.ai"),
-    "together": ("Together AI", "https://api.together.ai/settings/api-keys"),
-    "fireworks": ("Fireworks AI", "https://fireworks.ai/account/api-keys"),
-    "replicate": ("Replicate", "https://replicate.com/account/api-tokens"),
-}
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a key is set.
+
+    Attributes:
+        source: the kind of place.
+        name: what the key is called there: a secret, a name in keys.json, a variable; for a
+            key that its llm plugin gave to the model, llm's name for the key.
+    """
+
+    source: Source
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,28 @@ class KeyStatus:
             model: a model with `needs_key`.
             secret_names: secrets that the configuration names for it, in order.
         """
+        place = next(self.places(model, secret_names), None)
+        return place.source if place is not None else None
+
+    def places(self, model: AsyncLLM, secret_names: Iterable[str]) -> Iterator[Place]:
+        """Every place that has a key for a model, in the order in which they are tried.
+
+        Args:
+            model: a model with `needs_key`.
+            secret_names: secrets that the configuration names for it, in order.
+        """
         for name in candidates(model, secret_names):
             if os.environ.get(ENVIRONMENT_PREFIX + name):
-                return "secret environment"
+                yield Place("secret environment", name)
             if name in self.secrets:
-                return "secret"
-        if model.needs_key in self.stored:
-            return "keys.json"
+                yield Place("secret", name)
+        needs_key = str(model.needs_key)
+        if needs_key in self.stored:
+            yield Place("keys.json", needs_key)
         if model.key_env_var and os.environ.get(model.key_env_var):
-            return "environment"
-        return "model" if model.key else None
+            yield Place("environment", model.key_env_var)
+        if model.key:
+            yield Place("model", needs_key)
 
 
 @functools.cache
@@ -85,49 +94,82 @@ def provider_secret(needs_key: str) -> str:
     return re.sub(r"\W", "_", needs_key).upper() + "_API_KEY"
 
 
+def endpoint_secret(model: AsyncLLM) -> str | None:
+    """The secret that an endpoint names for its model; None for any other model."""
+    # Told by the attribute, as importing the class of endpoints takes a second.
+    return getattr(model, "own_secret", None)
+
+
+def own_secret(model: AsyncLLM) -> str | None:
+    """The secret that is a model's by itself: its endpoint's, or its provider's."""
+    return endpoint_secret(model) or (provider_secret(model.needs_key) if model.needs_key else None)
+
+
 def candidates(model: AsyncLLM, secret_names: Iterable[str]) -> list[str]:
     """The secrets that may hold the key of a model, in the order they are tried."""
-    provider = [provider_secret(model.needs_key)] if model.needs_key else []
-    return list(dict.fromkeys([*secret_names, *provider]))
-
-
-def secrets_to_register(
-    models: Iterable[AsyncLLM], secret_names: Iterable[str]
-) -> list[datasette_secrets.Secret]:
-    """What datasette-secrets shall list: a secret for each provider, then the configured ones."""
-    by_name: dict[str, datasette_secrets.Secret] = {}
-    for needs_key in dict.fromkeys(model.needs_key for model in models if model.needs_key):
-        name = provider_secret(needs_key)
-        issuer, url = ISSUERS.get(needs_key, (None, None))
-        by_name.setdefault(
-            name,
-            datasette_secrets.Secret(
-                name=name,
-                description=f"API key for {issuer or needs_key} models",
-                obtain_url=url,
-                obtain_label=f"Get a key from {issuer}" if issuer else None,
-            ),
-        )
-    for name in secret_names:
-        secret = datasette_secrets.Secret(name, "API key named in the datasette-llm configuration")
-        by_name.setdefault(name, secret)
-    return list(by_name.values())
+    own = own_secret(model)
+    return list(dict.fromkeys([*secret_names, *([own] if own else [])]))
 
 
 async def read_status(datasette: Datasette) -> KeyStatus:
     """The names of the keys that are set: one read of the table, one of keys.json."""
-    # Looked at as it is written: resolving a `$file` would read it here, on the event loop.
-    plugins = (datasette.config or {}).get("plugins") or {}
-    config = plugins.get("datasette-secrets") or {}
-    if not config.get("encryption-key"):
+    if not can_store(datasette):
         stored, _ = await asyncio.to_thread(_stored_keys)
         return KeyStatus(frozenset(), frozenset(stored))
-    name = config.get("database")
-    named = isinstance(name, str) and name != "_internal"
-    database = datasette.get_database(name) if named else datasette.get_internal_database()
     # Both in the thread of the database: a second thread costs more than it saves.
-    status: KeyStatus = await database.execute_fn(_status)
+    status: KeyStatus = await _secrets_database(datasette).execute_fn(_status)
     return status
+
+
+async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozenset[str]:
+    """The keys themselves, wherever one is set, to take them out of what strangers say.
+
+    Not for listing, which needs no key. None is stamped as used.
+
+    Args:
+        datasette: the Datasette instance.
+        models: those whose own variables and keys count too.
+    """
+    prefixed = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
+    names = {*prefixed, *(model.key_env_var for model in models if model.key_env_var)}
+    stored, _ = await asyncio.to_thread(_stored_keys)
+    found = {*(os.environ.get(name) for name in names), *(model.key for model in models)}
+    return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
+
+
+async def _decrypted(datasette: Datasette) -> list[str]:
+    if not can_store(datasette):
+        return []
+    keys = []
+    try:
+        # In a thread, because resolving `$file` reads files.
+        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
+        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
+        sql = "select encrypted from datasette_secrets where encrypted is not null"
+        rows = await _secrets_database(datasette).execute(sql)
+    except (OSError, ValueError, sqlite3.Error):
+        return []  # then nobody can read them
+    for row in rows:
+        with contextlib.suppress(cryptography.fernet.InvalidToken):
+            keys.append(cipher.decrypt(row["encrypted"]).decode())
+    return keys
+
+
+def can_store(datasette: Datasette) -> bool:
+    """Whether datasette-secrets has the encryption key that it stores secrets with."""
+    return bool(_secrets_config(datasette).get("encryption-key"))
+
+
+def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
+    # Looked at as it is written: resolving a `$file` would read it here, on the event loop.
+    plugins = (datasette.config or {}).get("plugins") or {}
+    return plugins.get("datasette-secrets") or {}
+
+
+def _secrets_database(datasette: Datasette) -> Database:
+    name = _secrets_config(datasette).get("database")
+    named = isinstance(name, str) and name != "_internal"
+    return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
 async def find_key(

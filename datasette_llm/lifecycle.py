@@ -12,7 +12,7 @@ from datasette.utils.sqlite import sqlite3
 
 from .checks import warnings
 from .config import secret_names
-from .keys import secrets_to_register
+from .issuers import secrets_to_register
 from .log import retention
 from .state import state_of
 
@@ -38,6 +38,7 @@ async def start(datasette: Datasette) -> None:
     if settings.log is not None:
         await _open_record(datasette)
         _start_retention(datasette, settings.log.keep_days)
+    await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
     state_of(datasette).startup_check = check
     await asyncio.wait([check], timeout=CATALOG_WAIT_S)
@@ -61,6 +62,13 @@ async def _open_record(datasette: Datasette) -> None:
     except sqlite3.Error as error:
         # The site comes first: calls go on, and the writer tries again.
         logger.error("The record of LLM calls cannot be opened: %s", error)
+
+
+async def _load_assignments(datasette: Datasette) -> None:
+    assignments = state_of(datasette).assignments
+    await assignments.load(datasette)
+    if not datasette.get_internal_database().is_temp_disk:
+        datasette.add_background_task(assignments.follow, name="datasette-llm assignments")
 
 
 def _start_retention(datasette: Datasette, keep_days: int | None) -> None:

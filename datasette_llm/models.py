@@ -22,9 +22,9 @@ from .state import state_of
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .catalog import AsyncLLM
     from .groups import Group
     from .log.record import ModelLog
+    from .sources import AsyncLLM
 
 _CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
 

@@ -8,74 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from .catalog import Catalog, Entry
 from .config import ModelReference, Settings, path_of
-from .keys import KeyStatus, candidates
+from .decision import Step, for_purpose
+from .keys import KeyStatus, candidates, endpoint_secret
+from .log.values import said
 
-Rule = Literal["known", "allowlist", "blocklist", "key", "filter"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One rule's answer about one model.
-
-    Attributes:
-        rule: which rule was asked.
-        passed: whether it lets the model through.
-        detail: the sentence that explains it to an administrator.
-        plugin: for a filter, the plugin that answered.
-    """
-
-    rule: Rule
-    passed: bool
-    detail: str
-    plugin: str | None = None
+# The rule of a default that an administrator chose.
+ASSIGNED = "assignment"
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Why a model is, or is not, available to an actor for a purpose.
+class Default:
+    """The model that counts where none is named.
 
     Attributes:
-        model_id: the model that was asked about; the canonical id where llm knows it.
-        purpose: the purpose, or None.
-        actor: Datasette's actor dictionary, or None.
-        steps: every rule that was asked, in order; the rules stop at the first refusal,
-            except that a missing key does not keep a model from being used by name.
+        model_id: its id, or a name from the configuration that llm does not know.
+        rule: `assignment`, or the path of the setting that names it.
     """
 
     model_id: str
-    purpose: str | None
-    actor: Mapping[str, Any] | None
-    steps: tuple[Step, ...]
-
-    @property
-    def available(self) -> bool:
-        """Whether `LLM.model()` gives this model. A missing key shows only at the prompt."""
-        return all(step.passed for step in self.steps if step.rule != "key")
-
-    @property
-    def listed(self) -> bool:
-        """Whether `LLM.models()` shows this model."""
-        return all(step.passed for step in self.steps)
-
-    @property
-    def refusal(self) -> Step | None:
-        """The rule that decided against it; one about keys only where no other did."""
-        refusals = [step for step in self.steps if not step.passed]
-        return min(refusals, key=lambda step: step.rule == "key", default=None)
-
-    @property
-    def reason(self) -> str:
-        """One sentence: the refusal that decided, or that the model is available."""
-        if self.refusal is not None:
-            return self.refusal.detail
-        return f"Model {self.model_id!r} is available{_for_purpose(self.purpose)}"
-
-    def __bool__(self) -> bool:
-        return self.available
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +39,7 @@ class Rules:
 
     Attributes:
         default: the configured default, or None.
+        default_setting: the path of the setting that names it, or None.
         allowed: ids on the allowlist, or None where there is none.
         blocked: blocked ids, each with the setting that blocks it.
         order: ids in the order of the lists: the purpose's, then the global one.
@@ -91,6 +47,7 @@ class Rules:
     """
 
     default: str | None
+    default_setting: str | None
     allowed: frozenset[str] | None
     blocked: Mapping[str, str]
     order: tuple[str, ...]
@@ -128,6 +85,7 @@ class Rules:
                 references.setdefault(catalog.canonical(reference.model), []).append(reference)
         return cls(
             default=catalog.canonical(default.model) if default else None,
+            default_setting=_default_setting(purpose, main, settings.default_model),
             allowed=catalog.canonical_set([*names, *defaults]) if has_allowlist else None,
             blocked=MappingProxyType(blocked),
             order=order,
@@ -159,7 +117,7 @@ class Rules:
             model_id: a canonical id.
             purpose: the purpose as the caller named it, for the sentences.
         """
-        suffix = _for_purpose(purpose)
+        suffix = for_purpose(purpose)
         steps = []
         if self.allowed is None:
             steps.append(Step("allowlist", True, f"There is no allowlist{suffix}"))
@@ -183,6 +141,32 @@ class Rules:
         return steps
 
 
+def _default_setting(
+    purpose: str | None, own: ModelReference | None, everywhere: ModelReference | None
+) -> str | None:
+    if own is not None:
+        return path_of("purposes", str(purpose), "model")
+    return path_of("default_model") if everywhere is not None else None
+
+
+def default_of(rules: Rules, catalog: Catalog, assigned: str | None) -> Default | None:
+    """The model that a purpose has where nobody and no hook names one.
+
+    Args:
+        rules: the configuration's rules for the purpose.
+        catalog: what turns aliases into ids, and tells what llm knows.
+        assigned: the model that the console assigned, or None. It counts only while llm knows
+            it and the configuration allows it.
+    """
+    if assigned is not None:
+        model_id = catalog.canonical(assigned)
+        if model_id in catalog.entries and rules.permits(model_id):
+            return Default(model_id, ASSIGNED)
+    if rules.default is None or rules.default_setting is None:
+        return None
+    return Default(rules.default, rules.default_setting)
+
+
 def has_key(entry: Entry, rules: Rules, status: KeyStatus) -> bool:
     """Whether a model needs no key or has one."""
     model = entry.model
@@ -199,7 +183,7 @@ def with_key(ids: Iterable[str], catalog: Catalog, rules: Rules, status: KeyStat
     for model_id in ids:
         entry = catalog.entries[model_id]
         model, names = entry.model, rules.secret_names(model_id)
-        same_key = (model.needs_key, model.key_env_var, model.key, names)
+        same_key = (model.needs_key, endpoint_secret(model), model.key_env_var, model.key, names)
         if same_key not in known:
             known[same_key] = has_key(entry, rules, status)
         if known[same_key]:
@@ -222,12 +206,23 @@ def key_step(entry: Entry, rules: Rules, status: KeyStatus, require_keys: bool) 
 
 
 def filter_steps(
-    model_id: str, purpose: str | None, answers: Sequence[tuple[str, frozenset[str]]]
+    model_id: str, purpose: str | None, answers: Sequence[tuple[str, frozenset[str] | Exception]]
 ) -> list[Step]:
-    """What the filter hooks say about a model: one step for each plugin with an opinion."""
-    suffix = _for_purpose(purpose)
+    """What the filter hooks say about a model: one step for each plugin with an opinion.
+
+    Args:
+        model_id: a canonical id.
+        purpose: the purpose as the caller named it.
+        answers: for each plugin the ids that it keeps, or what it raised.
+    """
+    suffix = for_purpose(purpose)
     steps = []
     for plugin, kept in answers:
+        if isinstance(kept, Exception):
+            why = f"{type(kept).__name__}: {said(kept)}"
+            detail = f"Plugin {plugin!r} failed, so every use of a model{suffix} fails: {why}"
+            steps.append(Step("filter", False, detail, plugin))
+            continue
         passed = model_id in kept
         verb = "keeps" if passed else "does not allow"
         who = "" if passed else " for this actor"
@@ -252,7 +247,3 @@ def listing(rules: Rules, catalog: Catalog, default: str | None) -> list[str]:
     first = [default] if default is not None else []
     ordered = dict.fromkeys([*first, *rules.order, *catalog.entries])
     return [name for name in ordered if name in catalog.entries and rules.permits(name)]
-
-
-def _for_purpose(purpose: str | None) -> str:
-    return "" if purpose is None else f" for purpose {purpose!r}"

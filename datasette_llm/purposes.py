@@ -44,7 +44,7 @@ async def get_purposes(datasette: Datasette) -> list[Purpose]:
     for plugin, result in await dispatch.collect(datasette, "register_llm_purposes"):
         several = isinstance(result, Iterable)
         purposes = list(result) if several else [result]
-        if not all(isinstance(purpose, Purpose) for purpose in purposes):
+        if not all(map(_is_purpose, purposes)):
             raise HookError(
                 f"register_llm_purposes of plugin {plugin!r} returned {result!r}; "
                 "return a list of datasette_llm.Purpose"
@@ -54,3 +54,11 @@ async def get_purposes(datasette: Datasette) -> list[Purpose]:
             if known is None or (known.description is None and purpose.description):
                 found[purpose.name] = purpose
     return list(found.values())
+
+
+def _is_purpose(value: object) -> bool:
+    return (
+        isinstance(value, Purpose)
+        and isinstance(value.name, str)
+        and isinstance(value.description, str | None)
+    )

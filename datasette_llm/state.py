@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from .catalog import Catalog, CatalogSource, Entry
 from .config import PriceSettings, Settings, parse_settings, path_of
+from .console.assignments import Assignment, Assignments
 from .errors import ConfigError
 from .log.kept import KeptAnswers
 from .log.record import Recorder
-from .policy import Rules
+from .policy import Default, Rules, default_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -25,12 +27,18 @@ PLUGIN = "datasette-llm"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The settings and the catalog of one moment, and the rules that follow from them."""
+    """The settings, the catalog and the assignments of one moment, and what follows from them."""
 
     settings: Settings
     catalog: Catalog
+    assigned: Mapping[str, Assignment]
     _rules: dict[str | None, Rules] = field(default_factory=dict, repr=False)
     _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
+
+    @property
+    def made_of(self) -> tuple[Settings, Catalog, Mapping[str, Assignment]]:
+        """The settings, the catalog and the assignments."""
+        return self.settings, self.catalog, self.assigned
 
     def rules(self, purpose: str | None) -> Rules:
         """The rules for a purpose, worked out once."""
@@ -38,6 +46,11 @@ class View:
         if key not in self._rules:
             self._rules[key] = Rules.of(self.settings, self.catalog, key)
         return self._rules[key]
+
+    def default(self, purpose: str | None) -> Default | None:
+        """The default for a purpose, hooks aside: by assignment, then by configuration."""
+        choice = self.assigned.get(purpose) if purpose is not None else None
+        return default_of(self.rules(purpose), self.catalog, choice.model_id if choice else None)
 
     def price(self, model_id: str) -> PriceSettings | None:
         """The configured price of a model, or None."""
@@ -54,6 +67,7 @@ class State:
         calls: the calls under way; this is also what keeps them alive.
         warnings: what is odd about the configuration, as found at startup.
         startup_check: the task that finds the warnings.
+        assignments: the models that administrators chose for purposes.
         kept_answers: what was found about the record, for as long as it is still true.
     """
 
@@ -61,6 +75,7 @@ class State:
         self.calls: set[Call] = set()
         self.warnings: tuple[str, ...] = ()
         self.startup_check: asyncio.Task[None] | None = None
+        self.assignments = Assignments()
         self.kept_answers = KeptAnswers()
         self._source = CatalogSource()
         self._raw: object = None
@@ -103,6 +118,7 @@ class State:
             except OSError as error:
                 raise ConfigError([f"{path_of()}: a $file cannot be read: {error}"]) from None
             self._settings = parse_settings(resolved)
+            self._source.endpoints = self._settings.endpoints
             self._raw = raw
         return self._settings
 
@@ -119,8 +135,10 @@ class State:
 
     def _viewed(self, settings: Settings, catalog: Catalog) -> View:
         view = self._view
-        if view is None or view.settings is not settings or view.catalog is not catalog:
-            view = self._view = View(settings, catalog)
+        now = (settings, catalog, self.assignments.current)
+        # By identity: each is replaced when it changes, and comparing them would take long.
+        if view is None or any(a is not b for a, b in zip(view.made_of, now, strict=True)):
+            view = self._view = View(*now)
         return view
 
 

@@ -18,6 +18,8 @@ ROWS = [
     "stall",
     "group",
     "memory",
+    "console-models",
+    "console-purposes",
     "log-first-page",
     "log-filtered",
     "log-middle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,3 +108,74 @@ async def test_the_numbers_of_the_chart_are_there_for_those_who_cannot_see_it(se
         await page.keyboard.press("Enter")
         assert await numbers.get_by_role("row").count() == 1 + 30
         assert "$" in await numbers.inner_text()
+
+
+# The console
+
+
+@pytest.fixture
+async def site(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
+    """A Datasette with llm-echo, which root may manage."""
+    root = {"id": "root"}
+    config = {
+        "permissions": {"manage-llm": root, "view-llm-log": root},
+        "plugins": {"datasette-llm": {"purposes": {"pets": {"models": ["echo", "gpt-4o"]}}}},
+    }
+    file = tmp_path / "datasette.json"
+    file.write_text(json.dumps(config))
+    environment = alone(llm_folder) | {"LLM_LOAD_PLUGINS": "llm-echo"}
+    internal = str(tmp_path / "internal.db")
+    options = ("--memory", "--root", "--internal", internal, "--config", str(file))
+    served = await Served.start(environment, *options)
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await served.kill()
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+async def test_an_administrator_logs_in_assigns_tests_and_explains(site, javascript):
+    async with (
+        browser() as chromium,
+        visit(chromium, site.url, java_script_enabled=javascript) as page,
+    ):
+        refused = await page.goto("/-/llm")
+        assert refused.status == 403
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        await page.goto("/-/llm")
+        await picture(page, "console")
+        await page.get_by_role("link", name="Purposes").click()
+        await page.get_by_label("Model for purpose pets").select_option("echo")
+        await page.get_by_role("button", name="Use for purpose pets").click()
+        choices = page.get_by_role("table", name="Purposes and their models")
+        await choices.get_by_text("by root").wait_for()
+        await picture(page, "console-purposes")
+
+        await page.get_by_role("link", name="Test pets").click()
+        await page.get_by_role("button", name="Test", exact=True).click()
+        await page.get_by_text("1 of 2 answered").wait_for()
+        results = page.get_by_role("table", name="What became of each test")
+        assert await results.get_by_role("row").count() == 1 + 2
+        assert "Reply with the single word" in await results.inner_text()
+        await picture(page, "console-test")
+
+        await page.get_by_role("link", name="Explain").click()
+        await page.get_by_label("Model", exact=True).fill("o1")
+        await page.get_by_label("Purpose").fill("pets")
+        await page.get_by_label("Actor").fill('{"id": "ana"}')
+        await page.get_by_role("button", name="Explain").click()
+        await page.get_by_text("it is not on the allowlist").first.wait_for()
+        await picture(page, "console-explain")
+
+        await page.get_by_role("link", name="Log", exact=True).click()
+        await page.get_by_role("cell", name="echo").first.wait_for()
+
+
+async def test_the_console_fits_a_phone_and_the_dark(site):
+    async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        for name in ("", "/models", "/purposes", "/test", "/explain", "/keys"):
+            await page.goto(f"/-/llm{name}")
+            await picture(page, f"console{name.replace('/', '-')}-phone-dark")
+            assert await fits(page), name

@@ -32,7 +32,7 @@ MODELS = [ScriptedModel("a"), ScriptedModel("k", needs_key="bird"), Choosy("choo
 CATALOG = Catalog(
     entries={model.model_id: Entry(model) for model in MODELS},
     names={"a": "a", "ay": "a", "k": "k", "choosy": "choosy"},
-    sync_only=frozenset({"old"}),
+    sync_only={"old": llm.get_model("gpt-3.5-turbo-instruct")},
 )
 
 

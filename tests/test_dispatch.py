@@ -12,7 +12,7 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_llm import LLM, Group, HookError, Purpose, dispatch, get_purposes
+from datasette_llm import LLM, Group, HookError, Purpose, contexts, dispatch, get_purposes
 from datasette_llm.testing import ScriptedModel
 
 
@@ -208,7 +208,7 @@ async def test_implementations_are_called_in_pluggys_order(
     match hook:
         case "llm_prompt_context":
             for name, call in dispatch.context_hooks(datasette, **others):
-                await dispatch.make_factory(name, call)
+                await contexts.make_factory(name, call)
         case "llm_group_exit":
             for _, work in dispatch.group_exits(datasette, LLM(datasette).group()):
                 await work()

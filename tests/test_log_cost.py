@@ -95,12 +95,12 @@ def test_what_anthropic_read_or_wrote_in_its_cache_is_paid_beside_the_input(deta
     assert cost(counted, "anthropic/claude-sonnet-4-5") == (nanodollars, source)
 
 
-def test_a_model_without_a_key_costs_something_only_under_the_very_name_of_a_public_one():
+def test_a_model_of_ones_own_costs_something_only_under_the_very_name_of_a_public_one():
     local = "deepseek-r1:8b"  # of which the table says that it is another name of a public one
     assert cost(row(1000, 100), local)[1] == "genai-prices deepseek/deepseek-reasoner"
-    assert cost(row(1000, 100), local, keyless=True) == (None, None)
-    assert cost(row(1000, 100), local, PRICE, keyless=True)[1] == "configuration"
-    assert cost(row(1000, 100), keyless=True) == (210_000, MINI)
+    assert cost(row(1000, 100), local, exact=True) == (None, None)
+    assert cost(row(1000, 100), local, PRICE, exact=True)[1] == "configuration"
+    assert cost(row(1000, 100), exact=True) == (210_000, MINI)
 
 
 def test_a_configured_price_is_paid_for_all_of_the_input():

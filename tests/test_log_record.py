@@ -979,7 +979,7 @@ async def test_l6_without_a_log_there_is_no_table_no_row_and_no_recorder(logged,
     assert model._log is None
     assert state_of(datasette)._recorder is None
     await datasette.invoke_shutdown()
-    assert {name for name in tables_of(path) if name.startswith("llm_")} == set()
+    assert {name for name in tables_of(path) if name.startswith("llm_")} == {"llm_assignments"}
     assert path.read_bytes() == before
 
 
@@ -994,7 +994,7 @@ async def test_l6_without_a_log_what_is_blocked_leaves_no_table_either(
     with pytest.raises(PermissionError):
         await (await LLM(datasette).model("scripted")).prompt("x")
     await datasette.invoke_shutdown()
-    assert {name for name in tables_of(path) if name.startswith("llm_")} == set()
+    assert {name for name in tables_of(path) if name.startswith("llm_")} == {"llm_assignments"}
 
 
 PER_PURPOSE_ON = {"purposes": {"chat": {"log": {"content": True}}}}

@@ -576,9 +576,13 @@ async def test_l5_calls_go_on_and_are_recorded_when_writing_works_again(
     await soon(log.flush())
     assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 6
     assert log.dropped == 0
-    (failure,) = told(caplog, logging.ERROR)
-    assert failure.startswith("The record of LLM calls cannot be written: ")
-    assert told(caplog, logging.WARNING) == ["The record of LLM calls is written again"]
+    # Once each time that it breaks, which a slow machine may see more than once; not once a call.
+    failures = told(caplog, logging.ERROR)
+    assert {line.partition(": ")[0] for line in failures} == {
+        "The record of LLM calls cannot be written"
+    }
+    recovered = told(caplog, logging.WARNING)
+    assert recovered == ["The record of LLM calls is written again"] * len(failures)
 
 
 async def test_l5_a_failure_is_logged_once_however_often_it_is_tried(gated, caplog, monkeypatch):

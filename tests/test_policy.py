@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from datasette_llm.catalog import Catalog, Entry
 from datasette_llm.config import parse_settings
+from datasette_llm.decision import Decision, Step
 from datasette_llm.keys import KeyStatus
 from datasette_llm.policy import (
-    Decision,
     Rules,
-    Step,
     filter_steps,
     has_key,
     key_step,

@@ -87,7 +87,13 @@ async def test_of_two_purposes_with_one_name_the_first_with_a_description_is_kep
     assert await get_purposes(make_datasette()) == [kept]
 
 
-@pytest.mark.parametrize("answer", [7, "chat", ["chat"], [Purpose("chat"), None], {"chat": "x"}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(7, "chat", ["chat"], [Purpose("chat"), None], {"chat": "x"}),
+        *(Purpose(7), Purpose(None), Purpose("chat", 7)),  # type: ignore[arg-type]  # the mistake
+    ],
+)
 async def test_a_plugin_that_answers_something_else_is_told_by_name(
     make_datasette, plugin, answer: Any
 ) -> None:

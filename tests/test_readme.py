@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 import llm
@@ -51,6 +52,8 @@ from datasette_llm import (
 )
 from datasette_llm.checks import warnings
 from datasette_llm.config import parse_settings, settings_table
+from datasette_llm.console import trial, trials
+from datasette_llm.console.failures import LABELS
 from datasette_llm.keys import provider_secret
 from datasette_llm.log import cli as log_cli
 from datasette_llm.log.queries import RUNNING, Filter, calls
@@ -58,6 +61,8 @@ from datasette_llm.log.schema import OUTCOMES
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedCall, ScriptedModel
 
+from .openai_server import OpenAIServer
+from .test_demo import running
 from .test_log_cli import Record
 
 ROOT = Path(__file__).parents[1]
@@ -198,13 +203,15 @@ def test_every_datasette_command_shown_takes_the_options_shown(line, tmp_path, m
 
 
 @shows(command="try", output="try output")
-def test_the_first_command_streams_a_prompt_through_the_embedded_default(command, output, terminal):
-    venv, install, prompt = command.strip().split(" && ")
+async def test_the_first_command_prompts_a_model_and_serves_a_demo(command, output, llm_folder):
+    venv, install, demo = command.strip().split(" && ")
     assert venv == "python3 -m venv .venv"
     assert install == ".venv/bin/pip install -q . llm-echo"
-    program, *words = shlex.split(prompt)
+    program, *words = shlex.split(demo)
     assert program == ".venv/bin/datasette"
-    assert terminal(words) == output
+    varying = r"(?<=datasette-llm-demo-)\w+|(?<=127\.0\.0\.1:)\d+|(?<=token=)\w+"
+    async with running(llm_folder, *words) as served:
+        assert re.sub(varying, "*", served.output) == re.sub(varying, "*", output)
 
 
 @shows(command="tests", gate="gate")
@@ -212,7 +219,7 @@ def test_the_second_command_is_the_one_that_the_gate_runs(command, gate):
     assert command.strip().split(" && ") == [
         "python3 -m venv .venv",
         ".venv/bin/pip install -q -e '.[test]'",
-        ".venv/bin/pytest",
+        ".venv/bin/pytest -n auto",
     ]
     assert "pytest>=8" in PYPROJECT["project"]["optional-dependencies"]["test"]
     script = ROOT / gate.removeprefix("bash ").strip()
@@ -320,9 +327,38 @@ async def test_the_configuration_does_what_its_comments_say(
     assert warnings(view.settings, view.catalog) == []
 
 
+@shows(config="endpoints.yaml", litellm="litellm.yaml", vllm="vllm")
+async def test_the_endpoints_are_asked_as_the_page_says(
+    config, litellm, vllm, make_datasette, monkeypatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", "sk-vllm")
+    monkeypatch.setenv("DATASETTE_SECRETS_LITELLM_KEY", "sk-litellm")
+    async with OpenAIServer() as server:
+        address = server.url.removesuffix("/v1")
+        local = re.sub(r"http://[\w.-]+:\d+(?=/v1)", address, config)
+        datasette = make_datasette(ours(local))
+        models = LLM(datasette)
+        for model_id, purpose in [(None, None), (None, "sql"), ("team", "stories")]:
+            await (await models.model(model_id, purpose)).prompt("x")
+        with pytest.raises(ModelNotAllowedError):
+            await models.model("qwen", "stories")
+    asked = [(request.body["model"], request.key) for request in server.requests]
+    assert asked[1:] == [("Qwen/Qwen3-8B", "sk-vllm"), ("team", "sk-litellm")]
+    assert asked[0][0] == "llama3.2"
+    assert not asked[0][1].startswith("sk-")
+    view = await state_of(datasette).view(datasette)
+    assert warnings(view.settings, view.catalog) == []
+    assert {each["model_name"] for each in yaml.safe_load(litellm)["model_list"]} == {"team"}
+    addresses = [each["api_base"] for each in ours(config)["endpoints"]]
+    served = [each["litellm_params"]["api_base"] for each in yaml.safe_load(litellm)["model_list"]]
+    assert served[0] == addresses[0]
+    assert shlex.split(vllm)[2] == ours(config)["endpoints"][0]["model_name"]
+
+
 def test_the_table_of_settings_is_the_generated_one():
     def cell(default: str) -> str:
-        return default if default == "not set" else f"`{default}`"
+        return default if default in ("not set", "required") else f"`{default}`"
 
     rows = [
         f"| `{path}` | {kind} | {cell(default)} | {meaning} |"
@@ -761,9 +797,104 @@ def test_the_command_lines_shown_prompt_as_a_plugin_would(
     assert answer["system"] == "Finish the joke"
 
 
+@shows(commands="models and explain", config="datasette.yaml", permission="manage permission")
+async def test_the_models_and_decisions_shown_are_those_of_the_pages(
+    commands, config, permission, make_datasette, register_models, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    register_models(claude("claude-haiku-4.5"), claude("claude-opus-4.5"))
+    (tmp_path / "datasette.yaml").write_text(config, "utf-8")
+    datasette = make_datasette(ours(config))
+    datasette.config.update(yaml.safe_load(permission))
+    await datasette.invoke_startup()
+    for line, page in zip(commands.splitlines(), ("models", "explain"), strict=True):
+        words = shlex.split(line)[1:]
+        result = await asyncio.to_thread(CliRunner().invoke, cli, [*words, "--json"])
+        assert result.exit_code == 0, result.output
+        printed = json.loads(result.stdout)
+        asked = {"q": "claude", "availability": "no-key"} if page == "models" else {}
+        asked |= {"model": "claude-haiku-4.5", "purpose": "sql"} if page == "explain" else {}
+        asked |= {"actor": '{"id": "ana"}'} if page == "explain" else {}
+        path = f"/-/llm/{page}.json?{urlencode(asked)}"
+        assert (await datasette.client.get(path)).status_code == 403
+        shown = (await datasette.client.get(path, actor={"id": "ana"})).json()
+        assert shown | printed == shown
+    assert (await datasette.client.get("/-/llm/keys", actor={"id": "ana"})).status_code == 200
+
+
 @shows(options="command line options")
 def test_the_options_shown_are_those_that_the_help_lists(options, terminal):
     assert terminal(["llm", "prompt", "--help"]).partition("Options:\n")[2] == options
+
+
+# The console
+
+
+@shows(permission="manage permission", posted="assign json", answer="assign json output")
+async def test_the_post_shown_assigns_for_whom_the_permission_shown_lets_in(
+    permission, posted, answer, make_datasette, register_models
+):
+    register_models(ScriptedModel("claude-haiku-4.5"))
+    datasette = make_datasette({"purposes": {"pets": {}}})
+    datasette.config.update(yaml.safe_load(permission))
+    await datasette.invoke_startup()
+    headers = {"content-type": "application/json"}
+    for actor, status in ((None, 403), ({"id": "ana"}, 200)):
+        response = await datasette.client.post(
+            "/-/llm/assign", content=posted, headers=headers, actor=actor
+        )
+        assert response.status_code == status
+    assert response.json() == json.loads(answer)
+    assert (await LLM(datasette).model(purpose="pets")).model_id == "claude-haiku-4.5"
+    text = (await datasette.client.get("/", actor={"id": "ana"})).text
+    assert "LLM models" in text
+
+
+@shows(commands="assign commands", output="assign commands output", config="datasette.yaml")
+def test_the_commands_that_assign_print_what_is_shown(
+    commands, output, config, terminal, register_models, anthropic_key
+):
+    ids = ("claude-haiku-4.5", "claude-sonnet-4.5", "claude-opus-4.5")
+    register_models(*map(claude, ids), *map(ScriptedModel, ("gemini-2.5-flash", "gemini-2.5-pro")))
+    Path("datasette.yaml").write_text(config, "utf-8")
+    printed = [terminal(shlex.split(line)[1:]) for line in commands.splitlines()]
+    assert "".join(printed) == output
+
+
+# Testing models
+
+
+@shows(commands="test commands", config="datasette.yaml")
+def test_the_commands_shown_test_a_model_and_a_purpose(
+    commands, config, terminal, register_models, anthropic_key
+):
+    register_models(claude("claude-haiku-4.5", ["pong"]), claude("claude-sonnet-4.5", ["pong"]))
+    Path("datasette.yaml").write_text(config, "utf-8")
+    by_model, by_purpose = (shlex.split(line)[1:] for line in commands.splitlines())
+    assert terminal(by_model).startswith("claude-haiku-4.5 (Anthropic): ok in ")
+    assert "claude-sonnet-4.5" in CliRunner().invoke(cli, by_purpose).stdout
+
+
+@shows(sent="test json", output="test json output", config="datasette.yaml")
+async def test_the_post_shown_gives_the_answer_shown(
+    sent, output, config, make_datasette, register_models, anthropic_key
+):
+    register_models(claude("claude-haiku-4.5", [llm.ModelError("Too many requests")]))
+    datasette = make_datasette(ours(config))
+    datasette.config["permissions"] = {"manage-llm": True}
+    await datasette.invoke_startup()
+    answer = (await datasette.client.post("/-/llm/test", json=json.loads(sent))).json()
+    shown = json.loads(output)
+    changing = ("latency_ms", "call_id")
+    assert all(type(answer[name]) is type(shown[name]) for name in changing)
+    assert answer | {name: shown[name] for name in changing} == shown
+
+
+def test_the_table_of_kinds_has_all_of_them():
+    section = between("\n### Testing models\n", "\n## ")
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
+    assert f"At most {trials.MOST_MODELS} are" in section
+    assert f"Each model has {trial.LIMIT_S:g} seconds" in section
 
 
 # The record

@@ -34,7 +34,7 @@ from packaging.requirements import Requirement
 from datasette_llm import LLM, responses, telemetry
 from datasette_llm.calls import Call
 from datasette_llm.errors import NotRecordedError
-from datasette_llm.keys import ISSUERS
+from datasette_llm.issuers import ISSUERS
 from datasette_llm.log.writer import Writer
 from datasette_llm.telemetry_registry import METRICS, PROVIDERS, SCHEMA_URL, SPANS
 from datasette_llm.testing import ScriptedModel

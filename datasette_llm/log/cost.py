@@ -23,7 +23,7 @@ UNKNOWN: dict[str, Any] = {"cost_nanodollars": None, "price_source": None}
 
 
 def cost_columns(
-    row: Mapping[str, Any], model_id: str, price: PriceSettings | None, *, keyless: bool = False
+    row: Mapping[str, Any], model_id: str, price: PriceSettings | None, *, exact: bool = False
 ) -> dict[str, Any]:
     """The cost columns of a finished call. Slow at its first use: call it in a thread.
 
@@ -31,8 +31,8 @@ def cost_columns(
         row: the second part of its row, with the tokens.
         model_id: the model that was asked.
         price: the configured price, or None.
-        keyless: whether the model needs no key. Such a one may well run on somebody's own
-            machine, so that it has a public price only under the very name of a public model.
+        exact: whether only the very name of a public model has a public price. So it is for a
+            model that may well run on somebody's own machine.
 
     Returns:
         `cost_nanodollars` and `price_source`, both None where tokens or price are unknown.
@@ -45,7 +45,7 @@ def cost_columns(
         dollars += Decimal(str(price.output)) * usage["output_tokens"]
         return _columns(dollars / 1_000_000, "configuration")
     for name in dict.fromkeys([row["resolved_model"], model_id]):
-        found = _looked_up(name, usage, exact=keyless) if name else None
+        found = _looked_up(name, usage, exact=exact) if name else None
         if found is not None:
             return _columns(*found)
     return UNKNOWN

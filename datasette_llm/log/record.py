@@ -207,7 +207,9 @@ class Recording:
         kept = log.content and not log.recorder.writer.crowded
         content = partial(content_statements, response, key) if kept else _no_content
         model = self._call.model
-        cost = partial(cost_columns, row, model.model_id, log.price, keyless=not model.needs_key)
+        # What needs no key, and what an endpoint serves, may well run on a machine of one's own.
+        own = not model.needs_key or hasattr(model._model, "own_secret")
+        cost = partial(cost_columns, row, model.model_id, log.price, exact=own)
         log.recorder.writer.later(partial(_write_end, row, cost, content))
 
 

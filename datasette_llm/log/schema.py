@@ -8,11 +8,11 @@ the triggers let go of nothing from the last of those ids on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlite_utils import Database, Migrations
 
-from ..errors import NewerDatabaseError
+from .. import database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -175,20 +175,5 @@ def m001_record(db: Database) -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables up to date.
-
-    In a transaction that may write, which keeps processes that start together out of each
-    other's way; this one makes none of its own around it all.
-
-    Raises:
-        NewerDatabaseError: a newer version of datasette-llm has changed the tables.
-    """
-    db: Any = Database(connection)
-    known = {migration.name for migration in migrations._migrations}
-    unknown = [m.name for m in migrations.applied(db) if m.name not in known]
-    if unknown:
-        raise NewerDatabaseError(
-            "The internal database was written by a newer datasette-llm (it knows "
-            f"{', '.join(unknown)}). Upgrade datasette-llm, or use another --internal database"
-        )
-    migrations.apply(db)
+    """Bring the tables up to date, as `database.migrate`."""
+    database.migrate(connection, migrations)

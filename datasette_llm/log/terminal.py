@@ -70,14 +70,14 @@ def _cells(row: Row) -> dict[str, str]:
     return {
         "started (UTC)": row["started_at"][5:19].replace("T", " "),
         "outcome": row["outcome"],
-        "model": _clean(row["model_id"]),
-        "purpose": _clean(row["purpose"] or "-"),
-        "actor": _clean(row["actor_id"] or "-"),
+        "model": printable(row["model_id"]),
+        "purpose": printable(row["purpose"] or "-"),
+        "actor": printable(row["actor_id"] or "-"),
         "in": _tokens(row["input_tokens"]),
         "out": _tokens(row["output_tokens"]),
         "cost": _dollars(row["cost_nanodollars"]),
         "took": _seconds(row["duration_ms"]),
-        "detail": _clean(": ".join(text for text in [*why, row["error_message"]] if text)),
+        "detail": printable(": ".join(text for text in [*why, row["error_message"]] if text)),
     }
 
 
@@ -103,7 +103,7 @@ def _seconds(milliseconds: float | None) -> str:
     return f"{seconds:.2f}s" if seconds < 99 else f"{seconds:.0f}s"
 
 
-def _clean(text: str) -> str:
+def printable(text: str) -> str:
     """On one line, and without what a terminal would obey."""
     if text.isprintable():
         return text

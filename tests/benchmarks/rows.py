@@ -332,8 +332,11 @@ async def running(
     config: dict[str, Any] | None = None, log: bool = False
 ) -> AsyncIterator[Datasette]:
     """A Datasette that has started, until the block is left; what a log costs has its own rows."""
-    plugins = (config or {}).get("plugins", {}) | {"datasette-llm": {"log": log}}
-    datasette = Datasette(memory=True, config={"plugins": plugins})
+    given = config or {}
+    plugins = given.get("plugins", {})
+    ours = {"log": log} | plugins.get("datasette-llm", {})
+    everything = given | {"plugins": plugins | {"datasette-llm": ours}}
+    datasette = Datasette(memory=True, config=everything)
     await datasette.invoke_startup()
     try:
         yield datasette

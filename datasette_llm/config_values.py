@@ -1,0 +1,157 @@
+"""What a single value of the configuration may be: checked, and told of without showing it.
+
+A value in a wrong place may be a pasted API key, so that a message names its kind at most.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic_core import PydanticCustomError
+
+_SHOWN_CHARS = 60
+_OPTION_VALUES = 10_000
+_OPTION_LEVELS = 20
+# What is very long, or long with both small letters and digits, looks like a pasted key.
+_SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-Za-z_]{20,64}")
+# One long word with small letters and digits may be a key that was pasted in the wrong place.
+_KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, cut short, on one line."""
+    cut = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
+    quoted = json.dumps(cut, ensure_ascii=False)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in quoted)  # on one line
+
+
+def described(value: object) -> str:
+    """The kind of a value."""
+    # Only its kind: what stands in a wrong place may be a key.
+    match value:
+        case None | bool():
+            return json.dumps(value)
+        case int() | float():
+            return "a number"
+        case str():
+            return "text" if value.strip() else "empty text"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "a mapping"
+    return f"a value of type {type(value).__name__}"
+
+
+def hinted(name: str, known: Sequence[str]) -> tuple[str, str]:
+    """An unknown setting as it may be shown, and what may have been meant."""
+    name = name.encode(errors="replace").decode()  # lone surrogates stop pydantic
+    head, *rest = re.split(r"[:=\s]", name, maxsplit=1)
+    if rest:  # YAML reads {model: x, key:sk-1} as a setting "key:sk-1": show no more than "key"
+        return f"{head}…", "a name ends with a colon and then a space"
+    if _KEY_LIKE.fullmatch(name):
+        return f"{name[:2]}…", "a key does not belong here; go to /-/secrets with it"
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return name, f'did you mean "{near[0]}"?' if near else f"known here: {', '.join(known)}"
+
+
+def refusal(expected: str, got: str) -> PydanticCustomError:
+    """The error of a value that is not as expected."""
+    return PydanticCustomError("refusal", f"expected {expected}, got {got}")
+
+
+def listed(value: object) -> object:
+    """A list as a tuple; a text is refused with the list that was meant."""
+    if isinstance(value, str) and _KEY_LIKE.fullmatch(value):
+        raise refusal("a list", 'text; write it as ["…"]')
+    if isinstance(value, str) and value:
+        text = quoted(value)
+        raise refusal("a list", f"the text {text}; write it as [{text}]")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def secret_name(value: object) -> str:
+    """The name of a secret, which a pasted key is refused as."""
+    if isinstance(value, str) and _SECRET_NAME.fullmatch(value):
+        return value
+    expected = "expected the name of a secret, such as OPENAI_API_KEY"
+    advice = "the key itself goes to /-/secrets or into DATASETTE_SECRETS_<NAME>"
+    raise PydanticCustomError("refusal", f"{expected}; {advice}")
+
+
+def option(value: object) -> object:
+    """An option of a model, read-only all the way down."""
+    return _frozen(value, iter(range(_OPTION_VALUES)), _OPTION_LEVELS)
+
+
+def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
+    if not levels or next(spare, None) is None:
+        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
+        raise refusal(limits, "more, or something that contains itself")
+    match value:
+        case None | bool() | int() | float() | str() | bytes() | date():
+            return value
+        case list() | tuple():
+            return tuple(_frozen(item, spare, levels - 1) for item in value)
+        case set() | frozenset():
+            return frozenset(_frozen(item, spare, levels - 1) for item in value)
+        case Mapping():
+            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
+    raise refusal("a value that YAML can hold", described(value))
+
+
+def thawed(value: Any) -> Any:
+    """A frozen option as a fresh copy in ordinary dicts and lists."""
+    if isinstance(value, Mapping):
+        return {name: thawed(item) for name, item in value.items()}
+    return [thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def address(value: object) -> str:
+    """The address of an OpenAI-compatible server; without a slash at its end."""
+    expected = "an address such as http://127.0.0.1:8000/v1"
+    if not isinstance(value, str) or not value.strip():
+        raise refusal(expected, described(value))
+    text = value.strip()
+    problem = _address_problem(text)
+    if problem is not None:
+        raise PydanticCustomError("refusal", f"expected {expected}; {problem}")
+    return text.rstrip("/")
+
+
+def _address_problem(text: str) -> str | None:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "its host or port cannot be read"
+    if parts.scheme not in ("http", "https"):
+        return "it begins with http:// or https://"
+    if parts.username is not None or parts.password is not None:
+        return 'it holds no user and no password; name a secret in "key"'
+    if not host or port == 0 or not text.isprintable() or " " in text:
+        return "its host or port cannot be read"
+    if "?" in text or "#" in text:
+        return 'nothing may follow its path; name a secret in "key", put others into "headers"'
+    if parts.path.rstrip("/").endswith("/completions"):
+        return "leave out /chat/completions, which is added for each request"
+    return None
+
+
+def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    """HTTP headers that can be sent, without space around them; their values are never shown."""
+    # A file that a value comes from ends with a line end.
+    value = {name: text.strip() for name, text in value.items()}
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise PydanticCustomError("refusal", "a name is not one that a header can have")
+        if not (text.isascii() and text.isprintable()):
+            # In braces, as pydantic would fill in what looks like a place for a value.
+            problem = "{name}: expected one line of ASCII text"
+            raise PydanticCustomError("refusal", problem, {"name": name})
+    return MappingProxyType(value)

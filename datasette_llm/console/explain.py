@@ -1,0 +1,173 @@
+"""Why a model is, or is not, available to somebody for something: the page and its decision."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .. import dispatch
+from ..facade import LLM
+from ..state import state_of
+from .choices import purpose_names
+from .quoting import quoted, quoted_error
+from .views import refused
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+    from ..decision import Decision
+    from ..state import View
+
+    Actor = Mapping[str, Any] | None
+
+FIELDS = ("model", "purpose", "actor")
+# How long each hook may take; one that hangs is told by the name of its plugin.
+HOOK_LIMIT_S = 10.0
+# Deeper than any actor is; JSON itself ends at some hundreds.
+MAX_ACTOR_LEVELS = 50
+
+
+class ActorError(Exception):
+    """A text that is no actor; the message says why."""
+
+
+def parse_actor(text: str) -> Actor:
+    """The actor that somebody typed as JSON; empty text and `null` are nobody.
+
+    Raises:
+        ActorError: it is neither a JSON object nor null.
+    """
+    if not text.strip():
+        return None
+    try:
+        actor = json.loads(text)
+        _check(actor, MAX_ACTOR_LEVELS)
+    except (ValueError, RecursionError) as error:
+        raise ActorError(f"The actor is no JSON: {error}") from None
+    if not isinstance(actor, dict | None):
+        raise ActorError('The actor has to be a JSON object, such as {"id": "ana"}, or null')
+    return actor
+
+
+def _check(value: Any, levels: int) -> None:
+    """Refuse what Python reads and no answer in JSON could repeat."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON's")
+    parts: Iterable[Any] = ()
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+    if parts and not levels:
+        raise ValueError("it is nested too deep")
+    for part in parts:
+        _check(part, levels - 1)
+
+
+async def explained(
+    datasette: Datasette, model_id: str | None, purpose: str | None, actor: Actor
+) -> dict[str, Any]:
+    """The decision about a model, as `LLM.explain()` makes it, and the default.
+
+    A plugin that fails, or takes longer than `HOOK_LIMIT_S`, is a step that did not pass, where
+    `LLM.explain()` would raise or wait.
+
+    Args:
+        datasette: the Datasette instance.
+        model_id: an id or alias; None for the default.
+        purpose: what the model would be for.
+        actor: who would use it. Used for nothing but the decision.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    view = await state_of(datasette).view(datasette)
+    default = await resolved_default(datasette, view, purpose, actor)
+    name = model_id or (default["model_id"] if default else None)
+    decision = None
+    if name is not None:
+        ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
+        made = await LLM(datasette)._explained(name, purpose, actor, ask)
+        decision = await _told(datasette, made)
+    return {
+        "ok": True,
+        "model": model_id,
+        "purpose": purpose,
+        "actor": actor,
+        "default": default,
+        "decision": decision,
+    }
+
+
+async def resolved_default(
+    datasette: Datasette, view: View, purpose: str | None, actor: Actor
+) -> dict[str, Any] | None:
+    """The default, and by which rule: by hooks, by assignment, then by configuration.
+
+    Args:
+        datasette: the Datasette instance.
+        view: the configuration and the assignments.
+        purpose: what the model would be for.
+        actor: who would use it.
+
+    Returns:
+        `model_id`, `rule` and, for the rule `hook`, the `plugin`; where that one failed, or took
+        longer than `HOOK_LIMIT_S`, its `error` and no `model_id`. None where there is no default.
+    """
+    answer = await dispatch.try_default_model(datasette, purpose, actor, HOOK_LIMIT_S)
+    if answer is not None:
+        plugin, named = answer
+        error = await quoted_error(datasette, named) if isinstance(named, Exception) else None
+        model_id = None if isinstance(named, Exception) else named
+        return {"model_id": model_id, "rule": "hook", "plugin": plugin, "error": error}
+    default = view.default(purpose)
+    if default is None:
+        return None
+    return {"model_id": default.model_id, "rule": default.rule, "plugin": None, "error": None}
+
+
+async def _told(datasette: Datasette, decision: Decision) -> dict[str, Any]:
+    refusal = decision.refusal
+    details = [
+        # Only what a plugin that failed says is a stranger's.
+        await quoted(datasette, step.detail) if step.plugin and not step.passed else step.detail
+        for step in decision.steps
+    ]
+    return {
+        "model_id": decision.model_id,
+        "available": decision.available,
+        "listed": decision.listed,
+        "reason": details[decision.steps.index(refusal)] if refusal else decision.reason,
+        "refused_by": refusal.rule if refusal is not None else None,
+        "steps": [
+            {
+                "rule": step.rule,
+                "passed": step.passed,
+                "detail": detail,
+                "plugin": step.plugin,
+            }
+            for step, detail in zip(decision.steps, details, strict=True)
+        ],
+    }
+
+
+async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]:
+    """The decision that was asked for, or the form alone."""
+    given = {name: (request.args.get(name) or "").strip() for name in FIELDS}
+    view = await state_of(datasette).view(datasette)
+    purposes, problems = await purpose_names(datasette, view)
+    about: dict[str, Any] = {
+        "form": given,
+        "choices": {"model": list(view.catalog.entries), "purpose": purposes},
+        "problems": problems,
+    }
+    if not any(name in request.args for name in FIELDS):
+        return {"ok": True, "asked": False} | about
+    try:
+        actor = parse_actor(given["actor"])
+    except ActorError as error:
+        return refused(str(error)) | about
+    found = await explained(datasette, given["model"] or None, given["purpose"] or None, actor)
+    return found | {"asked": True} | about

@@ -1,0 +1,44 @@
+"""The first page of the console: what needs an administrator's attention, and how much there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..keys import read_status
+from ..log.payloads import record_status
+from ..policy import has_key
+from ..state import state_of
+from .choices import purpose_names
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+
+async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
+    """Warnings about the configuration and the record, and the numbers of models and purposes."""
+    state = state_of(datasette)
+    view = await state.view(datasette)
+    rules = view.rules(None)
+    status = await read_status(datasette)
+    entries = view.catalog.entries.values()
+    permitted = [entry for entry in entries if rules.permits(entry.model_id)]
+    purposes, problems = await purpose_names(datasette, view)
+    record = await record_status(datasette)
+    default = view.default(None)
+    return {
+        "ok": True,
+        "default_model": default.model_id if default is not None else None,
+        "models": {
+            "known": len(view.catalog.entries),
+            "allowed": len(permitted),
+            "allowed_with_key": sum(has_key(entry, rules, status) for entry in permitted),
+        },
+        "purposes": len(purposes),
+        "assignments": {
+            "count": len(view.assigned),
+            "last_until_restart": datasette.get_internal_database().is_temp_disk,
+        },
+        "record": {name: record[name] for name in ("recording", "content_recorded")},
+        "warnings": [*state.warnings, *problems, *record["warnings"]],
+    }

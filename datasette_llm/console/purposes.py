@@ -1,0 +1,175 @@
+"""The page of the purposes: which model each has, by which rule, and which it could have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils.sqlite import sqlite3
+from markupsafe import Markup
+
+from .. import dispatch, policy
+from ..decision import Decision
+from ..keys import KeyStatus, read_status
+from ..purposes import Purpose
+from ..state import State, View, state_of
+from .assignments import HISTORY_ROWS, history
+from .choices import registered_purposes
+from .views import Page
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+    Row = dict[str, Any]
+
+
+async def _purposes(datasette: Datasette, request: Request) -> Row:
+    return await purposes(datasette)
+
+
+PAGE = Page("purposes", "Purposes", _purposes)
+
+
+async def purposes(datasette: Datasette) -> Row:
+    """What the page and its JSON twin show.
+
+    Hooks are not asked which model they would choose, since they choose for an actor: the
+    plugins that have such a hook are named instead.
+
+    Returns:
+        Under `purposes` each with the model it resolves to, the rule, and what is wrong with
+        that; its `menu` is the number of the one in `menus` that has what policy allows.
+    """
+    state = state_of(datasette)
+    view = await state.view(datasette)
+    status = await read_status(datasette)
+    registered, warnings = await registered_purposes(datasette)
+    past, unread = await _history(datasette, state)
+    names = sorted({*registered, *view.settings.purposes, *view.assigned})
+    menus, numbers = _menus(view, status, names)
+    rows = [_row(view, status, name, registered.get(name)) for name in names]
+    return {
+        "ok": True,
+        "last_until_restart": datasette.get_internal_database().is_temp_disk,
+        "warnings": [*warnings, *unread],
+        "default_hooks": dispatch.plugins_with(datasette, "llm_default_model"),
+        "purposes": [row | {"menu": numbers[row["purpose"]]} for row in rows],
+        "menus": menus,
+        "history": past,
+        "history_limit": HISTORY_ROWS,
+    }
+
+
+async def known_purposes(datasette: Datasette, view: View) -> set[str]:
+    """The purposes that a model can be assigned to: registered or configured."""
+    registered, _ = await registered_purposes(datasette)
+    return {*registered, *view.settings.purposes}
+
+
+def refusal(view: View, name: str, purpose: str) -> str | None:
+    """Why the configuration keeps a model from a purpose; None where it does not."""
+    model_id = view.catalog.canonical(name)
+    if model_id not in view.catalog.entries:
+        return view.catalog.why_unknown(name)
+    steps = tuple(view.rules(purpose).steps(model_id, purpose))
+    decision = Decision(model_id, purpose, None, steps)
+    return None if decision.available else decision.reason
+
+
+async def _history(datasette: Datasette, state: State) -> tuple[list[Row], list[str]]:
+    problem = state.assignments.failure
+    try:
+        past = [asdict(each) for each in await history(datasette)]
+    except sqlite3.Error as error:
+        past, problem = [], problem or str(error)
+    if problem is None:
+        return past, []
+    return past, [f"The models assigned to purposes cannot be read or written: {problem}"]
+
+
+def _row(view: View, status: KeyStatus, name: str, registered: Purpose | None) -> Row:
+    default = view.default(name)
+    return {
+        "purpose": name,
+        "description": registered.description if registered else None,
+        "registered": registered is not None,
+        "configured": name in view.settings.purposes,
+        "resolves_to": default.model_id if default else None,
+        "rule": default.rule if default else None,
+        "problem": _problem(view, status, name, default),
+        "assignment": _assignment(view, name, default),
+    }
+
+
+def _problem(
+    view: View, status: KeyStatus, purpose: str, default: policy.Default | None
+) -> str | None:
+    if default is None:
+        return "There is no default model, so a prompt that names no model is refused"
+    problem = refusal(view, default.model_id, purpose)
+    if problem is None:
+        entry, rules = view.catalog.entries[default.model_id], view.rules(purpose)
+        if not policy.has_key(entry, rules, status):
+            return policy.key_step(entry, rules, status, view.settings.require_keys).detail
+    return problem
+
+
+def _assignment(view: View, purpose: str, default: policy.Default | None) -> Row | None:
+    choice = view.assigned.get(purpose)
+    if choice is None or choice.model_id is None:
+        return None
+    counts = default is not None and default.rule == policy.ASSIGNED
+    return {
+        "model_id": choice.model_id,
+        "assigned_at": choice.assigned_at,
+        "actor_id": choice.actor_id,
+        "ignored_because": None if counts else refusal(view, choice.model_id, purpose),
+    }
+
+
+def _menus(
+    view: View, status: KeyStatus, names: Iterable[str]
+) -> tuple[list[dict[str, list[Option]]], dict[str, int]]:
+    """The different lists of allowed models, and for each purpose the number of its list."""
+    options = {model_id: Option(model_id) for model_id in view.catalog.entries}
+    different: dict[tuple[tuple[str, ...], ...], int] = {}
+    by_settings: dict[str | None, int] = {}
+    numbers = {}
+    for name in names:
+        own = name if name in view.settings.purposes else None
+        if own not in by_settings:
+            by_settings[own] = different.setdefault(_allowed(view, status, own), len(different))
+        numbers[name] = by_settings[own]
+    menus = [
+        {
+            "with_key": [options[each] for each in keyed],
+            "without_key": [options[k] for k in keyless],
+        }
+        for keyed, keyless in different
+    ]
+    return menus, numbers
+
+
+def _allowed(
+    view: View, status: KeyStatus, purpose: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    rules = view.rules(purpose)
+    ids = policy.listing(rules, view.catalog, rules.default)
+    keyed = dict.fromkeys(policy.with_key(ids, view.catalog, rules, status))
+    return tuple(keyed), tuple(model_id for model_id in ids if model_id not in keyed)
+
+
+class Option(str):
+    """The id of a model, which a template shows as an option of a menu.
+
+    There is one for each model, since fifty menus of hundreds of models take too long otherwise.
+    """
+
+    _html: Markup | None = None
+
+    def __html__(self) -> Markup:
+        if self._html is None:
+            self._html = Markup('<option value="{0}">{0}</option>').format(str(self))
+        return self._html

@@ -1,0 +1,258 @@
+"""A tiny real prompt, sent the way that plugins send theirs, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, LLMError, ModelNotFoundError
+from ..facade import LLM
+from ..log.values import count, storable
+from ..redaction import without_key
+from ..state import state_of
+from .failures import FailureKind, kind_of, message_of
+from .providers import provider_of
+from .quoting import MAX_MESSAGE_CHARS, quoted
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from ..calls import Call
+    from ..models import WrappedAsyncModel, WrappedConversation
+
+    Actor = Mapping[str, Any] | None
+
+PROMPT = "Reply with the single word: pong"
+LIMIT_S = 30.0
+# How long a call that was stopped is waited for: its hooks clean up, each for a bounded time.
+STOP_S = 10.0
+MAX_TEXT_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a trial failed.
+
+    Attributes:
+        kind: one of a closed set.
+        message: all that was said, up to a bound, without keys.
+    """
+
+    kind: FailureKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What became of the prompt that one model was sent.
+
+    Attributes:
+        model_id: the canonical id, or what was asked for where llm does not know it.
+        provider: who answers, for people to read; None for an unknown model.
+        latency_ms: from the first question about policy to the end of the call.
+        first_chunk_ms: until the first text arrived; None where none did.
+        error: why it failed; None for a success.
+        call_id: the id of its row in the record; None where it has none.
+        text: what was answered, up to a bound.
+        usage: the tokens that the provider counted, `input` and `output`.
+    """
+
+    model_id: str
+    provider: str | None
+    latency_ms: float
+    first_chunk_ms: float | None
+    error: Failure | None
+    call_id: str | None
+    text: str
+    usage: Mapping[str, int | None]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model answered."""
+        return self.error is None
+
+    def payload(self) -> dict[str, Any]:
+        """The trial as JSON gives it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+async def try_model(
+    datasette: Datasette, model_id: str, purpose: str | None = None, actor: Actor = None
+) -> Trial:
+    """Prompt a model as a plugin would, for `LIMIT_S` at most.
+
+    Policy, key, hooks, record and configured options take part. What fails is told in the
+    result, never raised.
+
+    Args:
+        datasette: the Datasette instance.
+        model_id: an id or alias, of an unknown model too.
+        purpose: what it would be for.
+        actor: who asks: for policy, for budgets and in the record it is this actor's call.
+    """
+    attempt = _Attempt(datasette, model_id, purpose, actor)
+    task = asyncio.create_task(attempt.run())
+    try:
+        await asyncio.wait([task], timeout=LIMIT_S)
+        if not task.done():
+            attempt.note_limit()
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_S)
+    finally:
+        task.cancel()  # whoever waits for us may have been cancelled
+    return await _told(attempt)
+
+
+class _Attempt:
+    """One prompt under way, and what was seen of it."""
+
+    def __init__(self, datasette: Datasette, name: str, purpose: str | None, actor: Actor) -> None:
+        self.datasette = datasette
+        self.name = name
+        self.began = time.monotonic()
+        self.first_chunk_at: float | None = None
+        self.ended_at: float | None = None
+        self.model: WrappedAsyncModel | None = None
+        self.text = ""
+        self.error: Exception | None = None
+        self.limit: str | None = None
+        self._purpose = purpose
+        self._actor = actor
+        self._conversation: WrappedConversation | None = None
+
+    @property
+    def call(self) -> Call | None:
+        """The call; None where it never came to one."""
+        # The conversation knows its call also when there is no response to hold.
+        return self._conversation._turn if self._conversation is not None else None
+
+    async def run(self) -> None:
+        """Prompt, and read to the end."""
+        try:
+            models = LLM(self.datasette)
+            self.model = await models.model(self.name, self._purpose, self._actor)
+            self._conversation = self.model.conversation()
+            await self._read(self._conversation)
+        except Exception as error:  # a hook's, a provider's or ours: it is the result
+            self.error = error
+        if self.ended_at is None:
+            self.ended_at = time.monotonic()
+
+    async def _read(self, conversation: WrappedConversation) -> None:
+        async for chunk in await conversation.prompt(PROMPT):
+            if self.first_chunk_at is None:
+                self.first_chunk_at = time.monotonic()
+            if len(self.text) < MAX_MESSAGE_CHARS:
+                self.text += chunk
+
+    def note_limit(self) -> None:
+        """The time is up: note what was being waited for."""
+        self.ended_at = time.monotonic()
+        call = self.call
+        if call is None:
+            waited = "the model had not been found and allowed"
+        elif not call.admitted.is_set():
+            waited = "a plugin had not let the prompt go to the provider"
+        elif call.result.responses[0]._done:
+            waited = "the answer was complete, but a plugin had not finished with it"
+        elif self.first_chunk_at is not None:
+            waited = "the answer had begun and not ended"
+        else:
+            waited = "the provider had sent no text"
+        self.limit = f"Stopped after {LIMIT_S:g} s, when {waited}"
+
+
+async def _told(attempt: _Attempt) -> Trial:
+    """What became of an attempt, as far as it is known now."""
+    call = attempt.call
+    key = call.used_key if call is not None else None
+    response = call.result.response if call is not None else None
+    failure = _failure(attempt)
+    if failure is not None:
+        message = await quoted(attempt.datasette, without_key(failure.message, key))
+        failure = Failure(failure.kind, message)
+    model_id, provider = await _identity(attempt)
+    first = attempt.first_chunk_at
+    return Trial(
+        model_id=model_id,
+        provider=provider,
+        latency_ms=_ms(attempt, attempt.ended_at or time.monotonic()),
+        first_chunk_ms=None if first is None else _ms(attempt, first),
+        error=failure,
+        call_id=_call_id(attempt),
+        text=_shown(attempt.text, key, MAX_TEXT_CHARS),
+        usage={
+            "input": count(response.input_tokens) if response is not None else None,
+            "output": count(response.output_tokens) if response is not None else None,
+        },
+    )
+
+
+def _failure(attempt: _Attempt) -> Failure | None:
+    call, error = attempt.call, attempt.error
+    plugin = call.refused_by if call is not None else None
+    if attempt.limit is not None:
+        return Failure(
+            "timeout", f"{attempt.limit} (plugin {plugin!r})" if plugin else attempt.limit
+        )
+    if error is None:
+        return None if attempt.text.strip() else Failure("bad_answer", _no_text(call))
+    if plugin is not None:
+        message = f"Plugin {plugin!r} blocked the call: {message_of(error, 'blocked')}"
+        return Failure("blocked", message)
+    kind = _kind(attempt, error)
+    return Failure(kind, message_of(error, kind))
+
+
+def _kind(attempt: _Attempt, error: Exception) -> FailureKind:
+    """What kind it is, by what was running when it came: a hook's error may look like any."""
+    call = attempt.call
+    if call is not None and call.result.responses[0]._done:
+        return "blocked"  # a hook, after the answer was complete
+    if call is not None or isinstance(error, LLMError):
+        return kind_of(error)
+    # Before the call: a hook about defaults or filters; then llm, which checks the options.
+    return "blocked" if attempt.model is None else "other"
+
+
+def _no_text(call: Call | None) -> str:
+    made = call.result.responses[0].output_tokens if call is not None else None
+    counted = f" ({made} tokens were counted)" if made else ""
+    return (
+        f"The answer has no text{counted}. Either what answered is no such model, or the "
+        "configured options leave it no room"
+    )
+
+
+def _call_id(attempt: _Attempt) -> str | None:
+    """The id of the row, where one was written."""
+    call, model = attempt.call, attempt.model
+    if call is None or model is None or model._log is None or not call.admitted.is_set():
+        return None
+    never_sent = call.refused_by is not None and call.cancelled
+    return None if never_sent else call.result.responses[0].id
+
+
+async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
+    """The canonical id and the provider, also of a model that policy refused."""
+    if attempt.model is not None:
+        return attempt.model.model_id, provider_of(attempt.model._model)
+    try:
+        view = await state_of(attempt.datasette).view(attempt.datasette)
+        entry = view.catalog.get(attempt.name)
+    except (ConfigError, ModelNotFoundError):
+        return _shown(attempt.name, None, MAX_TEXT_CHARS), None
+    return entry.model_id, provider_of(entry.model)
+
+
+def _shown(text: str, key: str | None, chars: int) -> str:
+    """A stranger's text as pages can show it: without the key, of bounded length."""
+    clean = without_key(str(storable({"text": text})["text"]), key)
+    return clean if len(clean) <= chars else f"{clean[:chars]}…"
+
+
+def _ms(attempt: _Attempt, moment: float) -> float:
+    return round((moment - attempt.began) * 1000, 1)
