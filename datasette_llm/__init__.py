@@ -48,17 +48,19 @@ def register_secrets(
 @hookimpl
 def register_routes() -> list[tuple[str, Callable[..., Any]]]:
     from .console import views as console
+    from .consultant import views as consultant
     from .log import views as log
 
-    return [*console.routes(), *log.routes()]
+    return [*console.routes(), *consultant.routes(), *log.routes()]
 
 
 @hookimpl
 def register_actions() -> list[Action]:
     from .console import views as console
+    from .consultant import access
     from .log import views as log
 
-    return [*console.actions(), *log.actions()]
+    return [*console.actions(), *access.actions(), *log.actions()]
 
 
 @hookimpl
@@ -66,13 +68,32 @@ def menu_links(
     datasette: Datasette, actor: dict[str, Any] | None
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
     from .console import views as console
+    from .consultant import views as consultant
     from .log import views as log
 
     async def links() -> list[dict[str, str]]:
-        both = [console.menu_links(datasette, actor), log.menu_links(datasette, actor)]
-        return [link for links in both for link in await links]
+        every = [each.menu_links(datasette, actor) for each in (console, log, consultant)]
+        return [link for links in every for link in await links]
 
     return links
+
+
+@hookimpl
+def table_actions(
+    datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str
+) -> Callable[[], Awaitable[list[dict[str, str]]]]:
+    from .consultant.views import table_links
+
+    return lambda: table_links(datasette, actor, database, table)
+
+
+@hookimpl
+def view_actions(
+    datasette: Datasette, actor: dict[str, Any] | None, database: str, view: str
+) -> Callable[[], Awaitable[list[dict[str, str]]]]:
+    from .consultant.views import table_links
+
+    return lambda: table_links(datasette, actor, database, view)
 
 
 @hookimpl
@@ -103,13 +124,18 @@ from .errors import (  # noqa: E402
     ModelNotFoundError,
     NewerDatabaseError,
     NotRecordedError,
+    ProfileError,
     ResponseCancelledError,
+    SchemaError,
+    StructuredOutputError,
+    TableNotFoundError,
 )
 from .facade import LLM  # noqa: E402
 from .groups import Group  # noqa: E402
 from .models import WrappedAsyncModel, WrappedConversation  # noqa: E402
 from .purposes import Purpose, get_purposes  # noqa: E402
 from .results import PromptResult  # noqa: E402
+from .structured import Structured  # noqa: E402
 
 __all__ = [
     "LLM",
@@ -125,9 +151,14 @@ __all__ = [
     "ModelNotFoundError",
     "NewerDatabaseError",
     "NotRecordedError",
+    "ProfileError",
     "PromptResult",
     "Purpose",
     "ResponseCancelledError",
+    "SchemaError",
+    "Structured",
+    "StructuredOutputError",
+    "TableNotFoundError",
     "WrappedAsyncModel",
     "WrappedConversation",
     "get_purposes",

@@ -70,18 +70,23 @@ class Site:
     plugins_dir: str | None = None
 
     @asynccontextmanager
-    async def started(self) -> AsyncIterator[Datasette]:
-        """The site's Datasette, without a server, from its startup to its shutdown."""
-        datasette = self._datasette()
+    async def started(self, *files: str) -> AsyncIterator[Datasette]:
+        """The site's Datasette, without a server, from its startup to its shutdown.
+
+        Args:
+            *files: databases that it has beside its own.
+        """
+        datasette = self._datasette(files)
         await datasette.invoke_startup()
         try:
             yield datasette
         finally:
             await datasette.invoke_shutdown()
 
-    def _datasette(self) -> Datasette:
+    def _datasette(self, files: tuple[str, ...]) -> Datasette:
         try:
             return (Guest if self.internal else Datasette)(
+                files,
                 memory=True,
                 config=self._settings(),
                 internal=self.internal,

@@ -10,16 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from .config_values import (
+    Section,
     address,
     described,
-    hinted,
     http_headers,
     listed,
     option,
@@ -53,39 +53,12 @@ _Option = Annotated[Any, AfterValidator(option)]
 _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
+_Milliseconds = Annotated[int, Field(ge=1)]
 _Address = Annotated[str, BeforeValidator(address)]
 _Headers = Annotated[Mapping[str, str], AfterValidator(http_headers)]
 
 
-class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _explain_unknown(cls, value: object) -> object:
-        # An unknown setting's value may be a key: pydantic finds, and tells, a hint in its place.
-        if not isinstance(value, Mapping):
-            example = f"{{{next(iter(cls.model_fields))}: …}}"
-            raise refusal(f"a mapping such as {example}", described(value))
-        known = sorted(cls.model_fields)
-        unknown = {k: hinted(k, known) for k in value if isinstance(k, str) and k not in known}
-        return {k: v for k, v in value.items() if k not in unknown} | dict(unknown.values())
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _refuse_null(cls, value: object) -> object:
-        if value is None:
-            raise refusal("a value", "null; leave out a setting that has none")
-        return value
-
-
-class ModelReference(_Section):
+class ModelReference(Section):
     """A model as the configuration names it; its options are read-only all the way down."""
 
     model: _Id
@@ -97,14 +70,14 @@ class ModelReference(_Section):
         return {name: thawed(value) for name, value in self.options.items()}
 
 
-class PriceSettings(_Section):
+class PriceSettings(Section):
     """What a model costs, in US dollars a million tokens."""
 
     input: _Dollars
     output: _Dollars
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """What is kept on record, and for how long."""
 
     content: bool = Field(default=False, title="bool")
@@ -119,14 +92,14 @@ class LogSettings(_Section):
     """`{input, output}` in dollars a million tokens, for models without a public price."""
 
 
-class PurposeLogSettings(_Section):
+class PurposeLogSettings(Section):
     """What one purpose's records hold; None where that is as for all."""
 
     content: bool | None = Field(default=None, title="bool")
     """As `log.content`, for this purpose."""
 
 
-class PurposeSettings(_Section):
+class PurposeSettings(Section):
     """What the configuration says about one purpose; None where a setting is absent."""
 
     model: _Reference | None = Field(default=None, title="reference")
@@ -138,7 +111,7 @@ class PurposeSettings(_Section):
     log: PurposeLogSettings = Field(default={}, validate_default=True)
 
 
-class EndpointSettings(_Section):
+class EndpointSettings(Section):
     """A model of an OpenAI-compatible server."""
 
     model: _Id = Field(title="id")
@@ -176,7 +149,18 @@ def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSetting
     return endpoints
 
 
-class Settings(_Section):
+class ConsultantSettings(Section):
+    """What a table's profile holds when advice about the table is asked for."""
+
+    values: Literal["none", "top", "sample"] = Field(default="top", title="none, top or sample")
+    """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
+    time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
+    """What a profile may take; what the whole table would need longer for is sampled."""
+    exclude: _Ids = Field(default=(), title="list of columns")
+    """Left out everywhere, of checks too: `column`, `table.column` or `database.table.column`."""
+
+
+class Settings(Section):
     """What stands under `plugins: datasette-llm:`; None where a setting is absent."""
 
     default_model: _Reference | None = Field(default=None, title="reference")
@@ -195,6 +179,7 @@ class Settings(_Section):
         default=True, validate_default=True, title="bool or mapping"
     )
     """Whether calls are recorded, and how."""
+    consultant: ConsultantSettings = Field(default={}, validate_default=True)
     purposes: Annotated[Mapping[str, PurposeSettings], _READ_ONLY] = Field(
         default={}, validate_default=True
     )
@@ -213,6 +198,7 @@ _MESSAGES = {
     "float_type": "expected a number, got {got}",
     "int_type": "expected a whole number, got {got}",
     "greater_than_equal": "{msg}",
+    "literal_error": "expected {expected}, got {got}",
 }
 
 
@@ -242,7 +228,11 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
             continue
         place, name = (loc[:-1], loc[-1]) if kind in ("missing", "invalid_key") else (loc, "")
         message = _MESSAGES.get(kind, "{msg}").format(
-            got=described(value), input=value, msg=error["msg"], name=name
+            got=described(value),
+            input=value,
+            msg=error["msg"],
+            name=name,
+            expected=error.get("ctx", {}).get("expected"),
         )
         yield f"{path_of(*place)}: {message}"
 
@@ -274,12 +264,13 @@ def settings_table() -> list[tuple[str, str, str, str]]:
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),
         *_rows(LogSettings, "log."),
+        *_rows(ConsultantSettings, "consultant."),
         *_rows(PurposeSettings, "purposes.<name>."),
         *_rows(PurposeLogSettings, "purposes.<name>.log."),
     ]
 
 
-def _rows(section: type[_Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def _rows(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.model_fields.items():
         if field.title:
             yield f"{prefix}{name}", field.title, _default(field.default), field.description or ""

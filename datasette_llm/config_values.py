@@ -1,4 +1,4 @@
-"""What a single value of the configuration may be: checked, and told of without showing it.
+"""What a value of the configuration may be: checked, and told of without showing it.
 
 A value in a wrong place may be a pasted API key, so that a message names its kind at most.
 """
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+import pydantic
 from pydantic_core import PydanticCustomError
 
 _SHOWN_CHARS = 60
@@ -22,6 +23,36 @@ _SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-
 # One long word with small letters and digits may be a key that was pasted in the wrong place.
 _KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+
+
+class Section(pydantic.BaseModel):
+    """A mapping of the configuration that knows its settings."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _explain_unknown(cls, value: object) -> object:
+        # An unknown setting's value may be a key: pydantic finds, and tells, a hint in its place.
+        if not isinstance(value, Mapping):
+            example = f"{{{next(iter(cls.model_fields))}: …}}"
+            raise refusal(f"a mapping such as {example}", described(value))
+        known = sorted(cls.model_fields)
+        unknown = {k: hinted(k, known) for k in value if isinstance(k, str) and k not in known}
+        return {k: v for k, v in value.items() if k not in unknown} | dict(unknown.values())
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _refuse_null(cls, value: object) -> object:
+        if value is None:
+            raise refusal("a value", "null; leave out a setting that has none")
+        return value
 
 
 def quoted(text: str) -> str:

@@ -34,3 +34,19 @@ def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
             f"{', '.join(unknown)}). Upgrade datasette-llm, or use another --internal database"
         )
     migrations.apply(db)
+
+
+def append_only(db: Database, table: str) -> None:
+    """Have SQLite refuse every change of what a table holds.
+
+    Args:
+        db: a database, in a migration.
+        table: the name of a table whose key is `id`.
+    """
+    refuse = f"begin select raise(abort, '{table} is append-only'); end"
+    # REPLACE removes the old row without asking the triggers for DELETE (SQLite's
+    # recursive_triggers is off), so it has to be refused as the INSERT that it also is.
+    known = f"when exists (select 1 from {table} where id = new.id)"
+    db.execute(f"create trigger {table}_insert before insert on {table} {known} {refuse}")
+    db.execute(f"create trigger {table}_update before update on {table} {refuse}")
+    db.execute(f"create trigger {table}_delete before delete on {table} {refuse}")

@@ -11,6 +11,10 @@ One root, so that `except LLMError` catches all that is ours:
     ├── HookError               a plugin hook returned something that it may not
     ├── ConversationBusyError   the previous turn has not ended yet
     ├── ResponseCancelledError  the call was stopped before its response was complete
+    ├── SchemaError             a schema cannot be closed, so it is not sent (also a ValueError)
+    ├── StructuredOutputError   the answers do not fit the schema; carries the raw text
+    ├── ProfileError            a table cannot be profiled
+    │   └── TableNotFoundError      there is no such table or view, or no longer
     ├── GroupClosedError        the group of this model has been left
     └── GroupError              responses of a group failed unseen (also an ExceptionGroup)
 
@@ -89,6 +93,61 @@ class ConversationBusyError(LLMError):
 
 class ResponseCancelledError(LLMError):
     """The call was stopped before its response was complete."""
+
+
+class SchemaError(LLMError, ValueError):
+    """A schema cannot be closed, and strict providers would refuse it, so nothing was sent.
+
+    Attributes:
+        path: the part that cannot, such as `pets[].owner`; empty for the schema as a whole.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"The schema {problem}" if not path else f"In the schema, {path} {problem}"
+        )
+
+
+class StructuredOutputError(LLMError):
+    """No answer of the model fits the schema that was asked for.
+
+    Attributes:
+        problems: what is wrong with the last answer, one sentence each.
+        attempts: the responses, the first answer's and the repair's.
+        response: the last of them.
+        text: its raw text.
+    """
+
+    def __init__(self, problems: Sequence[str], attempts: Sequence[PromptResponse]) -> None:
+        """
+        Args:
+            problems: at least one.
+            attempts: complete responses, at least one.
+        """
+        self.problems = tuple(problems)
+        self.attempts = tuple(attempts)
+        self.response = self.attempts[-1]
+        self.text = self.response.text_or_raise()
+        model = self.response.model.model_id
+        which = "The answer" if len(self.attempts) == 1 else "The second answer"
+        heading = f"{which} of model {model!r} does not fit the schema:"
+        super().__init__("\n  ".join([heading, *self.problems]))
+
+
+class ProfileError(LLMError):
+    """A table or view cannot be read as a profile needs it; the message says why."""
+
+
+class TableNotFoundError(ProfileError):
+    """There is no table or view of this name, or it was dropped meanwhile."""
+
+    def __init__(self, table: str) -> None:
+        """
+        Args:
+            table: its name.
+        """
+        super().__init__(f"There is no table or view {table!r}; it may have been dropped")
 
 
 class GroupClosedError(LLMError):

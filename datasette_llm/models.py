@@ -18,6 +18,7 @@ from .chains import WrappedChain
 from .errors import ConversationBusyError, LLMError
 from .responses import PromptResponse
 from .state import state_of
+from .structured import AsksForObjects
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
 
 
-class WrappedAsyncModel(llm.AsyncKeyModel):
+class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
     """A model that an actor may use for a purpose, as `LLM.model()` gives it.
 
     It is an `llm.AsyncKeyModel` with the attributes of the model it stands for. Every way to
@@ -181,7 +182,7 @@ class WrappedAsyncModel(llm.AsyncKeyModel):
         state_of(self._datasette).calls.discard(call)
 
 
-class WrappedConversation(llm.AsyncConversation):
+class WrappedConversation(AsksForObjects, llm.AsyncConversation):
     """An `llm.AsyncConversation` whose turns go through the hooks.
 
     Turns come one after the other: each has the ones before it as its history, so a turn

@@ -15,7 +15,7 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-pytest_plugins = ["datasette_llm.testing"]
+pytest_plugins = ["datasette_llm.testing", "tests.consulting"]
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +66,9 @@ def plugin() -> Iterator[Callable[..., Any]]:
             return implementations
 
         yield register
+
+
+@pytest.fixture
+def no_own_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consultant's purpose is not registered, so that a test lists just its own."""
+    monkeypatch.setattr("datasette_llm.consultant.consulting.purposes", list)

@@ -29,6 +29,8 @@ ROWS = [
     "log-lone",
     "log-off",
     "tracing-off",
+    "profile",
+    "profile-budget",
 ]
 
 

@@ -201,8 +201,8 @@ def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str
         (
             {"colour": "red"},
             ".colour: unknown setting"
-            " (known here: blocked_models, default_model, endpoints, log, models, purposes,"
-            " require_keys)",
+            " (known here: blocked_models, consultant, default_model, endpoints, log, models,"
+            " purposes, require_keys)",
         ),
         (
             {"purposes": {"chat": {"modle": "x"}}},
@@ -470,6 +470,27 @@ def test_no_problem_of_a_reference_repeats_a_value(name: str, wrap: Any) -> None
     assert PASTED_KEY not in "\n".join(problems_of({"purposes": purposes, "models": [raw]}))
 
 
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        ({"values": "all"}, ".values: expected 'none', 'top' or 'sample', got text"),
+        ({"values": None}, f".values: {NULL}"),
+        (
+            {"time_limit_ms": 0},
+            ".time_limit_ms: Input should be greater than or equal to 1",
+        ),
+        (
+            {"exclude": "mail"},
+            '.exclude: expected a list, got the text "mail"; write it as ["mail"]',
+        ),
+        ({"exlude": []}, '.exlude: unknown setting (did you mean "exclude"?)'),
+        (False, ": expected a mapping such as {values: …}, got false"),
+    ],
+)
+def test_problems_with_the_consultants_settings_are_told(raw: object, problem: str) -> None:
+    assert problems_of({"consultant": raw}) == [f".consultant{problem}"]
+
+
 def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
     text = 'gpt "4"\n\x85\u2028\ud800' + "o" * 100_000
     shown = 'gpt \\"4\\"\\n\\x85\\u2028\\ud800' + "o" * 48 + "…"
@@ -481,7 +502,7 @@ def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
         f'.purposes["Ä\\n\\x85\\u2028{"o" * 55}…"]:'
         " expected a mapping such as {model: …}, got a number",
         f'["{"o" * 59}…"]: unknown setting'
-        " (known here: blocked_models, default_model, endpoints, log, models, purposes,"
+        " (known here: blocked_models, consultant, default_model, endpoints, log, models, purposes,"
         " require_keys)",
         '["Ä…"]: unknown setting (a name ends with a colon and then a space)',
     ]
@@ -569,6 +590,26 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "mapping of ids to prices",
             "{}",
             "`{input, output}` in dollars a million tokens, for models without a public price.",
+        ),
+        (
+            "consultant.values",
+            "none, top or sample",
+            '"top"',
+            "Which values of the table a model sees: none; extremes and frequent ones; "
+            "whole rows too.",
+        ),
+        (
+            "consultant.time_limit_ms",
+            "milliseconds",
+            "2000",
+            "What a profile may take; what the whole table would need longer for is sampled.",
+        ),
+        (
+            "consultant.exclude",
+            "list of columns",
+            "[]",
+            "Left out everywhere, of checks too: `column`, `table.column` or "
+            "`database.table.column`.",
         ),
         ("purposes.<name>.model", "reference", "not set", "The default for this purpose."),
         (

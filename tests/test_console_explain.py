@@ -35,6 +35,8 @@ from .console import (
 )
 from .test_log_pages import Page
 
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
 ACTOR = {"id": "ben", "roles": ["reader"]}
 
 

@@ -29,6 +29,8 @@ from .console import (
 )
 from .test_log_pages import Page
 
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
 BIRD = "BIRD_API_KEY"
 
 

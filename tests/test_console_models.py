@@ -37,6 +37,8 @@ from .console import (
 )
 from .test_log_pages import Page
 
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
 
 @pytest.fixture
 def start(make_datasette: Callable[..., Datasette]) -> Start:

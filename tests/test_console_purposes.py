@@ -24,6 +24,8 @@ from datasette_llm.console import assignments
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel
 
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
 ANA = {"id": "ana"}
 BEN = {"id": "ben"}
 PAGE = "/-/llm/purposes"

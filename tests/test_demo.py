@@ -158,7 +158,7 @@ def test_what_is_made_is_a_site_that_the_console_and_the_log_can_show(invoke, tm
     site = yaml.safe_load((tmp_path / "harbour" / "datasette.yaml").read_text("utf-8"))
     assert site == demo.settings("echo")
     assert parse_settings(site["plugins"]["datasette-llm"]).default_model.model == "echo"
-    assert set(site["permissions"]) == {"manage-llm", "view-llm-log"}
+    assert set(site["permissions"]) == {"manage-llm", "view-llm-log", "analyze-table"}
     connection = sqlite3.connect(tmp_path / "harbour" / "internal" / "internal.db")
     with contextlib.closing(connection):
         rows = connection.execute("select model_id, actor_id, outcome from llm_calls").fetchall()

@@ -54,6 +54,9 @@ from datasette_llm.checks import warnings
 from datasette_llm.config import parse_settings, settings_table
 from datasette_llm.console import trial, trials
 from datasette_llm.console.failures import LABELS
+from datasette_llm.consultant import checks as consultant_checks
+from datasette_llm.consultant import pages as consultant_pages
+from datasette_llm.consultant import prompting
 from datasette_llm.keys import provider_secret
 from datasette_llm.log import cli as log_cli
 from datasette_llm.log.queries import RUNNING, Filter, calls
@@ -61,6 +64,8 @@ from datasette_llm.log.schema import OUTCOMES
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedCall, ScriptedModel
 
+from .consulting import answer as advice_answer
+from .consulting import flag
 from .openai_server import OpenAIServer
 from .test_demo import running
 from .test_log_cli import Record
@@ -70,6 +75,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FOUND = re.findall(r"^<!-- example: (.+?) -->\n```(\w+)\n(.*?)^```$", README, re.M | re.S)
 EXAMPLES = {name: text for name, _, text in FOUND}
+ZOO_FLAG = flag("select name from animals where weight < 0")
 COMMANDS = [line for _, kind, text in FOUND if kind == "bash" for line in text.splitlines()]
 SHOWN: set[str] = set()
 
@@ -89,7 +95,9 @@ def between(start: str, end: str) -> str:
 async def run(source: str, **names: Any) -> dict[str, Any]:
     """Run an example that awaits outside of a function, and give back its names."""
     names.setdefault("LLM", LLM)
-    code = compile(source, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    # Not with this file's own annotations, which pydantic could not resolve there.
+    code = compile(source, "README.md", "exec", flags=flags, dont_inherit=True)
     pending = eval(code, names)
     if inspect.isawaitable(pending):
         await pending
@@ -194,6 +202,7 @@ def test_every_datasette_command_shown_takes_the_options_shown(line, tmp_path, m
     monkeypatch.chdir(tmp_path)
     Path("plugins").mkdir()
     Path("datasette.yaml").touch()
+    Path("zoo.db").touch()
     command, words = _command_and_words(re.sub(r"^\S*(uv run |/)(?=datasette )", "", line))
     context = command.make_context("datasette", words)
     assert context.params
@@ -384,7 +393,7 @@ def test_every_example_of_a_configuration_is_one_of_datasettes():
     good = [config for name, config in configs.items() if not name.startswith("bad ")]
     assert good
     for config in good:
-        assert config.keys() <= {"plugins", "permissions"}
+        assert config.keys() <= {"plugins", "permissions", "databases"}
         parse_settings(config.get("plugins", {}).get("datasette-llm"))
 
 
@@ -627,6 +636,49 @@ async def test_a_paused_chain_goes_on_with_the_answer(source, scripted_model):
     assert [r.output for r in scripted.calls[1].request.tool_results] == ["For two, at eight"]
 
 
+# Structured output
+
+
+async def _structured_model(make_datasette, register_models, *answers: str, **kwargs: Any):
+    scripted = ScriptedModel("claude-haiku-4.5", *[[answer] for answer in answers], **kwargs)
+    register_models(scripted)
+    return await LLM(make_datasette()).model("claude-haiku-4.5"), scripted
+
+
+@shows(source="structured")
+@pytest.mark.parametrize("supports_schema", [True, False])
+async def test_the_object_comes_back_validated(
+    source, make_datasette, register_models, capsys, supports_schema
+):
+    pet = '{"name": "Marigold", "kind": "bird", "age": 4, "owner": null}'
+    model, _ = await _structured_model(
+        make_datasette, register_models, pet, supports_schema=supports_schema
+    )
+    names = await run(source, model=model)
+    assert capsys.readouterr().out == "Marigold, a bird of 4\n"
+    assert await names["response"].text() == pet
+    assert names["pet"].owner is None
+
+
+@shows(definition="structured", source="structured error", output="structured error output")
+@pytest.mark.parametrize("cut_off", [True, False])
+async def test_what_cannot_be_repaired_is_told(
+    definition, source, output, make_datasette, register_models, capsys, cut_off
+):
+    pet = '{"name": "Marigold", "kind": "bird", "age": 4}'
+    cut = '{"name": "Marigold", "kind": "bi'
+    model, scripted = await _structured_model(
+        make_datasette, register_models, pet, cut, cut if cut_off else pet
+    )
+    names = await run(definition, model=model)
+    capsys.readouterr()
+    await run(source, model=model, Pet=names["Pet"])
+    printed = capsys.readouterr().out
+    assert len(scripted.calls) == 3
+    assert (printed == output) == cut_off
+    assert cut_off or printed.endswith(" 2\n")
+
+
 # Hooks
 
 
@@ -756,10 +808,12 @@ def test_the_tree_of_errors_is_that_of_the_module(tree):
 @shows(tree="errors")
 def test_the_tree_of_errors_is_that_of_the_classes(tree):
     drawn = {}
+    above = None
     for line in tree.splitlines():
         name = re.search(r"\w+", line)[0]
-        parent = "ModelNotFoundError" if line.startswith("│") else "LLMError"
-        drawn[name] = None if name == "LLMError" else parent
+        drawn[name] = above if line.startswith("│") else "LLMError"
+        above = above if line.startswith("│") else name
+    drawn["LLMError"] = None
     classes = [getattr(datasette_llm, name) for name in datasette_llm.__all__]
     real = {
         each.__name__: None if each is errors.LLMError else each.__bases__[0].__name__
@@ -895,6 +949,63 @@ def test_the_table_of_kinds_has_all_of_them():
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
     assert f"At most {trials.MOST_MODELS} are" in section
     assert f"Each model has {trial.LIMIT_S:g} seconds" in section
+
+
+# Advice about tables
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A file with the table that the README asks about."""
+    monkeypatch.chdir(tmp_path)
+    connection = sqlite3.connect("zoo.db")
+    connection.executescript("create table animals (name, weight, keeper)")
+    connection.execute("insert into animals values ('Dumbo', -5, 'Timothy')")
+    connection.commit()
+    connection.close()
+
+
+@shows(permission="analyze permission", sent="analyze json", config="datasette.yaml")
+async def test_the_post_shown_gets_advice_with_the_permission_shown(
+    permission, sent, config, zoo, make_datasette, register_models, anthropic_key
+):
+    register_models(claude("claude-haiku-4.5", [json.dumps(advice_answer(ZOO_FLAG))]))
+    datasette = make_datasette(ours(config), files=["zoo.db"])
+    datasette.config |= yaml.safe_load(permission)
+    await datasette.invoke_startup()
+    address = "/zoo/animals/-/llm-analyze.json"
+    statuses = {}
+    for actor in ("ana", "cid"):
+        response = await datasette.client.post(address, json=json.loads(sent), actor={"id": actor})
+        statuses[actor] = response.status_code
+        if actor == "ana":
+            found = response.json()["consultation"]
+    assert statuses == {"ana": 201, "cid": 403}
+    assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
+    assert [check["status"] for check in found["checks"]] == ["supported"]
+    assert "Timothy" not in found["user_prompt"]
+
+
+@shows(commands="analyze commands", config="datasette.yaml")
+def test_the_commands_shown_preview_and_analyze(
+    commands, config, zoo, register_models, anthropic_key
+):
+    model = claude("claude-haiku-4.5", [json.dumps(advice_answer(ZOO_FLAG))])
+    register_models(model)
+    Path("datasette.yaml").write_text(config, "utf-8")
+    first, second = (shlex.split(line)[1:] for line in commands.splitlines())
+    assert "Dumbo" in CliRunner().invoke(cli, first).stdout
+    assert model.calls == []
+    assert "| Dumbo" in CliRunner().invoke(cli, second).stdout
+
+
+def test_the_bounds_of_the_consultant_are_those_of_the_code():
+    section = between("\n## Advice about tables\n", "\n## ")
+    assert f"`limit` is {consultant_pages.DEFAULT_LIMIT} by default" in section
+    assert f"and {consultant_pages.MAX_LIMIT} at most" in section
+    assert f"claims after the {consultant_checks.MAX_CLAIMS}th" in section
+    assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
+    assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section
 
 
 # The record

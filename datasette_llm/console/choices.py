@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..consultant import consulting
 from ..keys import ENVIRONMENT_PREFIX, Place, can_store
 from ..purposes import Purpose, get_purposes
 from .quoting import quoted_error
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
 
 
 async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose], list[str]]:
-    """The purposes that plugins registered.
+    """The purposes that plugins registered, and after them our own.
 
     Returns:
         Each by its name, and what went wrong: a sentence, or nothing.
     """
+    # Ours are no plugin's, so that `get_purposes()` gives a plugin what plugins registered.
+    own = {purpose.name: purpose for purpose in consulting.purposes()}
     try:
-        return {purpose.name: purpose for purpose in await get_purposes(datasette)}, []
+        registered = {purpose.name: purpose for purpose in await get_purposes(datasette)}
     except Exception as error:  # a plugin's hook
         why = await quoted_error(datasette, error)
-        return {}, [f"The purposes that plugins register are unknown, because one failed: {why}"]
+        return own, [f"The purposes that plugins register are unknown, because one failed: {why}"]
+    return registered | {name: own[name] for name in own.keys() - registered.keys()}, []
 
 
 async def purpose_names(datasette: Datasette, view: View) -> tuple[list[str], list[str]]:

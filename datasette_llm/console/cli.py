@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..consultant.cli import analyze_command
 from .demo import demo_command
 from .model_cli import explain_command, models_command
 from .purposes_cli import assign_command, purposes_command
@@ -15,5 +16,6 @@ COMMANDS: tuple[click.Command, ...] = (
     explain_command,
     test_command,
     assign_command,
+    analyze_command,
     demo_command,
 )

@@ -221,7 +221,7 @@ def settings(default_model: str) -> dict[str, Any]:
                 "purposes": {PURPOSE: {}, "translations": {"model": ECHO}},
             }
         },
-        "permissions": {"manage-llm": ROOT, "view-llm-log": ROOT},
+        "permissions": {"manage-llm": ROOT, "view-llm-log": ROOT, "analyze-table": ROOT},
     }
 
 

@@ -27,21 +27,9 @@ def m001_assignments(db: Database) -> None:
         )
         """,
         "create index llm_assignments_purpose on llm_assignments (purpose, id)",
-        """
-        create trigger llm_assignments_insert before insert on llm_assignments
-        when exists (select 1 from llm_assignments where id = new.id)
-        begin select raise(abort, 'llm_assignments is append-only'); end
-        """,
-        """
-        create trigger llm_assignments_update before update on llm_assignments
-        begin select raise(abort, 'llm_assignments is append-only'); end
-        """,
-        """
-        create trigger llm_assignments_delete before delete on llm_assignments
-        begin select raise(abort, 'llm_assignments is append-only'); end
-        """,
     ):
         db.execute(statement)
+    database.append_only(db, "llm_assignments")
 
 
 def migrate(connection: sqlite3.Connection) -> None:

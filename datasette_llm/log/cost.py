@@ -16,6 +16,7 @@ from .values import count
 
 if TYPE_CHECKING:
     from ..config import PriceSettings
+    from ..models import WrappedAsyncModel
 
 NANODOLLARS = 1_000_000_000
 MAX_NANODOLLARS = 10**15  # a million dollars; so much for one call is no price, but a mistake
@@ -49,6 +50,11 @@ def cost_columns(
         if found is not None:
             return _columns(*found)
     return UNKNOWN
+
+
+def may_be_own(model: WrappedAsyncModel) -> bool:
+    """Whether a model may well run on a machine of one's own: without a key, or an endpoint's."""
+    return not model.needs_key or hasattr(model._model, "own_secret")
 
 
 def _columns(dollars: Decimal, source: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from llm.utils import monotonic_ulid
 
 from ..errors import NotRecordedError
 from .content import content_statements
-from .cost import cost_columns
+from .cost import cost_columns, may_be_own
 from .rows import answer_row, key_of, now, request_row, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
 from .sessions import Session
@@ -207,9 +207,7 @@ class Recording:
         kept = log.content and not log.recorder.writer.crowded
         content = partial(content_statements, response, key) if kept else _no_content
         model = self._call.model
-        # What needs no key, and what an endpoint serves, may well run on a machine of one's own.
-        own = not model.needs_key or hasattr(model._model, "own_secret")
-        cost = partial(cost_columns, row, model.model_id, log.price, exact=own)
+        cost = partial(cost_columns, row, model.model_id, log.price, exact=may_be_own(model))
         log.recorder.writer.later(partial(_write_end, row, cost, content))
 
 

@@ -138,11 +138,6 @@ def m001_record(db: Database) -> None:
         )
         begin select raise(abort, 'llm_call_content is append-only'); end
         """,
-        """
-        create trigger llm_log_removals_insert before insert on llm_log_removals
-        when exists (select 1 from llm_log_removals where id = new.id)
-        begin select raise(abort, 'llm_log_removals is append-only'); end
-        """,
         f"""
         create trigger llm_calls_update before update on llm_calls
         when old.outcome is not null or new.outcome is null or {started}
@@ -162,16 +157,9 @@ def m001_record(db: Database) -> None:
         when old.call_id >= {below}
         begin select raise(abort, 'llm_call_content is append-only: only retention removes'); end
         """,
-        """
-        create trigger llm_log_removals_update before update on llm_log_removals
-        begin select raise(abort, 'llm_log_removals is append-only'); end
-        """,
-        """
-        create trigger llm_log_removals_delete before delete on llm_log_removals
-        begin select raise(abort, 'llm_log_removals is append-only'); end
-        """,
     ):
         db.execute(statement)
+    database.append_only(db, "llm_log_removals")
 
 
 def migrate(connection: sqlite3.Connection) -> None:

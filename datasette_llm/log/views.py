@@ -162,7 +162,7 @@ async def _batch(
 
 async def _copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request) -> None:
     """Write chunks until there are no more, or until nobody reads them."""
-    left = asyncio.create_task(_left(request))
+    left = asyncio.create_task(reader_gone(request))
     try:
         async for chunk in chunks:
             if left.done():
@@ -173,7 +173,7 @@ async def _copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request
         await asyncio.wait([left])
 
 
-async def _left(request: Request) -> None:
+async def reader_gone(request: Request) -> None:
     """Until the reader has gone, which is only told to those who listen."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

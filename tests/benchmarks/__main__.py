@@ -15,7 +15,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _stand_alone(folder)
         # These import llm and Datasette, which read their environment as they are imported.
-        from . import console_rows, log_pages_rows, log_rows  # noqa: F401  # they add their rows
+        # They add their rows.
+        from . import console_rows, log_pages_rows, log_rows, profile_rows  # noqa: F401
         from .printing import as_json, table
         from .rows import ROWS, settle
 

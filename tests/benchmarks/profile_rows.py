@@ -1,0 +1,168 @@
+"""The rows about the profile of a table: of a million rows, and of ten million.
+
+The reference for the million is what `sqlite-utils analyze-tables` does, by the function that it
+calls for each column; it has no figures for types, extremes, means and lengths. Such a table has a
+key, texts with few, some and many values, dates, integers, real numbers and a column with gaps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasette.app import Datasette
+from sqlite_utils import Database
+
+from .measuring import Pair, Row, measured, timed
+from .profiled import profiled
+from .rows import row
+
+TIME_LIMIT_MS = 2_000
+UNLIMITED_MS = 10 * 60 * 1_000
+STALL_S = 0.05
+COLUMNS = "id integer primary key, mail, city, status, day, amount, score, age, active, note"
+STATUS = ("open", "closed", "pending", "lost")
+WORDS = "word " * 20
+
+
+class Costs(NamedTuple):
+    """What one profile took; see `profiled`."""
+
+    seconds: float
+    stall_s: float
+    bytes: float
+    exact: float
+    idle_stall_s: float
+
+    def told(self, of: str) -> dict[str, float]:
+        return {
+            f"{of}, s": self.seconds,
+            f"{of}, longest stall of the event loop, ms": self.stall_s * 1e3,
+            f"{of}, longest stall with nothing to do, ms": self.idle_stall_s * 1e3,
+            f"{of}, memory, MB": self.bytes / 1024**2,
+            f"{of}, columns of ten that are exact": self.exact,
+        }
+
+
+@row("profile")
+async def profile(name: str, quick: bool) -> Row:
+    rows = 100_000 if quick else 1_000_000
+    with table_of(rows) as path:
+        async with serving(path) as datasette:
+            pair = await measured(
+                lambda: asyncio.to_thread(_seconds_of_reference, path, rows),
+                timed(lambda: profiled(datasette, path, TIME_LIMIT_MS)),
+                1 if quick else 3,
+            )
+        limited = await _costs(path, TIME_LIMIT_MS)
+        unlimited = await _costs(path, UNLIMITED_MS)
+    return Row(
+        name,
+        f"profile of {rows:,} rows by ten columns",
+        pair,
+        "ratio",
+        0.2,
+        "s",
+        raw_is="sqlite-utils' analyze_column() for each of the columns",
+        holds=limited.stall_s <= STALL_S,
+        beside=limited.told("in 2 s") | unlimited.told("without a limit"),
+    )
+
+
+@row("profile-budget")
+async def profile_budget(name: str, quick: bool) -> Row:
+    rows, limit_ms = (200_000, 500) if quick else (10_000_000, TIME_LIMIT_MS)
+    with table_of(rows) as path:
+        samples = [
+            (await asyncio.to_thread(_seconds_to_count, path), await _costs(path, limit_ms))
+            for _ in range(1 if quick else 5)
+        ]
+    costs = [each for _, each in samples]
+    return Row(
+        name,
+        f"profile of {rows:,} rows in {limit_ms / 1e3:g} s",
+        Pair(tuple(raw for raw, _ in samples), tuple(each.seconds for each in costs)),
+        "longest",
+        limit_ms / 1e3,
+        "s",
+        raw_is="counting the rows",
+        holds=max(each.stall_s for each in costs) <= STALL_S,
+        beside=max(costs).told("the longest"),
+    )
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[Datasette]:
+    datasette = Datasette([str(path)])
+    await datasette.invoke_startup()
+    try:
+        yield datasette
+    finally:
+        await datasette.invoke_shutdown()
+
+
+@contextmanager
+def table_of(rows: int) -> Iterator[Path]:
+    """A table with so many rows, in a file that is gone when the block is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.db"
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("pragma synchronous = off")
+            connection.execute(f"create table t ({COLUMNS})")
+            connection.execute("begin")
+            places = ", ".join("?" * 10)
+            connection.executemany(f"insert into t values ({places})", _rows(rows))
+            connection.execute("commit")
+        yield path
+
+
+def _rows(count: int) -> Iterator[tuple[Any, ...]]:
+    values = random.Random(count)
+    for number in range(1, count + 1):
+        fraction = values.random()
+        many = int(fraction * count * 10)
+        yield (
+            *(number, f"user{many}@example.org", f"City {int(1 / (fraction + 1e-3))} of the North"),
+            *(STATUS[many % 7 % 4], f"20{10 + many % 15}-{1 + many % 12:02}-{1 + many % 28:02}"),
+            *(many % 100_000, fraction * 1e6, None if many % 10 < 3 else many % 120, many % 2),
+            WORDS[: 5 * (2 + many % 18)] + str(many % 5_000),
+        )
+
+
+def _seconds_of_reference(path: Path, rows: int) -> float:
+    database = Database(path)
+    begun = time.perf_counter()
+    for column in database["t"].columns:
+        database["t"].analyze_column(column.name, value_truncate=80, total_rows=rows)
+    database.close()
+    return time.perf_counter() - begun
+
+
+def _seconds_to_count(path: Path) -> float:
+    with closing(sqlite3.connect(path)) as connection:
+        begun = time.perf_counter()
+        connection.execute("select count(*) from t").fetchone()
+        return time.perf_counter() - begun
+
+
+async def _costs(path: Path, time_limit_ms: int) -> Costs:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.benchmarks.profiled", str(path), str(time_limit_ms)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 10 * 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError("The program that measures a profile failed; see above")
+    return Costs(*map(float, output.split()))
