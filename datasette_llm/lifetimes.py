@@ -57,6 +57,8 @@ class Lifetime:
         _current.set(self)
         await self._run()
 
+    # What is lived, and what is left of it, are the subclass's.
+
     async def _run(self) -> None:
         raise NotImplementedError
 

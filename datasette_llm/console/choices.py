@@ -31,7 +31,7 @@ async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose],
     except Exception as error:  # a plugin's hook
         why = await quoted_error(datasette, error)
         return own, [f"The purposes that plugins register are unknown, because one failed: {why}"]
-    return registered | {name: own[name] for name in own.keys() - registered.keys()}, []
+    return registered | {name: own[name] for name in own if name not in registered}, []
 
 
 async def purpose_names(datasette: Datasette, view: View) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _stand_alone(folder)
         # These import llm and Datasette, which read their environment as they are imported.
-        # They add their rows.
+        # The first four are imported for the rows that they add.
         from . import console_rows, log_pages_rows, log_rows, profile_rows  # noqa: F401
         from .printing import as_json, table
         from .rows import ROWS, settle
