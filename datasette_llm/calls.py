@@ -8,24 +8,21 @@ call whose requests come one at a time, as llm's own chain loop asks for them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
 from . import dispatch
+from .answering import answer
+from .attempts import Attempt
 from .contexts import FATAL, Contexts
 from .errors import ResponseCancelledError
 from .keys import find_key
 from .lifetimes import Lifetime
-from .redaction import redact
 from .results import PromptResult
-from .telemetry import RequestSpan
 
 if TYPE_CHECKING:
     from .models import WrappedAsyncModel
     from .responses import PromptResponse
-
-_UNRECORDED = contextlib.nullcontext()
 
 
 class Call(Lifetime):
@@ -37,6 +34,8 @@ class Call(Lifetime):
         error: what ended the call; None while it runs, and after a success.
         refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
+        awaits_turn: whether its request waits for its turn.
+        row_id: of the request that its newest response comes from; None before the first.
     """
 
     def __init__(self, model: WrappedAsyncModel, text: str | None, *, is_chain: bool) -> None:
@@ -47,6 +46,8 @@ class Call(Lifetime):
         self.error: BaseException | None = None
         self.refused_by: str | None = None
         self.chain_readers = 0
+        self.awaits_turn = False
+        self.row_id: str | None = None
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -54,8 +55,7 @@ class Call(Lifetime):
         self._callback_errors: list[Exception] = []
         self._given_error: BaseException | None = None
         self._wind_up_reason: str | None = None
-        self._key: str | None = None
-        self._key_found = False
+        self._keys: dict[WrappedAsyncModel, str | None] = {}
 
     # What the outside does to a call
 
@@ -75,7 +75,8 @@ class Call(Lifetime):
     def request(self, response: PromptResponse) -> None:
         """Send this response's request to the provider, after those before it."""
         if self._no_more:
-            response._settle(self.error or ResponseCancelledError("The chain is over"))
+            reason = self._wind_up_reason or "The chain is over"
+            response._settle(self.error or ResponseCancelledError(reason))
             return
         self._requests.append(response)
         self._requested.set()
@@ -103,31 +104,48 @@ class Call(Lifetime):
         if self.result.is_chain:
             self.finish()
 
+    @property
+    def wound_up(self) -> bool:
+        """Whether it ends by itself, after what was sent."""
+        return self._wind_up_reason is not None
+
     def note_callback_errors(self, errors: list[Exception]) -> None:
         """Callbacks of a complete response failed; that reaches the caller, not the contexts."""
         self._callback_errors += errors
 
-    async def key(self, explicit: str | None) -> str | None:
-        """The key for this call's requests, looked up once.
+    async def key(self, model: WrappedAsyncModel, explicit: str | None) -> str | None:
+        """The key for this call's requests to a model, looked up once.
+
+        Args:
+            model: who is asked.
+            explicit: what the caller passed as `key=`.
 
         Raises:
             llm.NeedsKeyException: there is none.
         """
-        if not self._key_found:
-            self._key = await find_key(
-                self.model._datasette,
-                self.model._model,
-                explicit=explicit or self.model.key,
-                secret_names=self.model._secret_names,
-                actor=self.model.actor,
+        if model not in self._keys:
+            self._keys[model] = await find_key(
+                model._datasette,
+                model._model,
+                explicit=explicit or model.key,
+                secret_names=model._secret_names,
+                actor=model.actor,
             )
-            self._key_found = True
-        return self._key
+        return self._keys[model]
 
     @property
-    def used_key(self) -> str | None:
-        """The key that was found; None before the first request."""
-        return self._key
+    def used_keys(self) -> frozenset[str]:
+        """Those that were found so far: a fallback has a key of its own."""
+        return frozenset(key for key in self._keys.values() if key)
+
+    def attempt_at(self, response: PromptResponse) -> Attempt:
+        """The first request for a response, which need not have been made."""
+        return Attempt(self, response, self.model)
+
+    def may_ask_again(self, response: PromptResponse) -> bool:
+        """Whether nothing has come of a response's request, nor of the call, and it goes on."""
+        nothing_came = response.is_untouched() and self.result.responses[0] is response
+        return nothing_came and not self.is_being_stopped
 
     # What happens in the task
 
@@ -178,10 +196,11 @@ class Call(Lifetime):
                 await self._requested.wait()
             response = self._requests.popleft()
             self.model._sent(response)
-            await self._drive(response)
+            await answer(self, response)
             if not self.result.is_chain:
                 return
             response._settle(None)
+        self.stop_if_cancelled()  # which a provider has swallowed before a callback failed
 
     def _conclude(self) -> None:
         """The end of a chain: by its own end, by an error outside of a request, or wound up."""
@@ -192,19 +211,6 @@ class Call(Lifetime):
             if last is None or not last.is_last_word():
                 raise ResponseCancelledError(self._wind_up_reason)
             self.result.chain_complete = True
-
-    async def _drive(self, response: PromptResponse) -> None:
-        log = self.model._log
-        recording = _UNRECORDED if log is None else log.recording(self, response)
-        try:
-            async with recording:
-                with RequestSpan(self, response):
-                    await response._drive()
-        except Exception as error:
-            clean = redact(error, self._key)
-            if clean is error:
-                raise
-            raise clean from None
 
     def _note_refusal(self, error: BaseException) -> None:
         log, plugin = self.model._log, self.refused_by

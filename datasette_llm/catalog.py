@@ -39,13 +39,12 @@ from .sources import (
     registered_models,
     without_garbage_collection,
 )
+from .sync_models import ThreadedModel
 from .threads import in_thread_of_its_own
 
 logger = logging.getLogger(__name__)
 
 _loading = threading.Lock()
-
-SyncLLM = llm.Model | llm.KeyModel
 
 MAX_AGE_S = 60.0
 FILE_CHECK_S = 1.0
@@ -56,7 +55,7 @@ class Entry:
     """A model that llm knows.
 
     Attributes:
-        model: llm's own async model object.
+        model: llm's own async model object; a `ThreadedModel` where llm has none.
         aliases: other names for it.
     """
 
@@ -74,16 +73,14 @@ class Catalog:
     """The models that llm knew at one moment.
 
     Attributes:
-        entries: every async model by its id, in llm's order.
+        entries: every model by its id, in llm's order.
         names: the model id for every id and alias.
-        sync_only: the models that have no async version, by every id and alias.
         problems: what went wrong while listing, one sentence each.
         replaced: names of installed models that mean a model of an endpoint instead.
     """
 
     entries: Mapping[str, Entry]
     names: Mapping[str, str]
-    sync_only: Mapping[str, SyncLLM] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     replaced: frozenset[str] = frozenset()
 
@@ -108,8 +105,6 @@ class Catalog:
 
     def why_unknown(self, name: str) -> str:
         """The sentence that explains why a name is not in the catalog."""
-        if name in self.sync_only:
-            return f"Model {name!r} has no async version, which Datasette plugins need"
         return (
             f"Unknown model: {name!r}. Install the llm plugin that provides it with "
             "'datasette install', or see the known models with 'llm models'"
@@ -193,13 +188,13 @@ class CatalogSource:
 
     async def _take(self) -> None:
         self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
-            partial(_snapshot, self.endpoints)
+            partial(_snapshot, self.endpoints, self._catalog.entries if self._catalog else {})
         )
         self._taken_at = self._checked_at = time.monotonic()
 
 
 def _snapshot(
-    endpoints: tuple[EndpointSettings, ...],
+    endpoints: tuple[EndpointSettings, ...], before: Mapping[str, Entry]
 ) -> tuple[Catalog, _Origin, FileStamps]:
     # llm's own marks itself as loaded before it has loaded anything, so that a second thread
     # would find an empty registry.
@@ -209,10 +204,20 @@ def _snapshot(
     stamps, origin = file_stamps(), _Origin.now(endpoints)
     problems: list[str] = []
     registered = registered_models(problems)
+    registered = [_kept(item, before) for item in registered]
     catalog = _catalog(registered, endpoint_models(endpoints), read_aliases(problems), problems)
     for problem in catalog.problems:
         logger.warning("%s", problem)
     return catalog, origin, stamps
+
+
+def _kept(item: Registered, before: Mapping[str, Entry]) -> Registered:
+    """The model of the snapshot before, where it was registered alike: it may be loaded."""
+    known = before.get(item.model.model_id)
+    if known is None or not isinstance(item.async_model, ThreadedModel):
+        return item
+    kept: Any = known.model if item.async_model.same_as(known.model) else item.async_model
+    return Registered(item.model, kept, item.aliases)
 
 
 def _catalog(
@@ -223,15 +228,12 @@ def _catalog(
 ) -> Catalog:
     entries: dict[str, Entry] = {}
     names: dict[str, str] = {}
-    sync_only: dict[str, SyncLLM] = {}
     replaced: set[str] = set()
     for number, item in enumerate([*installed, *endpoints]):
         model_id, aliases = _names(item, extra_aliases)
-        if item.async_model is None:
-            sync_only.update(dict.fromkeys([model_id, *aliases], item.model))
-            continue
+        assert item.async_model is not None  # both sources see to it
         if number >= len(installed):
-            replaced.update({model_id, *aliases} & (names.keys() | sync_only.keys()))
+            replaced.update({model_id, *aliases} & names.keys())
         names.update(dict.fromkeys([*aliases, model_id], model_id))
         entries[model_id] = Entry(item.async_model, tuple(aliases))
     for model_id in [name for name in entries if names[name] != name]:
@@ -240,7 +242,7 @@ def _catalog(
         problems.append(
             f"Model {model_id!r} cannot be used: its id is also an alias of {names[model_id]!r}"
         )
-    return Catalog(entries, names, sync_only, tuple(problems), frozenset(replaced))
+    return Catalog(entries, names, tuple(problems), frozenset(replaced))
 
 
 def _names(item: Registered, extra_aliases: Mapping[str, list[str]]) -> tuple[str, list[str]]:

@@ -59,6 +59,8 @@ class WrappedChain(AsyncChainResponse):
                 yield self._steps[position - 1]
         except BaseException as error:
             self._call.chain_readers -= 1
+            for step in self._steps:
+                step.note_seen(error)
             cancelled = isinstance(error, asyncio.CancelledError)
             await self._abandon(
                 "The reader of the chain was cancelled"
@@ -119,9 +121,15 @@ class WrappedChain(AsyncChainResponse):
             # llm's loop cannot go on after this, so neither can the other readers.
             self._finished = self._interrupted = True
             raise
+        await self._left()  # the contexts have been told what there is, and it gets no more
         if self._call.error is not None:
             raise self._call.error  # it ended while the tools ran
         return step
+
+    async def _left(self) -> None:
+        """Wait until the contexts are left, if that has begun."""
+        if self._call.under_way and self._call.leaving:
+            await self._call.closed.wait()
 
     async def _close(self, error: Exception | None) -> None:
         """End the call with what ended llm's loop, and wait for its contexts."""
@@ -130,14 +138,15 @@ class WrappedChain(AsyncChainResponse):
         self._call.result.chain_complete = error is None
         # A pause is an orderly end: what was spent stays spent, so the contexts see a success.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
-        if error is None or self._call.under_way:
-            await self._ended()
+        await self._ended()
 
     async def _abandon(self, reason: str) -> None:
         """A reader has gone before the end; if the chain cannot go on for others, it is over."""
         if not self._call.under_way or (self._call.chain_readers and not self._interrupted):
             return
-        if self._finished and not self._interrupted:
+        if self._call.wound_up:
+            pass  # a group waits for what was sent
+        elif self._finished and not self._interrupted:
             self._call.hurry()  # it was about to end by itself
         elif not self._interrupted and self._steps and self._steps[-1].is_last_word():
             self._call.wind_up(reason)
@@ -152,6 +161,7 @@ class WrappedChain(AsyncChainResponse):
         """Wait for the end of the call, and raise what the chain ended with."""
         if self._call.under_way:
             await self._call.closed.wait()
-        error = self._failure or self._call.error
+        # The call's, since the contexts were told of that one.
+        error = self._call.error or self._failure
         if error is not None:
             raise error

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pydantic
 
 from .catalog import Catalog
-from .config import ModelReference, Settings, path_of
+from .config import Settings, path_of, references
+from .config_fallbacks import fallback_circles
 from .policy import Rules
 
 Path = tuple[str | int, ...]
@@ -30,21 +31,13 @@ def warnings(settings: Settings, catalog: Catalog) -> list[str]:
         *_unknown_ids(settings, catalog),
         *_odd_references(settings, catalog),
         *_blocked_defaults(settings, catalog),
+        *_useless_fallbacks(settings, catalog),
+        *_circles_by_alias(settings, catalog),
     ]
 
 
-def _references(settings: Settings) -> Iterator[tuple[Path, ModelReference]]:
-    if settings.default_model is not None:
-        yield ("default_model",), settings.default_model
-    for name, purpose in settings.purposes.items():
-        if purpose.model is not None:
-            yield ("purposes", name, "model"), purpose.model
-        for number, reference in enumerate(purpose.models or ()):
-            yield ("purposes", name, "models", number), reference
-
-
 def _names(settings: Settings) -> Iterator[tuple[Path, str]]:
-    for path, reference in _references(settings):
+    for path, reference in references(settings):
         yield path, reference.model
     lists: list[tuple[Path, tuple[str, ...]]] = [
         (("models",), settings.models or ()),
@@ -73,7 +66,7 @@ def _unknown_ids(settings: Settings, catalog: Catalog) -> Iterator[str]:
 
 
 def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
-    for path, reference in _references(settings):
+    for path, reference in references(settings):
         entry = catalog.entries.get(catalog.canonical(reference.model))
         if entry is None:
             continue
@@ -108,3 +101,26 @@ def _blocked_defaults(settings: Settings, catalog: Catalog) -> Iterator[str]:
             f"{path_of(*path)}: model {rules.default!r} is blocked by "
             f"{rules.blocked[rules.default]}, so a prompt that names no model will be refused"
         )
+
+
+def _useless_fallbacks(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    """Fallbacks that a purpose may not use, told once each."""
+    named = [(path, each) for path, each in references(settings) if "fallbacks" in path]
+    told = set[Path]()
+    for purpose in [None, *settings.purposes] if named else []:
+        rules = Rules.of(settings, catalog, purpose)
+        for path, fallback in named:
+            model_id = catalog.canonical(fallback.model)
+            elsewhere = path[0] == "purposes" and path[1] != purpose
+            if elsewhere or path in told or model_id not in catalog.entries:
+                continue
+            if not rules.permits(model_id):
+                told.add(path)
+                refusal = next(step for step in rules.steps(model_id, purpose) if not step.passed)
+                yield f"{path_of(*path)}: {refusal.detail}; until then this fallback is skipped"
+
+
+def _circles_by_alias(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    # Those that can be seen without the aliases have kept Datasette from starting.
+    for path, problem in fallback_circles(settings, catalog.canonical):
+        yield f"{path_of(*path)}: {problem}; until then it is skipped"

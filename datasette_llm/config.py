@@ -10,33 +10,33 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from .config_fallbacks import fallback_circles
+from .config_references import (
+    CallSettings,
+    FallbackReference,
+    Id,
+    Ids,
+    ModelReference,
+    Reference,
+    References,
+    SecretName,
+)
 from .config_values import (
     Section,
     address,
     described,
     http_headers,
     listed,
-    option,
     quoted,
     refusal,
-    secret_name,
-    thawed,
 )
 from .errors import ConfigError
-
-
-def _reference(value: object) -> object:
-    if isinstance(value, Mapping | ModelReference):
-        return value
-    if isinstance(value, str) and value.strip():
-        return {"model": value}
-    raise refusal('a model id, or a mapping with "model"', described(value))
 
 
 def _log(value: object) -> object:
@@ -44,30 +44,13 @@ def _log(value: object) -> object:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
-_Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-_Ids = Annotated[tuple[_Id, ...], BeforeValidator(listed)]
-_Reference = Annotated["ModelReference", BeforeValidator(_reference)]
-_References = Annotated[tuple[_Reference, ...], BeforeValidator(listed)]
-_SecretName = Annotated[str, BeforeValidator(secret_name)]
-_Option = Annotated[Any, AfterValidator(option)]
 _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
 _Milliseconds = Annotated[int, Field(ge=1)]
+_Threads = Annotated[int, Field(ge=1, le=1_000)]
 _Address = Annotated[str, BeforeValidator(address)]
 _Headers = Annotated[Mapping[str, str], AfterValidator(http_headers)]
-
-
-class ModelReference(Section):
-    """A model as the configuration names it; its options are read-only all the way down."""
-
-    model: _Id
-    key: _SecretName | None = None
-    options: Annotated[Mapping[str, _Option], _READ_ONLY] = Field(default={}, validate_default=True)
-
-    def plain_options(self) -> dict[str, Any]:
-        """The options as a fresh copy in ordinary dicts and lists, which models and JSON take."""
-        return {name: thawed(value) for name, value in self.options.items()}
 
 
 class PriceSettings(Section):
@@ -99,30 +82,30 @@ class PurposeLogSettings(Section):
     """As `log.content`, for this purpose."""
 
 
-class PurposeSettings(Section):
+class PurposeSettings(CallSettings):
     """What the configuration says about one purpose; None where a setting is absent."""
 
-    model: _Reference | None = Field(default=None, title="reference")
+    model: Reference | None = Field(default=None, title="reference")
     """The default for this purpose."""
-    models: _References | None = Field(default=None, title="list of references")
+    models: References | None = Field(default=None, title="list of references")
     """Added to the allowlist for this purpose."""
-    blocked_models: _Ids = Field(default=(), title="list of ids")
+    blocked_models: Ids = Field(default=(), title="list of ids")
     """Removed for this purpose."""
     log: PurposeLogSettings = Field(default={}, validate_default=True)
 
 
-class EndpointSettings(Section):
+class EndpointSettings(CallSettings):
     """A model of an OpenAI-compatible server."""
 
-    model: _Id = Field(title="id")
+    model: Id = Field(title="id")
     """What it is called here."""
     api_base: _Address = Field(title="URL")
     """Where the server is, up to `/v1`."""
-    model_name: _Id | None = Field(default=None, title="text")
+    model_name: Id | None = Field(default=None, title="text")
     """What the server calls it; otherwise the same."""
-    aliases: _Ids = Field(default=(), title="list of ids")
+    aliases: Ids = Field(default=(), title="list of ids")
     """Other names for it here."""
-    key: _SecretName | None = Field(default=None, title="name of a secret")
+    key: SecretName | None = Field(default=None, title="name of a secret")
     """Holds the server's key; without it the server needs none."""
     # Some of them are credentials, so they are kept out of what is printed.
     headers: _Headers = Field(default={}, validate_default=True, repr=False, title="mapping")
@@ -156,21 +139,23 @@ class ConsultantSettings(Section):
     """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
     time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
     """What a profile may take; what the whole table would need longer for is sampled."""
-    exclude: _Ids = Field(default=(), title="list of columns")
+    exclude: Ids = Field(default=(), title="list of columns")
     """Left out everywhere, of checks too: `column`, `table.column` or `database.table.column`."""
 
 
-class Settings(Section):
+class Settings(CallSettings):
     """What stands under `plugins: datasette-llm:`; None where a setting is absent."""
 
-    default_model: _Reference | None = Field(default=None, title="reference")
+    default_model: Reference | None = Field(default=None, title="reference")
     """Used when none is named."""
-    models: _Ids | None = Field(default=None, title="list of ids")
+    models: Ids | None = Field(default=None, title="list of ids")
     """The allowlist; the default model is always part of it."""
-    blocked_models: _Ids = Field(default=(), title="list of ids")
+    blocked_models: Ids = Field(default=(), title="list of ids")
     """Removed whatever else allows them."""
     require_keys: bool = Field(default=True, title="bool")
     """List only models whose key is set."""
+    threads: _Threads = Field(default=4, title="number")
+    """How many requests to models without an async version may be under way at once."""
     endpoints: Annotated[
         tuple[EndpointSettings, ...], BeforeValidator(listed), AfterValidator(_endpoints)
     ] = Field(default=(), title="list")
@@ -195,9 +180,13 @@ _MESSAGES = {
     "string_too_short": "expected text, got {got}",
     "string_type": "expected text, in quotes, got {got}",
     "tuple_type": "expected a list, got {got}",
-    "float_type": "expected a number, got {got}",
-    "int_type": "expected a whole number, got {got}",
-    "greater_than_equal": "{msg}",
+    "float_type": "expected a number, without quotes, got {got}",
+    "int_type": "expected a whole number, without quotes or a decimal point, got {got}",
+    "int_parsing_size": "expected a smaller number",
+    "finite_number": "expected a finite number",
+    "greater_than": "expected more than {gt:,g}",
+    "greater_than_equal": "expected at least {ge:,g}",
+    "less_than_equal": "expected at most {le:,g}",
     "literal_error": "expected {expected}, got {got}",
 }
 
@@ -212,10 +201,13 @@ def parse_settings(raw: object) -> Settings:
         ConfigError: `raw` has problems; the error lists all of them.
     """
     try:
-        return Settings.model_validate({} if raw is None else raw)
+        settings = Settings.model_validate({} if raw is None else raw)
+        problems = [f"{path_of(*path)}: {circle}" for path, circle in fallback_circles(settings)]
     except pydantic.ValidationError as refused:
         problems = list(_problems(refused.errors(include_url=False)))
-    raise ConfigError(problems)  # out here, so that its context does not have the refused values
+    if problems:  # out here, so that the error's context does not have the refused values
+        raise ConfigError(problems)
+    return settings
 
 
 def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
@@ -227,13 +219,9 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
         if kind == "missing" and loc[:-1] in misnamed:
             continue
         place, name = (loc[:-1], loc[-1]) if kind in ("missing", "invalid_key") else (loc, "")
-        message = _MESSAGES.get(kind, "{msg}").format(
-            got=described(value),
-            input=value,
-            msg=error["msg"],
-            name=name,
-            expected=error.get("ctx", {}).get("expected"),
-        )
+        # Of the same name in both, as "name" may be, ours counts.
+        ours = {"got": described(value), "input": value, "msg": error["msg"], "name": name}
+        message = _MESSAGES.get(kind, "{msg}").format_map({**error.get("ctx", {}), **ours})
         yield f"{path_of(*place)}: {message}"
 
 
@@ -251,11 +239,34 @@ def _step(part: str | int) -> str:
     return f".{part}" if re.fullmatch(r'"[\w-]+"', shown) else f"[{shown}]"
 
 
+def references(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], FallbackReference]]:
+    """Every model reference with its path, in configuration order; fallbacks after what has them.
+
+    Args:
+        settings: the parsed configuration.
+    """
+    sections: list[tuple[tuple[str | int, ...], CallSettings | None]] = [
+        (("default_model",), settings.default_model),
+        ((), settings),
+        *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
+    ]
+    for name, purpose in settings.purposes.items():
+        place = ("purposes", name)
+        listed = enumerate(purpose.models or ())
+        sections += [((*place, "model"), purpose.model), (place, purpose)]
+        sections += [((*place, "models", number), each) for number, each in listed]
+    for path, section in sections:
+        if isinstance(section, ModelReference):
+            yield path, section
+        for number, fallback in enumerate((section.fallbacks if section else None) or ()):
+            yield (*path, "fallbacks", number), fallback
+
+
 def secret_names(settings: Settings) -> tuple[str, ...]:
     """The secrets that references and endpoints name, each once, in configuration order."""
-    own = (each for p in settings.purposes.values() for each in (p.model, *(p.models or ())))
-    named = (settings.default_model, *own, *settings.endpoints)
-    return tuple(dict.fromkeys(each.key for each in named if each and each.key))
+    keys = [reference.key for _, reference in references(settings)]
+    keys += [endpoint.key for endpoint in settings.endpoints]
+    return tuple(dict.fromkeys(key for key in keys if key))
 
 
 def settings_table() -> list[tuple[str, str, str, str]]:
@@ -271,8 +282,9 @@ def settings_table() -> list[tuple[str, str, str, str]]:
 
 
 def _rows(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    for name, field in section.model_fields.items():
-        if field.title:
+    for name, field in section.fields_in_order().items():
+        # What may stand in several places is told once.
+        if field.title and not (prefix and name in CallSettings.model_fields):
             yield f"{prefix}{name}", field.title, _default(field.default), field.description or ""
 
 

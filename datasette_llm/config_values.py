@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pydantic
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 _SHOWN_CHARS = 60
@@ -22,6 +23,8 @@ _OPTION_LEVELS = 20
 _SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-Za-z_]{20,64}")
 # One long word with small letters and digits may be a key that was pasted in the wrong place.
 _KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
+# Within a name, which may be long and have numbers, only this can be one.
+_KEY_WITHIN = re.compile("(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16}")
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
@@ -36,15 +39,26 @@ class Section(pydantic.BaseModel):
         use_attribute_docstrings=True,
     )
 
+    misplaced: ClassVar[Mapping[str, str]] = {}
+    """Settings of others that are looked for here, and what to do instead."""
+
+    @classmethod
+    def fields_in_order(cls) -> dict[str, FieldInfo]:
+        """The settings, its own before those that it shares with other sections."""
+        own = cls.__annotations__
+        return dict(sorted(cls.model_fields.items(), key=lambda field: field[0] not in own))
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _explain_unknown(cls, value: object) -> object:
         # An unknown setting's value may be a key: pydantic finds, and tells, a hint in its place.
         if not isinstance(value, Mapping):
-            example = f"{{{next(iter(cls.model_fields))}: …}}"
+            example = f"{{{next(iter(cls.fields_in_order()))}: …}}"
             raise refusal(f"a mapping such as {example}", described(value))
         known = sorted(cls.model_fields)
-        unknown = {k: hinted(k, known) for k in value if isinstance(k, str) and k not in known}
+        names = [name for name in value if isinstance(name, str) and name not in known]
+        misplaced = {k: (k, why) for k, why in cls.misplaced.items() if k not in known}
+        unknown = {k: misplaced.get(k) or hinted(k, known) for k in names}
         return {k: v for k, v in value.items() if k not in unknown} | dict(unknown.values())
 
     @pydantic.field_validator("*", mode="before")
@@ -56,8 +70,9 @@ class Section(pydantic.BaseModel):
 
 
 def quoted(text: str) -> str:
-    """A text in quotes, cut short, on one line."""
-    cut = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
+    """A text in quotes, cut short, on one line; without what can only be a key."""
+    shown = 2 if _KEY_WITHIN.search(text[: 2 * _SHOWN_CHARS]) else _SHOWN_CHARS
+    cut = text if len(text) <= shown else f"{text[: max(2, shown - 1)]}…"
     quoted = json.dumps(cut, ensure_ascii=False)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in quoted)  # on one line
 
@@ -184,5 +199,5 @@ def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
         if not (text.isascii() and text.isprintable()):
             # In braces, as pydantic would fill in what looks like a place for a value.
             problem = "{name}: expected one line of ASCII text"
-            raise PydanticCustomError("refusal", problem, {"name": name})
+            raise PydanticCustomError("refusal", problem, {"name": quoted(name)[1:-1]})
     return MappingProxyType(value)

@@ -11,6 +11,7 @@ One root, so that `except LLMError` catches all that is ours:
     ├── HookError               a plugin hook returned something that it may not
     ├── ConversationBusyError   the previous turn has not ended yet
     ├── ResponseCancelledError  the call was stopped before its response was complete
+    ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
     ├── SchemaError             a schema cannot be closed, so it is not sent (also a ValueError)
     ├── StructuredOutputError   the answers do not fit the schema; carries the raw text
     ├── ProfileError            a table cannot be profiled
@@ -93,6 +94,24 @@ class ConversationBusyError(LLMError):
 
 class ResponseCancelledError(LLMError):
     """The call was stopped before its response was complete."""
+
+
+class ResponseTimeoutError(LLMError, TimeoutError):
+    """The provider took longer than the configuration lets it.
+
+    Attributes:
+        setting: `timeout`, the time in total, or `idle_timeout`, the time without an event.
+        seconds: what that is.
+    """
+
+    def __init__(self, setting: str, seconds: float) -> None:
+        self.setting = setting
+        self.seconds = seconds
+        what = "no complete answer" if setting == "timeout" else "no event of the answer"
+        super().__init__(
+            f"There was {what} for {seconds:g} seconds, which is the {setting} that the "
+            "configuration of datasette-llm sets"
+        )
 
 
 class SchemaError(LLMError, ValueError):

@@ -13,6 +13,7 @@ from .groups import Group
 from .keys import KeyStatus, read_status
 from .log.record import ModelLog
 from .models import WrappedAsyncModel
+from .plan import Fallback
 from .state import View, state_of
 
 if TYPE_CHECKING:
@@ -154,16 +155,28 @@ class LLM:
         if model_id is not None and not isinstance(model_id, str):
             raise ModelNotFoundError(f"A model id is text, not {type(model_id).__name__}")
         name = model_id or await self._default_name(purpose, actor)
-        view, entry = await state_of(self.datasette).find(self.datasette, name)
-        rules = view.rules(purpose)
-        if self._has_filters() or not rules.permits(entry.model_id):
-            ask = dispatch.filter_models
-            decision = await self._decide(view, entry, purpose, actor, ask)
-            if not decision.available:
-                error = ModelNotAllowedError(decision)
-                self._note_refusal(view, decision, group, error)
-                raise error
+        try:
+            view, entry = await self._allowed(name, purpose, actor)
+        except ModelNotAllowedError as error:
+            self._note_refusal(await self._view(), error.decision, group, error)
+            raise
         return self._wrapped(view, entry, purpose, actor, group)
+
+    async def _allowed(self, name: str, purpose: str | None, actor: Actor) -> tuple[View, Entry]:
+        view, entry = await state_of(self.datasette).find(self.datasette, name)
+        if self._has_filters() or not view.rules(purpose).permits(entry.model_id):
+            decision = await self._decide(view, entry, purpose, actor, dispatch.filter_models)
+            if not decision.available:
+                raise ModelNotAllowedError(decision)
+        return view, entry
+
+    async def _standing_in(self, asked: WrappedAsyncModel, fallback: Fallback) -> WrappedAsyncModel:
+        """The model of a fallback, by the policy of the model that it stands in for."""
+        purpose, actor = asked.purpose, asked.actor
+        view, entry = await self._allowed(fallback.model_id, purpose, actor)
+        model = self._wrapped(view, entry, purpose, actor, asked._group)
+        model._play(fallback.reference, view.plan_of_fallback(purpose, fallback))
+        return model
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
         view = await self._view()
@@ -258,6 +271,8 @@ class LLM:
             secret_names=rules.secret_names(entry.model_id),
             group=group,
             log=self._log_of(view, entry.model_id, purpose),
+            plan=view.plan(purpose, entry.model_id),
+            facade=self,
         )
 
     def _log_of(self, view: View, model_id: str, purpose: str | None) -> ModelLog | None:

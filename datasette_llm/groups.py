@@ -139,6 +139,9 @@ class Group:
 
     async def _close(self) -> None:
         """Tell the plugins, exactly once, also if the caller is cancelled meanwhile."""
+        if not self._calls and not dispatch.implemented(self._llm.datasette, "llm_group_exit"):
+            self._state = GroupState.CLOSED  # nobody to tell: most groups are cheap
+            return
         self._telling = asyncio.create_task(self._tell())
         try:
             errors = await asyncio.shield(self._telling)

@@ -62,7 +62,8 @@ def llm_filter_models(
     """Narrow the models that this actor may use for this purpose.
 
     `models` are llm's own model objects, those that `LLM.models()` would show, plus the one
-    in question. Return those to keep (models or model ids), or None for no opinion. Filters
+    in question; where llm has no async one, its sync model is the `sync_model` of what stands
+    for it. Return those to keep (models or model ids), or None for no opinion. Filters
     only narrow: what several of them keep is intersected, whatever their order, and models
     that were not in `models` are ignored. What is raised reaches the caller.
     """

@@ -8,12 +8,16 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
+import stamina.instrumentation
 from datasette.utils.sqlite import sqlite3
 
 from .checks import warnings
 from .config import secret_names
+from .errors import NewerDatabaseError
 from .issuers import secrets_to_register
 from .log import retention
+from .log.queries import has_record
+from .log.schema import migrate
 from .state import state_of
 
 if TYPE_CHECKING:
@@ -35,9 +39,13 @@ async def start(datasette: Datasette) -> None:
         NewerDatabaseError: a newer version of datasette-llm wrote the internal database.
     """
     settings = await state_of(datasette).settings(datasette)
+    # stamina would look for what it reports retries to at the first retry, on the event loop.
+    await asyncio.to_thread(stamina.instrumentation.get_on_retry_hooks)
     if settings.log is not None:
         await _open_record(datasette)
         _start_retention(datasette, settings.log.keep_days)
+    else:
+        await _update_record(datasette)
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
     state_of(datasette).startup_check = check
@@ -62,6 +70,16 @@ async def _open_record(datasette: Datasette) -> None:
     except sqlite3.Error as error:
         # The site comes first: calls go on, and the writer tries again.
         logger.error("The record of LLM calls cannot be opened: %s", error)
+
+
+async def _update_record(datasette: Datasette) -> None:
+    """Nothing is recorded, but what an older version recorded is still shown."""
+    database = datasette.get_internal_database()
+    try:
+        if await database.execute_fn(has_record):
+            await database.execute_write_fn(migrate)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        logger.error("The record of LLM calls cannot be brought up to date: %s", error)
 
 
 async def _load_assignments(datasette: Datasette) -> None:

@@ -44,6 +44,7 @@ class Lifetime:
             pass  # what has ended is let go of: each call may be begun in the one before it
         self._cancel_reason: str | None = None
         self._leaving = False
+        self._sent = 0  # cancellations of ours, until they are taken back
         self._task: _Task | None = None
         self._cut_short_timer: asyncio.TimerHandle | None = None
 
@@ -74,7 +75,7 @@ class Lifetime:
             return
         self._cancel_reason = reason
         if not self._leaving:
-            asyncio.Task.cancel(task)
+            self._send(task)
         self._arm_cut_short(task)
 
     def hurry(self) -> None:
@@ -88,9 +89,20 @@ class Lifetime:
         return self._cancel_reason is not None
 
     @property
+    def is_being_stopped(self) -> bool:
+        """Whether the task is to end, whoever wants that."""
+        by_loop = self._task is not None and self._task.cancelling() > 0
+        return self.cancelled or bool(self.timed_out) or by_loop
+
+    @property
     def under_way(self) -> bool:
         """Whether the call has begun and not ended."""
         return self._task is not None and not self.closed.is_set()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the requests are over, and the contexts are being left."""
+        return self._leaving
 
     def runs_here(self) -> bool:
         """Whether the call belongs to the event loop that is running."""
@@ -154,9 +166,20 @@ class Lifetime:
             # Not taken back here: the asyncio.timeout that sent it does so itself.
             return contexts.ended_by_timeout(raised)
         self.timed_out.clear()
-        if self.cancelled or isinstance(raised, asyncio.CancelledError):
-            self._task.uncancel()
+        if not self._sent and isinstance(raised, asyncio.CancelledError):
+            self._task.uncancel()  # the event loop's
+        self._take_back()
         return told
+
+    def _take_back(self) -> None:
+        """Our own cancellations of the task have done what they can, or were swallowed.
+
+        The contexts' timeouts would take one that is not taken back for one still to be obeyed.
+        """
+        assert self._task is not None
+        for _ in range(self._sent):
+            self._task.uncancel()
+        self._sent = 0
 
     def _stopped_from_outside(self, raised: BaseException) -> bool:
         """Whether somebody stopped the task, rather than what ran in it."""
@@ -167,6 +190,7 @@ class Lifetime:
     # How long it may clean up
 
     def _grant_time(self) -> None:
+        self._take_back()
         # What one context took of its time, or the provider of its own, is not the next one's.
         if self._cut_short_timer is not None and self._task is not None:
             self._arm_cut_short(self._task)
@@ -179,8 +203,11 @@ class Lifetime:
     def _cut_short(self) -> None:
         task = self._task
         if task is not None and not task.done():
-            asyncio.Task.cancel(task)
+            self._send(task)
             self._arm_cut_short(task)
+
+    def _send(self, task: _Task) -> None:
+        self._sent += asyncio.Task.cancel(task)
 
     def _close(self) -> None:
         if self._cut_short_timer is not None:
@@ -191,3 +218,6 @@ class Lifetime:
         # A task that is cancelled before its first step never enters _run().
         if not self.closed.is_set():
             self._settle(ResponseCancelledError(self._cancel_reason or "The call was cancelled"))
+        # The task knows us too. What is over goes at once, rather than when the garbage collector
+        # next looks for what only holds on to itself.
+        self._task = None

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,19 @@ from llm.parts import StreamEvent
 
 from .calls import Call
 from .chains import WrappedChain
+from .clients import Clients
 from .errors import ConversationBusyError, LLMError
+from .plan import DEFAULT_PLAN, Plan
 from .responses import PromptResponse
 from .state import state_of
 from .structured import AsksForObjects
+from .sync_models import ThreadedModel
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from .config_references import FallbackReference
+    from .facade import LLM
     from .groups import Group
     from .log.record import ModelLog
     from .sources import AsyncLLM
@@ -52,6 +57,8 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         secret_names: Sequence[str] = (),
         group: Group | None = None,
         log: ModelLog | None = None,
+        plan: Plan = DEFAULT_PLAN,
+        facade: LLM | None = None,
     ) -> None:
         self.model_id = model.model_id
         self.can_stream = model.can_stream
@@ -70,6 +77,8 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         self._secret_names = tuple(secret_names)
         self._group = group
         self._log = log
+        self._plan = plan
+        self._facade = facade  # where a fallback's model comes from
 
     @property
     def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:
@@ -132,13 +141,15 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
                 "hooks; use prompt(), conversation() or chain() of the model"
             )
         arguments: dict[str, Any] = {"stream": stream, "response": response}
-        found = await flight.call.key(key)
+        found = await flight.call.key(self, key)
         if isinstance(self._model, llm.AsyncKeyModel):
             arguments["key"] = found
+        if isinstance(self._model, ThreadedModel) and flight.turn is not None:
+            arguments["ended"] = flight.turn.hand_over()
         source = self._model.execute(prompt, conversation=conversation, **arguments)
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
-        async with closing:
+        async with Clients(), closing:
             async for chunk in source:
                 yield chunk
 
@@ -164,6 +175,19 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         if not self.can_stream:
             arguments["stream"] = False  # llm passes on what it is told; its CLI checks this
         return arguments
+
+    def _play(self, reference: FallbackReference, plan: Plan) -> None:
+        """Stand in for another model, with the key and the options of that role."""
+        self._options = {**self._options, **reference.plain_options()}
+        if reference.key is not None:
+            self._secret_names = (reference.key, *self._secret_names)
+        # While it stands in, others have the say about these; then come the replies to its answer.
+        own = self._plan
+        self._plan = replace(plan, timeout_s=own.timeout_s, fallbacks=own.fallbacks)
+
+    def _ask_once(self) -> None:
+        """Make one request for each prompt, to this model and to no other."""
+        self._plan = replace(self._plan, retries=0, fallbacks=())
 
     # The registers of who is in flight
 

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from .catalog import Catalog, Entry
-from .config import ModelReference, Settings, path_of
+from .config import Settings, path_of
+from .config_references import ModelReference
 from .decision import Step, for_purpose
 from .keys import KeyStatus, candidates, endpoint_secret
 from .log.values import said
@@ -95,7 +96,8 @@ class Rules:
     def options(self, model_id: str) -> dict[str, Any]:
         """The configured options of a model; of two references the more specific one wins."""
         merged: dict[str, Any] = {}
-        for reference in reversed(self.references.get(model_id, ())):
+        references = self.references.get(model_id)
+        for reference in reversed(references) if references else ():
             merged |= reference.plain_options()
         return merged
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import urllib.parse
+from collections.abc import Iterable
 from typing import Any
 
 import llm
@@ -16,16 +17,20 @@ _OS_ERROR_TEXTS = ("strerror", "filename", "filename2")
 # Below this a "key" is a placeholder such as "x", and removing it would garble every message.
 SHORTEST_KEY_CHARS = 6
 MAX_LEVELS = 20
+
+# One key or several, as of a call whose fallbacks have keys of their own.
+Keys = str | frozenset[str] | None
+
 # What JSON and URLs leave as it is; nearly every key.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~-]+")
 
 
-def redact(error: BaseException, key: str | None) -> BaseException:
+def redact(error: BaseException, key: Keys) -> BaseException:
     """Take a key out of all that an exception says.
 
     Args:
         error: what a provider raised; changed in place, its causes included.
-        key: the key that was used, or None.
+        key: the key that was used, or the keys, or None.
 
     Returns:
         The same exception; where it says the key in a way that cannot be changed, an
@@ -35,17 +40,26 @@ def redact(error: BaseException, key: str | None) -> BaseException:
     return _redacted(error, ways, set()) if ways else error
 
 
-def without_key(text: str, key: str | None) -> str:
+def without_key(text: str, key: Keys) -> str:
     """A text with a key taken out, in whichever way it writes it."""
     return _cleared(text, spellings(key))
 
 
-def spellings(key: str | None) -> tuple[str, ...]:
+def without_keys(text: str, keys: Iterable[str]) -> str:
+    """A text with some keys taken out; one may be part of another, so the long ones go first."""
+    return without_key(text, frozenset(keys))
+
+
+def spellings(key: Keys) -> tuple[str, ...]:
     """How a text may write a key: as it is, in JSON, in JSON within JSON, in a URL.
 
     Empty where there is nothing to look for. A long way to write it comes before one that
     may be part of it.
     """
+    if isinstance(key, frozenset):
+        if len(key) != 1:
+            return _longest_first(way for each in key for way in spellings(each))
+        (key,) = key
     if not key or len(key) < SHORTEST_KEY_CHARS:
         return ()
     if _PLAIN_KEY.fullmatch(key):
@@ -55,8 +69,11 @@ def spellings(key: str | None) -> tuple[str, ...]:
     raw = key.encode("utf-8", "surrogatepass")
     in_url = [urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)]
     lower = [re.sub("%..", lambda code: code[0].lower(), text) for text in in_url]
-    ways = {key, *in_json, *deeper, *in_url, *lower}
-    return tuple(sorted(ways, key=lambda way: (-len(way), way)))
+    return _longest_first((key, *in_json, *deeper, *in_url, *lower))
+
+
+def _longest_first(ways: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(ways), key=lambda way: (-len(way), way)))
 
 
 def _redacted(error: BaseException, ways: tuple[str, ...], seen: set[int]) -> BaseException:
@@ -86,12 +103,14 @@ def _clean_http(message: Any, ways: tuple[str, ...]) -> None:
     """Take a key out of the request or response that an HTTP client's exception carries.
 
     Providers' clients are built on httpx, whose requests keep their Authorization header and
-    whose responses keep what the server said in `_content` and `_text`, and their request.
+    whose responses keep what the server said in `_content` and `_text`, and their request; what
+    was sent is also in its `stream`.
     """
     if message is None:
         return
     for name in ("_content", "_text"):
         _clean_attribute(message, name, ways)
+    _clean_attribute(_attribute(message, "stream"), "_stream", ways)
     headers = _attribute(message, "headers")
     with contextlib.suppress(Exception):  # a stranger's object, which need not be like httpx's
         for name in [name for name, value in headers.items() if _written_in(str(value), ways)]:

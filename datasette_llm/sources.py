@@ -12,7 +12,9 @@ from typing import Any
 import llm
 import llm.plugins
 
+from .clients import taken_over
 from .config import EndpointSettings
+from .sync_models import SyncLLM, ThreadedModel
 
 AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
 Registered = llm.models.ModelWithAliases
@@ -35,18 +37,25 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def registered_models(problems: list[str]) -> list[Registered]:
-    """What llm.get_models_with_aliases() lists, but one plugin that fails spoils only its own."""
+    """What llm.get_models_with_aliases() lists, each with an async model.
+
+    One plugin that fails spoils only its own.
+    """
     registered: list[Registered] = []
 
     def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
-        is_async = isinstance(async_model, AsyncLLM)
-        if not hasattr(model, "model_id") or not (is_async or async_model is None):
+        asked = model if async_model is None else async_model
+        if async_model is None and isinstance(model, SyncLLM):
+            async_model = ThreadedModel(model)
+        if not hasattr(model, "model_id") or not isinstance(async_model, AsyncLLM):
             raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
         names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
-        ids = [item.model_id for item in (model, async_model) if item is not None]
+        ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
-        registered.append(Registered(model, async_model, names))
+        _take_over_clients(asked)
+        both: Any = async_model  # llm's own type leaves out the models with keys
+        registered.append(Registered(model, both, names))
 
     arguments = {"register": register, "model_aliases": registered}
     for implementation in reversed(llm.plugins.pm.hook.register_models.get_hookimpls()):
@@ -58,6 +67,14 @@ def registered_models(problems: list[str]) -> list[Registered]:
                 f"{type(error).__name__}: {error}"
             )
     return registered
+
+
+def _take_over_clients(model: Any) -> None:
+    """Have the clients of a model that is llm's own kind of OpenAI model be our business."""
+    kinds = {kind.__module__ for kind in type(model).__mro__}
+    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
+        get_client = model.get_client
+        model.get_client = lambda *args, **kwargs: taken_over(get_client(*args, **kwargs))
 
 
 def endpoint_models(endpoints: Sequence[EndpointSettings]) -> list[Registered]:

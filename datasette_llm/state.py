@@ -13,8 +13,10 @@ from .catalog import Catalog, CatalogSource, Entry
 from .config import PriceSettings, Settings, parse_settings, path_of
 from .console.assignments import Assignment, Assignments
 from .errors import ConfigError
+from .gates import Gates
 from .log.kept import KeptAnswers
 from .log.record import Recorder
+from .plan import Fallback, Plan, plan_of, plan_of_fallback
 from .policy import Default, Rules, default_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class View:
     assigned: Mapping[str, Assignment]
     _rules: dict[str | None, Rules] = field(default_factory=dict, repr=False)
     _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[str | None, str], Plan] = field(default_factory=dict, repr=False)
 
     @property
     def made_of(self) -> tuple[Settings, Catalog, Mapping[str, Assignment]]:
@@ -52,6 +55,18 @@ class View:
         choice = self.assigned.get(purpose) if purpose is not None else None
         return default_of(self.rules(purpose), self.catalog, choice.model_id if choice else None)
 
+    def plan(self, purpose: str | None, model_id: str) -> Plan:
+        """How the prompts of a model for a purpose are made, worked out once."""
+        key = (purpose if purpose in self.settings.purposes else None, model_id)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = plan_of(self.settings, self.catalog, *key)
+        return plan
+
+    def plan_of_fallback(self, purpose: str | None, fallback: Fallback) -> Plan:
+        """How a model is asked that stands in for another."""
+        return plan_of_fallback(self.settings, self.catalog, purpose, fallback)
+
     def price(self, model_id: str) -> PriceSettings | None:
         """The configured price of a model, or None."""
         log = self.settings.log
@@ -68,6 +83,7 @@ class State:
         warnings: what is odd about the configuration, as found at startup.
         startup_check: the task that finds the warnings.
         assignments: the models that administrators chose for purposes.
+        gates: where requests wait for their turn.
         kept_answers: what was found about the record, for as long as it is still true.
     """
 
@@ -77,6 +93,7 @@ class State:
         self.startup_check: asyncio.Task[None] | None = None
         self.assignments = Assignments()
         self.kept_answers = KeptAnswers()
+        self.gates = Gates()
         self._source = CatalogSource()
         self._raw: object = None
         self._settings: Settings | None = None

@@ -22,12 +22,12 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from . import telemetry_registry as names
-from .log.rows import key_of
 from .log.values import brief, count
 
 if TYPE_CHECKING:
     from datasette.telemetry_registry import MetricName
 
+    from .attempts import Attempt
     from .calls import Call
     from .responses import PromptResponse
 
@@ -61,21 +61,21 @@ class RequestSpan:
     its trace is sampled.
     """
 
-    __slots__ = ("_attributes", "_began", "_call", "_response", "_span", "_token")
+    __slots__ = ("_attempt", "_attributes", "_began", "_response", "_span", "_token")
 
-    def __init__(self, call: Call, response: PromptResponse) -> None:
-        self._call = call
-        self._response = response
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._response = attempt.response
         self._token: Token[otel_context.Context] | None = None
 
     def __enter__(self) -> None:
-        model = self._call.model
+        model = self._attempt.model
         name, self._attributes = _model(model.model_id, model.needs_key)
         self._began = time.monotonic()
         span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=self._attributes)
         self._span = span
         if span.is_recording():
-            span.set_attributes(_request(self._call, self._response))
+            span.set_attributes(_request(self._attempt))
         # One that is not sampled has to be current too, so that those inside it are not sampled
         # either. Without a provider there is none.
         if span is not trace.INVALID_SPAN:
@@ -92,7 +92,7 @@ class RequestSpan:
         if self._token is not None and kind is not GeneratorExit:
             otel_context.detach(self._token)
         try:
-            end = _end(self._call, error)
+            end = _end(self._attempt.call, error)
             self._measure(end)
             if self._span.is_recording():
                 self._describe(end, error)
@@ -115,8 +115,7 @@ class RequestSpan:
             attributes[names.TIME_TO_FIRST_CHUNK] = first_chunk_s
         answered_by = self._response.resolved_model
         if isinstance(answered_by, str):
-            key = key_of(self._call, self._response)
-            attributes[names.RESPONSE_MODEL] = brief(answered_by, key)
+            attributes[names.RESPONSE_MODEL] = brief(answered_by, self._attempt.key)
         self._span.set_attributes(attributes)
         if error is not None and names.ERROR_TYPE in attributes:
             self._span.set_status(StatusCode.ERROR, _description(error))
@@ -138,12 +137,17 @@ def _model(model_id: str, needs_key: str | None) -> tuple[str, Attributes]:
     return f"{names.CHAT}{model_id}", attributes
 
 
-def _request(call: Call, response: PromptResponse) -> Attributes:
+def _request(attempt: Attempt) -> Attributes:
     """What is known of a request before it is made."""
-    result, options, key = call.result, response.prompt.options, key_of(call, response)
+    response, result, key = attempt.response, attempt.call.result, attempt.key
+    options = response.prompt.options
     temperature = getattr(options, "temperature", None)
     max_tokens = count(getattr(options, "max_tokens", None))  # some exporters take 63 bits
-    attributes: Attributes = {names.CALL_ID: response.id}
+    attributes: Attributes = {names.CALL_ID: attempt.id}
+    if attempt.number > 1:
+        attributes[names.ATTEMPT] = attempt.number
+    if attempt.waited_s is not None:
+        attributes[names.WAITED] = attempt.waited_s
     if response.stream:
         attributes[names.REQUEST_STREAM] = True
     if isinstance(temperature, int | float):

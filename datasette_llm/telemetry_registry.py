@@ -73,7 +73,18 @@ CONVERSATION_ID = Attribute(
     optional=True,
 )
 CALL_ID = Attribute(
-    "datasette_llm.call.id", "The id of the response, which is that of its row in the log."
+    "datasette_llm.call.id",
+    "The id of the row in the log; for a first attempt that of the response.",
+)
+ATTEMPT = Attribute(
+    "datasette_llm.attempt",
+    "Which attempt it is, from 2: of a response that was asked again, or of a fallback.",
+    optional=True,
+)
+WAITED = Attribute(
+    "datasette_llm.waited",
+    "Seconds that it waited for its turn, where `max_concurrency` is set.",
+    optional=True,
 )
 PURPOSE = Attribute("datasette_llm.purpose", "The purpose, if there is one.", optional=True)
 GROUP_ID = Attribute(
@@ -140,6 +151,8 @@ CHAT = SpanName(
         REQUEST_MAX_TOKENS,
         CONVERSATION_ID,
         CALL_ID,
+        ATTEMPT,
+        WAITED,
         PURPOSE,
         GROUP_ID,
         CHAIN_STEP,

@@ -15,6 +15,7 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
+pytest.register_assert_rewrite("tests.faults")
 pytest_plugins = ["datasette_llm.testing", "tests.consulting"]
 
 

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks OpenAI's chat protocol, and does as it is told.
+"""A server on this machine that speaks OpenAI's protocol for chats and texts, as it is told.
 
     async with OpenAIServer() as server:
         write_model(llm_folder, server.url)  # llm now knows the model "wire"
@@ -13,11 +13,16 @@ played from first to last, and holds
     strings: chunks of the text; bytes: sent as they are, an event of your own making;
     numbers: delays in seconds; events: waited for (one that nobody sets makes it hang);
     `llm.ToolCall`; `llm.Usage`, sent at the end, and in a stream only if it was asked for;
-    `Refuse`, `Drop.CLOSE` and `Drop.RESET`, which end it.
+    `Refuse`, `Drop.CLOSE` and `Drop.RESET`, which end it;
+    `Raw`: bytes in the place of an HTTP answer, after which nothing is added to it;
+    `Cut`: so many bytes of the HTTP answer are sent, and no more, before it is dropped;
+    `Trickle`: every byte of the HTTP answer is sent by itself.
+The last two hold for the whole answer, and stand first.
 """
 
 import asyncio
 import json
+import math
 import socket
 import struct
 from contextlib import suppress
@@ -28,6 +33,7 @@ from http import HTTPStatus
 import llm
 
 BOUND_S = 20.0  # how long a test waits before it fails
+KEPT_BYTES = 10_000  # of an answer that was sent
 
 # The connection goes down: by a close before the answer's end, or with a reset.
 Drop = Enum("Drop", ["CLOSE", "RESET"])
@@ -44,17 +50,57 @@ class Refuse:
 
 
 @dataclass
+class Raw:
+    """What is sent in the place of an HTTP answer."""
+
+    data: bytes
+
+
+@dataclass
+class Cut:
+    """Of the HTTP answer, its status line and headers included, only the first bytes are sent."""
+
+    size: int
+    how: Drop = Drop.CLOSE
+
+
+@dataclass
+class Trickle:
+    """The HTTP answer comes byte by byte, with so many seconds between them."""
+
+    pause_s: float
+
+
+class _CutHere(Exception):  # noqa: N818  # no error, but the end that a script wants
+    """So much was to be sent, and no more."""
+
+
+@dataclass
 class Received:
-    """A request. The outcome is complete, refused, dropped or client gone; else running."""
+    """A request. The outcome is complete, refused, dropped or client gone; else running.
+
+    What was `sent` is the HTTP answer from its first byte on, of a long one the beginning.
+    """
 
     headers: dict
     body: dict
     outcome: str = "running"
+    sent: bytes = field(default=b"", repr=False)
     ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
     def key(self):
         return self.headers.get("authorization", "").removeprefix("Bearer ")
+
+    @property
+    def text(self):
+        """What the conversation begins with."""
+        return self.body["prompt"] if self.is_completion else self.body["messages"][0]["content"]
+
+    @property
+    def is_completion(self):
+        """Whether it came to the older endpoint, of models that go on with a text."""
+        return "prompt" in self.body
 
     async def end(self):
         """Wait for the answer's end, and tell its outcome."""
@@ -64,10 +110,17 @@ class Received:
 
 
 class OpenAIServer:
-    """The server: `url` goes into llm's `api_base`, `requests` has all that came, in order."""
+    """The server: `url` goes into llm's `api_base`, `requests` has all that came, in order.
 
-    def __init__(self):
+    With `lingers` a connection stays open after a whole answer until the client closes it, as
+    servers do that keep connections alive. `open` says how many are open.
+    """
+
+    def __init__(self, *, lingers=False):
         self.requests = []
+        self.open = 0
+        self._lingers = lingers
+        self._scripts_for = {}
         self._scripts = (["Hello"],)
         self._arrival = asyncio.Condition()
         self._connections = []
@@ -76,11 +129,28 @@ class OpenAIServer:
         """Set what is answered: a script for each request in turn, the last for all others."""
         self._scripts = scripts
 
-    async def received(self, number=0):
-        """A request by its number, from 0; waits until it is there."""
+    def play_for(self, text, *scripts):
+        """As `play`, for the requests whose conversation begins with this text."""
+        self._scripts_for[text] = scripts
+
+    def requests_for(self, text):
+        """The requests whose conversation begins with a text."""
+        return [request for request in self.requests if request.text == text]
+
+    async def received(self, number=0, text=None):
+        """A request by its number, from 0, of all or of a text; waits until it is there."""
+
+        def those():
+            return self.requests if text is None else self.requests_for(text)
+
         async with asyncio.timeout(BOUND_S), self._arrival:
-            await self._arrival.wait_for(lambda: len(self.requests) > number)
-        return self.requests[number]
+            await self._arrival.wait_for(lambda: len(those()) > number)
+        return those()[number]
+
+    async def idle(self):
+        """Wait until no connection is open."""
+        async with asyncio.timeout(BOUND_S), self._arrival:
+            await self._arrival.wait_for(lambda: not self.open)
 
     async def __aenter__(self):
         def connected(*streams):
@@ -100,17 +170,29 @@ class OpenAIServer:
         await self._server.wait_closed()
 
     async def _serve(self, reader, writer):
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            try:
-                request = await _read(reader)
-                script = self._scripts[min(len(self.requests), len(self._scripts) - 1)]
-                async with self._arrival:
-                    self.requests.append(request)
-                    self._arrival.notify_all()
-                await _answer(request, script, reader, writer)
-            finally:
-                writer.close()
-                await writer.wait_closed()
+        self.open += 1
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                try:
+                    request = await _read(reader)
+                    script = self._script_for(request)
+                    async with self._arrival:
+                        self.requests.append(request)
+                        self._arrival.notify_all()
+                    await _answer(request, script, reader, writer, self._lingers)
+                finally:
+                    writer.close()
+                    await writer.wait_closed()
+        finally:
+            self.open -= 1
+            async with self._arrival:
+                self._arrival.notify_all()
+
+    def _script_for(self, request):
+        scripts, before = self._scripts, len(self.requests)
+        if request.text in self._scripts_for:
+            scripts, before = self._scripts_for[request.text], len(self.requests_for(request.text))
+        return scripts[min(before, len(scripts) - 1)]
 
 
 async def _read(reader):
@@ -119,12 +201,15 @@ async def _read(reader):
     return Received(headers, json.loads(await reader.readexactly(int(headers["content-length"]))))
 
 
-async def _answer(request, script, reader, writer):
-    playing = asyncio.create_task(_Answer(request, writer).play(script))
+async def _answer(request, script, reader, writer, lingers):
+    playing = asyncio.create_task(_Answer(request, writer, lingers).play(script))
     leaving = asyncio.create_task(reader.read())  # the client sends no more, so this is its end
     try:
         await asyncio.wait([playing, leaving], return_when=asyncio.FIRST_COMPLETED)
         request.outcome = await playing if playing.done() else "client gone"
+        if lingers and request.outcome in ("complete", "refused"):
+            request.ended.set()
+            await leaving
     except ConnectionError:
         request.outcome = "client gone"
     finally:
@@ -137,16 +222,27 @@ async def _answer(request, script, reader, writer):
 class _Answer:
     """The answer to one request: sent piece by piece if it streams, else put together."""
 
-    def __init__(self, request, writer):
+    def __init__(self, request, writer, lingers):
         self.request, self.writer = request, writer
+        self.connection = "keep-alive" if lingers else "close"
+        self.pending, self.cut, self.left, self.trickle = bytearray(), None, math.inf, None
+        self.raw = False
         self.streams, self.began = request.body.get("stream", False), False
-        self.text, self.calls, self.usage = "", [], None
+        self.texts, self.calls, self.usage = [], [], None
 
     async def play(self, script):
+        try:
+            outcome = await self.played(script)
+            await self.flush()
+        except _CutHere:
+            outcome = self.drop(self.cut.how)
+        return outcome
+
+    async def played(self, script):
         for item in script:
             match item:
                 case str():
-                    self.text += item
+                    self.texts.append(item)
                     self.delta({"content": item})
                 case bytes():
                     self.send(item)
@@ -161,16 +257,46 @@ class _Answer:
                     self.usage = counts | {"total_tokens": given + made} | (item.details or {})
                 case Refuse():
                     return self.refuse(item)
-                case Drop.RESET:
-                    raw = self.writer.get_extra_info("socket")
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    return "dropped"
-                case Drop.CLOSE:
-                    return "dropped"
+                case Raw():
+                    self.raw = True
+                    self.write(item.data)
+                case Cut():
+                    self.cut, self.left = item, item.size
+                case Trickle():
+                    self.trickle = item
+                case Drop():
+                    return self.drop(item)
                 case _:
                     raise TypeError(f"A script cannot hold {item!r}")
+            await self.flush()
+        return "dropped" if self.raw else self.finish("tool_calls" if self.calls else "stop")
+
+    def drop(self, how):
+        if how is Drop.RESET:
+            raw = self.writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return "dropped"
+
+    def write(self, data):
+        self.pending += data
+
+    async def flush(self):
+        data = bytes(self.pending)
+        self.pending.clear()
+        if self.cut is not None:
+            data = data[: self.left]
+            self.left -= len(data)
+        if len(self.request.sent) < KEPT_BYTES:
+            self.request.sent += data
+        for piece in (
+            [data] if self.trickle is None else [data[n : n + 1] for n in range(len(data))]
+        ):
+            self.writer.write(piece)
             await self.writer.drain()
-        return self.finish("tool_calls" if self.calls else "stop")
+            if self.trickle is not None:
+                await asyncio.sleep(self.trickle.pause_s)
+        if not self.left:
+            raise _CutHere
 
     def call(self, call_id, name, arguments):
         index, call = len(self.calls), {"id": call_id, "type": "function"}
@@ -196,16 +322,22 @@ class _Answer:
                 self.event({"choices": [], "usage": self.usage})
             self.send(b"data: [DONE]\n\n")
             self.send(b"")
+        elif self.began:
+            self.send(b"")  # the script's own bytes are all of it
         else:
-            message = {"role": "assistant", "content": self.text, "tool_calls": self.calls or None}
-            choices = [{"index": 0, "message": message, "finish_reason": reason}]
+            text = "".join(self.texts)
+            message = {"role": "assistant", "content": text, "tool_calls": self.calls or None}
+            said = {"text": text} if self.request.is_completion else {"message": message}
+            choices = [said | {"index": 0, "finish_reason": reason}]
             uncounted = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
             self.whole({"choices": choices, "usage": self.usage or uncounted})
         return "complete"
 
     def delta(self, delta, reason=None):
         if self.streams:
-            self.event({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+            completion = {"text": delta.get("content", "")}
+            said = completion if self.request.is_completion else {"delta": delta}
+            self.event({"choices": [said | {"index": 0, "finish_reason": reason}]})
 
     def event(self, content):
         self.send(b"data: %s\n\n" % json.dumps(content).encode())
@@ -214,18 +346,19 @@ class _Answer:
         if not self.began:
             self.began = True
             self.head({"content-type": "text/event-stream", "transfer-encoding": "chunked"})
-        self.writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def whole(self, content, status=200, headers=None):
         body = json.dumps(content).encode()
         self.head({"content-length": len(body)} | (headers or {}), status)
-        self.writer.write(body)
+        self.write(body)
 
     def head(self, headers, status=200):
-        headers = {"content-type": "application/json", "connection": "close"} | headers
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        headers = {"content-type": "application/json", "connection": self.connection} | headers
+        known = status in set(HTTPStatus)  # 529 is not
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase if known else 'Unknown'}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.writer.write("\r\n".join([*lines, "", ""]).encode())
+        self.write("\r\n".join([*lines, "", ""]).encode())
 
 
 def write_model(folder, url, **settings):

@@ -572,6 +572,31 @@ async def test_a_provider_that_swallows_cancellation_is_stopped_at_its_next_chun
     assert reached == []
 
 
+async def test_h5_a_cancellation_that_the_provider_swallowed_is_over_for_the_contexts(
+    model_of, plugin
+):
+    cancelling = []
+    plugin(Recorder(cleanup=lambda result: cancelling.append(asyncio.current_task().cancelling())))
+    scripted, model = await model_of(["a"])
+    waiting = asyncio.Event()
+
+    async def stubborn(prompt, stream, response, conversation, key=None):
+        yield "a"
+        with contextlib.suppress(asyncio.CancelledError):
+            waiting.set()
+            await asyncio.Event().wait()
+
+    scripted.execute = stubborn
+    response = await model.prompt("x")
+    reader = asyncio.create_task(response.text())
+    await waiting.wait()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert await response.text() == "a"
+    assert cancelling == [0]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("how", ["shield", "gather", "watcher"])
 async def test_a_context_may_read_its_response_from_another_task_while_it_is_left(
@@ -818,3 +843,18 @@ async def test_calls_that_begin_each_other_do_not_keep_each_other(model_of):
     await prompt()
     await over.wait()
     assert sum(call() is not None for call in calls) < 5
+
+
+async def test_what_is_over_goes_without_the_garbage_collector(model_of):
+    _, model = await model_of(["a"])
+    gone = asyncio.Event()
+    gc.disable()
+    try:
+        response = await model.prompt("x")
+        await response.text()
+        weakref.finalize(response, gone.set)
+        del response
+        async with asyncio.timeout(5):
+            await gone.wait()
+    finally:
+        gc.enable()

@@ -122,8 +122,8 @@ async def test_every_name_that_llm_knows_leads_to_the_same_model(llm_plugin) -> 
 
     taken = await CatalogSource().current()
 
-    theirs = {name: model.model_id for name, model in llm.get_async_model_aliases().items()}
-    assert dict(taken.names) == theirs
+    theirs = {**llm.get_model_aliases(), **llm.get_async_model_aliases()}
+    assert dict(taken.names) == {name: model.model_id for name, model in theirs.items()}
 
 
 async def test_the_order_is_llms(llm_plugin) -> None:
@@ -131,7 +131,7 @@ async def test_the_order_is_llms(llm_plugin) -> None:
 
     taken = await CatalogSource().current()
 
-    theirs = dict.fromkeys(model.model_id for model in llm.get_async_models())
+    theirs = dict.fromkeys(item.model.model_id for item in llm.get_models_with_aliases())
     assert list(taken.entries) == list(theirs)
 
 
@@ -432,7 +432,7 @@ async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_ans
     assert len(provider.threads) == 2
 
 
-async def test_a_model_without_an_async_version_is_not_listed_and_the_message_says_why(
+async def test_a_model_without_an_async_version_is_known_by_every_name(
     make_datasette, llm_plugin, llm_folder: Path
 ) -> None:
     class SyncOnly:
@@ -444,13 +444,52 @@ async def test_a_model_without_an_async_version_is_not_listed_and_the_message_sa
     (llm_folder / "aliases.json").write_text('{"mine": "old-pelican"}')
     models = LLM(make_datasette())
 
-    assert "old-pelican" not in {model.model_id for model in await models.models()}
+    assert "old-pelican" in {model.model_id for model in await models.models()}
     for name in ("old-pelican", "old", "mine"):
-        with pytest.raises(ModelNotFoundError) as raised:
-            await models.model(name)
-        assert str(raised.value) == (
-            f"Model {name!r} has no async version, which Datasette plugins need"
-        )
+        assert (await models.model(name)).model_id == "old-pelican"
+    assert await (await (await models.model("old")).prompt("Hi")).text() == "sync"
+
+
+@pytest.mark.parametrize("last", ["sync", "async"])
+async def test_of_two_models_with_one_id_the_later_one_wins_whichever_is_async(
+    make_datasette, llm_plugin, last: str
+) -> None:
+    class Both:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            models = {"sync": SyncModel("pelican"), "async": SyncModel("pelican")}
+            for kind in sorted(models, key=lambda kind: kind == last):
+                twin = ScriptedModel("pelican", ["async"]) if kind == "async" else None
+                register(models[kind], twin)
+
+    llm_plugin(Both())
+    model = await LLM(make_datasette()).model("pelican")
+
+    assert await (await model.prompt("Hi")).text() == last
+
+
+async def test_a_model_with_an_async_version_is_not_run_in_a_thread(
+    make_datasette, llm_plugin
+) -> None:
+    llm_plugin(Provider("pelican"))
+    model = await LLM(make_datasette()).model("pelican")
+
+    assert isinstance(model._model, ScriptedModel)
+
+
+async def test_what_llm_could_not_prompt_is_no_model(make_datasette, llm_plugin) -> None:
+    class Odd:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(SimpleNamespace(model_id="odd"))
+
+    llm_plugin(Odd(), "odd-plugin")
+    llm_plugin(Provider("pelican"))
+    view = await state_of(datasette := make_datasette()).view(datasette)
+
+    assert "odd" not in view.catalog.entries
+    assert "pelican" in view.catalog.entries
+    assert any("odd-plugin" in problem for problem in view.catalog.problems)
 
 
 async def test_an_unknown_model_is_told_with_what_to_do(make_datasette) -> None:

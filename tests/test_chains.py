@@ -291,6 +291,51 @@ async def test_a_failing_callback_ends_the_chain_and_reaches_the_caller(model_of
     assert recorder.events == ["hook opens", "hook succeeds"]
 
 
+async def test_h3_a_chain_that_a_callback_ends_gets_no_step_while_its_contexts_are_left(
+    model_of, plugin
+):
+    accountant = plugin(Accountant())
+
+    async def after(result):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert all(response._done for response in result.responses)
+
+    async def before(result):
+        await result.on_response_done(raises(RuntimeError("over the reservation")))
+
+    # The inner of the two gives the reader time to ask for the next step.
+    recorder = plugin(Recorder(before=before, after=after))
+    _, model = await model_of(*TWO_STEPS)
+    with pytest.raises(RuntimeError, match="over the reservation"):
+        await model.chain("x", tools=[shout]).text()
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    assert (accountant.settled, accountant.open) == (1, 0)
+
+
+async def test_h6_the_chain_limit_does_not_hide_a_providers_failure_from_another_reader(
+    model_of, plugin
+):
+    recorder = plugin(Recorder())
+    _, model = await model_of(["I call.", call_shout()], [ValueError("broke")])
+    chain = model.chain("x", tools=[shout], chain_limit=2)
+    outcomes = await asyncio.gather(
+        by_text(chain), by_unread_responses(chain), return_exceptions=True
+    )
+    assert [str(error) for error in outcomes] == ["broke", "broke"]
+    assert recorder.events == ["hook opens", "hook sees ValueError"]
+
+
+async def test_a_step_that_is_asked_for_too_late_says_why_the_chain_is_over(model_of):
+    _, model = await model_of(*TWO_STEPS)
+    steps = model.chain("x", tools=[shout]).responses()
+    step = await anext(steps)
+    step._flight.call.wind_up("The group was left")
+    with pytest.raises(ResponseCancelledError, match="The group was left"):
+        await step.text()
+    await steps.aclose()
+
+
 async def test_a_conversation_chain_grows_its_history(model_of):
     scripted, model = await model_of(*TWO_STEPS, ["And more."])
     conversation = model.conversation(tools=[shout])

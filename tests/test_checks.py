@@ -32,7 +32,6 @@ MODELS = [ScriptedModel("a"), ScriptedModel("k", needs_key="bird"), Choosy("choo
 CATALOG = Catalog(
     entries={model.model_id: Entry(model) for model in MODELS},
     names={"a": "a", "ay": "a", "k": "k", "choosy": "choosy"},
-    sync_only={"old": llm.get_model("gpt-3.5-turbo-instruct")},
 )
 
 
@@ -91,12 +90,6 @@ def test_a_configuration_with_nothing_odd_has_no_warnings(config: dict[str, Any]
 )
 def test_an_id_that_no_installed_model_has(config: dict[str, Any], path: str) -> None:
     assert warnings_about(config) == [f"{path}: {unknown('pelican')}"]
-
-
-def test_a_model_without_an_async_version_is_told_so() -> None:
-    assert warnings_about({"default_model": "old"}) == [
-        "default_model: Model 'old' has no async version, which Datasette plugins need"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -241,3 +234,53 @@ def test_a_validator_that_raises_anything_costs_no_other_warning() -> None:
     told = warnings(settings, catalog)
     assert any("no sizes today" in line for line in told)
     assert any("'nobody'" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"fallbacks": ["nobody"]},
+            [f"fallbacks[0]: {unknown('nobody')}"],
+        ),
+        (
+            {"blocked_models": ["ay"], "fallbacks": ["k", "a"]},
+            [
+                "fallbacks[1]: Model 'a' is not allowed: it is blocked. Remove it from "
+                f"{ROOT}.blocked_models; until then this fallback is skipped"
+            ],
+        ),
+        (
+            {
+                "purposes": {
+                    "chat": {"models": [{"model": "a", "fallbacks": ["choosy"]}]},
+                    "other": {"fallbacks": ["choosy"]},
+                }
+            },
+            [
+                "purposes.chat.models[0].fallbacks[0]: Model 'choosy' is not allowed for purpose "
+                "'chat': it is not on the allowlist. Add it to the models setting of "
+                "datasette-llm; until then this fallback is skipped"
+            ],
+        ),
+        (
+            {"default_model": {"model": "a", "fallbacks": [{"model": "choosy", "key": "K"}]}},
+            [
+                "default_model.fallbacks[0].key: model 'choosy' takes no key, so this is not used",
+            ],
+        ),
+    ],
+)
+def test_a_fallback_that_is_not_allowed_is_told(
+    config: dict[str, Any], expected: list[str]
+) -> None:
+    assert warnings_about(config) == expected
+
+
+def test_a_fallback_that_leads_back_by_an_alias_is_told() -> None:
+    model = {"model": "a", "fallbacks": [{"model": "choosy"}, "ay"]}
+    assert warnings_about({"default_model": model}) == [
+        'default_model.fallbacks[1]: "a" falls back to "a"; a model cannot stand in for itself. '
+        "Set fallbacks on the purpose to have models stand in for each other; until then it is "
+        "skipped"
+    ]

@@ -19,7 +19,7 @@ from datasette.cli import cli
 from datasette_llm import LLM, Purpose
 from datasette_llm.console.model_list import matching, models
 from datasette_llm.console.providers import provider_of
-from datasette_llm.testing import ScriptedModel, _SyncTwin
+from datasette_llm.testing import ScriptedModel
 
 from .console import (
     ANA,
@@ -94,40 +94,19 @@ async def test_what_a_model_can_do_is_told(start: Start, birds) -> None:
     assert "audio/wav, image/png" in (await get(datasette, "models", q="heron")).text
 
 
-async def test_a_model_without_async_version_is_listed_as_such_with_its_aliases(
-    start: Start,
+async def test_a_model_without_an_async_version_is_said_to_run_in_a_thread(
+    start: Start, birds
 ) -> None:
     datasette = await start()
 
     row = await row_of(datasette, "gpt-3.5-turbo-instruct")
 
-    assert row["state"] == "sync-only"
+    assert (row["threaded"], row["state"], row["provider"]) == (True, "no-key", "OpenAI")
     assert row["aliases"] == ["3.5-instruct", "chatgpt-instruct"]
-    assert "no async version" in row["refusal"]["detail"]
-    assert row["provider"] == "OpenAI"
-    found = await get_json(datasette, "models", availability="sync-only")
-    assert {row["state"] for row in found["models"]} == {"sync-only"}
-
-
-async def test_a_name_that_also_has_an_async_model_is_not_listed_as_sync_only(
-    start: Start, birds
-) -> None:
-    class SyncOnly:
-        @llm.hookimpl
-        def register_models(self, register):
-            for name in ("heron", "sync-bird"):
-                register(_SyncTwin(name), None, aliases=("bird-of-both",))
-
-    llm.plugins.pm.register(SyncOnly(), name="sync-only")
-    try:
-        datasette = await start()
-        rows = (await get_json(datasette, "models", q="bird"))["models"]
-        herons = (await get_json(datasette, "models", q="heron"))["models"]
-    finally:
-        llm.plugins.pm.unregister(name="sync-only")
-
-    assert [row["state"] for row in herons] == ["available"]
-    assert [row["state"] for row in rows if row["model_id"] == "sync-bird"] == ["sync-only"]
+    assert not (await row_of(datasette, "heron"))["threaded"]
+    said = "runs in a thread: it has no async version"
+    assert said in (await get(datasette, "models", q="3.5-instruct")).text
+    assert said not in (await get(datasette, "models", q="heron")).text
 
 
 @pytest.mark.parametrize(

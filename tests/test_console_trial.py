@@ -16,7 +16,7 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_llm import lifetimes
+from datasette_llm import LLM, lifetimes
 from datasette_llm.console import trial, trial_page, trials
 from datasette_llm.console.providers import provider_of
 from datasette_llm.console.trial import PROMPT, try_model
@@ -846,3 +846,51 @@ def test_the_command_shows_no_control_characters(register_models):
     assert result.exit_code == 0
     assert "\x1b" not in result.output
     assert "pong" in result.output
+
+
+# One model, and nothing but it
+
+
+async def test_a_trial_is_of_one_model_asked_once(start, register_models):
+    down = ScriptedModel("down", [ConnectionError("refused")], PONG)
+    other = ScriptedModel("other", PONG)
+    register_models(down, other)
+    datasette = await start({"fallbacks": ["other"], "retries": 5})
+
+    result = await try_model(datasette, "down")
+
+    assert (result.ok, result.error.kind) == (False, "network")
+    assert (len(down.calls), len(other.calls)) == (1, 0)
+    assert list(await rows(datasette)) == [result.call_id]
+
+
+@pytest.mark.parametrize("setting", ["timeout", "idle_timeout"])
+async def test_a_trial_that_a_configured_timeout_ends_is_one_that_timed_out(
+    start, register_models, setting
+):
+    register_models(ScriptedModel("scripted", [asyncio.Event()]))
+
+    result = await soon(try_model(await start({setting: 0.01}), "scripted"))
+
+    assert result.error.kind == "timeout"
+    assert setting in result.error.message
+
+
+async def test_a_trial_waits_for_its_turn_and_tells_of_it(start, register_models, monkeypatch):
+    monkeypatch.setattr(trial, "LIMIT_S", 0.05)
+    go_on = asyncio.Event()
+    model = ScriptedModel("scripted", [go_on, "ok"], PONG)
+    register_models(model)
+    datasette = await start({"max_concurrency": 1})
+    first = asyncio.create_task((await LLM(datasette).model("scripted")).prompt("Hi"))
+    await soon(model.received())
+
+    result = await soon(try_model(datasette, "scripted"))
+
+    assert len(model.calls) == 1
+    assert result.error.kind == "timeout"
+    assert "other requests still had their turn (max_concurrency)" in result.error.message
+    assert (await rows(datasette))[result.call_id]["outcome"] == "cancelled"
+    go_on.set()
+    assert await (await soon(first)).text() == "ok"
+    assert (await try_model(datasette, "scripted")).ok

@@ -31,6 +31,7 @@ def analyze(tmp_path, register_models):
 
     run.model = says(answer(GOOD_FLAG, flag("select ssn from secrets", column="ghost")))
     run.internal = internal
+    run.config = config
     register_models(run.model, says("No.", model_id="rude"))
     return run
 
@@ -76,3 +77,10 @@ def test_no_advice_is_a_failure(analyze):
 def test_what_is_not_there_is_told(analyze, arguments, told):
     assert told in analyze(*arguments, status=1).output
     assert analyze.model.calls == []
+
+
+def test_a_preview_names_the_fallbacks_that_would_get_the_same(analyze):
+    assert "when that fails" not in analyze("pets", "--preview").stdout
+    ours = {"default_model": "scripted", "fallbacks": ["rude", "nobody"]}
+    analyze.config.write_text(json.dumps({"plugins": {"datasette-llm": ours}}))
+    assert "when that fails: rude\n" in analyze("pets", "--preview").stdout

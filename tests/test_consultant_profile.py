@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
@@ -834,9 +835,11 @@ async def test_a_profile_that_nobody_waits_for_any_more_is_stopped(
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
     looks = itertools.count()
+    left = threading.Event()
 
     def clock() -> float:
         loop.call_soon_threadsafe(begun.set)
+        left.wait()  # so that what follows does not depend on which thread is the faster one
         return 0.0 if next(looks) < 20_000 else 1e9
 
     task = asyncio.create_task(
@@ -844,6 +847,9 @@ async def test_a_profile_that_nobody_waits_for_any_more_is_stopped(
     )
     await begun.wait()
     task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    left.set()
 
     with pytest.raises(asyncio.CancelledError):
         await task

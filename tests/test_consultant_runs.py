@@ -436,3 +436,96 @@ async def test_a_configured_column_of_another_table_is_not_read_either(start_sit
     found = await site.ask()
     assert found["checks"][0]["status"] == "unchecked"
     assert found["checks"][0]["rows"] == []
+
+
+# Attempts
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """Another attempt is made at once."""
+
+    async def sleep(delay, *args):
+        pass
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+
+
+async def row_of(site, found):
+    internal = site.datasette.get_internal_database()
+    sql = "select model_id, outcome, attempt, error_message from llm_calls where id = ?"
+    ((model_id, outcome, attempt, error),) = (await internal.execute(sql, [found["call_id"]])).rows
+    return model_id, outcome, attempt, error
+
+
+async def test_after_a_retry_the_consultation_names_the_request_that_was_answered(
+    start_site, register_models, no_pauses
+):
+    text = json.dumps(answer())
+    register_models(ScriptedModel("scripted", [ConnectionError("refused")], [text]))
+    site = await start_site()
+    found = await site.ask()
+    assert (found["outcome"], found["model_id"]) == ("ok", "scripted")
+    assert await row_of(site, found) == ("scripted", "ok", 2, None)
+
+
+async def test_a_consultation_that_a_fallback_answered_names_the_fallback(
+    start_site, register_models
+):
+    down = ScriptedModel("scripted", [ConnectionError("refused")])
+    register_models(down, says(answer(), model_id="other"))
+    config = {"default_model": "scripted", "retries": 0, "fallbacks": ["other"]}
+    site = await start_site(config)
+    found = await site.ask()
+    assert (found["outcome"], found["model_id"]) == ("ok", "other")
+    assert await row_of(site, found) == ("other", "ok", 2, None)
+    page = await site.get(f"/-/llm/consultations/{found['id']}")
+    assert '<dt>Model</dt><dd class="llm-text">other</dd>' in page.text
+
+
+async def test_a_repair_is_asked_of_the_fallback_that_answered(start_site, register_models):
+    down = ScriptedModel("scripted", [ConnectionError("refused")])
+    register_models(down, says("not JSON", answer(), model_id="other"))
+    config = {"default_model": "scripted", "retries": 0, "fallbacks": ["other"]}
+    site = await start_site(config)
+    found = await site.ask()
+    assert (found["outcome"], found["model_id"]) == ("ok", "other")
+    assert await row_of(site, found) == ("other", "ok", 1, None)
+
+
+async def test_where_all_fail_the_consultation_tells_of_the_model_that_was_asked_for(
+    start_site, register_models, no_pauses
+):
+    down = ScriptedModel("scripted", [ConnectionError("first")], [ConnectionError("again")])
+    register_models(down, ScriptedModel("other", [ConnectionError("second")]))
+    config = {"default_model": "scripted", "fallbacks": [{"model": "other", "retries": 0}]}
+    site = await start_site(config | {"retries": 1})
+    found = await site.ask()
+    assert (found["outcome"], found["model_id"]) == ("error", "scripted")
+    assert found["error_message"] == "again"
+    assert await row_of(site, found) == ("scripted", "error", 2, "again")
+
+
+async def test_the_key_of_no_attempt_is_in_the_consultation(
+    start_site, register_models, monkeypatch
+):
+    monkeypatch.setenv("DATASETTE_SECRETS_FIRST_API_KEY", "sk-of-the-first-model")
+    monkeypatch.setenv("DATASETTE_SECRETS_SECOND_API_KEY", "sk-of-the-first-model-2")
+    down = ScriptedModel("scripted", [ConnectionError("refused")], needs_key="first")
+    said = answer(reasoning_summary="sk-of-the-first-model and sk-of-the-first-model-2")
+    register_models(down, says(said, model_id="other", needs_key="second"))
+    config = {"default_model": "scripted", "retries": 0, "fallbacks": ["other"]}
+    site = await start_site(config)
+    found = await site.ask()
+    assert found["outcome"] == "ok"
+    assert found["advice"]["reasoning_summary"] == "[key removed] and [key removed]"
+    assert "sk-of" not in json.dumps(await site.rows())
+
+
+async def test_the_preview_tells_who_else_may_get_it(start_site, register_models):
+    register_models(says(answer()), *(says(answer(), model_id=name) for name in ("a", "b")))
+    config = {"default_model": "scripted", "fallbacks": ["a", "nobody", "b"]}
+    site = await start_site(config | {"blocked_models": ["b"]})
+    assert (await site.preview())["fallbacks"] == ["a"]
+    page = (await site.get("/data/pets/-/llm-analyze")).text
+    assert "scripted <small>or, when that fails, a</small>" in page

@@ -393,8 +393,9 @@ def test_what_an_endpoint_lacks_or_cannot_have_is_told_with_its_place():
         "[2]: expected a mapping such as {model: …}, got text",
     ]
     known = (
-        "aliases, api_base, audio, can_stream, headers, key, model, model_name, reasoning, "
-        "supports_schema, supports_tools, vision"
+        "aliases, api_base, audio, can_stream, fallbacks, headers, idle_timeout, key, "
+        "max_concurrency, model, model_name, reasoning, retries, supports_schema, supports_tools, "
+        "timeout, vision"
     )
     assert problems_of(endpoint(supports_tool=True, api_version="2024-10-21")) == [
         '[0].supports_tool: unknown setting (did you mean "supports_tools"?)',

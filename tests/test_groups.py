@@ -72,6 +72,20 @@ async def test_g1_a_response_read_half_way_is_completed(group_of):
     assert response.text_or_raise() == "ab"
 
 
+async def test_g1_a_chain_whose_reader_is_cancelled_meanwhile_is_completed(group_of):
+    gate = asyncio.Event()
+    scripted, group = group_of(["a", gate, "b"])
+    loop = asyncio.get_running_loop()
+    async with group as model:
+        reader = asyncio.create_task(model.chain("x").text())
+        await scripted.received()
+        loop.call_soon(reader.cancel)
+        loop.call_later(0.01, gate.set)
+    assert group.responses[0].text_or_raise() == "ab"
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
 async def test_g2_failures_that_nobody_saw_are_raised_on_leaving(group_of):
     gate = asyncio.Event()
     _, group = group_of(

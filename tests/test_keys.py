@@ -707,3 +707,22 @@ def test_a_key_is_found_in_whichever_way_it_is_written(key, write):
 @pytest.mark.parametrize("key", [None, "", "short"])
 def test_what_is_no_key_is_not_looked_for(key):
     assert without_key("a short text", key) == "a short text"
+
+
+async def test_what_says_a_key_is_not_behind_the_error_in_its_place(
+    make_datasette, register_models
+) -> None:
+    register_models(ScriptedModel("failing", [FixedTextError(f"bad key {KEY}")]))
+    model = await LLM(make_datasette()).model("failing")
+
+    with pytest.raises(llm.ModelError) as raised:
+        await model.prompt("hi", key=KEY)
+
+    assert (raised.value.__cause__, raised.value.__context__) == (None, None)
+
+
+def test_a_key_in_the_body_of_a_request_is_taken_out_of_its_stream_too() -> None:
+    request = httpx2.Request("POST", "http://127.0.0.1/", json={"prompt": KEY})
+    redact(httpx2.ConnectError(f"refused {KEY}", request=request), KEY)
+
+    assert KEY.encode() not in request.content + b"".join(request.stream)  # type: ignore[arg-type]

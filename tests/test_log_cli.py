@@ -942,3 +942,15 @@ def test_the_help_has_an_example_on_a_line_of_its_own(run: Run) -> None:
 def test_the_group_lists_the_command() -> None:
     output = click.testing.CliRunner().invoke(cli, ["llm", "--help"]).stdout
     assert "Show the calls on record" in output
+
+
+def test_a_line_tells_which_attempt_it_was_and_how_long_it_waited(
+    record: Record, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    record.begin(1)
+    record.begin(2, attempt=2, prompt_id=id_of(1), waited_ms=1500.0)
+    record.begin(3, waited_ms=0.0)
+    lines = run().stdout.splitlines()
+    assert lines[2].endswith("attempt 2: waited 1.50s")
+    assert all("attempt" not in line and "waited" not in line for line in (lines[1], lines[3]))

@@ -551,6 +551,99 @@ async def test_a_call_has_its_group_its_chain_and_its_content(start: Start) -> N
     assert len([each for each in Page(text).all("strong") if "aria-current" in each]) == 2
 
 
+def attempt_rows(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a response's attempts, the first of which has the response's id."""
+    rows = [call_row(NOW, attempt=number, **part) for number, part in enumerate(parts, 1)]
+    return [row | {"prompt_id": rows[0]["id"] if row["attempt"] > 1 else None} for row in rows]
+
+
+FAILED = {"outcome": "error", "error_type": "ConnectionError", "error_message": HOSTILE}
+
+
+async def test_each_attempt_leads_to_all_and_to_the_one_that_was_answered(start: Start) -> None:
+    rows = attempt_rows(FAILED, FAILED | {"waited_ms": 1500.0}, {"model_id": "brown-pelican"})
+    datasette = await start(call_row(NOW), *rows)
+    ids = [row["id"] for row in rows]
+    for number, row in enumerate(rows, 1):
+        payload = (await get(datasette, f"{LOG}/{row['id']}.json")).json()
+        assert [(each["id"], each["attempt"]) for each in payload["attempts"]] == list(
+            zip(ids, (1, 2, 3), strict=True)
+        )
+        page = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
+        assert f"Attempt {number} of 3 answered by" in page.text
+        assert_no_markup_of_strangers(page)
+        others = [each for each in ids if each != row["id"]]
+        assert {f"{LOG}/{each}" for each in others} <= set(page.links())
+        assert "1.50 s in the queue" in page.text
+        assert [dd for dd in page.cells if dd == f"{number} of 3"]
+    assert "answered by this one, brown-pelican" in page.text
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [(FAILED, "not answered"), ({"outcome": None}, "not answered yet")]
+)
+async def test_attempts_without_an_answer_say_so(start: Start, last: Any, told: str) -> None:
+    rows = attempt_rows(FAILED, last)
+    datasette = await start(*rows)
+    page = Page((await get(datasette, f"{LOG}/{rows[0]['id']}")).text)
+    assert f"Attempt 1 of 2 {told}\n" in page.text
+    assert "Attempt" in page.text
+
+
+async def test_a_response_that_took_one_attempt_has_nothing_to_say_of_it(start: Start) -> None:
+    row = call_row(NOW, waited_ms=0.0)
+    datasette = await start(row)
+    assert (await get(datasette, f"{LOG}/{row['id']}.json")).json()["attempts"] == []
+    page = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
+    assert "Attempt" not in page.text
+    assert "Waited for its turnno" in page.text.replace("\n", "")
+
+
+async def test_an_attempt_whose_first_one_was_removed_is_shown_alone(start: Start) -> None:
+    row = attempt_rows(FAILED, {})[1]
+    datasette = await start(row)
+    page = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
+    assert "Attempt 2 of 2 answered by this one, pelican" in page.text
+
+
+async def test_the_list_json_and_csv_tell_attempts_and_waits(start: Start) -> None:
+    rows = attempt_rows(FAILED, {"waited_ms": 1500.0})
+    datasette = await start(*rows)
+    page = Page((await get(datasette)).text)
+    assert page.text.count("attempt 2") == 1
+    assert "attempt 1" not in page.text
+    assert page.text.count("after 1.50 s in the queue") == 1
+    payload = await get_json(datasette)
+    assert payload["totals"]["calls"] == 2
+    assert "Calls2 each attempt counts" in page.text.replace("\n", "")
+    for found in (payload["rows"], csv_rows((await get(datasette, f"{LOG}.csv")).text)):
+        told = [(each["attempt"], each["prompt_id"], each["waited_ms"]) for each in found]
+        first = rows[0]["id"]
+        assert [tuple(str(v or "") for v in each) for each in told] == [
+            ("2", first, "1500.0"),
+            ("1", "", ""),
+        ]
+
+
+async def test_a_plugin_s_response_leads_to_the_attempt_that_was_answered(
+    start: Start, register_models: Callable[..., None]
+) -> None:
+    register_models(
+        ScriptedModel("down", [ConnectionError("refused")]), ScriptedModel("other", ["Hello"])
+    )
+    datasette = await start(config={"retries": 0, "fallbacks": ["other"], "max_concurrency": 1})
+    response = await (await LLM(datasette).model("down")).prompt("Hi")
+    await response.text()
+
+    first = Page((await get(datasette, f"{LOG}/{response.id}")).text)
+
+    assert "Attempt 1 of 2 answered by other" in first.text
+    (link,) = {link for link in first.links() if re.fullmatch(f"{LOG}/[0-9a-z]{{26}}", link)}
+    answer = (await get(datasette, f"{link}.json")).json()["call"]
+    assert (answer["model_id"], answer["outcome"]) == ("other", "ok")
+    assert answer["waited_ms"] is not None
+
+
 async def test_the_link_to_a_group_leads_to_all_its_calls_and_their_totals(start: Start) -> None:
     rows = [call_row(NOW - 90 * DAY, group_id="g 1") for _ in range(25)]
     datasette = await start(*rows)
@@ -787,7 +880,7 @@ async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict
 
 async def test_hostile_text_stays_text_on_the_page_of_a_call(start: Start) -> None:
     texts = [name for name in COLUMNS if name not in NOT_FREE]
-    row = call_row(NOW) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
+    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
     datasette = await start(row)
     for part in ("request", "response"):
         await datasette.get_internal_database().execute_write(
@@ -812,6 +905,8 @@ async def test_hostile_text_in_the_address_stays_text(start: Start, name: str) -
 
 
 NOT_FREE = {"id", "started_at", "finished_at", "outcome", "chain_step", "streaming"} | {
+    "attempt",
+    "waited_ms",
     "prompt_chars",
     "system_chars",
     "message_count",

@@ -30,6 +30,7 @@ from datasette_llm import (
     ModelNotAllowedError,
     ModelNotFoundError,
     ResponseCancelledError,
+    readers,
     responses,
 )
 from datasette_llm.log import record, rows, values, writer
@@ -319,7 +320,7 @@ async def loses_its_reader(world):
 
 
 async def is_dropped_half_read(world):
-    world.monkeypatch.setattr(responses, "RESUME_S", 0.01)
+    world.monkeypatch.setattr(readers, "RESUME_S", 0.01)
     chunks = aiter(await world.model.prompt("x"))
     await anext(chunks)
     await chunks.aclose()
@@ -1100,6 +1101,17 @@ async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(lo
         await until(lambda: gc.collect() >= 0 and gone() is None)
     log.failure = None
     assert [row["outcome"] for row in await recorded(datasette)] == ["ok", "ok"]
+
+
+async def test_l6_a_response_whose_row_is_written_is_not_kept_until_the_next_is(logged, recorded):
+    datasette, scripted, model = await logged(["a"], log={"content": True})
+    response = await model.prompt("x")
+    await response.text()
+    scripted.calls.clear()
+    gone = weakref.ref(response)
+    del response
+    await recorded(datasette)
+    await until(lambda: gc.collect() >= 0 and gone() is None)
 
 
 async def test_l5_a_call_whose_first_part_was_given_up_leaves_no_content_of_nobody(

@@ -248,7 +248,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(connection, 
     later._migrations = list(schema.migrations._migrations)
 
     @later()
-    def m002_tomorrow(db):
+    def m003_tomorrow(db):
         db.execute("alter table llm_calls add column tomorrow text")
 
     monkeypatch.setattr(schema, "migrations", later)
@@ -257,7 +257,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(connection, 
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    assert applied == ["m001_record", "m002_tomorrow"]
+    assert applied == ["m001_record", "m002_attempts", "m003_tomorrow"]
 
 
 async def test_a_database_from_before_the_log_gets_its_tables(

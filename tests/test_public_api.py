@@ -36,6 +36,7 @@ EXPORTS = [
     "PromptResult",
     "Purpose",
     "ResponseCancelledError",
+    "ResponseTimeoutError",
     "SchemaError",
     "Structured",
     "StructuredOutputError",

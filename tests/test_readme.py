@@ -22,7 +22,7 @@ import tomllib
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -52,17 +52,19 @@ from datasette_llm import (
 )
 from datasette_llm.checks import warnings
 from datasette_llm.config import parse_settings, settings_table
+from datasette_llm.config_references import CallSettings
 from datasette_llm.console import trial, trials
-from datasette_llm.console.failures import LABELS
 from datasette_llm.consultant import checks as consultant_checks
 from datasette_llm.consultant import pages as consultant_pages
 from datasette_llm.consultant import prompting
+from datasette_llm.failures import LABELS
 from datasette_llm.keys import provider_secret
 from datasette_llm.log import cli as log_cli
 from datasette_llm.log.queries import RUNNING, Filter, calls
 from datasette_llm.log.schema import OUTCOMES
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedCall, ScriptedModel
+from datasette_llm.threads import LOOK_AHEAD
 
 from .consulting import answer as advice_answer
 from .consulting import flag
@@ -259,6 +261,13 @@ def test_the_benchmarks_can_be_run_by_the_name_shown(command):
     assert "<!-- benchmark -->" in README
 
 
+@shows(commands="faults")
+def test_the_fault_suite_and_the_soak_can_be_run_by_the_names_shown(commands):
+    faults, soak = commands.splitlines()
+    assert (ROOT / faults.split(" pytest ")[1]).exists()
+    assert find_spec(f"{soak.split(' -m ')[1]}.__main__") is not None
+
+
 # The smallest plugin, and what it calls
 
 
@@ -365,6 +374,23 @@ async def test_the_endpoints_are_asked_as_the_page_says(
     assert shlex.split(vllm)[2] == ours(config)["endpoints"][0]["model_name"]
 
 
+@shows(config="resilience.yaml")
+def test_the_settings_of_requests_are_those_that_the_page_explains(config):
+    settings = parse_settings(ours(config))
+    sql, stories = settings.purposes["sql"], settings.purposes["stories"]
+    assert (settings.timeout, settings.idle_timeout) == (120, 30)
+    assert settings.endpoints[0].max_concurrency == 8
+    assert sql.models is not None
+    assert (sql.models[1].idle_timeout, sql.models[1].retries) == (90, 4)
+    assert sql.fallbacks is not None
+    assert [each.model for each in sql.fallbacks] == ["qwen", "claude-opus-4.5"]
+    assert sql.fallbacks[1].plain_options() == {"max_tokens": 2000}
+    assert (stories.timeout, stories.retries, stories.max_concurrency) == (600, 0, 2)
+    section = between("## Timeouts, retries, fallbacks and limits", "\n## ")
+    explained = re.findall(r"\*\*`(\w+)`\*\*", section)
+    assert sorted(explained) == sorted([*CallSettings.model_fields, "threads"])
+
+
 def test_the_table_of_settings_is_the_generated_one():
     def cell(default: str) -> str:
         return default if default in ("not set", "required") else f"`{default}`"
@@ -432,6 +458,30 @@ async def test_the_page_of_secrets_opens_for_those_who_may(
     form = await datasette.client.get("/-/secrets/ANTHROPIC_API_KEY", actor={"id": "root"})
     assert form.status_code == 200
     assert (await datasette.client.get("/-/secrets")).status_code == 403
+
+
+# Models without an async version
+
+
+@shows(source="llm_parrot.py", usage="parrot", config="threads.yaml")
+async def test_a_model_without_an_async_version_is_used_as_shown(
+    source, usage, config, make_datasette, capsys
+):
+    plugin = ModuleType("llm_parrot")
+    exec(source, plugin.__dict__)
+    llm.plugins.pm.register(plugin)
+    try:
+        datasette = make_datasette(ours(config))
+        await run(usage, datasette=datasette)
+        default = await LLM(datasette).model()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+
+    assert capsys.readouterr().out == "Pieces! \nof! \neight! \n"
+    assert (default.model_id, ours(config)["threads"]) == ("parrot", 1)
+    section = between("## Models without an async version", "\n## ")
+    assert f"`threads`, otherwise {parse_settings({}).threads}," in section
+    assert f"waits while {LOOK_AHEAD} of them" in section
 
 
 # Purposes

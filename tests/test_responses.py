@@ -13,7 +13,7 @@ import pytest
 import sqlite_utils
 from llm.parts import StreamEvent
 
-from datasette_llm import LLM, ConversationBusyError, LLMError, ResponseCancelledError, responses
+from datasette_llm import LLM, ConversationBusyError, LLMError, ResponseCancelledError, readers
 from datasette_llm.responses import PromptResponse
 from datasette_llm.state import state_of
 from datasette_llm.testing import ScriptedModel, registered
@@ -156,7 +156,7 @@ async def test_c4_reading_on_after_a_pause_gives_everything(model_of):
 
 
 async def test_c4_a_response_dropped_half_read_is_cancelled_at_the_provider(model_of, monkeypatch):
-    monkeypatch.setattr(responses, "RESUME_S", 0.01)
+    monkeypatch.setattr(readers, "RESUME_S", 0.01)
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     response = await model.prompt("x")
     async for _ in response:
@@ -165,6 +165,20 @@ async def test_c4_a_response_dropped_half_read_is_cancelled_at_the_provider(mode
     assert scripted.calls[0].outcome == "cancelled"
     with pytest.raises(ResponseCancelledError, match="dropped"):
         await response.text()
+
+
+async def test_c4_no_timer_keeps_a_response_that_was_dropped_half_read_and_has_ended(model_of):
+    gate = asyncio.Event()
+    _, model = await model_of(["a", gate, "b"])
+    response = await model.prompt("x")
+    chunks = aiter(response)
+    await anext(chunks)
+    await chunks.aclose()
+    flight = response._flight
+    assert not flight.resume_timer.cancelled()
+    gate.set()
+    await flight.call.closed.wait()
+    assert flight.resume_timer.cancelled()
 
 
 async def test_c4_a_cancelled_reader_stops_the_provider_unless_another_reads(model_of):

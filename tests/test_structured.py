@@ -624,3 +624,31 @@ async def test_a_key_that_the_provider_repeats_while_repairing_is_in_no_message(
 
     assert "sk-wire" not in f"{caught.value}{caught.value.problems}{caught.value.__cause__!r}"
     assert "Incorrect API key" in str(caught.value)
+
+
+class NoOptions(ScriptedModel):
+    """Takes no options."""
+
+    class Options(llm.Options):
+        pass
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+async def test_a_fallbacks_answer_is_repaired_without_the_callers_key(
+    make_datasette, register_models, remembers
+):
+    first = ScriptedModel("first", [RuntimeError("down")], [GOOD], needs_key="first")
+    second = NoOptions("second", [BAD], [GOOD])
+    second.supports_conversation = remembers
+    register_models(first, second)
+    model = await LLM(make_datasette({"fallbacks": ["second"]})).model("first")
+
+    pet, _ = await model.structured(
+        "Invent a pet", schema=Pet, system="Be brief", temperature=0.5, key="given by the caller"
+    )
+
+    assert pet.age == 3
+    assert [call.key for call in first.calls] == ["given by the caller"] * (1 if remembers else 2)
+    assert [call.key for call in second.calls] == [None] * (2 if remembers else 1)
+    repair = (second if remembers else first).calls[-1].request
+    assert (repair.system, repair.schema is not None) == ("Be brief", True)

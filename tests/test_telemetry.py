@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
 from packaging.requirements import Requirement
 
-from datasette_llm import LLM, responses, telemetry
+from datasette_llm import LLM, answering, readers, telemetry
 from datasette_llm.calls import Call
 from datasette_llm.errors import NotRecordedError
 from datasette_llm.issuers import ISSUERS
@@ -53,7 +53,7 @@ outer = trace.get_tracer("the caller")
 class ProviderDownError(Exception):
     """What a provider's client raises: it has an HTTP status, and quotes the request."""
 
-    status_code = 503
+    status_code = 422
 
 
 class Tracing(ScriptedModel):
@@ -309,7 +309,7 @@ async def test_a_failure_before_or_after_the_first_chunk_is_an_error(model_of, s
     assert span().attributes["datasette_llm.outcome"] == "error"
     assert span().attributes["error.type"] == "ProviderDownError"
     assert span().status.status_code is StatusCode.ERROR
-    assert span().status.description == "ProviderDownError (HTTP 503)"
+    assert span().status.description == "ProviderDownError (HTTP 422)"
     assert ("gen_ai.response.time_to_first_chunk" in span().attributes) == bool(before)
 
 
@@ -347,7 +347,7 @@ async def test_a_request_whose_reader_is_cancelled_is_cancelled_and_no_error(mod
 async def test_a_response_that_is_dropped_half_read_is_cancelled(
     model_of, plugin, span, monkeypatch
 ):
-    monkeypatch.setattr(responses, "RESUME_S", 0)
+    monkeypatch.setattr(readers, "RESUME_S", 0)
     recorder = plugin(Recorder())
     _, model = await model_of(endless())
     await first_of(await model.prompt("x"))
@@ -472,7 +472,7 @@ async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
     call = Call(model, "x", is_chain=False)
 
     async def drive():
-        with telemetry.RequestSpan(call, response):
+        with telemetry.RequestSpan(call.attempt_at(response)):
             await asyncio.Event().wait()
 
     left_behind = drive()
@@ -493,7 +493,7 @@ async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
 async def test_the_row_of_the_log_has_the_id_and_the_outcome_of_the_span(
     model_of, plugin, span, monkeypatch, script, outcome
 ):
-    monkeypatch.setattr(responses, "RESUME_S", 0)
+    monkeypatch.setattr(readers, "RESUME_S", 0)
     recorder = plugin(Recorder())
     _, model = await model_of(script, config={})
     if outcome == "error":
@@ -546,7 +546,7 @@ async def test_what_a_provider_does_not_tell_is_not_measured(model_of, points):
 async def test_failures_and_cancellations_are_measured_apart_from_successes(
     model_of, points, plugin, monkeypatch
 ):
-    monkeypatch.setattr(responses, "RESUME_S", 0)
+    monkeypatch.setattr(readers, "RESUME_S", 0)
     _, model = await model_of(["a"], [ProviderDownError("no")], endless())
     await (await model.prompt("x")).text()
     with pytest.raises(ProviderDownError):
@@ -641,8 +641,9 @@ async def everything(model_of, register_models, make_datasette, plugin):
         Full("full", done, [error], ["planted-answer", asyncio.Event()], needs_key="openai"),
         Full("grouped", done, needs_key="openai"),
         Full("chained", [call], done, needs_key="openai"),
+        Full("unsteady", [ConnectionError(f"planted-prompt {KEY}")], done, needs_key="openai"),
     )
-    datasette = make_datasette({"log": False})
+    datasette = make_datasette({"log": False, "max_concurrency": 9})
     who = {"purpose": "chat", "actor": {"id": "planted-actor"}}
     secret = {"key": KEY, "system": "planted-system", "temperature": 0.5, "max_tokens": 9}
     model = await LLM(datasette).model("full", **who)
@@ -661,11 +662,15 @@ async def everything(model_of, register_models, make_datasette, plugin):
 
     tool = llm.Tool.function(planted_tool, name="planted-tool")
     await model.chain("planted-prompt", tools=[tool], key=KEY).text()
+    model = await LLM(datasette).model("unsteady", **who)
+    await (await model.prompt("planted-prompt", **secret)).text()
 
 
 @pytest.fixture
 async def workload(model_of, register_models, make_datasette, plugin, monkeypatch, spans, points):
-    monkeypatch.setattr(responses, "RESUME_S", 0)
+    monkeypatch.setattr(readers, "RESUME_S", 0)
+    monkeypatch.setattr(answering, "WAIT_INITIAL_S", 0)
+    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
     await everything(model_of, register_models, make_datasette, plugin)
 
 

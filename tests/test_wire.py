@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import traceback
+from contextlib import suppress
 
 import httpx2
 import llm
@@ -283,6 +285,29 @@ async def test_without_a_key_nothing_is_sent(server, model, hook, monkeypatch):
     assert "/-/secrets/WIRE_API_KEY" in str(error)
     assert server.requests == []
     assert hook.errors == [error]
+
+
+# Connections
+
+
+@pytest.mark.parametrize("script", [["Hello"], ["Hello", b"data: 42\n\n"], [Refuse(401)]], ids=str)
+async def test_a_request_that_is_over_leaves_no_connection(script, llm_folder, start, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", KEY)
+    async with OpenAIServer(lingers=True) as server:
+        write_model(llm_folder, server.url)
+        endpoint = {"model": "local", "api_base": server.url}
+        datasette = await start({"endpoints": [endpoint]})
+        server.play(script)
+        gc.disable()  # which would close what is left, at some time
+        try:
+            for model_id in ("wire", "local"):
+                with suppress(AttributeError, openai.AuthenticationError):
+                    await (await (await LLM(datasette).model(model_id)).prompt("x")).text()
+            assert len(server.requests) == 2
+            await server.idle()
+        finally:
+            gc.enable()
 
 
 # Failures

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import dispatch
 from ..facade import LLM
+from ..keys import read_status
 from ..state import state_of
 from .choices import purpose_names
+from .plans import Plans
 from .quoting import quoted, quoted_error
 from .views import refused
 
@@ -69,7 +71,7 @@ def _check(value: Any, levels: int) -> None:
 async def explained(
     datasette: Datasette, model_id: str | None, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
-    """The decision about a model, as `LLM.explain()` makes it, and the default.
+    """The decision about a model, as `LLM.explain()` makes it, its plan, and the default.
 
     A plugin that fails, or takes longer than `HOOK_LIMIT_S`, is a step that did not pass, where
     `LLM.explain()` would raise or wait.
@@ -86,11 +88,11 @@ async def explained(
     view = await state_of(datasette).view(datasette)
     default = await resolved_default(datasette, view, purpose, actor)
     name = model_id or (default["model_id"] if default else None)
-    decision = None
+    decision = plan = None
     if name is not None:
-        ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
-        made = await LLM(datasette)._explained(name, purpose, actor, ask)
-        decision = await _told(datasette, made)
+        decision = await _decided(datasette, name, purpose, actor)
+        if decision["model_id"] in view.catalog.entries:
+            plan = await _planned(datasette, view, decision["model_id"], purpose, actor)
     return {
         "ok": True,
         "model": model_id,
@@ -98,7 +100,27 @@ async def explained(
         "actor": actor,
         "default": default,
         "decision": decision,
+        "plan": plan,
     }
+
+
+async def _decided(
+    datasette: Datasette, name: str, purpose: str | None, actor: Actor
+) -> dict[str, Any]:
+    ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
+    return await _told(datasette, await LLM(datasette)._explained(name, purpose, actor, ask))
+
+
+async def _planned(
+    datasette: Datasette, view: View, model_id: str, purpose: str | None, actor: Actor
+) -> dict[str, Any]:
+    """The plan of a model, with what plugins say about its fallbacks too."""
+    plan = Plans(datasette, view, await read_status(datasette)).payload(purpose, model_id)
+    for fallback in plan["fallbacks"]:
+        decision = await _decided(datasette, fallback["model_id"], purpose, actor)
+        if not decision["available"]:
+            fallback["problem"] = decision["reason"]
+    return plan
 
 
 async def resolved_default(

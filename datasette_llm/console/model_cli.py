@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +11,7 @@ from ..commands import Site, as_json, run, site_options
 from ..log.terminal import printable
 from .explain import ActorError, explained, parse_actor
 from .model_list import SOURCES, STATES, matching, models
+from .plans import differing, items, sentence
 
 if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
@@ -73,13 +74,33 @@ def _print_models(listed: dict[str, Any]) -> None:
         why = row["refusal"]["detail"] if row["refusal"] else _key_of(row)
         default = " (default)" if row["default"] else ""
         click.echo(printable(f"{row['model_id']}{default}: {state}"))
-        click.echo(f"    {printable(row['provider'])}; {able or 'nothing more than text'}")
+        thread = "; runs in a thread" if row["threaded"] else ""
+        click.echo(f"    {printable(row['provider'])}; {able or 'nothing more than text'}{thread}")
         click.echo(f"    {printable(why)}")
+        for line in _own_plans(row, listed["plans"]):
+            click.echo(f"    {printable(line)}")
+    _print_common(listed["plans"])
     if listed["filtered"]:
         click.echo(
             "Plugins may keep further models from some actors; 'datasette llm explain' asks them",
             err=True,
         )
+
+
+def _print_common(plans: list[dict[str, Any]]) -> None:
+    """What holds for all; nothing where the configuration says nothing."""
+    if not plans[0]["settings"] and len(plans) == 1:
+        return
+    for purpose, common in differing(plans, []):
+        who = "All" if purpose is None else f"Purpose {purpose}"
+        click.echo(printable(f"{who}: {'; '.join(map(sentence, common))}"), err=True)
+
+
+def _own_plans(row: dict[str, Any], common: list[dict[str, Any]]) -> Iterator[str]:
+    """What is said about a model itself, or keeps a fallback from standing in for it."""
+    for purpose, own in differing(row["plans"], common):
+        who = "" if purpose is None else f"for {purpose}: "
+        yield from (f"{who}{sentence(item)}" for item in own)
 
 
 def _key_of(row: dict[str, Any]) -> str:
@@ -142,6 +163,9 @@ def _print_decision(found: dict[str, Any]) -> None:
                 printable(f"{'yes' if step['passed'] else 'NO ':3}  {rule}: {step['detail']}")
             )
         click.echo("Available" if decision["available"] else "Not available")
+    if decision is not None and decision["available"]:
+        for item in items(found["plan"]):
+            click.echo(printable(f"     {sentence(item)}"))
     if default is None:
         click.echo("There is no default")
     elif default["error"]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .. import dispatch
-from ..catalog import Catalog, Entry
+from ..catalog import Entry
 from ..decision import Step
 from ..keys import KeyStatus, candidates, read_status
 from ..policy import Rules
 from ..state import state_of
+from ..sync_models import ThreadedModel
 from .choices import words
+from .plans import Plans
 from .providers import provider_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..catalog import SyncLLM
     from ..sources import AsyncLLM
 
 Row = dict[str, Any]
@@ -26,13 +27,11 @@ Row = dict[str, Any]
 AVAILABLE = "available"
 NO_KEY = "no-key"
 REMOVED = "removed"
-SYNC_ONLY = "sync-only"
 # What the configuration and the keys make of a model; in the order of the page's menu.
 STATES = {
     AVAILABLE: "available",
     NO_KEY: "no key",
     REMOVED: "not allowed",
-    SYNC_ONLY: "no async version",
 }
 # Where keys come from; in the order of the page's menu.
 NOT_NEEDED = "not-needed"
@@ -56,9 +55,9 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
         purpose: what the models would be for.
 
     Returns:
-        `models`, in llm's order with those that have no async version last; `counts` of them
-        by state; `default`, the one that the purpose resolves to; `filtered`, whether plugins
-        may keep further models from some actors.
+        `models`, in llm's order; `counts` of them by state; `default`, the one that the
+        purpose resolves to; `filtered`, whether plugins may keep further models from some
+        actors; `plans`, how prompts are made, where a model's own `plans` say nothing else.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -66,11 +65,12 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
     view = await state_of(datasette).view(datasette)
     rules, default = view.rules(purpose), view.default(purpose)
     status = await read_status(datasette)
+    plans = Plans(datasette, view, status)
     rows = [
         _row(entry, rules, status, purpose, default.model_id if default else None)
+        | {"plans": plans.of_model(purpose, entry.model_id)}
         for entry in view.catalog.entries.values()
     ]
-    rows += _sync_rows(view.catalog)
     counts = Counter(row["state"] for row in rows)
     return {
         "ok": True,
@@ -79,6 +79,7 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
         "require_keys": view.settings.require_keys,
         "filtered": dispatch.implemented(datasette, "llm_filter_models"),
         "counts": {state: counts[state] for state in STATES},
+        "plans": plans.of_any_model(purpose),
         "models": rows,
     }
 
@@ -96,6 +97,8 @@ def _row(
         "state": allowed if refusal is None else REMOVED,
         "refusal": _refusal(refusal) if refusal is not None else None,
         "default": entry.model_id == default,
+        # Told since only so many of them run at once, as `threads` says.
+        "threaded": isinstance(entry.model, ThreadedModel),
         "key": key,
     }
 
@@ -117,7 +120,7 @@ def _key(entry: Entry, rules: Rules, status: KeyStatus) -> Row:
     }
 
 
-def _abilities(model: AsyncLLM | SyncLLM) -> Row:
+def _abilities(model: AsyncLLM) -> Row:
     return {
         "provider": provider_of(model),
         "streams": bool(model.can_stream),
@@ -125,25 +128,6 @@ def _abilities(model: AsyncLLM | SyncLLM) -> Row:
         "tools": bool(model.supports_tools),
         "attachments": sorted(map(str, model.attachment_types or ())),
     }
-
-
-def _sync_rows(catalog: Catalog) -> Iterator[Row]:
-    """The models that plugins of Datasette cannot use, and why."""
-    names: dict[str, list[str]] = {}
-    for name, model in catalog.sync_only.items():
-        names.setdefault(model.model_id, []).append(name)
-    for model_id, aliases in names.items():
-        if model_id in catalog.names:
-            continue  # another plugin provides an async model by this name
-        yield {
-            "model_id": model_id,
-            "aliases": _others(aliases, model_id),
-            **_abilities(catalog.sync_only[model_id]),
-            "state": SYNC_ONLY,
-            "refusal": {"rule": "known", "detail": catalog.why_unknown(model_id)},
-            "default": False,
-            "key": {"source": None, "place": None, "secrets": []},
-        }
 
 
 def _others(names: Iterable[str], model_id: str) -> list[str]:

@@ -9,6 +9,7 @@ from ..log.payloads import record_status
 from ..policy import has_key
 from ..state import state_of
 from .choices import purpose_names
+from .plans import has_limits, queues
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -39,6 +40,8 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
             "count": len(view.assigned),
             "last_until_restart": datasette.get_internal_database().is_temp_disk,
         },
+        "limited": has_limits(view.settings),
+        "queues": queues(datasette),
         "record": {name: record[name] for name in ("recording", "content_recorded")},
         "warnings": [*state.warnings, *problems, *record["warnings"]],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from ..issuers import ISSUERS
+from ..sync_models import ThreadedModel
 
 # llm's own module with the models of OpenAI; every other module is an installed plugin's.
 _OPENAI_MODULE = "llm.default_plugins.openai_models"
@@ -16,13 +17,14 @@ def provider_of(model: object) -> str:
     llm does not know providers.
 
     Args:
-        model: llm's own model, with or without an async version.
+        model: llm's own model, or what stands for one that has no async version.
 
     Returns:
         For a model with an address of its own, as those have that speak OpenAI's protocol, the
         host of that address; else the company that issues its key; else the name of the llm
         plugin that it comes from.
     """
+    model = model.sync_model if isinstance(model, ThreadedModel) else model
     needs_key = getattr(model, "needs_key", None)
     # An endpoint's is the name of a secret, which may be that of any key.
     issued = isinstance(needs_key, str) and not hasattr(model, "own_secret")

@@ -16,6 +16,7 @@ from ..purposes import Purpose
 from ..state import State, View, state_of
 from .assignments import HISTORY_ROWS, history
 from .choices import registered_purposes
+from .plans import ANY_MODEL, Plans
 from .views import Page
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ async def purposes(datasette: Datasette) -> Row:
 
     Returns:
         Under `purposes` each with the model it resolves to, the rule, and what is wrong with
-        that; its `menu` is the number of the one in `menus` that has what policy allows.
+        that; its `menu` is the number of the one in `menus` that has what policy allows, and
+        its `plan` how prompts of that model are made. The `plan` of all is what holds where
+        nothing is said about purpose and model.
     """
     state = state_of(datasette)
     view = await state.view(datasette)
@@ -50,12 +53,16 @@ async def purposes(datasette: Datasette) -> Row:
     names = sorted({*registered, *view.settings.purposes, *view.assigned})
     menus, numbers = _menus(view, status, names)
     rows = [_row(view, status, name, registered.get(name)) for name in names]
+    plans = Plans(datasette, view, status)
     return {
         "ok": True,
         "last_until_restart": datasette.get_internal_database().is_temp_disk,
         "warnings": [*warnings, *unread],
         "default_hooks": dispatch.plugins_with(datasette, "llm_default_model"),
-        "purposes": [row | {"menu": numbers[row["purpose"]]} for row in rows],
+        "purposes": [
+            row | {"menu": numbers[row["purpose"]], "plan": _plan(plans, row)} for row in rows
+        ],
+        "plan": plans.payload(None, ANY_MODEL),
         "menus": menus,
         "history": past,
         "history_limit": HISTORY_ROWS,
@@ -101,6 +108,10 @@ def _row(view: View, status: KeyStatus, name: str, registered: Purpose | None) -
         "problem": _problem(view, status, name, default),
         "assignment": _assignment(view, name, default),
     }
+
+
+def _plan(plans: Plans, row: Row) -> Row:
+    return plans.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
 
 
 def _problem(

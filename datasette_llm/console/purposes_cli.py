@@ -11,6 +11,8 @@ import click
 from ..commands import Site, as_json, run, site_options
 from ..log.terminal import printable
 from .assigning import assign, sentence
+from .plans import items
+from .plans import sentence as told
 from .purposes import purposes
 
 
@@ -88,6 +90,10 @@ def _lines(payload: dict[str, Any]) -> Iterator[str]:
         for detail in (row["description"], _choice(row["assignment"]), row["problem"]):
             if detail:
                 yield f"  {printable(detail)}"
+        for item in items(row["plan"], payload["plan"]):
+            yield f"  {printable(told(item))}"
+    if payload["plan"]["settings"]:
+        yield printable("All: " + "; ".join(map(told, items(payload["plan"]))))
     if not payload["purposes"]:
         yield "No plugin registers a purpose, and the configuration has none"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from ..keys import every_key
 from ..log.values import said, well_formed
-from ..redaction import without_key
+from ..redaction import without_keys
 from ..state import state_of
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ async def quoted(datasette: Datasette, text: str) -> str:
         models = []
     else:
         models = [entry.model for entry in catalog.entries.values()]
-    # A key may be part of another one, so the long ones go first.
-    for key in sorted(await every_key(datasette, models), key=lambda key: (-len(key), key)):
-        text = without_key(text, key)
-    clean = well_formed(text)
+    clean = well_formed(without_keys(text, await every_key(datasette, models)))
     return clean if len(clean) <= MAX_MESSAGE_CHARS else f"{clean[:MAX_MESSAGE_CHARS]}…"
 
 

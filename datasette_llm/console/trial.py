@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, LLMError, ModelNotFoundError
 from ..facade import LLM
+from ..failures import FailureKind, kind_of, message_of
 from ..log.values import count, storable
-from ..redaction import without_key
+from ..redaction import without_keys
 from ..state import state_of
-from .failures import FailureKind, kind_of, message_of
 from .providers import provider_of
 from .quoting import MAX_MESSAGE_CHARS, quoted
 
@@ -134,6 +134,7 @@ class _Attempt:
         try:
             models = LLM(self.datasette)
             self.model = await models.model(self.name, self._purpose, self._actor)
+            self.model._ask_once()  # or a model that is down would pass by its fallback's answer
             self._conversation = self.model.conversation()
             await self._read(self._conversation)
         except Exception as error:  # a hook's, a provider's or ours: it is the result
@@ -156,6 +157,8 @@ class _Attempt:
             waited = "the model had not been found and allowed"
         elif not call.admitted.is_set():
             waited = "a plugin had not let the prompt go to the provider"
+        elif call.awaits_turn:
+            waited = "other requests still had their turn (max_concurrency)"
         elif call.result.responses[0]._done:
             waited = "the answer was complete, but a plugin had not finished with it"
         elif self.first_chunk_at is not None:
@@ -168,11 +171,11 @@ class _Attempt:
 async def _told(attempt: _Attempt) -> Trial:
     """What became of an attempt, as far as it is known now."""
     call = attempt.call
-    key = call.used_key if call is not None else None
+    keys = call.used_keys if call is not None else frozenset()
     response = call.result.response if call is not None else None
     failure = _failure(attempt)
     if failure is not None:
-        message = await quoted(attempt.datasette, without_key(failure.message, key))
+        message = await quoted(attempt.datasette, without_keys(failure.message, keys))
         failure = Failure(failure.kind, message)
     model_id, provider = await _identity(attempt)
     first = attempt.first_chunk_at
@@ -183,7 +186,7 @@ async def _told(attempt: _Attempt) -> Trial:
         first_chunk_ms=None if first is None else _ms(attempt, first),
         error=failure,
         call_id=_call_id(attempt),
-        text=_shown(attempt.text, key, MAX_TEXT_CHARS),
+        text=_shown(attempt.text, keys, MAX_TEXT_CHARS),
         usage={
             "input": count(response.input_tokens) if response is not None else None,
             "output": count(response.output_tokens) if response is not None else None,
@@ -244,13 +247,13 @@ async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
         view = await state_of(attempt.datasette).view(attempt.datasette)
         entry = view.catalog.get(attempt.name)
     except (ConfigError, ModelNotFoundError):
-        return _shown(attempt.name, None, MAX_TEXT_CHARS), None
+        return _shown(attempt.name, (), MAX_TEXT_CHARS), None
     return entry.model_id, provider_of(entry.model)
 
 
-def _shown(text: str, key: str | None, chars: int) -> str:
-    """A stranger's text as pages can show it: without the key, of bounded length."""
-    clean = without_key(str(storable({"text": text})["text"]), key)
+def _shown(text: str, keys: Iterable[str], chars: int) -> str:
+    """A stranger's text as pages can show it: without the keys, of bounded length."""
+    clean = without_keys(str(storable({"text": text})["text"]), keys)
     return clean if len(clean) <= chars else f"{clean[:chars]}…"
 
 

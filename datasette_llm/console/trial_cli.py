@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from ..commands import Site, as_json, run, site_options
+from ..failures import LABELS
 from ..log.terminal import printable
 from ..log.words import duration
-from .failures import LABELS
 from .trial import Trial, try_model
 from .trials import try_purpose
 

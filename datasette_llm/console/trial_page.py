@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from datasette import Response
 
+from ..failures import LABELS
 from ..log.views import VIEW_LOG
 from ..state import state_of
 from . import trial, trials
 from .choices import purpose_names
-from .failures import LABELS
 from .views import Page, PostError, posted, refused, rendered, wants_html
 from .views import as_json as json_response
 

@@ -145,8 +145,17 @@ async def rendered(
     page: Page, datasette: Datasette, request: Request, payload: Payload
 ) -> Response:
     """A payload as a page."""
+    from .plans import differing, items
+
     links = await _links(page, datasette, request)
-    context = {"page": page, "payload": payload, "links": links, "query": _query}
+    context = {
+        "page": page,
+        "payload": payload,
+        "links": links,
+        "query": _query,
+        "items": items,
+        "differing": lambda plans, common: list(differing(plans, common)),
+    }
     html = await datasette.render_template(page.template, context, request=request)
     html = html.encode(errors="replace").decode()
     return Response.html(html, status=_status(payload))

@@ -110,6 +110,8 @@ def _tell_preview(payload: dict[str, Any]) -> None:
     cost = payload["cost_dollars"]
     price = "unknown" if cost is None else f"${cost:.4f}"
     click.echo(f"model: {printable(payload['model_id'] or 'none')}")
+    if payload["fallbacks"]:
+        click.echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
     click.echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
     if payload["problem"]:
         click.echo(printable(payload["problem"]), err=True)

@@ -23,7 +23,7 @@ from ..groups import Group
 from ..log.rows import now
 from ..log.values import brief
 from ..purposes import Purpose
-from ..redaction import without_key
+from ..redaction import without_keys
 from ..state import state_of
 from .access import Access
 from .asking import Asked, profile_of, sent_prompts, table_facts
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ..calls import Call
-    from ..responses import PromptResponse
 
 PURPOSE = "dataset-consultant"
 PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
@@ -223,7 +222,7 @@ class _Run:
             "profile": self.profile,
             "system_prompt": prompts.system if prompts else None,
             "user_prompt": prompts.user if prompts else None,
-            "model_id": group.model_id if group else asked.model_id,
+            "model_id": _answered_by(group) if group else asked.model_id,
             "raw_answer": self.raw_answer,
             "advice": self.advice,
             "rejected": list(self.rejected),
@@ -234,26 +233,29 @@ class _Run:
             "latency_ms": self.latency_ms,
             "call_id": _call_id(group.calls) if group else None,
         }
-        keys = {call.used_key for call in group.calls} if group else set()
-        for key in filter(None, keys):
-            row = _without(row, key)
-        return row
+        keys = frozenset[str]().union(*(call.used_keys for call in group.calls)) if group else None
+        return _without(row, keys) if keys else row
+
+
+def _answered_by(group: _Watched) -> str | None:
+    """The model of the last request, which may be a fallback; without one, that asked for."""
+    return group.responses[-1].model.model_id if group.responses else group.model_id
 
 
 def _call_id(calls: Sequence[Call]) -> str | None:
     """The id of the last request's row in the log; None where it has none."""
-    responses: list[PromptResponse] = [each for call in calls for each in call.result.responses]
-    if not responses or calls[-1].model._log is None:
+    if not calls or calls[-1].model._log is None:
         return None
-    return responses[-1].id
+    # One that a hook blocked has the id of the response that it did not get.
+    return calls[-1].row_id or calls[-1].result.responses[-1].id
 
 
-def _without(value: Any, key: str) -> Any:
-    """A value of JSON, with a key taken out of each of its texts."""
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    """A value of JSON, with some keys taken out of each of its texts."""
     if isinstance(value, str):
-        return without_key(value, key)
+        return without_keys(value, keys)
     if isinstance(value, Mapping):
-        return {_without(k, key): _without(v, key) for k, v in value.items()}
+        return {_without(k, keys): _without(v, keys) for k, v in value.items()}
     if isinstance(value, Sequence):
-        return [_without(each, key) for each in value]
+        return [_without(each, keys) for each in value]
     return value

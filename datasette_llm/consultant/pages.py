@@ -81,6 +81,7 @@ async def preview_payload(datasette: Datasette, made: Preview) -> Payload:
         "types": [{"name": each.name, "label": each.label} for each in types()],
         "model_id": made.model_id,
         "models": list(made.models),
+        "fallbacks": list(made.fallbacks),
         "problem": made.problem,
         "question": asked.question,
         "columns": [{"name": name, "excluded": name in asked.exclude} for name in columns],

@@ -43,6 +43,7 @@ class Preview:
         model_id: whom they would be sent to; None where there is no such model.
         models: the ids of all that can be chosen.
         problem: why there is no model, or no choice; or None.
+        fallbacks: the ids of the models that it may be sent to when that one fails.
     """
 
     asked: Asked
@@ -52,6 +53,7 @@ class Preview:
     models: tuple[str, ...]
     problem: str | None
     cost: Estimate
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -85,6 +87,7 @@ async def preview(datasette: Datasette, asked: Asked, actor: Actor) -> Preview:
         models,
         problem,
         await _estimate(datasette, asked, prompts, model),
+        await _fallbacks(datasette, model),
     )
     kept = _kept.setdefault(datasette, OrderedDict())
     kept[asked, made.digest] = made
@@ -106,6 +109,14 @@ async def _estimate(
     price = (await state_of(datasette).view(datasette)).price(model.model_id)
     own = may_be_own(model)
     return await estimate(prompts, asked.kind.schema, model.model_id, price, exact=own)
+
+
+async def _fallbacks(datasette: Datasette, model: WrappedAsyncModel | None) -> tuple[str, ...]:
+    """Those that the configuration allows; whether plugins do is asked when it comes to it."""
+    view = await state_of(datasette).view(datasette)
+    rules, known = view.rules(PURPOSE), view.catalog.entries
+    ids = [each.model_id for each in model._plan.fallbacks] if model else []
+    return tuple(model_id for model_id in ids if model_id in known and rules.permits(model_id))
 
 
 async def _choice(

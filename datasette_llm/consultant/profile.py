@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -75,9 +76,11 @@ async def _until_gone(
 ) -> Measured:
     """Do the work in a reading thread, and stop it when nobody waits for it any more."""
     gone = False
+    looks = itertools.count()
 
     def told() -> float:
-        return clock() + (_FOREVER if gone else 0.0)
+        # Not at the first look, from which the time counts.
+        return clock() + (_FOREVER if next(looks) and gone else 0.0)
 
     try:
         measured: Measured = await datasette.get_database(database).execute_fn(

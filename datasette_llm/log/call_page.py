@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .list_page import PATH, Row, list_address, row_context, tiles
 from .wanted import NULLABLE
-from .words import UNKNOWN, dollars, duration, moment, number
+from .words import UNKNOWN, dollars, duration, moment, number, waited
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -25,7 +26,8 @@ def call_context(datasette: Datasette, payload: Row) -> Row:
         "list_address": list_address(datasette, {}),
         "json_address": datasette.urls.path(f"{PATH}/{call['id']}.json"),
         "started": moment(call["started_at"]),
-        "facts": _facts(datasette, call),
+        "facts": _facts(datasette, call, payload["attempts"]),
+        "attempts": payload["attempts"] and _attempts_context(datasette, payload),
         "group": group and _group_context(datasette, group, call["id"]),
         "chain": [
             row_context(datasette, row) | {"current": row["id"] == call["id"]}
@@ -52,7 +54,23 @@ def _group_context(datasette: Datasette, group: Row, call_id: str) -> Row:
     }
 
 
-def _facts(datasette: Datasette, call: Row) -> list[Row]:
+def _attempts_context(datasette: Datasette, payload: Row) -> Row:
+    call, attempts = payload["call"], payload["attempts"]
+    last = attempts[-1]
+    return {
+        "number": call["attempt"],
+        "count": last["attempt"],
+        # Only the last one can have got an answer, since nothing is asked again after it.
+        "answer": row_context(datasette, last) if last["outcome"] == "ok" else None,
+        "rows": [
+            row_context(datasette, row)
+            | {"current": row["id"] == call["id"], "error": row["error_message"]}
+            for row in attempts
+        ],
+    }
+
+
+def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row]:
     always = [
         ("Started", f"{moment(call['started_at'])} UTC", None),
         ("Outcome", call["outcome"], "outcome"),
@@ -73,6 +91,11 @@ def _facts(datasette: Datasette, call: Row) -> list[Row]:
         ("Token details", call["token_details"]),
         ("Conversation", call["conversation_id"]),
         ("Step of its chain", call["chain_step"]),
+        ("Attempt", f"{call['attempt']} of {attempts[-1]['attempt']}" if attempts else None),
+        (
+            "Waited for its turn",
+            None if call["waited_ms"] is None else waited(call["waited_ms"]) or "no",
+        ),
     ]
     sizes = [
         ("Streaming", "yes" if call["streaming"] else "no"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .values import as_json, storable
 
 if TYPE_CHECKING:
+    from ..redaction import Keys
     from ..responses import PromptResponse
     from .writer import Statement
 
@@ -19,22 +20,23 @@ MAX_TEXT_CHARS = 1_000_000
 _INSERT = "insert into llm_call_content (call_id, part, content) values (:call_id, :part, :content)"
 
 
-def content_statements(response: PromptResponse, key: str | None) -> list[Statement]:
+def content_statements(call_id: str, response: PromptResponse, key: Keys) -> list[Statement]:
     """What records the content of a call, its key apart; for a call that failed, as far as it got.
 
     Args:
+        call_id: the id of its row.
         response: the response, which has ended.
         key: the key that was used, or None.
     """
     parts = {"request": _request, "response": _answer}
     return [
-        (_INSERT, storable({"call_id": response.id, "part": part, "content": text}))
+        (_INSERT, storable({"call_id": call_id, "part": part, "content": text}))
         for part, text in ((part, _written(build, response, key)) for part, build in parts.items())
     ]
 
 
 def _written(
-    build: Callable[[PromptResponse], dict[str, Any]], response: PromptResponse, key: str | None
+    build: Callable[[PromptResponse], dict[str, Any]], response: PromptResponse, key: Keys
 ) -> str:
     try:
         content = build(response)

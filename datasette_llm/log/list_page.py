@@ -11,7 +11,7 @@ from .chart import Chart, Series, svg
 from .queries import RUNNING
 from .schema import OUTCOMES
 from .wanted import NONE, OPTIONS, Wanted
-from .words import UNKNOWN, amount, axis, dollars, duration, moment, number
+from .words import UNKNOWN, amount, axis, dollars, duration, moment, number, waited
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -132,6 +132,8 @@ def row_context(datasette: Datasette, row: Row) -> Row:
         "output": number(row["output_tokens"]),
         "cost": dollars(row["cost_dollars"]),
         "took": duration(row["duration_ms"]),
+        "attempt": row["attempt"],
+        "waited": waited(row["waited_ms"]) or "",
     }
 
 
@@ -152,7 +154,7 @@ def tiles(totals: Row) -> list[Row]:
     unpriced = totals["calls_without_cost"]
     calls = "call" if unpriced == 1 else "calls"
     shown = [
-        ("Calls", number(totals["calls"]), ""),
+        ("Calls", number(totals["calls"]), "each attempt counts"),
         ("Failures", number(totals["failures"]), "errors and lost calls"),
         ("Tokens in", number(totals["input_tokens"]), ""),
         ("Tokens out", number(totals["output_tokens"]), ""),

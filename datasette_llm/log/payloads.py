@@ -31,6 +31,8 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 MAX_STEPS = 200
+# Of a model and 9 fallbacks with 20 retries each, which nobody waits for.
+MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
 # Long enough for a commit, and no longer than somebody waits for a page.
 FLUSH_S = 2.0
@@ -110,7 +112,10 @@ def with_dollars(row: Row) -> Row:
 
 
 async def call_payload(datasette: Datasette, call_id: str) -> dict[str, Any] | None:
-    """One call with its group, its chain's steps and its content; None where there is none."""
+    """One call with its group, its chain's steps, its response's attempts and its content.
+
+    None where there is no call with this id.
+    """
     status = await record_status(datasette)
     found = await read(datasette, lambda connection: _call(connection, call_id))
     return status | found if found else None
@@ -120,11 +125,14 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
     row = queries.call(connection, call_id)
     if row is None:
         return None
+    attempts = queries.attempts(connection, row["prompt_id"] or row["id"], limit=MAX_ATTEMPTS)
     steps: list[Row] = []
     if row["chain_id"]:
         steps = queries.chain_steps(connection, row["chain_id"], limit=MAX_STEPS + 1)
     return {
         "call": with_dollars(row),
+        # One alone is no list, but where retention has removed those before it.
+        "attempts": [with_dollars(each) for each in attempts if attempts[-1]["attempt"] != 1],
         "group": _group(connection, row["group_id"]) if row["group_id"] else None,
         "chain": [with_dollars(step) for step in steps[:MAX_STEPS]],
         "chain_has_more": len(steps) > MAX_STEPS,

@@ -171,6 +171,17 @@ def chain_steps(
     return _rows(connection, sql, {"chain": chain_id, "n": limit})
 
 
+def attempts(
+    connection: sqlite3.Connection, response_id: str, *, limit: int
+) -> list[dict[str, Any]]:
+    """The requests for one response, from the first one on; it has the response's id."""
+    sql = (
+        f"select {', '.join(COLUMNS)} from llm_calls "
+        "where id = :response or prompt_id = :response order by attempt limit :n"
+    )
+    return _rows(connection, sql, {"response": response_id, "n": limit})
+
+
 def first_call(connection: sqlite3.Connection, wanted: Filter) -> str:
     """The id of the oldest call that a filter lets through; empty where there is none."""
     condition, values = wanted.where()

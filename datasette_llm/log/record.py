@@ -8,6 +8,7 @@ in between leaves a row that the next start marks as lost.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from llm.utils import monotonic_ulid
-
 from ..errors import NotRecordedError
 from .content import content_statements
 from .cost import cost_columns, may_be_own
-from .rows import answer_row, key_of, now, request_row, started_row
+from .rows import answer_row, new_id, now, request_row, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
 from .sessions import Session
 from .values import brief, storable
@@ -29,9 +28,10 @@ from .writer import Statement, Writer
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from ..attempts import Attempt
     from ..calls import Call
     from ..config import PriceSettings
-    from ..responses import PromptResponse
+    from ..redaction import Keys
 
 
 def _insert(table: str, columns: tuple[str, ...]) -> str:
@@ -56,14 +56,14 @@ class Recorder:
     """
 
     def __init__(self, datasette: Datasette) -> None:
-        self.session_id = _new_id()
+        self.session_id = new_id()
         self._session = Session(
             self.session_id, shared=not datasette.get_internal_database().is_temp_disk
         )
         self.writer = Writer.of(datasette, self._open)
 
     def refused(
-        self, row: dict[str, Any], blocked_by: str, error: BaseException, key: str | None = None
+        self, row: dict[str, Any], blocked_by: str, error: BaseException, key: Keys = None
     ) -> None:
         """Record a call that policy or a hook blocked, so that no request was made.
 
@@ -73,9 +73,28 @@ class Recorder:
             error: what the caller was told.
             key: what the caller gave as a key, or None.
         """
+        self.not_made(row, "blocked", error, key, blocked_by)
+
+    def not_made(
+        self,
+        row: dict[str, Any],
+        outcome: str,
+        error: BaseException,
+        key: Keys,
+        blocked_by: str | None = None,
+    ) -> None:
+        """Record a request that was to be made, and was not.
+
+        Args:
+            row: the first part of its row.
+            outcome: `blocked`, or how the wait for its turn ended.
+            error: what the caller was told.
+            key: the key that may be in it, or None.
+            blocked_by: who blocked it.
+        """
         finished = dict.fromkeys(FINISHED_COLUMNS) | {
-            "finished_at": row["started_at"],
-            "outcome": "blocked",
+            "finished_at": now() if row["waited_ms"] else row["started_at"],
+            "outcome": outcome,
             "blocked_by": blocked_by,
             "error_type": type(error).__name__,
             "error_message": brief(error, key),
@@ -87,7 +106,7 @@ class Recorder:
         self, model_id: str, purpose: str | None, actor: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """The first part of the row of a call that has made no response."""
-        return started_row(_new_id(), self.session_id, model_id, purpose, actor)
+        return started_row(new_id(), self.session_id, model_id, purpose, actor)
 
     async def close(self) -> None:
         """Write what is still to be written; no more calls will come."""
@@ -117,9 +136,20 @@ class ModelLog:
     required: bool
     price: PriceSettings | None
 
-    def recording(self, call: Call, response: PromptResponse) -> Recording:
+    def recording(self, attempt: Attempt) -> Recording:
         """What goes around one request to a provider: `async with log.recording(...)`."""
-        return Recording(self, call, response)
+        return Recording(self, attempt)
+
+    def not_made(self, attempt: Attempt, error: BaseException) -> None:
+        """Record an attempt that ended while it waited for its turn.
+
+        Args:
+            attempt: the attempt.
+            error: what ended it.
+        """
+        row = request_row(self.recorder.session_id, attempt)
+        outcome, told = attempt.call.outcome(error), attempt.call.told_of(error)
+        self.recorder.not_made(row, outcome, told, attempt.key)
 
     def refused(self, call: Call, blocked_by: str, error: BaseException) -> None:
         """Record that a hook blocked a call before its first request.
@@ -131,7 +161,7 @@ class ModelLog:
         """
         response, model, group = call.result.response, call.model, call.result.group
         if response is not None:
-            row = request_row(self.recorder.session_id, call, response)
+            row = request_row(self.recorder.session_id, call.attempt_at(response))
         else:  # a chain has none before its first step
             row = self.recorder.started_row(model.model_id, model.purpose, model.actor)
             row["group_id"] = group.id if group else None
@@ -141,11 +171,11 @@ class ModelLog:
 class Recording:
     """The record of one request, from before it leaves to its end."""
 
-    def __init__(self, log: ModelLog, call: Call, response: PromptResponse) -> None:
+    def __init__(self, log: ModelLog, attempt: Attempt) -> None:
         self._log = log
-        self._call = call
-        self._response = response
-        self._flight = response._flight
+        self._attempt = attempt
+        self._call = attempt.call
+        self._flight = attempt.response._flight
         self._began = time.monotonic()
 
     async def __aenter__(self) -> Self:
@@ -153,9 +183,10 @@ class Recording:
 
         Raises:
             NotRecordedError: it cannot be, and the configuration requires it.
+            ResponseTimeoutError: the time of the prompt was over first.
         """
         log, writer = self._log, self._log.recorder.writer
-        row = request_row(log.recorder.session_id, self._call, self._response)
+        row = request_row(log.recorder.session_id, self._attempt)
         committed = await self._committed((_INSERT_STARTED, storable(row)))
         if not committed and log.required:
             error = NotRecordedError(
@@ -180,20 +211,23 @@ class Recording:
 
     async def _committed(self, statement: Statement) -> bool:
         try:
-            return await self._log.recorder.writer.commit(statement)
+            async with self._attempt.while_time_is_left():
+                return await self._log.recorder.writer.commit(statement)
         except BaseException as error:
-            # Cancelled while it waits: the row may be written already, and needs its end.
-            self._finish("cancelled", self._call.told_of(error))
+            # Ended while it waits: the row may be written already, and needs its end.
+            self._finish(self._call.outcome(error), self._call.told_of(error))
             raise
 
     def _finish(
         self, outcome: str, error: BaseException | None, blocked_by: str | None = None
     ) -> None:
-        response, log = self._response, self._log
-        key = key_of(self._call, response)
+        attempt, response, log = self._attempt, self._attempt.response, self._log
+        key = attempt.key
         first = self._flight.first_event_at if self._flight else None
+        if error is not None and first is None:
+            response = copy.copy(response)  # which may be asked again before this is written
         row = answer_row(response, key) | {
-            "id": response.id,
+            "id": attempt.id,
             "finished_at": now(),
             "outcome": outcome,
             "blocked_by": blocked_by,
@@ -205,8 +239,8 @@ class Recording:
         # The response itself is held on to only for its content, since rows may have to wait;
         # contents are large, so many of them do not.
         kept = log.content and not log.recorder.writer.crowded
-        content = partial(content_statements, response, key) if kept else _no_content
-        model = self._call.model
+        content = partial(content_statements, attempt.id, response, key) if kept else _no_content
+        model = attempt.model
         cost = partial(cost_columns, row, model.model_id, log.price, exact=may_be_own(model))
         log.recorder.writer.later(partial(_write_end, row, cost, content))
 
@@ -226,10 +260,6 @@ def _write_end(
 
 def _no_content() -> Sequence[Statement]:
     return ()
-
-
-def _new_id() -> str:
-    return str(monotonic_ulid()).lower()
 
 
 def _ms(seconds: float) -> float:

@@ -6,11 +6,14 @@ import datetime
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm.utils import monotonic_ulid
+
 from .schema import STARTED_COLUMNS
 from .values import as_json, brief, count
 
 if TYPE_CHECKING:
-    from ..calls import Call
+    from ..attempts import Attempt
+    from ..redaction import Keys
     from ..responses import PromptResponse
 
 # More than any provider tells of its tokens.
@@ -25,7 +28,7 @@ def started_row(
     model_id: str,
     purpose: str | None,
     actor: Mapping[str, Any] | None,
-    key: str | None = None,
+    key: Keys = None,
 ) -> dict[str, Any]:
     """The first part of a row, with nothing said yet about the request itself."""
     # What is no mapping breaks no rule of ours before the record is asked.
@@ -37,6 +40,7 @@ def started_row(
             "id": call_id,
             "session_id": session_id,
             "started_at": now(),
+            "attempt": 1,
             "model_id": brief(model_id, key),
             # An empty name is none, as it is in the filters: they could not ask for it.
             "purpose": None if purpose in (None, "") else brief(purpose, key),
@@ -45,22 +49,25 @@ def started_row(
     )
 
 
-def request_row(session_id: str, call: Call, response: PromptResponse) -> dict[str, Any]:
+def request_row(session_id: str, attempt: Attempt) -> dict[str, Any]:
     """The first part of the row of a request."""
-    model, result, conversation = call.model, call.result, response.conversation
-    key = key_of(call, response)
-    row = started_row(response.id, session_id, model.model_id, model.purpose, model.actor, key)
+    response, model, result = attempt.response, attempt.model, attempt.call.result
+    conversation, key = response.conversation, attempt.key
+    row = started_row(attempt.id, session_id, model.model_id, model.purpose, model.actor, key)
     return row | {
         "group_id": result.group.id if result.group else None,
         "chain_id": result.responses[0].id if result.is_chain else None,
         "chain_step": result.responses.index(response) + 1 if result.is_chain else None,
         "conversation_id": brief(conversation.id, key) if conversation else None,
         "streaming": int(bool(response.stream)),
+        "attempt": attempt.number,
+        "prompt_id": None if attempt.number == 1 else response.id,
+        "waited_ms": None if attempt.waited_s is None else round(attempt.waited_s * 1000, 3),
         **_sizes_of(response),
     }
 
 
-def answer_row(response: PromptResponse, key: str | None) -> dict[str, Any]:
+def answer_row(response: PromptResponse, key: Keys) -> dict[str, Any]:
     """What the provider said about its answer, for the second part of a row."""
     details, resolved = response.token_details, response.resolved_model
     text = as_json(details, key) if details else None
@@ -74,9 +81,9 @@ def answer_row(response: PromptResponse, key: str | None) -> dict[str, Any]:
     }
 
 
-def key_of(call: Call, response: PromptResponse) -> str | None:
-    """The key to keep off the record: before one is found, what the caller gave may be one."""
-    return call.used_key or response._key
+def new_id() -> str:
+    """The id of a row that no response has: a ULID, in small letters as llm's."""
+    return str(monotonic_ulid()).lower()
 
 
 def now() -> str:

@@ -35,6 +35,9 @@ STARTED_COLUMNS = (
     "system_chars",
     "message_count",
     "attachment_count",
+    "attempt",
+    "prompt_id",
+    "waited_ms",
 )
 FINISHED_COLUMNS = (
     "finished_at",
@@ -57,7 +60,7 @@ migrations = Migrations("datasette_llm")
 
 @migrations()
 def m001_record(db: Database) -> None:
-    started = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    started = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS[:-3])
     outcomes = ", ".join(f"'{outcome}'" for outcome in OUTCOMES)
     # The last one, and not the one that reaches furthest: a clock that was once years ahead would
     # have opened everything for good.
@@ -160,6 +163,25 @@ def m001_record(db: Database) -> None:
     ):
         db.execute(statement)
     database.append_only(db, "llm_log_removals")
+
+
+@migrations()
+def m002_attempts(db: Database) -> None:
+    """A response may take several requests: which it was, of which, and its wait for a turn."""
+    changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    for statement in (
+        "alter table llm_calls add column attempt integer not null default 1",
+        "alter table llm_calls add column prompt_id text",
+        "alter table llm_calls add column waited_ms real",
+        "create index llm_calls_prompt on llm_calls (prompt_id, id) where prompt_id is not null",
+        "drop trigger llm_calls_update",
+        f"""
+        create trigger llm_calls_update before update on llm_calls
+        when old.outcome is not null or new.outcome is null or {changed}
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+    ):
+        db.execute(statement)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

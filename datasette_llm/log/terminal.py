@@ -67,6 +67,12 @@ def _name_widths(sample: list[Row], width: int, at_least: Mapping[str, int]) -> 
 def _cells(row: Row) -> dict[str, str]:
     """The text in each column."""
     why = [row["error_type"] if row["outcome"] == "error" else row["blocked_by"]]
+    attempt, waited = row["attempt"], row["waited_ms"]
+    why = [
+        f"attempt {attempt}" if attempt != 1 else None,
+        f"waited {_seconds(waited)}" if waited and waited >= 5 else None,
+        *why,
+    ]
     return {
         "started (UTC)": row["started_at"][5:19].replace("T", " "),
         "outcome": row["outcome"],

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..redaction import without_key
+from ..redaction import Keys, without_key
 
 # Of a purpose, an id, an error: no reader wants more of it in a table.
 MAX_TEXT_CHARS = 2_000
@@ -14,12 +14,12 @@ MAX_TEXT_CHARS = 2_000
 MAX_COUNT = 10**12
 
 
-def brief(value: object, key: str | None = None) -> str:
+def brief(value: object, key: Keys = None) -> str:
     """What a value says of itself, without a key, in no more than `MAX_TEXT_CHARS`."""
     return well_formed(without_key(said(value), key)[:MAX_TEXT_CHARS])
 
 
-def as_json(value: object, key: str | None, longest: int | None = None) -> str:
+def as_json(value: object, key: Keys, longest: int | None = None) -> str:
     """A value as JSON that any program reads, without a key in any of its texts.
 
     Args:
@@ -72,7 +72,7 @@ def _storable_value(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else said(value))
 
 
-def _plain(value: Any, key: str | None, longest: int | None) -> Any:
+def _plain(value: Any, key: Keys, longest: int | None) -> Any:
     """A value out of JSON, with its texts cleared and cut."""
     if isinstance(value, str):
         text = without_key(value, key)

@@ -38,6 +38,11 @@ def duration(milliseconds: float | None) -> str:
     return f"{minutes:,} min {rest} s"
 
 
+def waited(milliseconds: float | None) -> str:
+    """How long a request waited for its turn; empty where it did not."""
+    return duration(milliseconds) if milliseconds and milliseconds >= 0.5 else ""
+
+
 def moment(text: str) -> str:
     """A time of the record, to the second."""
     return text[:19].replace("T", " ")

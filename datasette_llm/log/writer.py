@@ -214,6 +214,7 @@ class Writer:
             else:
                 self._batch = batch[count:]
                 self._answer(batch[:count], True)
+                batch.clear()  # Datasette's writing thread holds on to what it was given last
                 self._note_success()
 
     def _next_batch(self) -> list[_Write]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
+import llm
 from pydantic import BaseModel
 
 from ..errors import StructuredOutputError
@@ -23,6 +25,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 # What the first prompt brought and the history has, so that a repair does not bring it again.
 _SAID = frozenset({"fragments", "attachments", "tool_results", "messages"})
+# All others that prompt() takes are the key and options.
+_PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,9 @@ class AsksForObjects:
         A model with schemas of its own gets the closed schema (`closed_schema()`); for others
         it stands in the prompt. An answer that does not fit is repaired once: the model is
         told what is wrong, with its answer as history. The repair is a prompt of its own, with
-        the same key, purpose, actor and options; it opens the contexts of the hooks anew and
-        has its own row in the record. In a conversation both are turns of it.
+        the same key, purpose, actor and options, or a fallback's own where that has answered;
+        it opens the contexts of the hooks anew and has its own row in the record. In a
+        conversation both are turns of it.
 
         Args:
             prompt: the text; optional.
@@ -160,11 +165,25 @@ async def _repaired(
     model = _model_of(asked)
     if asked is not model:
         return await asked.prompt(wish, **new)
-    if model.supports_conversation:
+    answering = _answering(first)
+    if answering.supports_conversation:
+        if answering is not model:
+            new = _for_fallback(first, new)
         # An empty list, so that tools which a model calls unasked are not looked for.
         return await first.reply(wish, tool_results=[], **new)
     parts = [text, f"You have answered:\n{first.text_or_raise()}", wish]
     return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
+
+
+def _answering(response: PromptResponse) -> WrappedAsyncModel:
+    return cast("WrappedAsyncModel", response.model)  # one of ours, which llm's class does not say
+
+
+def _for_fallback(response: PromptResponse, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller gave, for the fallback that answered: the key and options were not for it."""
+    options = response.prompt.options
+    given = {name: value for name, value in arguments.items() if name in _PROMPT_PARAMETERS}
+    return given | {"options": {name: getattr(options, name) for name in options.model_fields_set}}
 
 
 def _model_of(asked: WrappedAsyncModel | WrappedConversation) -> WrappedAsyncModel:

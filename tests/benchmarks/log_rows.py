@@ -19,11 +19,10 @@ from unittest.mock import patch
 from datasette.app import Datasette
 
 from datasette_llm import LLM
-from datasette_llm.calls import Call
+from datasette_llm.attempts import Attempt
 from datasette_llm.log.rows import started_row
 from datasette_llm.models import WrappedAsyncModel
 from datasette_llm.redaction import redact
-from datasette_llm.responses import PromptResponse
 from datasette_llm.state import state_of
 from datasette_llm.telemetry import RequestSpan
 
@@ -46,10 +45,10 @@ async def log_throughput(name: str, quick: bool) -> Row:
             await reference.create()
             pair = await measured(
                 lambda: _seconds_a_call(lambda: reference.around(unrecorded), calls),
-                lambda: _seconds_a_call(lambda: _prompted(recorded), calls, ours),
+                lambda: _seconds_a_call(lambda: prompted(recorded), calls, ours),
                 2 if quick else 9,
             )
-            off_s = await _seconds_a_call(lambda: _prompted(unrecorded), calls)
+            off_s = await _seconds_a_call(lambda: prompted(unrecorded), calls)
         unfinished = await _unfinished(ours)
     line = Row(
         name,
@@ -82,12 +81,12 @@ async def log_lone(name: str, quick: bool) -> Row:
             reference = CommitPerRow(bare)
             await reference.create()
             pair = await measured(
-                lambda: _median_seconds(lambda: _prompted(unrecorded), times),
-                lambda: _median_seconds(lambda: _prompted(recorded), times, ours),
+                lambda: _median_seconds(lambda: prompted(unrecorded), times),
+                lambda: _median_seconds(lambda: prompted(recorded), times, ours),
                 3 if quick else 11,
             )
             reference_s = await _median_seconds(lambda: reference.around(unrecorded), times)
-            back_to_back_s = await _seconds_a_call(lambda: _prompted(recorded), times, at_once=1)
+            back_to_back_s = await _seconds_a_call(lambda: prompted(recorded), times, at_once=1)
     return Row(
         name,
         "added to a lone call by the log on disk",
@@ -105,7 +104,7 @@ async def log_lone(name: str, quick: bool) -> Row:
 
 @row("log-off")
 async def log_off(name: str, quick: bool) -> Row:
-    pair = await _without(_drive_without_record, quick)
+    pair = await _without(make_without_record, quick)
     work = "model(id) + prompt + text with `log: false`"
     raw_is = "the same with the record taken out of the code"
     return Row(name, work, pair, "ratio", 1.05, "ms", raw_is=raw_is)
@@ -113,40 +112,41 @@ async def log_off(name: str, quick: bool) -> Row:
 
 @row("tracing-off")
 async def tracing_off(name: str, quick: bool) -> Row:
-    pair = await _without(_drive_without_span, quick)
+    pair = await _without(_make_without_span, quick)
     work = "the same with a span that nobody takes"
     raw_is = "the same with the span taken out of the code"
     return Row(name, work, pair, "ratio", 1.15, "ms", raw_is=raw_is)
 
 
-async def _without(drive: Callable[[Call, PromptResponse], Awaitable[None]], quick: bool) -> Pair:
-    """A prompt with `log: false`, beside the same where a request is driven in another way."""
+async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], quick: bool) -> Pair:
+    """A prompt with `log: false`, beside the same where an attempt is made in another way."""
     async with running() as datasette:
         with known(40, scripted()):
 
-            async def prompted() -> None:
-                await _prompted(await LLM(datasette).model("scripted"))
+            async def asked() -> None:
+                await prompted(await LLM(datasette).model("scripted"))
 
             async def raw() -> float:
-                with patch.object(Call, "_drive", drive):
-                    return await timed(prompted, 100)()
+                with patch.object(Attempt, "make", make):
+                    return await timed(asked, 100)()
 
-            return await measured(raw, timed(prompted, 100), 10 if quick else 100)
+            return await measured(raw, timed(asked, 100), 10 if quick else 100)
 
 
-async def _drive_without_record(call: Call, response: PromptResponse) -> None:
+async def make_without_record(attempt: Attempt, end: float | None) -> None:
+    """An attempt with its span, its key kept out of errors, and nothing else."""
     try:
-        with RequestSpan(call, response):
-            await response._drive()
+        with RequestSpan(attempt):
+            await attempt.response._drive()
     except Exception as error:
-        raise redact(error, call._key) from None
+        raise redact(error, attempt.call.used_keys) from None
 
 
-async def _drive_without_span(call: Call, response: PromptResponse) -> None:
+async def _make_without_span(attempt: Attempt, end: float | None) -> None:
     try:
-        await response._drive()
+        await attempt.response._drive()
     except Exception as error:
-        raise redact(error, call._key) from None
+        raise redact(error, attempt.call.used_keys) from None
 
 
 class CommitPerRow:
@@ -168,14 +168,14 @@ class CommitPerRow:
         await self._database.execute_write(
             f"insert into reference_calls ({', '.join(values)}) values ({places})", values
         )
-        await _prompted(model)
+        await prompted(model)
         await self._database.execute_write(
             "update reference_calls set finished_at = 'now', outcome = 'ok' where id = ?",
             [values["id"]],
         )
 
 
-async def _prompted(model: WrappedAsyncModel) -> None:
+async def prompted(model: WrappedAsyncModel) -> None:
     await (await model.prompt("x")).text()
 
 
@@ -196,7 +196,7 @@ async def _seconds_a_call(
     begun = time.perf_counter()
     await asyncio.gather(*[some() for _ in range(at_once)])
     if recorded is not None:
-        await _written(recorded)
+        await written(recorded)
     return (time.perf_counter() - begun) / count
 
 
@@ -210,16 +210,16 @@ async def _median_seconds(
         await call()
         seconds.append(time.perf_counter() - begun)
         if recorded is not None:
-            await _written(recorded)
+            await written(recorded)
     return sorted(seconds)[count // 2]
 
 
-async def _written(datasette: Datasette) -> None:
+async def written(datasette: Datasette) -> None:
     await state_of(datasette).recorder(datasette).writer.flush()
 
 
 async def _unfinished(datasette: Datasette) -> int:
-    await _written(datasette)
+    await written(datasette)
     found = await datasette.get_internal_database().execute(
         "select count(*) from llm_calls where outcome is null or outcome <> 'ok'"
     )
@@ -228,12 +228,12 @@ async def _unfinished(datasette: Datasette) -> int:
 
 
 @asynccontextmanager
-async def on_disk(log: bool = True) -> AsyncIterator[Datasette]:
-    """A Datasette that has started, with its internal database in a file of its own."""
+async def on_disk(log: bool = True, internal: Path | None = None) -> AsyncIterator[Datasette]:
+    """A Datasette that has started, with its internal database in a file, else one of its own."""
     config: dict[str, Any] = {"plugins": {"datasette-llm": {"log": log}}}
     with tempfile.TemporaryDirectory() as folder:
-        internal = str(Path(folder) / "internal.db")
-        datasette = Datasette(memory=True, internal=internal, config=config)
+        path = str(internal or Path(folder) / "internal.db")
+        datasette = Datasette(memory=True, internal=path, config=config)
         await datasette.invoke_startup()
         try:
             yield datasette

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 Work = Callable[[], Awaitable[object]]
 # Does the work and gives its own figure: seconds, or bytes.
 Sample = Callable[[], Awaitable[float]]
+
+_Side = TypeVar("_Side")
+_T = TypeVar("_T")
 
 Unit = Literal["s", "ms", "µs", "KB"]
 Compared = Literal["ratio", "added", "median", "longest"]
@@ -82,10 +85,40 @@ class Row:
         return self.holds and self.figure <= self.bar
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table of its own, for figures that are to be seen side by side; it has no bar.
+
+    Attributes:
+        name: what `--only` takes.
+        work: what is measured.
+        head: what each column is, its unit included.
+        lines: the figures.
+        notes: what to know of them.
+    """
+
+    name: str
+    work: str
+    head: tuple[str, ...]
+    lines: tuple[tuple[str | float, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
 async def measured(raw: Sample, ours: Sample, rounds: int) -> Pair:
     """Sample both sides in turn: raw, ours, raw, ours."""
     pairs = [(await raw(), await ours()) for _ in range(rounds)]
     return Pair(tuple(raw for raw, _ in pairs), tuple(ours for _, ours in pairs))
+
+
+async def sampled(
+    sides: Mapping[_Side, Callable[[], Awaitable[_T]]], rounds: int
+) -> dict[_Side, list[_T]]:
+    """Sample several sides in turn, and give the samples of each."""
+    samples: dict[_Side, list[_T]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, sample in sides.items():
+            samples[side].append(await sample())
+    return samples
 
 
 def timed(work: Work, times: int = 1) -> Sample:

@@ -1,13 +1,14 @@
-"""The table, and the same as JSON."""
+"""The tables, and the same as JSON."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from .measuring import Row
+from .measuring import Grid, Row
 
 HEAD = ("work", "raw", "ours", "compared", "bar", "within bar")
 
@@ -23,8 +24,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(rows: list[Row], quick: bool) -> dict[str, Any]:
-    return {"machine": machine(), "quick": quick, "rows": [_row_as_json(row) for row in rows]}
+def as_json(results: Sequence[Row | Grid], quick: bool) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "quick": quick,
+        "rows": [_row_as_json(each) for each in results if isinstance(each, Row)],
+        "grids": [_grid_as_json(each) for each in results if isinstance(each, Grid)],
+    }
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -44,13 +50,35 @@ def _row_as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def table(rows: list[Row]) -> str:
-    lines = [HEAD, *map(_cells, rows)]
+def _grid_as_json(grid: Grid) -> dict[str, Any]:
+    lines = [dict(zip(grid.head, line, strict=True)) for line in grid.lines]
+    return {"name": grid.name, "work": grid.work, "lines": lines, "notes": grid.notes}
+
+
+def report(results: Sequence[Row | Grid]) -> str:
+    rows = [each for each in results if isinstance(each, Row)]
+    grids = [each for each in results if isinstance(each, Grid)]
+    text = [", ".join(f"{name} {value}" for name, value in machine().items())]
+    if rows:
+        text += ["", *_table([HEAD, *map(_cells, rows)]), "", *_notes(rows)]
+    for grid in grids:
+        lines = [tuple(map(_shown, line)) for line in grid.lines]
+        text += ["", f"{grid.name}: {grid.work}", "", *_table([grid.head, *lines])]
+        text += ["", *grid.notes] if grid.notes else []
+    return "\n".join(text)
+
+
+def _table(lines: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, tuple("-" * width for width in widths))
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
-    return "\n".join([facts, "", *text, "", *_notes(rows)])
+    ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in ruled]
+
+
+def _shown(value: str | float) -> str:
+    """Text as it is, and a number with three digits that mean something."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.3g}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

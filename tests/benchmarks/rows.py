@@ -22,9 +22,9 @@ from datasette_secrets import get_database
 from datasette_llm import LLM
 from datasette_llm.testing import ScriptedModel, registered
 
-from .measuring import Row, measured, timed
+from .measuring import Grid, Row, measured, timed
 
-ROWS: dict[str, Callable[[bool], Awaitable[Row]]] = {}
+ROWS: dict[str, Callable[[bool], Awaitable[Row | Grid]]] = {}
 
 
 def settle() -> None:
@@ -38,7 +38,7 @@ def settle() -> None:
 
 
 def row(name: str) -> Callable[[Any], Any]:
-    def add(measure: Callable[[str, bool], Awaitable[Row]]) -> object:
+    def add(measure: Callable[[str, bool], Awaitable[Row | Grid]]) -> object:
         ROWS[name] = lambda quick: measure(name, quick)
         return measure
 
@@ -151,7 +151,8 @@ async def listing(name: str, quick: bool) -> Row:
     config = {"plugins": {"datasette-secrets": {"encryption-key": encryption_key.decode()}}}
     async with running(config) as datasette:
         with known(42, filler=lambda name: ScriptedModel(name, needs_key=name)) as count:
-            providers = {model.needs_key for model in llm.get_async_models()} - {None}
+            everything = llm.get_models_with_aliases()
+            providers = {(each.async_model or each.model).needs_key for each in everything} - {None}
             await _store_keys(datasette, sorted(providers), Fernet(encryption_key))
             listed = await LLM(datasette).models()
             if len(listed) != count:
@@ -360,6 +361,6 @@ def known(
     Yields:
         How many it knows, which is more than `count` when llm alone brings more.
     """
-    missing = count - len(llm.get_async_models()) - len(models)
+    missing = count - len(llm.get_models_with_aliases()) - len(models)
     with registered(*models, *[filler(f"filler-{number}") for number in range(missing)]):
-        yield len(llm.get_async_models())
+        yield len(llm.get_models_with_aliases())

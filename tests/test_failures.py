@@ -15,9 +15,10 @@ import openai
 import pytest
 
 from datasette_llm import HookError, ModelNotAllowedError, ModelNotFoundError, NotRecordedError
-from datasette_llm.console.failures import LABELS, FailureKind, causes, kind_of, message_of
+from datasette_llm.carried import causes
 from datasette_llm.decision import Decision, Step
-from datasette_llm.errors import ResponseCancelledError
+from datasette_llm.errors import ResponseCancelledError, ResponseTimeoutError
+from datasette_llm.failures import LABELS, FailureKind, kind_of, message_of
 
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/chat/completions")
 NOT_ALLOWED = Decision("x", None, None, (Step("blocklist", False, "It is blocked"),))
@@ -248,6 +249,14 @@ def test_a_message_says_what_the_exception_says_and_its_name_where_that_helps(
     error: Exception, message: str
 ) -> None:
     assert message_of(error, "other") == message
+
+
+@pytest.mark.parametrize("setting", ["timeout", "idle_timeout"])
+def test_a_configured_timeout_is_one_whatever_had_failed_before(setting: str) -> None:
+    error = ResponseTimeoutError(setting, 3)
+    error.__cause__ = openai_status(429)
+
+    assert kind_of(error) == "timeout"
 
 
 def test_the_notes_of_an_exception_are_part_of_its_message() -> None:

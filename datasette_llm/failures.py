@@ -11,13 +11,14 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import llm
 
-from ..errors import HookError, ModelNotAllowedError, NotRecordedError
-from ..log.values import said
+from .carried import causes, own_status, part_of, places_of
+from .errors import HookError, ModelNotAllowedError, NotRecordedError, ResponseTimeoutError
+from .log.values import said
 
 FailureKind = Literal[
     "no_key",
@@ -50,6 +51,7 @@ _OWN: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ModelNotAllowedError, "not_allowed"),
     (llm.UnknownModelError, "unknown_model"),
     (llm.NeedsKeyException, "no_key"),
+    (ResponseTimeoutError, "timeout"),
     (NotRecordedError, "blocked"),
     (HookError, "blocked"),
 )
@@ -130,7 +132,6 @@ _WORDS: Mapping[FailureKind, re.Pattern[str]] = {
 }
 _MODEL_WORD = re.compile(r"\b(model|deployment)", re.I)
 _READ_CHARS = 2_000
-_MAX_ERRORS = 30
 
 
 def kind_of(error: BaseException) -> FailureKind:
@@ -149,6 +150,11 @@ def kind_of(error: BaseException) -> FailureKind:
             if kind is not None:
                 return kind
     return "other"
+
+
+def did_not_connect(error: BaseException) -> bool:
+    """Whether the network failed, or took too long, as an exception or one behind it tells."""
+    return any(_timed_out(each) or _by_network(each) for each in causes(error))
 
 
 def message_of(error: BaseException, kind: FailureKind) -> str:
@@ -179,34 +185,14 @@ def _sentence(error: BaseException) -> str:
     return f"{name}: {text}" if type(error).__module__ == "builtins" else text
 
 
-def causes(error: BaseException, *, also_set_aside: bool = False) -> Iterator[BaseException]:
-    """An exception and those behind it, the outermost first, each once.
-
-    Args:
-        error: the outermost.
-        also_set_aside: whether to follow those that were raised `from None` too.
-    """
-    todo, seen = [error], set[int]()
-    while todo and len(seen) < _MAX_ERRORS:
-        each = todo.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        set_aside = each.__suppress_context__ and not also_set_aside
-        behind = each.__cause__ or (None if set_aside else each.__context__)
-        todo += [behind] if behind is not None else []
-        todo += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-
-
 def _own(error: BaseException) -> FailureKind | None:
     return next((kind for own, kind in _OWN if isinstance(error, own)), None)
 
 
 def _coded(error: BaseException) -> FailureKind | None:
-    for place in _places(error):
+    for place in places_of(error):
         for name in ("code", "type", "status", "reason", "Code"):
-            code = _get(place, name)
+            code = part_of(place, name)
             kind = _CODES.get(code.lower()) if isinstance(code, str) else None
             if kind is not None:
                 return kind
@@ -214,14 +200,16 @@ def _coded(error: BaseException) -> FailureKind | None:
 
 
 def _by_status(error: BaseException) -> FailureKind | None:
-    status = next((number for place in _places(error) if (number := _status(place))), None)
+    status = own_status(error)
     if status is None:
         return None
     if status in _STATUSES:
         return _STATUSES[status]
     if status == 404:  # it may as well be an address that has no such path
         return "unknown_model" if _MODEL_WORD.search(_text(error)) else "other"
-    failed_later = _get(_get(error, "body"), "error") is not None  # in an answer that had begun
+    failed_later = (
+        part_of(part_of(error, "body"), "error") is not None
+    )  # in an answer that had begun
     if status < 300 and not failed_later:
         return "bad_answer"  # the provider was content, the code that read its answer was not
     return (_by_words(error) if status < 500 else None) or "other"
@@ -254,31 +242,3 @@ def _named(error: BaseException, names: set[str]) -> bool:
 
 def _text(error: BaseException) -> str:
     return said(error)[:_READ_CHARS]
-
-
-def _places(error: BaseException) -> list[Any]:
-    """Where an exception, or the answer that it carries, may say a status or a code."""
-    body, response = _get(error, "body"), _get(error, "response")
-    places = [error, body, _get(body, "error"), response, _get(response, "Error")]
-    return [place for place in places if place is not None]
-
-
-def _status(place: object) -> int | None:
-    metadata = _get(place, "ResponseMetadata")
-    for value in (
-        *(_get(place, name) for name in ("status_code", "code", "status", "http_status")),
-        _get(metadata, "HTTPStatusCode"),
-    ):
-        if isinstance(value, str) and re.fullmatch("[1-5][0-9]{2}", value):
-            return int(value)
-        if isinstance(value, int) and 100 <= value < 600:
-            return int(value)
-    return None
-
-
-def _get(thing: Any, name: str) -> Any:
-    """An attribute or an entry of a stranger's object; None also where reading it raises."""
-    try:
-        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-    except Exception:
-        return None
