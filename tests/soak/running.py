@@ -1,0 +1,179 @@
+"""One soak: a Datasette with its record on disk, its provider, and many calls at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasette.app import Datasette
+from datasette.plugins import pm
+
+from datasette_llm import LLM, answering, responses
+from datasette_llm.state import state_of
+from datasette_llm.testing import registered
+
+from ..recording import Accountant
+from .account import Counts, Left, Line, lines
+from .kinds import CONFIG, HOLDER, Kind, World, drawn
+from .wire import Connections, Wire
+
+ROOT = Path(__file__).parents[2]
+# After so many calls memory grows no more. A shorter soak warms up for as many as it makes.
+WARM_UP = 4_000
+
+
+@dataclass
+class Soak:
+    """What has been done, and what is to be counted of it."""
+
+    world: World
+    accountant: Accountant
+    expected: Counts = field(default_factory=Counts)
+    made: Counter[str] = field(default_factory=Counter)
+    surprises: Counter[str] = field(default_factory=Counter)
+    _names: Iterator[int] = field(default_factory=lambda: iter(range(1, sys.maxsize)))
+
+    async def run(self, kinds: Iterator[Kind], at_once: int) -> None:
+        """Make calls, so many at once, while one of them holds the place of a queue."""
+        held = await self.world.prompt("holder half", "held")
+        holder = asyncio.create_task(held.text())
+        await asyncio.gather(*[self._some(kinds) for _ in range(at_once)])
+        holder.cancel()
+        await asyncio.wait([holder])
+        self._count(HOLDER)
+
+    async def left(self) -> Left:
+        """What there is, once nothing is under way."""
+        datasette = self.world.models.datasette
+        await state_of(datasette).recorder(datasette).writer.flush()
+        await self.world.connections.close()
+        for _ in range(3):
+            await asyncio.sleep(0.05)  # for what the event loop closes by itself
+            gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        return Left(
+            memory_kb=_memory_kb(),
+            tasks=len(asyncio.all_tasks()),
+            threads=threading.active_count(),
+            descriptors=len(os.listdir("/proc/self/fd")),
+            calls=len(state_of(datasette).calls),
+            reservations=self.accountant.open,
+        )
+
+    async def seen(self, internal: Path) -> Counts:
+        """What the provider, the record and the accountant have counted."""
+        requests = await self.world.connections.count()
+        outcomes, unsent = await asyncio.to_thread(_recorded, internal)
+        accountant = self.accountant
+        return Counts(requests, outcomes, unsent, accountant.settled, accountant.released)
+
+    async def _some(self, kinds: Iterator[Kind]) -> None:
+        for kind in kinds:
+            try:
+                await kind.run(self.world, f"n{next(self._names)}")
+            except Exception as error:
+                self.surprises[f"{kind.name!r}: {type(error).__name__}: {error}"] += 1
+            self._count(kind)
+
+    def _count(self, kind: Kind) -> None:
+        self.made[kind.name] += 1
+        self.expected.add(kind.counts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a soak went."""
+
+    lines: list[Line]
+    made: Counter[str]
+    seconds: float
+    requests: int
+
+
+async def soak(folder: Path, calls: int, at_once: int, seed: int) -> Outcome:
+    """Make the calls, and compare what everybody has counted.
+
+    Args:
+        folder: for the internal database.
+        calls: how many are made after the warm-up.
+        at_once: how many of them at a time.
+        seed: of the choice of calls.
+    """
+    # The pauses are as they are, except that they take a hundredth of the time.
+    answering.WAIT_INITIAL_S, answering.WAIT_JITTER_S = 0.005, 0.0025
+    responses.RESUME_S = 0.005
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # it tells of each retry
+    internal = folder / "internal.db"
+    async with provider() as port:
+        connections = Connections(port)
+        with registered(Wire("wire", connections), Wire("spare", connections)):
+            datasette = Datasette(
+                memory=True, internal=str(internal), config={"plugins": {"datasette-llm": CONFIG}}
+            )
+            await datasette.invoke_startup()
+            accountant = Accountant()
+            pm.register(accountant)
+            done = Soak(World(LLM(datasette), connections), accountant)
+            await done.run(drawn(min(calls, WARM_UP), seed - 1), at_once)
+            before, requests = await done.left(), done.expected.requests
+            began = time.monotonic()
+            await done.run(drawn(calls, seed), at_once)
+            seconds = time.monotonic() - began
+            after = await done.left()
+            found = lines(done.expected, await done.seen(internal), before, after, done.surprises)
+            await connections.close()
+            pm.unregister(accountant)
+            await datasette.invoke_shutdown()
+            datasette.close()
+    return Outcome(found, done.made, seconds, done.expected.requests - requests)
+
+
+@contextlib.asynccontextmanager
+async def provider() -> AsyncIterator[int]:
+    """The provider's process, and its port; it ends with the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.soak.provider"),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield int(await process.stdout.readline())
+    finally:
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _recorded(internal: Path) -> tuple[Counter[str], int]:
+    with contextlib.closing(sqlite3.connect(internal)) as connection:
+        outcomes = connection.execute(
+            "select coalesce(outcome, 'unfinished'), count(*) from llm_calls group by 1"
+        )
+        unsent = connection.execute(
+            "select count(*) from llm_calls where duration_ms = 0 and outcome = 'cancelled'"
+        )
+        return Counter(dict(outcomes)), unsent.fetchone()[0]
+
+
+def _memory_kb() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
