@@ -63,10 +63,8 @@ class ThreadedModel(llm.AsyncKeyModel):
             other.sync_model
         ):
             return False
-        try:
-            return self._registered_with == other._registered_with
-        except Exception:  # a stranger's objects, which may not like to be compared
-            return False
+        mine, theirs = self._registered_with, other._registered_with
+        return mine.keys() == theirs.keys() and all(map(_alike, mine.values(), theirs.values()))
 
     @property
     def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:
@@ -153,6 +151,17 @@ class _Request:
         return llm.Conversation(
             self.model, given.id, given.name, turns, given.tools, given.chain_limit
         )
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two attributes are equal; of what equals nothing but itself, of the same kind."""
+    # A lock, for example, which two models that are the same each make for themselves.
+    if type(one) is type(other) and type(one).__eq__ is object.__eq__:
+        return True
+    try:
+        return bool(one == other)
+    except Exception:  # a stranger's objects, which may not like to be compared
+        return False
 
 
 def _carry_over(stand_in: llm.Response, response: llm.AsyncResponse) -> None:

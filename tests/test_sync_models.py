@@ -469,8 +469,9 @@ class Uncomparable:
         (["a.gguf", "a.gguf"], 1),
         (["a.gguf", "b.gguf"], 2),
         ([Uncomparable(), Uncomparable()], 2),
+        ([threading.Lock(), threading.Lock()], 1),
     ],
-    ids=["same", "changed", "uncomparable"],
+    ids=["same", "changed", "uncomparable", "a lock of its own"],
 )
 async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_same(
     make_datasette, paths, loads
