@@ -47,42 +47,32 @@ def register_secrets(
 
 @hookimpl
 def register_routes() -> list[tuple[str, Callable[..., Any]]]:
-    from .console import views as console
-    from .consultant import views as consultant
-    from .log import views as log
+    from .console.routes import routes
 
-    return [*console.routes(), *consultant.routes(), *log.routes()]
+    return routes()
 
 
 @hookimpl
 def register_actions() -> list[Action]:
-    from .console import views as console
-    from .consultant import access
-    from .log import views as log
+    from .permissions import actions
 
-    return [*console.actions(), *access.actions(), *log.actions()]
+    return actions()
 
 
 @hookimpl
 def menu_links(
     datasette: Datasette, actor: dict[str, Any] | None
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    from .console import views as console
-    from .consultant import views as consultant
-    from .log import views as log
+    from .console.routes import menu_links
 
-    async def links() -> list[dict[str, str]]:
-        every = [each.menu_links(datasette, actor) for each in (console, log, consultant)]
-        return [link for links in every for link in await links]
-
-    return links
+    return lambda: menu_links(datasette, actor)
 
 
 @hookimpl
 def table_actions(
     datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    from .consultant.views import table_links
+    from .console.advice.routes import table_links
 
     return lambda: table_links(datasette, actor, database, table)
 
@@ -91,14 +81,14 @@ def table_actions(
 def view_actions(
     datasette: Datasette, actor: dict[str, Any] | None, database: str, view: str
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    from .consultant.views import table_links
+    from .console.advice.routes import table_links
 
     return lambda: table_links(datasette, actor, database, view)
 
 
 @hookimpl
 def register_commands(cli: click.Group) -> None:
-    from .cli import register
+    from .cli.main import register
 
     register(cli)
 
@@ -108,10 +98,14 @@ def register_commands(cli: click.Group) -> None:
 # that leads to datasette.plugins.
 from datasette.plugins import pm  # noqa: E402
 
-from . import hookspecs  # noqa: E402
+from .hooks import specs as hookspecs  # noqa: E402
 
 pm.add_hookspecs(hookspecs)
 
+from .access.purposes import Purpose, get_purposes  # noqa: E402
+from .calls.group import Group  # noqa: E402
+from .calls.model import WrappedAsyncModel, WrappedConversation  # noqa: E402
+from .calls.prompt_result import PromptResult  # noqa: E402
 from .decision import Decision  # noqa: E402
 from .errors import (  # noqa: E402
     ConfigError,
@@ -132,10 +126,6 @@ from .errors import (  # noqa: E402
     TableNotFoundError,
 )
 from .facade import LLM  # noqa: E402
-from .groups import Group  # noqa: E402
-from .models import WrappedAsyncModel, WrappedConversation  # noqa: E402
-from .purposes import Purpose, get_purposes  # noqa: E402
-from .results import PromptResult  # noqa: E402
 from .structured import Structured  # noqa: E402
 
 __all__ = [

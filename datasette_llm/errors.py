@@ -32,8 +32,8 @@ import llm
 from datasette.utils import StartupError
 
 if TYPE_CHECKING:
+    from .calls.response import PromptResponse
     from .decision import Decision
-    from .responses import PromptResponse
 
 PROMPT_EXCERPT_CHARS = 60
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import dispatch, policy
-from .catalog import Entry
+from .access import policy
+from .access.call_policy import Fallback
+from .access.keys import KeyStatus, read_status
+from .access.snapshot import Snapshot, state_of
+from .calls.group import Group
+from .calls.model import WrappedAsyncModel
 from .decision import Decision, Step
 from .errors import ModelNotAllowedError, ModelNotFoundError
-from .groups import Group
-from .keys import KeyStatus, read_status
-from .log.record import ModelLog
-from .models import WrappedAsyncModel
-from .plan import Fallback
-from .state import View, state_of
+from .hooks import dispatch
+from .log.recorder import ModelLog
+from .providers.catalog import Entry
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from .sources import AsyncLLM
+    from .providers.registry import AsyncLLM
 
     Actor = Mapping[str, Any] | None
     Answers = Sequence[tuple[str, frozenset[str] | Exception]]
@@ -162,7 +163,9 @@ class LLM:
             raise
         return self._wrapped(view, entry, purpose, actor, group)
 
-    async def _allowed(self, name: str, purpose: str | None, actor: Actor) -> tuple[View, Entry]:
+    async def _allowed(
+        self, name: str, purpose: str | None, actor: Actor
+    ) -> tuple[Snapshot, Entry]:
         view, entry = await state_of(self.datasette).find(self.datasette, name)
         if self._has_filters() or not view.rules(purpose).permits(entry.model_id):
             decision = await self._decide(view, entry, purpose, actor, dispatch.filter_models)
@@ -175,7 +178,7 @@ class LLM:
         purpose, actor = asked.purpose, asked.actor
         view, entry = await self._allowed(fallback.model_id, purpose, actor)
         model = self._wrapped(view, entry, purpose, actor, asked._group)
-        model._play(fallback.reference, view.plan_of_fallback(purpose, fallback))
+        model._play(fallback.reference, view.fallback_call_policy(purpose, fallback))
         return model
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
@@ -189,7 +192,9 @@ class LLM:
             )
         return name
 
-    async def _resolved_default(self, view: View, purpose: str | None, actor: Actor) -> str | None:
+    async def _resolved_default(
+        self, view: Snapshot, purpose: str | None, actor: Actor
+    ) -> str | None:
         """The default by hooks, by assignment, then by configuration; None without any."""
         answer = await dispatch.default_model(self.datasette, purpose, actor)
         if answer is not None:
@@ -198,7 +203,7 @@ class LLM:
         return default.model_id if default is not None else None
 
     async def _decide(
-        self, view: View, entry: Entry, purpose: str | None, actor: Actor, ask: AskFilters
+        self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, ask: AskFilters
     ) -> Decision:
         model_id = entry.model_id
         rules = view.rules(purpose)
@@ -219,7 +224,7 @@ class LLM:
 
     async def _shown(
         self,
-        view: View,
+        view: Snapshot,
         purpose: str | None,
         default: str | None,
         status: KeyStatus | None = None,
@@ -234,7 +239,7 @@ class LLM:
         return policy.with_key(ids, view.catalog, rules, status)
 
     async def _filter_answers(
-        self, view: View, ids: list[str], purpose: str | None, actor: Actor
+        self, view: Snapshot, ids: list[str], purpose: str | None, actor: Actor
     ) -> list[tuple[str, frozenset[str]]]:
         if not self._has_filters():
             return []
@@ -244,11 +249,11 @@ class LLM:
     def _has_filters(self) -> bool:
         return dispatch.implemented(self.datasette, "llm_filter_models")
 
-    async def _view(self) -> View:
+    async def _view(self) -> Snapshot:
         return await state_of(self.datasette).view(self.datasette)
 
     def _note_refusal(
-        self, view: View, decision: Decision, group: Group | None, error: Exception
+        self, view: Snapshot, decision: Decision, group: Group | None, error: Exception
     ) -> None:
         step = decision.refusal
         if view.settings.log is None or step is None:
@@ -259,7 +264,7 @@ class LLM:
         recorder.refused(row, step.plugin or f"configuration ({step.rule})", error)
 
     def _wrapped(
-        self, view: View, entry: Entry, purpose: str | None, actor: Actor, group: Group | None
+        self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, group: Group | None
     ) -> WrappedAsyncModel:
         rules = view.rules(purpose)
         return WrappedAsyncModel(
@@ -275,7 +280,7 @@ class LLM:
             facade=self,
         )
 
-    def _log_of(self, view: View, model_id: str, purpose: str | None) -> ModelLog | None:
+    def _log_of(self, view: Snapshot, model_id: str, purpose: str | None) -> ModelLog | None:
         settings = view.settings.log
         if settings is None:
             return None

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import stamina.instrumentation
 from datasette.utils.sqlite import sqlite3
 
-from .checks import warnings
-from .config import secret_names
+from .access.config_warnings import warnings
+from .access.secrets import secrets_to_register
+from .access.snapshot import state_of
+from .config.settings import secret_names
 from .errors import NewerDatabaseError
-from .issuers import secrets_to_register
 from .log import retention
 from .log.queries import has_record
 from .log.schema import migrate
-from .state import state_of
 
 if TYPE_CHECKING:
     import datasette_secrets

@@ -15,8 +15,8 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-pytest.register_assert_rewrite("tests.faults")
-pytest_plugins = ["datasette_llm.testing", "tests.consulting"]
+pytest.register_assert_rewrite("tests.support.faults")
+pytest_plugins = ["datasette_llm.testing", "tests.support.consultant"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,4 +72,4 @@ def plugin() -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def no_own_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
     """The consultant's purpose is not registered, so that a test lists just its own."""
-    monkeypatch.setattr("datasette_llm.consultant.consulting.purposes", list)
+    monkeypatch.setattr("datasette_llm.consultant.advice.consultation.purposes", list)

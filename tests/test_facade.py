@@ -716,7 +716,7 @@ async def test_an_unchanged_configuration_is_parsed_once(
 ) -> None:
     models = LLM(make_datasette(ABC))
     await models.model("a")
-    monkeypatch.setattr("datasette_llm.state.parse_settings", None)
+    monkeypatch.setattr("datasette_llm.access.snapshot.parse_settings", None)
 
     await models.model("a")
     assert await ids(models) == "abc"

@@ -15,7 +15,7 @@ from datasette import hookimpl
 from datasette.utils import StartupError
 
 from datasette_llm import LLM, ConfigError, ResponseCancelledError, lifecycle
-from datasette_llm.state import state_of
+from datasette_llm.access.snapshot import state_of
 from datasette_llm.testing import ScriptedModel
 
 BAD_CONFIG = {

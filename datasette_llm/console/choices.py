@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..consultant import consulting
-from ..keys import ENVIRONMENT_PREFIX, Place, can_store
-from ..purposes import Purpose, get_purposes
-from .quoting import quoted_error
+from ..access.keys import ENVIRONMENT_PREFIX, Place, can_store
+from ..access.purposes import Purpose, get_purposes
+from ..access.quoting import quoted_error
+from ..consultant.advice import consultation as consulting
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..state import View
+    from ..access.snapshot import Snapshot
 
 
 async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose], list[str]]:
@@ -34,7 +34,7 @@ async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose],
     return registered | {name: own[name] for name in own if name not in registered}, []
 
 
-async def purpose_names(datasette: Datasette, view: View) -> tuple[list[str], list[str]]:
+async def purpose_names(datasette: Datasette, view: Snapshot) -> tuple[list[str], list[str]]:
     """The purposes that plugins registered, the configuration names or a model is assigned to.
 
     Returns:

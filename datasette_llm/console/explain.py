@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import dispatch
+from ..access.keys import read_status
+from ..access.quoting import quoted, quoted_error
+from ..access.snapshot import state_of
 from ..facade import LLM
-from ..keys import read_status
-from ..state import state_of
+from ..hooks import dispatch
+from ..web import refused
+from .call_policies import CallPolicies
 from .choices import purpose_names
-from .plans import Plans
-from .quoting import quoted, quoted_error
-from .views import refused
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
+    from ..access.snapshot import Snapshot
     from ..decision import Decision
-    from ..state import View
 
     Actor = Mapping[str, Any] | None
 
@@ -112,10 +112,10 @@ async def _decided(
 
 
 async def _planned(
-    datasette: Datasette, view: View, model_id: str, purpose: str | None, actor: Actor
+    datasette: Datasette, view: Snapshot, model_id: str, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
     """The plan of a model, with what plugins say about its fallbacks too."""
-    plan = Plans(datasette, view, await read_status(datasette)).payload(purpose, model_id)
+    plan = CallPolicies(datasette, view, await read_status(datasette)).payload(purpose, model_id)
     for fallback in plan["fallbacks"]:
         decision = await _decided(datasette, fallback["model_id"], purpose, actor)
         if not decision["available"]:
@@ -124,7 +124,7 @@ async def _planned(
 
 
 async def resolved_default(
-    datasette: Datasette, view: View, purpose: str | None, actor: Actor
+    datasette: Datasette, view: Snapshot, purpose: str | None, actor: Actor
 ) -> dict[str, Any] | None:
     """The default, and by which rule: by hooks, by assignment, then by configuration.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..keys import read_status
-from ..log.payloads import record_status
-from ..policy import has_key
-from ..state import state_of
+from ..access.keys import read_status
+from ..access.policy import has_key
+from ..access.snapshot import state_of
+from .call_policies import has_limits, queues
 from .choices import purpose_names
-from .plans import has_limits, queues
+from .log.payloads import record_status
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from datasette import Response
 from datasette.utils.sqlite import sqlite3
 from markupsafe import Markup
 
-from .. import dispatch, policy
+from ..access import policy
+from ..access.assignments import HISTORY_ROWS, history
+from ..access.keys import KeyStatus, read_status
+from ..access.purposes import Purpose
+from ..access.snapshot import Snapshot, State, state_of
 from ..decision import Decision
-from ..keys import KeyStatus, read_status
-from ..purposes import Purpose
-from ..state import State, View, state_of
-from .assignments import HISTORY_ROWS, history
+from ..errors import ModelNotFoundError, NewerDatabaseError
+from ..hooks import dispatch
+from ..permissions import MANAGE
+from ..sanitize import storable
+from ..web import PostError, as_json, posted, refused, wants_html
+from .call_policies import ANY_MODEL, CallPolicies
 from .choices import registered_purposes
-from .plans import ANY_MODEL, Plans
-from .views import Page
+from .navigation import ROOT
+from .page import Page, rendered
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
     Row = dict[str, Any]
+
+    Payload = dict[str, Any]
 
 
 async def _purposes(datasette: Datasette, request: Request) -> Row:
@@ -53,7 +62,7 @@ async def purposes(datasette: Datasette) -> Row:
     names = sorted({*registered, *view.settings.purposes, *view.assigned})
     menus, numbers = _menus(view, status, names)
     rows = [_row(view, status, name, registered.get(name)) for name in names]
-    plans = Plans(datasette, view, status)
+    plans = CallPolicies(datasette, view, status)
     return {
         "ok": True,
         "last_until_restart": datasette.get_internal_database().is_temp_disk,
@@ -69,13 +78,13 @@ async def purposes(datasette: Datasette) -> Row:
     }
 
 
-async def known_purposes(datasette: Datasette, view: View) -> set[str]:
+async def known_purposes(datasette: Datasette, view: Snapshot) -> set[str]:
     """The purposes that a model can be assigned to: registered or configured."""
     registered, _ = await registered_purposes(datasette)
     return {*registered, *view.settings.purposes}
 
 
-def refusal(view: View, name: str, purpose: str) -> str | None:
+def refusal(view: Snapshot, name: str, purpose: str) -> str | None:
     """Why the configuration keeps a model from a purpose; None where it does not."""
     model_id = view.catalog.canonical(name)
     if model_id not in view.catalog.entries:
@@ -96,7 +105,7 @@ async def _history(datasette: Datasette, state: State) -> tuple[list[Row], list[
     return past, [f"The models assigned to purposes cannot be read or written: {problem}"]
 
 
-def _row(view: View, status: KeyStatus, name: str, registered: Purpose | None) -> Row:
+def _row(view: Snapshot, status: KeyStatus, name: str, registered: Purpose | None) -> Row:
     default = view.default(name)
     return {
         "purpose": name,
@@ -110,12 +119,12 @@ def _row(view: View, status: KeyStatus, name: str, registered: Purpose | None) -
     }
 
 
-def _plan(plans: Plans, row: Row) -> Row:
+def _plan(plans: CallPolicies, row: Row) -> Row:
     return plans.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
 
 
 def _problem(
-    view: View, status: KeyStatus, purpose: str, default: policy.Default | None
+    view: Snapshot, status: KeyStatus, purpose: str, default: policy.Default | None
 ) -> str | None:
     if default is None:
         return "There is no default model, so a prompt that names no model is refused"
@@ -127,7 +136,7 @@ def _problem(
     return problem
 
 
-def _assignment(view: View, purpose: str, default: policy.Default | None) -> Row | None:
+def _assignment(view: Snapshot, purpose: str, default: policy.Default | None) -> Row | None:
     choice = view.assigned.get(purpose)
     if choice is None or choice.model_id is None:
         return None
@@ -141,7 +150,7 @@ def _assignment(view: View, purpose: str, default: policy.Default | None) -> Row
 
 
 def _menus(
-    view: View, status: KeyStatus, names: Iterable[str]
+    view: Snapshot, status: KeyStatus, names: Iterable[str]
 ) -> tuple[list[dict[str, list[Option]]], dict[str, int]]:
     """The different lists of allowed models, and for each purpose the number of its list."""
     options = {model_id: Option(model_id) for model_id in view.catalog.entries}
@@ -164,7 +173,7 @@ def _menus(
 
 
 def _allowed(
-    view: View, status: KeyStatus, purpose: str | None
+    view: Snapshot, status: KeyStatus, purpose: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     rules = view.rules(purpose)
     ids = policy.listing(rules, view.catalog, rules.default)
@@ -184,3 +193,106 @@ class Option(str):
         if self._html is None:
             self._html = Markup('<option value="{0}">{0}</option>').format(str(self))
         return self._html
+
+
+ASSIGN = f"{ROOT}/assign"
+# A message is kept in a cookie, which has room for some 4,000 characters.
+SHOWN_CHARS = 100
+
+
+async def assign(
+    datasette: Datasette, purpose: str, name: str | None, actor: Mapping[str, Any] | None
+) -> Payload:
+    """Choose a model for a purpose, or go back to what the configuration says.
+
+    Args:
+        datasette: the Datasette instance.
+        purpose: one that is registered or configured; to go back, any that has a choice.
+        name: an id or alias; None to go back to the configuration.
+        actor: who chooses.
+
+    Returns:
+        `{ok, purpose, model_id, resolves_to, rule}` with the model's id, None for none; or why
+        the choice was refused, and then nothing has changed.
+    """
+    state = state_of(datasette)
+    view = await state.view(datasette)
+    known = await known_purposes(datasette, view)
+    if purpose not in known and (name is not None or purpose not in view.assigned):
+        return refused(_unknown(purpose))
+    model_id = None
+    if name is not None:
+        try:
+            view, entry = await state.find(datasette, name)
+        except ModelNotFoundError as error:
+            return refused(str(error))
+        model_id = entry.model_id
+        problem = refusal(view, model_id, purpose)
+        if problem is not None:
+            return refused(problem)
+    actor_id = storable({"id": (actor or {}).get("id")})["id"]
+    try:
+        await state.assignments.assign(datasette, purpose, model_id, actor_id)
+    except UnicodeEncodeError as error:
+        return refused(f"The name of the purpose or model is no valid Unicode: {error}")
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        message = f"The internal database cannot be written, so nothing has changed: {error}"
+        return refused(message, 503)
+    default = (await state.view(datasette)).default(purpose)
+    return {
+        "ok": True,
+        "purpose": purpose,
+        "model_id": model_id,
+        "resolves_to": default.model_id if default else None,
+        "rule": default.rule if default else None,
+    }
+
+
+def sentence(payload: Payload) -> str:
+    """What `assign` did, for a person."""
+    purpose, model = _shortened(payload["purpose"]), _shortened(payload["resolves_to"] or "")
+    if payload["model_id"] is not None:
+        return f"Purpose {purpose} now uses {model}."
+    used = f"it uses {model} ({_shortened(payload['rule'])})" if model else "it has no model"
+    return f"Purpose {purpose} is back to the configuration: {used}."
+
+
+async def assign_view(datasette: Datasette, request: Request) -> Response:
+    """Takes `purpose` and either `model_id` or `reset`, from a form or as JSON."""
+    await datasette.ensure_permission(action=MANAGE, actor=request.actor)
+    if request.method != "POST":
+        return Response.error("Only POST assigns", 405, headers={"Allow": "POST"})
+    payload = await _asked(datasette, request)
+    if not wants_html(request):
+        return as_json(payload)
+    if not payload["ok"]:
+        return await rendered(PAGE, datasette, request, await purposes(datasette) | payload)
+    datasette.add_message(request, sentence(payload), datasette.INFO)
+    # 303, so that what follows is a GET and a page that is loaded again does not post again.
+    return Response.redirect(datasette.urls.path(PAGE.path), status=303)
+
+
+async def _asked(datasette: Datasette, request: Request) -> Payload:
+    try:
+        fields = await posted(request)
+    except PostError as error:
+        return refused(str(error))
+    name = fields.get("model_id")
+    if ("reset" in fields) == (name is not None):
+        return refused(
+            "Give either model_id, to choose a model, or reset, to go back to the configuration"
+        )
+    return await assign(datasette, fields.get("purpose", ""), name, request.actor)
+
+
+def _unknown(purpose: str) -> str:
+    if not purpose:
+        return "Give purpose: what the model is for"
+    return (
+        f"Unknown purpose: {_shortened(purpose)}. A plugin has to register it, or the "
+        "configuration has to have it under purposes"
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"

@@ -12,11 +12,11 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .values import count
+from ..sanitize import count
 
 if TYPE_CHECKING:
-    from ..config import PriceSettings
-    from ..models import WrappedAsyncModel
+    from ..calls.model import WrappedAsyncModel
+    from ..config.settings import PriceSettings
 
 NANODOLLARS = 1_000_000_000
 MAX_NANODOLLARS = 10**15  # a million dollars; so much for one call is no price, but a mistake

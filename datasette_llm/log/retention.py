@@ -17,7 +17,7 @@ from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 from ulid import ULID
 
-from .rows import now
+from ..sanitize import now
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlite_utils import Database, Migrations
 
-from .. import database
+from .. import migrations as database
 
 if TYPE_CHECKING:
     import sqlite3

@@ -16,9 +16,91 @@ from typing import Any, Literal
 
 from datasette.utils.sqlite import sqlite3
 
-from .kept import KeptAnswers, Rows
 from .queries import RUNNING, Filter, first_id, moment, time_of
-from .tallies import Tally, percentile
+from .schema import OUTCOMES
+from .totals_cache import QueryCache, Rows
+
+FAILURES = ("error", "lost")
+
+
+@dataclass(slots=True)
+class Aggregate:
+    """What some calls come to; a sum of which no part is known is None.
+
+    Attributes:
+        outcomes: how many calls ended in each way.
+        input_tokens: those that are known, added up.
+        output_tokens: likewise.
+        cost_nanodollars: likewise.
+        calls_without_cost: how many calls succeeded at a cost that nobody knows.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_nanodollars: int | None = None
+    calls_without_cost: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How many calls there are."""
+        return self.outcomes.total()
+
+    @property
+    def tokens(self) -> int | None:
+        """Input and output together."""
+        return _plus(self.input_tokens, self.output_tokens)
+
+    def add(self, other: Aggregate) -> None:
+        """Count other calls in."""
+        self.outcomes.update(other.outcomes)
+        self.input_tokens = _plus(self.input_tokens, other.input_tokens)
+        self.output_tokens = _plus(self.output_tokens, other.output_tokens)
+        self.cost_nanodollars = _plus(self.cost_nanodollars, other.cost_nanodollars)
+        self.calls_without_cost += other.calls_without_cost
+
+    def summary(self) -> dict[str, Any]:
+        """The totals as they stand in a payload; without any calls, nothing is unknown."""
+        none = 0 if not self.calls else None
+        cost = none if self.cost_nanodollars is None else self.cost_nanodollars
+        return {
+            "calls": self.calls,
+            "failures": sum(self.outcomes[outcome] for outcome in FAILURES),
+            "outcomes": {outcome: self.outcomes[outcome] for outcome in (*OUTCOMES, RUNNING)},
+            "input_tokens": none if self.input_tokens is None else self.input_tokens,
+            "output_tokens": none if self.output_tokens is None else self.output_tokens,
+            "cost_nanodollars": cost,
+            "cost_dollars": dollars(cost),
+            "calls_without_cost": self.calls_without_cost,
+        }
+
+
+def dollars(nanodollars: int | None) -> float | None:
+    """A cost in dollars; None, which is unknown, stays None."""
+    return None if nanodollars is None else nanodollars / 1_000_000_000
+
+
+def percentile(counts: Mapping[int, int], percent: int) -> int | None:
+    """The smallest value that so many percent of the values do not exceed.
+
+    Args:
+        counts: how often each value occurs.
+        percent: from 1 to 100.
+    """
+    wanted = sum(counts.values()) * percent
+    so_far = 0
+    for value in sorted(counts):
+        so_far += counts[value] * 100
+        if so_far >= wanted:
+            return value
+    return None
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b
+
 
 By = Literal["purpose", "model"]
 SERIES_COLUMNS: Mapping[str, str] = {"purpose": "purpose", "model": "model_id"}
@@ -47,8 +129,8 @@ class Days:
             never left, and do not count.
     """
 
-    total: Tally
-    days: dict[datetime.date, dict[str | None, Tally]]
+    total: Aggregate
+    days: dict[datetime.date, dict[str | None, Aggregate]]
     earlier: bool
     durations: Counter[int] = field(default_factory=Counter)
 
@@ -78,7 +160,7 @@ def totals(
     wanted: Filter,
     by: By,
     now: datetime.datetime,
-    kept: KeptAnswers,
+    kept: QueryCache,
 ) -> Days:
     """The totals of the calls that a filter lets through.
 
@@ -89,7 +171,7 @@ def totals(
         now: the last day goes up to here, or up to the filter's end.
         kept: what was found before; what is found now is added.
     """
-    result = Days(Tally(), {}, earlier=False)
+    result = Days(Aggregate(), {}, earlier=False)
     for day, start, end in _periods(connection, wanted, now):
         sql, values = _summing(wanted, by, start, end)
         rows = kept.rows(connection, sql, values)
@@ -104,9 +186,9 @@ def totals(
     return result
 
 
-def tally(connection: sqlite3.Connection, wanted: Filter) -> Tally:
+def tally(connection: sqlite3.Connection, wanted: Filter) -> Aggregate:
     """The totals of a filter, all its time together."""
-    total = Tally()
+    total = Aggregate()
     rows = connection.execute(*_summing(wanted, "model", None, None)).fetchall()
     for each in _tallies(rows).values():
         total.add(each)
@@ -209,13 +291,13 @@ def _summing(
     return sql, values
 
 
-def _tallies(rows: Rows) -> dict[str | None, Tally]:
-    tallies: dict[str | None, Tally] = {}
+def _tallies(rows: Rows) -> dict[str | None, Aggregate]:
+    tallies: dict[str | None, Aggregate] = {}
     for name, outcome, _, calls, priced, *known in rows:
         input_tokens, output_tokens, cost = (None if n is None else int(n) for n in known)
-        part = Tally(Counter({outcome or RUNNING: calls}), input_tokens, output_tokens, cost)
+        part = Aggregate(Counter({outcome or RUNNING: calls}), input_tokens, output_tokens, cost)
         part.calls_without_cost = calls - priced if outcome == "ok" else 0
-        tallies.setdefault(name, Tally()).add(part)
+        tallies.setdefault(name, Aggregate()).add(part)
     return tallies
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 
-from .values import said
+from ..sanitize import message_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -247,8 +247,8 @@ class Writer:
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            logger.error("The record of LLM calls cannot be written: %s", said(error))
-        self.failure = f"{type(error).__name__}: {said(error)}"
+            logger.error("The record of LLM calls cannot be written: %s", message_of(error))
+        self.failure = f"{type(error).__name__}: {message_of(error)}"
         self._answer([*self._batch, *self._awaited], False)
 
     def _note_success(self) -> None:

@@ -7,7 +7,7 @@ prompts, twice if it must.
 
 from __future__ import annotations
 
-from .asking import AsksForObjects, Structured, prompt_text
-from .closing import closed_schema
+from .request import AsksForObjects, Structured, prompt_text
+from .strict_schema import closed_schema
 
 __all__ = ["AsksForObjects", "Structured", "closed_schema", "prompt_text"]

@@ -15,10 +15,11 @@ from unittest.mock import patch
 
 from datasette.app import Datasette
 
-from datasette_llm import LLM, calls
-from datasette_llm.attempts import Attempt
-from datasette_llm.calls import Call
-from datasette_llm.responses import PromptResponse
+from datasette_llm import LLM
+from datasette_llm.calls import call as calls
+from datasette_llm.calls.attempt import Attempt
+from datasette_llm.calls.call import Call
+from datasette_llm.calls.response import PromptResponse
 
 from .bursts import Burst, burst, hooked, percentile
 from .log_rows import make_without_record, on_disk, prompted

@@ -19,10 +19,10 @@ from urllib.parse import urlencode
 
 from datasette.app import Datasette
 
-from datasette_llm.log.kept import KeptAnswers
-from datasette_llm.log.payloads import fingerprint
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.console.log.payloads import fingerprint
 from datasette_llm.log.queries import Filter, first_id
-from datasette_llm.state import state_of
+from datasette_llm.log.totals_cache import QueryCache
 
 from .filling import DAYS, fill
 from .measuring import Pair, Row, Sample, measured
@@ -191,7 +191,7 @@ async def _seconds(datasette: Datasette, address: str) -> float:
 
 async def _seconds_anew(datasette: Datasette, address: str) -> float:
     """As by the first who asks after Datasette has started."""
-    state_of(datasette).kept_answers = KeptAnswers()
+    state_of(datasette).query_cache = QueryCache()
     return await _seconds(datasette, address)
 
 

@@ -19,12 +19,12 @@ from unittest.mock import patch
 from datasette.app import Datasette
 
 from datasette_llm import LLM
-from datasette_llm.attempts import Attempt
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.calls.attempt import Attempt
+from datasette_llm.calls.model import WrappedAsyncModel
 from datasette_llm.log.rows import started_row
-from datasette_llm.models import WrappedAsyncModel
 from datasette_llm.redaction import redact
-from datasette_llm.state import state_of
-from datasette_llm.telemetry import RequestSpan
+from datasette_llm.telemetry.spans import RequestSpan
 
 from .measuring import Pair, Row, measured, timed
 from .rows import known, row, running, scripted

@@ -19,8 +19,8 @@ from typing import Any
 
 from datasette.app import Datasette
 
-from datasette_llm.config import parse_settings
-from datasette_llm.consultant.profile import make_profile
+from datasette_llm.config.parse import parse_settings
+from datasette_llm.consultant.profile.profile import make_profile
 
 from .export import peak
 from .stall import longest_gap

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError
-from datasette_llm.state import state_of
+from datasette_llm.access.snapshot import state_of
 
 from .account import Counts
 from .provider import CHUNKS

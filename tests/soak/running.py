@@ -20,11 +20,13 @@ from pathlib import Path
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_llm import LLM, answering, responses
-from datasette_llm.state import state_of
+from datasette_llm import LLM
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.calls import response as responses
+from datasette_llm.calls import retry as answering
 from datasette_llm.testing import registered
 
-from ..recording import Accountant
+from ..support.plugins import Accountant
 from .account import Counts, Left, Line, lines
 from .kinds import CONFIG, HOLDER, Kind, World, drawn
 from .wire import Connections, Wire

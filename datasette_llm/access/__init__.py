@@ -1,0 +1,1 @@
+"""Which model, for whom, with which key, and under which call policy."""

@@ -1,0 +1,126 @@
+"""What is odd about a valid configuration, given the models that are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pydantic
+
+from ..config.fallback_cycles import fallback_circles
+from ..config.settings import Settings, path_of, references
+from ..providers.catalog import Catalog
+from .policy import Rules
+
+Path = tuple[str | int, ...]
+
+
+def warnings(settings: Settings, catalog: Catalog) -> list[str]:
+    """Warnings for the administrator.
+
+    Args:
+        settings: the parsed configuration.
+        catalog: the models that llm knows.
+
+    Returns:
+        One line each, `path.of.the.setting: what is odd and what follows from it`; and what
+        went wrong while llm listed its models.
+    """
+    return [
+        *catalog.problems,
+        *_replaced_models(settings, catalog),
+        *_unknown_ids(settings, catalog),
+        *_odd_references(settings, catalog),
+        *_blocked_defaults(settings, catalog),
+        *_useless_fallbacks(settings, catalog),
+        *_circles_by_alias(settings, catalog),
+    ]
+
+
+def _names(settings: Settings) -> Iterator[tuple[Path, str]]:
+    for path, reference in references(settings):
+        yield path, reference.model
+    lists: list[tuple[Path, tuple[str, ...]]] = [
+        (("models",), settings.models or ()),
+        (("blocked_models",), settings.blocked_models),
+    ]
+    for name, purpose in settings.purposes.items():
+        lists.append((("purposes", name, "blocked_models"), purpose.blocked_models))
+    for path, ids in lists:
+        for number, model_id in enumerate(ids):
+            yield (*path, number), model_id
+
+
+def _replaced_models(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    for number, endpoint in enumerate(settings.endpoints):
+        for name in sorted(catalog.replaced.intersection({endpoint.model, *endpoint.aliases})):
+            yield (
+                f"{path_of('endpoints', number)}: {name!r} is also the name of an installed model, "
+                "and means this endpoint now"
+            )
+
+
+def _unknown_ids(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    for path, name in _names(settings):
+        if catalog.canonical(name) not in catalog.entries:
+            yield f"{path_of(*path)}: {catalog.why_unknown(name)}"
+
+
+def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    for path, reference in references(settings):
+        entry = catalog.entries.get(catalog.canonical(reference.model))
+        if entry is None:
+            continue
+        if reference.key and not entry.model.needs_key:
+            where = path_of(*path, "key")
+            yield f"{where}: model {entry.model_id!r} takes no key, so this is not used"
+        try:
+            entry.model.Options(**reference.plain_options())
+        except Exception as error:  # a stranger's validator may raise anything
+            if not isinstance(error, pydantic.ValidationError):
+                yield f"{path_of(*path, 'options')}: model {entry.model_id!r} refuses this: {error}"
+                continue
+            for problem in error.errors(include_input=False, include_url=False):
+                where = path_of(*path, "options", *problem["loc"])
+                yield (
+                    f"{where}: model {entry.model_id!r} does not take this, so prompts that use "
+                    f"it will fail: {problem['msg']}"
+                )
+
+
+def _blocked_defaults(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    everywhere = catalog.canonical_set(settings.blocked_models)
+    for name in [None, *settings.purposes]:
+        rules = Rules.of(settings, catalog, name)
+        if rules.default is None or rules.default not in rules.blocked:
+            continue
+        own = name is not None and settings.purposes[name].model is not None
+        if name is not None and not own and rules.default in everywhere:
+            continue  # said already, of default_model
+        path: Path = ("purposes", str(name), "model") if own else ("default_model",)
+        yield (
+            f"{path_of(*path)}: model {rules.default!r} is blocked by "
+            f"{rules.blocked[rules.default]}, so a prompt that names no model will be refused"
+        )
+
+
+def _useless_fallbacks(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    """Fallbacks that a purpose may not use, told once each."""
+    named = [(path, each) for path, each in references(settings) if "fallbacks" in path]
+    told = set[Path]()
+    for purpose in [None, *settings.purposes] if named else []:
+        rules = Rules.of(settings, catalog, purpose)
+        for path, fallback in named:
+            model_id = catalog.canonical(fallback.model)
+            elsewhere = path[0] == "purposes" and path[1] != purpose
+            if elsewhere or path in told or model_id not in catalog.entries:
+                continue
+            if not rules.permits(model_id):
+                told.add(path)
+                refusal = next(step for step in rules.steps(model_id, purpose) if not step.passed)
+                yield f"{path_of(*path)}: {refusal.detail}; until then this fallback is skipped"
+
+
+def _circles_by_alias(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    # Those that can be seen without the aliases have kept Datasette from starting.
+    for path, problem in fallback_circles(settings, catalog.canonical):
+        yield f"{path_of(*path)}: {problem}; until then it is skipped"

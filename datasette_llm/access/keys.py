@@ -1,0 +1,259 @@
+"""Which key a model uses, and which models have one.
+
+Finding out which models have a key reads names only: no key is decrypted, nothing is
+written. Using a key goes through datasette-secrets' `get_secret()`, which stamps the secret
+as used, and then through llm's own places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import cryptography.fernet
+import datasette_secrets
+import llm
+from datasette.utils.sqlite import sqlite3
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+    from ..providers.registry import AsyncLLM
+
+ENVIRONMENT_PREFIX = "DATASETTE_SECRETS_"
+Source = Literal["secret environment", "secret", "keys.json", "environment", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a key is set.
+
+    Attributes:
+        source: the kind of place.
+        name: what the key is called there: a secret, a name in keys.json, a variable; for a
+            key that its llm plugin gave to the model, llm's name for the key.
+    """
+
+    source: Source
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """Which keys are set, as of one moment. Holds names, never keys.
+
+    Attributes:
+        secrets: names in datasette-secrets' encrypted table.
+        stored: names in llm's keys.json.
+    """
+
+    secrets: frozenset[str] = frozenset()
+    stored: frozenset[str] = frozenset()
+
+    def source(self, model: AsyncLLM, secret_names: Iterable[str]) -> Source | None:
+        """Where the key of a model would come from, or None where it has none.
+
+        Args:
+            model: a model with `needs_key`.
+            secret_names: secrets that the configuration names for it, in order.
+        """
+        place = next(self.places(model, secret_names), None)
+        return place.source if place is not None else None
+
+    def places(self, model: AsyncLLM, secret_names: Iterable[str]) -> Iterator[Place]:
+        """Every place that has a key for a model, in the order in which they are tried.
+
+        Args:
+            model: a model with `needs_key`.
+            secret_names: secrets that the configuration names for it, in order.
+        """
+        for name in candidates(model, secret_names):
+            if os.environ.get(ENVIRONMENT_PREFIX + name):
+                yield Place("secret environment", name)
+            if name in self.secrets:
+                yield Place("secret", name)
+        needs_key = str(model.needs_key)
+        if needs_key in self.stored:
+            yield Place("keys.json", needs_key)
+        if model.key_env_var and os.environ.get(model.key_env_var):
+            yield Place("environment", model.key_env_var)
+        if model.key:
+            yield Place("model", needs_key)
+
+
+@functools.cache
+def provider_secret(needs_key: str) -> str:
+    """The name of the secret for a provider's key: `openai` gives `OPENAI_API_KEY`."""
+    return re.sub(r"\W", "_", needs_key).upper() + "_API_KEY"
+
+
+def endpoint_secret(model: AsyncLLM) -> str | None:
+    """The secret that an endpoint names for its model; None for any other model."""
+    # Told by the attribute, as importing the class of endpoints takes a second.
+    return getattr(model, "own_secret", None)
+
+
+def own_secret(model: AsyncLLM) -> str | None:
+    """The secret that is a model's by itself: its endpoint's, or its provider's."""
+    return endpoint_secret(model) or (provider_secret(model.needs_key) if model.needs_key else None)
+
+
+def candidates(model: AsyncLLM, secret_names: Iterable[str]) -> list[str]:
+    """The secrets that may hold the key of a model, in the order they are tried."""
+    own = own_secret(model)
+    return list(dict.fromkeys([*secret_names, *([own] if own else [])]))
+
+
+async def read_status(datasette: Datasette) -> KeyStatus:
+    """The names of the keys that are set: one read of the table, one of keys.json."""
+    if not can_store(datasette):
+        stored, _ = await asyncio.to_thread(_stored_keys)
+        return KeyStatus(frozenset(), frozenset(stored))
+    # Both in the thread of the database: a second thread costs more than it saves.
+    status: KeyStatus = await _secrets_database(datasette).execute_fn(_status)
+    return status
+
+
+async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozenset[str]:
+    """The keys themselves, wherever one is set, to take them out of what strangers say.
+
+    Not for listing, which needs no key. None is stamped as used.
+
+    Args:
+        datasette: the Datasette instance.
+        models: those whose own variables and keys count too.
+    """
+    prefixed = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
+    names = {*prefixed, *(model.key_env_var for model in models if model.key_env_var)}
+    stored, _ = await asyncio.to_thread(_stored_keys)
+    found = {*(os.environ.get(name) for name in names), *(model.key for model in models)}
+    return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
+
+
+async def _decrypted(datasette: Datasette) -> list[str]:
+    if not can_store(datasette):
+        return []
+    keys = []
+    try:
+        # In a thread, because resolving `$file` reads files.
+        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
+        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
+        sql = "select encrypted from datasette_secrets where encrypted is not null"
+        rows = await _secrets_database(datasette).execute(sql)
+    except (OSError, ValueError, sqlite3.Error):
+        return []  # then nobody can read them
+    for row in rows:
+        with contextlib.suppress(cryptography.fernet.InvalidToken):
+            keys.append(cipher.decrypt(row["encrypted"]).decode())
+    return keys
+
+
+def can_store(datasette: Datasette) -> bool:
+    """Whether datasette-secrets has the encryption key that it stores secrets with."""
+    return bool(_secrets_config(datasette).get("encryption-key"))
+
+
+def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
+    # Looked at as it is written: resolving a `$file` would read it here, on the event loop.
+    plugins = (datasette.config or {}).get("plugins") or {}
+    return plugins.get("datasette-secrets") or {}
+
+
+def _secrets_database(datasette: Datasette) -> Database:
+    name = _secrets_config(datasette).get("database")
+    named = isinstance(name, str) and name != "_internal"
+    return datasette.get_database(name) if named else datasette.get_internal_database()
+
+
+async def find_key(
+    datasette: Datasette,
+    model: AsyncLLM,
+    *,
+    explicit: str | None,
+    secret_names: Sequence[str],
+    actor: Mapping[str, Any] | None,
+) -> str | None:
+    """The key for a prompt.
+
+    Args:
+        datasette: the Datasette instance.
+        model: llm's model.
+        explicit: what the caller passed as `key=`: a key, or a name in keys.json.
+        secret_names: secrets that the configuration names for the model, in order.
+        actor: who asks; datasette-secrets notes who used a secret last.
+
+    Returns:
+        The key, or None for a model that needs none.
+
+    Raises:
+        llm.NeedsKeyException: no place has one; the message names all the places.
+    """
+    if explicit:
+        stored, _ = await asyncio.to_thread(_stored_keys)
+        return stored.get(explicit, explicit)
+    if not model.needs_key:
+        return None
+    actor_id = (actor or {}).get("id")
+    # It is only noted; datasette-secrets would hand anything else to SQLite as it is.
+    actor_id = None if actor_id is None else str(actor_id)
+    for name in candidates(model, secret_names):
+        key = await _get_secret(datasette, name, actor_id)
+        if key:
+            return key
+    stored, problem = await asyncio.to_thread(_stored_keys)
+    key = stored.get(model.needs_key) or os.environ.get(model.key_env_var or "") or model.key
+    if key:
+        return key
+    message = _missing_key_message(model, candidates(model, secret_names))
+    raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
+
+
+async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:
+    try:
+        key: str | None = await datasette_secrets.get_secret(datasette, name, actor_id)
+    except ValueError as error:
+        raise llm.NeedsKeyException(
+            f"The secret {name} cannot be read, because the encryption-key setting of "
+            f"datasette-secrets is malformed: {error}"
+        ) from None
+    except cryptography.fernet.InvalidToken:
+        raise llm.NeedsKeyException(
+            f"The secret {name} was stored with another encryption key and cannot be read; "
+            f"set it again at /-/secrets/{name}"
+        ) from None
+    return key
+
+
+def _status(connection: sqlite3.Connection) -> KeyStatus:
+    try:
+        rows = connection.execute(
+            "select distinct name from datasette_secrets where encrypted is not null"
+        ).fetchall()
+    except sqlite3.OperationalError:
+        rows = []  # the table is made at startup; before that there are no secrets in it
+    return KeyStatus(frozenset(row[0] for row in rows), frozenset(_stored_keys()[0]))
+
+
+def _stored_keys() -> tuple[dict[str, str], str | None]:
+    """The keys in llm's keys.json, and what is wrong with the file if it cannot be read."""
+    try:
+        items = llm.load_keys().items()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return {}, f"llm's keys.json cannot be read: {type(error).__name__}"
+    return {name: key for name, key in items if key and isinstance(key, str)}, None
+
+
+def _missing_key_message(model: AsyncLLM, names: Sequence[str]) -> str:
+    places = [f"the secret {name} at /-/secrets/{name}" for name in names]
+    places += [f"the environment variable {ENVIRONMENT_PREFIX}{name}" for name in names]
+    places.append(f"'llm keys set {model.needs_key}'")
+    if model.key_env_var:
+        places.append(f"the environment variable {model.key_env_var}")
+    return f"No key for model {model.model_id!r}. Set one in any of: {', '.join(places)}"

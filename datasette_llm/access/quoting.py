@@ -1,0 +1,41 @@
+"""What plugins and providers say when they fail, as pages can quote it: bounded, without keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from ..redaction import without_keys
+from ..sanitize import message_of, well_formed
+from .keys import every_key
+from .snapshot import state_of
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+# Some servers answer with a whole page of HTML.
+MAX_MESSAGE_CHARS = 10_000
+
+
+async def quoted(datasette: Datasette, text: str) -> str:
+    """A stranger's text without any key that is set on this site, and not endlessly long.
+
+    A hook may have read a key by itself, so all of them are looked for.
+
+    Args:
+        datasette: the Datasette instance.
+        text: what was said.
+    """
+    try:
+        catalog = (await state_of(datasette).view(datasette)).catalog
+    except ConfigError:
+        models = []
+    else:
+        models = [entry.model for entry in catalog.entries.values()]
+    clean = well_formed(without_keys(text, await every_key(datasette, models)))
+    return clean if len(clean) <= MAX_MESSAGE_CHARS else f"{clean[:MAX_MESSAGE_CHARS]}…"
+
+
+async def quoted_error(datasette: Datasette, error: Exception) -> str:
+    """What a plugin's exception is and says, as `quoted`."""
+    return await quoted(datasette, f"{type(error).__name__}: {message_of(error)}")

@@ -1,0 +1,1 @@
+"""One prompt, chain or group, from admission to its end."""

@@ -1,0 +1,167 @@
+"""Chains: llm's own loop of prompts and tool calls, as one call with several requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import llm
+from llm.models import AsyncChainResponse
+
+from .call import Call
+from .response import PromptResponse
+
+if TYPE_CHECKING:
+    from .model import WrappedAsyncModel
+
+
+class WrappedChain(AsyncChainResponse):
+    """An llm chain whose contexts open at its first step and close at its end.
+
+    It runs once, however often and in whichever way it is read; readers that come later get
+    the same steps. When its last reader goes away before the end, it is over.
+    """
+
+    _call: Call
+    _steps: list[PromptResponse]
+    _advancing: asyncio.Lock
+    _turns_before: int
+    _started = False
+    _interrupted = False
+    _finished = False
+    _failure: BaseException | None = None
+    _source: AsyncGenerator[llm.AsyncResponse, None]
+
+    @classmethod
+    def adopt(cls, chain: AsyncChainResponse, model: WrappedAsyncModel) -> Self:
+        """Make a chain of llm's one of ours; see `PromptResponse.adopt` for why so."""
+        chain.__class__ = cls
+        ours = cast(Self, chain)
+        ours._call = Call(model, ours.prompt._prompt, is_chain=True)
+        ours._steps = []
+        ours._advancing = asyncio.Lock()
+        ours._turns_before = len(ours.conversation.responses) if ours.conversation else 0
+        return ours
+
+    async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
+        """The response of each step; a step is sent to the provider when it is read.
+
+        Raises:
+            Exception: what a hook, the provider, a tool's hooks or the chain limit raised;
+                `llm.PauseChain` when a tool asked for a pause.
+        """
+        position = 0
+        self._call.chain_readers += 1
+        try:
+            while await self._has_step(position):
+                position += 1
+                yield self._steps[position - 1]
+        except BaseException as error:
+            self._call.chain_readers -= 1
+            for step in self._steps:
+                step.mark_seen(error)
+            cancelled = isinstance(error, asyncio.CancelledError)
+            await self._abandon(
+                "The reader of the chain was cancelled"
+                if cancelled
+                else "The chain was abandoned between its steps"
+            )
+            raise
+        else:
+            self._call.chain_readers -= 1
+
+    def log_to_db(self, db: Any) -> None:
+        """Record the chain's responses in a database of llm's; call it after the chain's end."""
+        # llm's own starts an event loop for each response, which fails inside a running one.
+        for response in self._responses:
+            response.log_to_db(db)
+
+    async def _has_step(self, position: int) -> bool:
+        """Whether the chain has a step with this number; asks llm's loop for it if need be."""
+        async with self._advancing:
+            if position < len(self._steps):
+                return True
+            if self._finished:
+                await self._ended()
+                return False
+            self._take_turn()
+            try:
+                await self._admitted()
+                step = await self._next_of_llms_loop()
+            except StopAsyncIteration:
+                await self._close(None)
+                return False
+            except Exception as error:
+                await self._close(error)
+                raise
+            self._steps.append(PromptResponse.adopt(step, self._call))
+            return True
+
+    def _take_turn(self) -> None:
+        """Refuse to begin while the conversation is busy; the chain can be read again later."""
+        if not self._started:
+            conversation: Any = self.conversation  # ours, which llm's class does not say
+            conversation._begin_turn(self._call, self._turns_before)
+
+    async def _admitted(self) -> None:
+        if not self._started:
+            self._started = True
+            self._source = cast(Any, super().responses())
+            self._call.start()
+        if self._call.running:
+            await self._call.admitted.wait()
+        if self._call.error is not None:
+            raise self._call.error
+
+    async def _next_of_llms_loop(self) -> llm.AsyncResponse:
+        try:
+            step = await anext(self._source)
+        except asyncio.CancelledError:
+            # llm's loop cannot go on after this, so neither can the other readers.
+            self._finished = self._interrupted = True
+            raise
+        await self._left()  # the contexts have been told what there is, and it gets no more
+        if self._call.error is not None:
+            raise self._call.error  # it ended while the tools ran
+        return step
+
+    async def _left(self) -> None:
+        """Wait until the contexts are left, if that has begun."""
+        if self._call.running and self._call.leaving:
+            await self._call.closed.wait()
+
+    async def _close(self, error: Exception | None) -> None:
+        """End the call with what ended llm's loop, and wait for its contexts."""
+        self._finished = True
+        self._failure = error
+        self._call.result.chain_complete = error is None
+        # A pause is an orderly end: what was spent stays spent, so the contexts see a success.
+        self._call.finish(None if isinstance(error, llm.PauseChain) else error)
+        await self._ended()
+
+    async def _abandon(self, reason: str) -> None:
+        """A reader has gone before the end; if the chain cannot go on for others, it is over."""
+        if not self._call.running or (self._call.chain_readers and not self._interrupted):
+            return
+        if self._call.draining:
+            pass  # a group waits for what was sent
+        elif self._finished and not self._interrupted:
+            self._call.hurry()  # it was about to end by itself
+        elif not self._interrupted and self._steps and self._steps[-1].is_last_word():
+            self._call.drain(reason)
+            self._call.hurry()
+        else:
+            self._call.cancel(reason)
+        self._finished = True
+        await self._call.closed.wait()
+        await self._source.aclose()
+
+    async def _ended(self) -> None:
+        """Wait for the end of the call, and raise what the chain ended with."""
+        if self._call.running:
+            await self._call.closed.wait()
+        # The call's, since the contexts were told of that one.
+        error = self._call.error or self._failure
+        if error is not None:
+            raise error

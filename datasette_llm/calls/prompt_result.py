@@ -1,0 +1,82 @@
+"""What the contexts of a call are told about it, and the callbacks that they leave with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from .response import DoneCallback, run_callbacks
+
+if TYPE_CHECKING:
+    from .group import Group
+    from .response import PromptResponse
+
+
+Factory = Callable[["PromptResult"], AbstractAsyncContextManager[object]]
+
+
+class PromptResult:
+    """What a context of `llm_prompt_context` is told about its call.
+
+    Attributes:
+        responses: the responses so far: one for a prompt, one a step for a chain.
+        purpose: the purpose, or None.
+        actor: Datasette's actor dictionary, or None.
+        group: the group that the call belongs to, or None.
+        is_chain: whether this is a chain.
+        chain_complete: whether the chain ran to its end; False while it runs, and for one
+            that paused, failed, or was abandoned.
+    """
+
+    def __init__(
+        self,
+        purpose: str | None,
+        actor: Mapping[str, Any] | None,
+        group: Group | None,
+        is_chain: bool,
+    ) -> None:
+        self.responses: list[PromptResponse] = []
+        self.purpose = purpose
+        self.actor = actor
+        self.group = group
+        self.is_chain = is_chain
+        self.chain_complete = False
+        self._callbacks: list[DoneCallback] = []
+
+    @property
+    def response(self) -> PromptResponse | None:
+        """The first response; None before a chain's first step."""
+        return self.responses[0] if self.responses else None
+
+    async def on_response_done(self, callback: DoneCallback) -> None:
+        """Call a function with each response of this call once it is complete.
+
+        Args:
+            callback: sync or async; gets the response. Called at once for the responses that
+                are already complete. Responses that fail or are cancelled are not reported.
+
+        Raises:
+            Exception: the first error of the callback, after it was called for every
+                response that was complete.
+        """
+        self._callbacks.append(callback)
+        errors: list[Exception] = []
+        for response in list(self.responses):
+            errors += await run_callbacks([callback], response) if response._done else []
+            if not response._done:
+                response.done_callbacks.append(callback)
+        raise_first(errors)
+
+    def add(self, response: PromptResponse) -> None:
+        """Take in another response (called by datasette-llm)."""
+        self.responses.append(response)
+        response.done_callbacks.extend(self._callbacks)
+
+
+def raise_first(errors: list[Exception]) -> None:
+    """Raise the first of some errors, if any, with the others in its notes."""
+    for other in errors[1:]:
+        errors[0].add_note(f"Another callback failed too: {type(other).__name__}: {other}")
+    if errors:
+        raise errors[0]

@@ -1,0 +1,157 @@
+"""`datasette llm analyze`: the consultant in a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..console.advice import payloads as pages
+from ..consultant.advice.consultation import consult
+from ..consultant.advice.dataset import MALFORMED
+from ..consultant.advice.previews import preview
+from ..consultant.table_access import Access
+from .log_table import printable
+from .site import Site, run, site_options
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+@click.command("analyze")
+@click.argument("database", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("table")
+@click.option("-m", "--model", "model_id", help="Model id or alias; otherwise the default")
+@click.option("-q", "--question", help="What you want to know in particular")
+@click.option("--exclude", multiple=True, metavar="COLUMN", help="Leave a column out")
+@click.option("--preview", "preview_only", is_flag=True, help="Show what would be sent, only")
+@click.option("--json", "json_wanted", is_flag=True, help="All that is known, as a JSON object")
+@site_options
+def analyze_command(
+    database: Path,
+    table: str,
+    model_id: str | None,
+    question: str | None,
+    exclude: tuple[str, ...],
+    preview_only: bool,
+    json_wanted: bool,
+    site: Site,
+) -> None:
+    """Ask a model about a table, and check its advice
+
+    DATABASE is a SQLite file. Whoever can read it may analyze all of it, so that no permission
+    of the site is asked for. The consultation is kept in the site's internal database. The exit
+    status is 1 when there was no advice.
+
+    \b
+    Example:
+        datasette llm analyze pets.db pets --preview
+    """
+    given = {"exclude": list(exclude)}
+    given |= {k: [v] for k, v in (("model_id", model_id), ("question", question)) if v}
+    payload: dict[str, Any] = {}
+    run(_analyze(site, database, table, given, payload, preview_only, json_wanted))
+    if json_wanted:
+        click.echo(json.dumps(payload, indent=2))
+    if not preview_only and payload["consultation"]["outcome"] != "ok":
+        raise click.exceptions.Exit(1)
+
+
+async def _analyze(
+    site: Site,
+    path: Path,
+    table: str,
+    given: dict[str, list[str]],
+    payload: dict[str, Any],
+    preview_only: bool,
+    quiet: bool,
+) -> None:
+    async with site.started(str(path)) as datasette:
+        database = await _database(datasette, path, table)
+        asked = await pages.asked_of(datasette, database, table, given)
+        access = Access(datasette, None, everything=True)
+        if preview_only:
+            payload |= await pages.preview_payload(datasette, await preview(datasette, asked, None))
+            if not quiet:
+                _tell_preview(payload)
+            return
+        told = _ignore if quiet else _tell_step
+        done = await consult(datasette, asked, access, told=told)
+        payload |= await pages.payload(done.row, access)
+        if done.unrecorded is not None:
+            click.echo(done.unrecorded, err=True)
+        if not quiet:
+            _tell(payload["consultation"])
+
+
+async def _database(datasette: Datasette, path: Path, table: str) -> str:
+    """The name of the file's database, which has the table."""
+    name = next(n for n, db in datasette.databases.items() if db.path == str(path))
+    db = datasette.get_database(name)
+    if not (await db.table_exists(table) or await db.view_exists(table)):
+        raise click.ClickException(f"{path} has no table or view {printable(table)}")
+    return str(name)
+
+
+def _ignore(step: str) -> None:
+    pass
+
+
+def _tell_step(step: str) -> None:
+    click.echo(f"{printable(step)}…", err=True)
+
+
+def _tell_preview(payload: dict[str, Any]) -> None:
+    for title in ("system_prompt", "user_prompt"):
+        click.echo(f"{title.replace('_', ' ')}:")
+        _tell_text(payload[title])
+    cost = payload["cost_dollars"]
+    price = "unknown" if cost is None else f"${cost:.4f}"
+    click.echo(f"model: {printable(payload['model_id'] or 'none')}")
+    if payload["fallbacks"]:
+        click.echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
+    click.echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
+    if payload["problem"]:
+        click.echo(printable(payload["problem"]), err=True)
+
+
+def _tell(consultation: dict[str, Any]) -> None:
+    advice, derived = consultation["advice"], consultation["derived"]
+    if consultation["outcome"] != "ok":
+        _tell_text(f"{consultation['outcome']}: {consultation['error_message']}")
+    if advice is None:
+        return
+    for title in ("suggested_action", "reasoning_summary"):
+        if advice.get(title):
+            click.echo(f"\n{title.replace('_', ' ')}:")
+            _tell_text(advice[title])
+    for title, text in (derived or {}).items():
+        if text:
+            click.echo(f"\n{title.replace('_', ' ')}:")
+            _tell_text(text)
+    for number, flag in enumerate(advice.get("risk_flags", ())):
+        _tell_flag(flag, consultation["checks"], number)
+    for sentence in consultation["rejected"]:
+        click.echo(f"rejected: {printable(sentence)}")
+
+
+def _tell_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) -> None:
+    check = checks[number] if number < len(checks) else None
+    where = f" in {flag['column']}" if flag["column"] is not None else ""
+    click.echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
+    if check is None:
+        if flag["kind"] != MALFORMED:
+            click.echo("    unchecked")
+        return
+    reason = f": {printable(check['reason'])}" if check["reason"] else ""
+    click.echo(f"    {check['status']}{reason}")
+    _tell_text(flag["evidence_sql"])
+    for row in [check["columns"], *check["rows"]] if check["rows"] else ():
+        click.echo("    | " + " | ".join(printable(str(cell)) for cell in row))
+
+
+def _tell_text(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(f"    {printable(line) if not line.isprintable() else line}")

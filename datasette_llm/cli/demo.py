@@ -1,0 +1,269 @@
+"""`datasette llm demo`: a site to try everything on, in one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import llm
+import uvicorn
+from datasette.app import Datasette
+
+from ..access.snapshot import state_of
+from ..facade import LLM
+from ..providers.catalog import CatalogSource
+from .demo_data import write_harbour
+from .site import run
+
+ECHO = "echo"
+PURPOSE = "harbour"
+ROOT = {"id": "root"}
+QUESTION = "What would you ask a harbour about its ships?"
+HOST = "127.0.0.1"
+
+
+@click.command("demo")
+@click.argument("folder", required=False, type=click.Path(writable=True, path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Otherwise a free one")
+@click.option("--no-serve", is_flag=True, help="Stop before Datasette starts to serve")
+@click.option("--json", "as_json", is_flag=True, help="What was made and answered, as JSON")
+def demo_command(folder: Path | None, port: int, no_serve: bool, as_json: bool) -> None:
+    """Make a small site, prompt a model in it, and serve it on this machine
+
+    FOLDER gets the database, the datasette.yaml and the record. It must be new or empty. Without
+    it they are in a temporary folder, which goes when the command ends.
+
+    The model is llm-echo, which repeats the prompt. Where other models have a key, the default is
+    llm's own default model, or else the first of them.
+    """
+    with contextlib.ExitStack() as stack:
+        place = Place(stack.enter_context(_folder(folder)), temporary=folder is None)
+        if no_serve:
+            run(_demo(place, None, as_json))
+            return
+        listener = stack.enter_context(_listener(port))
+        # A service manager's signal ends us like a person's, so that the folder is removed.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        run(_demo(place, listener, as_json))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the files of a demo are.
+
+    Attributes:
+        folder: the folder.
+        temporary: whether it goes when the command ends.
+    """
+
+    folder: Path
+    temporary: bool
+
+    @property
+    def harbour(self) -> Path:
+        """The database to look at."""
+        return self.folder / "harbour.db"
+
+    @property
+    def config(self) -> Path:
+        """The site's configuration."""
+        return self.folder / "datasette.yaml"
+
+    @property
+    def internal(self) -> Path:
+        """The internal database, which has the record.
+
+        In a folder of its own: `datasette FOLDER` would show it to everybody.
+        """
+        return self.folder / "internal" / "internal.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a demo has to show.
+
+    Attributes:
+        place: where its files are.
+        counts: the number of rows in each table.
+        default: the id of its default model.
+        keyed: the models that have a key.
+        login_link: logs in as root, once; None where nothing is served.
+    """
+
+    place: Place
+    counts: Mapping[str, int]
+    default: str
+    keyed: Sequence[str]
+    login_link: str | None
+
+    def introduction(self) -> str:
+        """What stands before the answer."""
+        tables = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        repeats = ", which repeats what it is asked" if self.default == ECHO else ""
+        return (
+            f"A harbour with {tables} is in {self.place.folder}\n"
+            f"The default model is {self.default}{repeats}. "
+            f"Models with a key: {len(self.keyed)}\n\n> {QUESTION}"
+        )
+
+    def links(self) -> str:
+        """What stands after the answer."""
+        if self.login_link is None:
+            return "\n"
+        address = self.login_link.partition("/-/")[0]
+        return (
+            f"\n\nLog in as root, once: {self.login_link}\n"
+            f"The console:          {address}/-/llm\n"
+            f"The record:           {address}/-/llm/log\n"
+            f"The harbour:          {address}/harbour\n"
+            f"Ctrl-C ends it. {self._afterwards()}\n"
+        )
+
+    def _afterwards(self) -> str:
+        if self.place.temporary:
+            return "The folder goes then."
+        words = ["datasette", self.place.folder, "--internal", self.place.internal, "--root"]
+        return f"Begin again with: {shlex.join(map(str, words))}"
+
+    def payload(self, answer: str) -> dict[str, Any]:
+        """All of it for programs."""
+        return {
+            "ok": True,
+            "folder": str(self.place.folder),
+            "rows": self.counts,
+            "default_model": self.default,
+            "models_with_key": self.keyed,
+            "prompt": QUESTION,
+            "answer": answer,
+            "login_link": self.login_link,
+        }
+
+
+@contextlib.contextmanager
+def _folder(named: Path | None) -> Iterator[Path]:
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="datasette-llm-demo-") as folder:
+            yield Path(folder)
+        return
+    try:
+        named.mkdir(parents=True, exist_ok=True)
+        if any(named.iterdir()):
+            raise click.ClickException(f"{named} is not empty. Name a new folder, or none")
+    except OSError as error:
+        raise click.ClickException(f"{named} cannot be the folder: {error.strerror}") from None
+    yield named
+
+
+@contextlib.contextmanager
+def _listener(port: int) -> Iterator[socket.socket]:
+    """Listen before a link is printed, so that it works as soon as it is seen."""
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # its own words name the address once more
+        raise click.ClickException(f"Port {port} cannot be used: {reason}") from None
+    with listener:
+        yield listener
+
+
+async def _demo(place: Place, listener: socket.socket | None, as_json: bool) -> None:
+    if ECHO not in (await CatalogSource().current()).entries:
+        raise click.ClickException(
+            "The demo needs llm-echo, a model without a key: datasette install llm-echo"
+        )
+    counts = await asyncio.to_thread(write_harbour, place.harbour)
+    place.internal.parent.mkdir()
+    datasette = Datasette([str(place.harbour)], config=settings(ECHO), internal=str(place.internal))
+    await datasette.invoke_startup()
+    try:
+        default, keyed = await _default(datasette)
+        datasette.config = settings(default)
+        await asyncio.to_thread(place.config.write_text, as_yaml(datasette.config), "utf-8")
+        made = Made(place, counts, default, keyed, _login_link(datasette, listener))
+        if as_json:
+            pieces = [piece async for piece in _answer(datasette)]
+            click.echo(json.dumps(made.payload("".join(pieces)), indent=2, ensure_ascii=False))
+        else:
+            click.echo(made.introduction())
+            async for piece in _answer(datasette):
+                click.echo(piece, nl=False)
+            click.echo(made.links(), nl=False)
+        if listener is not None:
+            await _serve(datasette, listener)
+    finally:
+        await datasette.invoke_shutdown()
+
+
+def settings(default_model: str) -> dict[str, Any]:
+    """The configuration of the demo's site.
+
+    Args:
+        default_model: the id of its default model.
+    """
+    return {
+        "plugins": {
+            "datasette-llm": {
+                "default_model": default_model,
+                "log": {"content": True},
+                "purposes": {PURPOSE: {}, "translations": {"model": ECHO}},
+            }
+        },
+        "permissions": {"manage-llm": ROOT, "view-llm-log": ROOT, "analyze-table": ROOT},
+    }
+
+
+def as_yaml(value: dict[str, Any], indent: str = "") -> str:
+    """Mappings in YAML's form, and other values in JSON's, which is YAML too."""
+    lines = []
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            lines.append(f"{indent}{name}:\n{as_yaml(item, indent + '  ')}")
+        else:
+            lines.append(f"{indent}{name}: {json.dumps(item)}\n")
+    return "".join(lines)
+
+
+async def _default(datasette: Datasette) -> tuple[str, list[str]]:
+    """The model to use, and the models that have a key."""
+    models = await LLM(datasette).models(ROOT, PURPOSE)
+    keyed = [model.model_id for model in models if model.needs_key]
+    preferred = await asyncio.to_thread(llm.get_default_model)
+    view = await state_of(datasette).view(datasette)
+    model_id = view.catalog.canonical(preferred)
+    return (model_id if model_id in keyed else [*keyed, ECHO][0]), keyed
+
+
+async def _answer(datasette: Datasette) -> AsyncIterator[str]:
+    try:
+        response = await (await LLM(datasette).model(None, PURPOSE, ROOT)).prompt(QUESTION)
+        async for piece in response:
+            yield piece
+    except Exception as error:
+        # A provider's code ran, and its key or network may be bad: the record has it too.
+        yield f"No answer came: {type(error).__name__}: {error}"
+
+
+def _login_link(datasette: Datasette, listener: socket.socket | None) -> str | None:
+    if listener is None:
+        return None
+    datasette.root_enabled = True
+    address = f"http://{HOST}:{listener.getsockname()[1]}"
+    return f"{address}/-/auth-token?token={datasette._root_token}"
+
+
+async def _serve(datasette: Datasette, listener: socket.socket) -> None:
+    config = uvicorn.Config(datasette.app(), log_level="warning", lifespan="on")
+    await uvicorn.Server(config).serve(sockets=[listener])

@@ -1,0 +1,1 @@
+"""`datasette.yaml`, read once into frozen, typed settings."""

@@ -1,0 +1,1 @@
+"""The pages of the consultant: analyze a table, read the advice."""

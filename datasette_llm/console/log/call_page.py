@@ -1,0 +1,131 @@
+"""How the page of one call shows its payload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..navigation import LOG
+from .formatting import UNKNOWN, dollars, duration, moment, number, waited
+from .list_page import Row, list_address, row_context, tiles
+from .list_request import NULLABLE
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+# More than this makes a browser slow; the JSON twin has all of it.
+MAX_SHOWN_CHARS = 100_000
+
+
+def call_context(datasette: Datasette, payload: Row) -> Row:
+    """What the template of one call needs."""
+    call, group, content = payload["call"], payload["group"], payload["content"] or {}
+    return {
+        "payload": payload,
+        "call": call,
+        "list_address": list_address(datasette, {}),
+        "json_address": datasette.urls.path(f"{LOG}/{call['id']}.json"),
+        "started": moment(call["started_at"]),
+        "facts": _facts(datasette, call, payload["attempts"]),
+        "attempts": payload["attempts"] and _attempts_context(datasette, payload),
+        "group": group and _group_context(datasette, group, call["id"]),
+        "chain": [
+            row_context(datasette, row) | {"current": row["id"] == call["id"]}
+            for row in payload["chain"]
+        ],
+        "content": [
+            _part(part, content[part]) for part in ("request", "response") if part in content
+        ],
+    }
+
+
+def _group_context(datasette: Datasette, group: Row, call_id: str) -> Row:
+    # With a beginning, because the totals of a list without one are of the last days only.
+    arguments = {"group": group["id"], "since": group["since"]}
+    return {
+        "id": group["id"],
+        "address": list_address(datasette, arguments),
+        "tiles": tiles(group["totals"]),
+        "calls": group["totals"]["calls"],
+        "shown": len(group["rows"]),
+        "rows": [
+            row_context(datasette, row) | {"current": row["id"] == call_id} for row in group["rows"]
+        ],
+    }
+
+
+def _attempts_context(datasette: Datasette, payload: Row) -> Row:
+    call, attempts = payload["call"], payload["attempts"]
+    last = attempts[-1]
+    return {
+        "number": call["attempt"],
+        "count": last["attempt"],
+        # Only the last one can have got an answer, since nothing is asked again after it.
+        "answer": row_context(datasette, last) if last["outcome"] == "ok" else None,
+        "rows": [
+            row_context(datasette, row)
+            | {"current": row["id"] == call["id"], "error": row["error_message"]}
+            for row in attempts
+        ],
+    }
+
+
+def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row]:
+    always = [
+        ("Started", f"{moment(call['started_at'])} UTC", None),
+        ("Outcome", call["outcome"], "outcome"),
+        ("Model", call["model_id"], "model"),
+        ("Purpose", call["purpose"] or "", "purpose"),
+        ("Actor", call["actor_id"] or "", "actor"),
+        ("Tokens in", number(call["input_tokens"]), None),
+        ("Tokens out", number(call["output_tokens"]), None),
+        ("Cost", dollars(call["cost_dollars"]), None),
+        ("First chunk after", duration(call["first_chunk_ms"]), None),
+        ("Took", duration(call["duration_ms"]), None),
+    ]
+    sometimes = [
+        ("Finished", call["finished_at"] and f"{moment(call['finished_at'])} UTC"),
+        ("Blocked by", call["blocked_by"]),
+        ("Answered by", call["resolved_model"]),
+        ("Price from", call["price_source"]),
+        ("Token details", call["token_details"]),
+        ("Conversation", call["conversation_id"]),
+        ("Step of its chain", call["chain_step"]),
+        ("Attempt", f"{call['attempt']} of {attempts[-1]['attempt']}" if attempts else None),
+        (
+            "Waited for its turn",
+            None if call["waited_ms"] is None else waited(call["waited_ms"]) or "no",
+        ),
+    ]
+    sizes = [
+        ("Streaming", "yes" if call["streaming"] else "no"),
+        ("Prompt", f"{number(call['prompt_chars'])} characters"),
+        ("System prompt", f"{number(call['system_chars'])} characters"),
+        ("Messages", number(call["message_count"])),
+        ("Attachments", number(call["attachment_count"])),
+    ]
+    shown = [*always, *((k, v, None) for k, v in sometimes if v is not None)]
+    shown += [(label, value, None) for label, value in sizes]
+    return [
+        {
+            "label": label,
+            "value": value,
+            "missing": "none" if name in NULLABLE else UNKNOWN,
+            "address": list_address(datasette, {name: value}) if name and value else None,
+        }
+        for label, value, name in shown
+    ]
+
+
+def _part(part: str, content: Any) -> Row:
+    text = (
+        content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+    )
+    return {
+        "title": part.capitalize(),
+        "text": text[:MAX_SHOWN_CHARS],
+        "left_out": number(max(0, len(text) - MAX_SHOWN_CHARS))
+        if len(text) > MAX_SHOWN_CHARS
+        else "",
+    }

@@ -1,0 +1,118 @@
+"""The addresses of the record: its list, each call, their JSON twins, and the list as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from datasette import NotFound, Response
+from datasette.utils.asgi import AsgiStream
+
+from ...log.queries import BadFilterError
+from ...permissions import VIEW_LOG
+from . import list_page, payloads
+from .call_page import call_context
+from .csv_export import copy, csv_chunks
+from .list_request import LogListRequest
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import AsgiWriter, Request
+
+
+def routes() -> list[tuple[str, Callable[..., Any]]]:
+    """The pages, for Datasette's `register_routes`."""
+    return [
+        (r"^/-/llm/log$", log_page),
+        (r"^/-/llm/log\.json$", log_json),
+        (r"^/-/llm/log\.csv$", log_csv),
+        (r"^/-/llm/log/(?P<id>[^/]+)\.json$", call_json),
+        (r"^/-/llm/log/(?P<id>[^/]+)$", call_page),
+    ]
+
+
+async def log_page(datasette: Datasette, request: Request) -> Response:
+    """The list, newest first."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    try:
+        wanted = LogListRequest.of(_arguments(request))
+    except BadFilterError as error:
+        given = {name: request.args[name] for name in request.args}
+        choices = await payloads.choices(datasette)
+        context = list_page.refused_context(datasette, given, choices, str(error))
+        return await _page(datasette, request, "llm_log.html", context, status=400)
+    payload, chart = await payloads.list_payload(datasette, wanted)
+    context = list_page.list_context(datasette, wanted, payload)
+    context["chart"] = list_page.chart_context(datasette, wanted, chart) if chart else None
+    return await _page(datasette, request, "llm_log.html", context)
+
+
+async def log_json(datasette: Datasette, request: Request) -> Response:
+    """The list's JSON twin."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    try:
+        wanted = LogListRequest.of(_arguments(request))
+    except BadFilterError as error:
+        return Response.error(str(error), 400)
+    payload, _ = await payloads.list_payload(datasette, wanted)
+    return Response.json(payload)
+
+
+async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStream:
+    """All calls of the filter as CSV, as they are read."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    try:
+        wanted = LogListRequest.of(_arguments(request))
+    except BadFilterError as error:
+        return Response.text(str(error), status=400)
+
+    chunks = csv_chunks(datasette, wanted.filter)
+    head = await anext(chunks)  # what cannot be read is told while there still is a status
+
+    async def stream(writer: AsgiWriter) -> None:
+        await writer.write(head)
+        await copy(chunks, writer, request)
+
+    disposition = {"content-disposition": 'attachment; filename="llm-log.csv"'}
+    return AsgiStream(stream, headers=disposition, content_type="text/csv; charset=utf-8")
+
+
+async def call_page(datasette: Datasette, request: Request) -> Response:
+    """One call."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    payload = await _call_payload(datasette, request)
+    context = call_context(datasette, payload)
+    return await _page(datasette, request, "llm_log_call.html", context)
+
+
+async def call_json(datasette: Datasette, request: Request) -> Response:
+    """One call's JSON twin."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    return Response.json(await _call_payload(datasette, request))
+
+
+async def _call_payload(datasette: Datasette, request: Request) -> dict[str, Any]:
+    call_id = request.url_vars["id"]
+    payload = await payloads.call_payload(datasette, call_id)
+    if payload is None:
+        raise NotFound(f"The record has no call {call_id!r}; old calls may have been removed")
+    return payload
+
+
+def _arguments(request: Request) -> dict[str, list[str]]:
+    return {name: request.args.getlist(name) for name in request.args}
+
+
+async def _page(
+    datasette: Datasette,
+    request: Request,
+    template: str,
+    context: dict[str, Any],
+    *,
+    status: int = 200,
+) -> Response:
+    html = await datasette.render_template(template, context, request=request)
+    return Response.html(html, status=status)
+
+
+# CSV

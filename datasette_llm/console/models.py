@@ -1,0 +1,200 @@
+"""Every model that llm knows: what it can do, whether it is available, and where its key is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..access.keys import KeyStatus, candidates, read_status
+from ..access.policy import Rules
+from ..access.snapshot import state_of
+from ..decision import Step
+from ..hooks import dispatch
+from ..providers.catalog import Entry
+from ..providers.names import provider_of
+from ..providers.sync_adapter import ThreadedModel
+from ..web import refused
+from .call_policies import CallPolicies
+from .choices import purpose_names, secret_pages, words
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.utils.asgi import Request
+
+    from ..providers.registry import AsyncLLM
+
+Row = dict[str, Any]
+
+AVAILABLE = "available"
+NO_KEY = "no-key"
+REMOVED = "removed"
+# What the configuration and the keys make of a model; in the order of the page's menu.
+STATES = {
+    AVAILABLE: "available",
+    NO_KEY: "no key",
+    REMOVED: "not allowed",
+}
+# Where keys come from; in the order of the page's menu.
+NOT_NEEDED = "not-needed"
+MISSING = "missing"
+SOURCES = {
+    "secret environment": "secret in the environment",
+    "secret": "encrypted secret",
+    "keys.json": "llm's keys.json",
+    "environment": "the model's own variable",
+    "model": "its llm plugin",
+    NOT_NEEDED: "none needed",
+    MISSING: "missing",
+}
+
+
+async def models(datasette: Datasette, purpose: str | None = None) -> Row:
+    """Every model that llm knows, as configuration and keys see it.
+
+    Args:
+        datasette: the Datasette instance.
+        purpose: what the models would be for.
+
+    Returns:
+        `models`, in llm's order; `counts` of them by state; `default`, the one that the
+        purpose resolves to; `filtered`, whether plugins may keep further models from some
+        actors; `plans`, how prompts are made, where a model's own `plans` say nothing else.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    view = await state_of(datasette).view(datasette)
+    rules, default = view.rules(purpose), view.default(purpose)
+    status = await read_status(datasette)
+    plans = CallPolicies(datasette, view, status)
+    rows = [
+        _row(entry, rules, status, purpose, default.model_id if default else None)
+        | {"plans": plans.of_model(purpose, entry.model_id)}
+        for entry in view.catalog.entries.values()
+    ]
+    counts = Counter(row["state"] for row in rows)
+    return {
+        "ok": True,
+        "purpose": purpose,
+        "default": {"model_id": default.model_id, "rule": default.rule} if default else None,
+        "require_keys": view.settings.require_keys,
+        "filtered": dispatch.implemented(datasette, "llm_filter_models"),
+        "counts": {state: counts[state] for state in STATES},
+        "plans": plans.of_any_model(purpose),
+        "models": rows,
+    }
+
+
+def _row(
+    entry: Entry, rules: Rules, status: KeyStatus, purpose: str | None, default: str | None
+) -> Row:
+    key = _key(entry, rules, status)
+    refusal = next((s for s in rules.steps(entry.model_id, purpose) if not s.passed), None)
+    allowed = NO_KEY if key["source"] == MISSING else AVAILABLE
+    return {
+        "model_id": entry.model_id,
+        "aliases": _others(entry.aliases, entry.model_id),
+        **_abilities(entry.model),
+        "state": allowed if refusal is None else REMOVED,
+        "refusal": _refusal(refusal) if refusal is not None else None,
+        "default": entry.model_id == default,
+        # Told since only so many of them run at once, as `threads` says.
+        "threaded": isinstance(entry.model, ThreadedModel),
+        "key": key,
+    }
+
+
+def _refusal(step: Step) -> Row:
+    return {"rule": step.rule, "detail": step.detail}
+
+
+def _key(entry: Entry, rules: Rules, status: KeyStatus) -> Row:
+    model = entry.model
+    if not model.needs_key:
+        return {"source": NOT_NEEDED, "place": None, "secrets": []}
+    names = rules.secret_names(entry.model_id)
+    place = next(status.places(model, names), None)
+    return {
+        "source": place.source if place is not None else MISSING,
+        "place": words(place) if place is not None else None,
+        "secrets": candidates(model, names),
+    }
+
+
+def _abilities(model: AsyncLLM) -> Row:
+    return {
+        "provider": provider_of(model),
+        "streams": bool(model.can_stream),
+        "schemas": bool(model.supports_schema),
+        "tools": bool(model.supports_tools),
+        "attachments": sorted(map(str, model.attachment_types or ())),
+    }
+
+
+def _others(names: Iterable[str], model_id: str) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name != model_id]
+
+
+def matching(
+    rows: Iterable[Row],
+    *,
+    q: str = "",
+    provider: str = "",
+    availability: str = "",
+    key: str = "",
+) -> list[Row]:
+    """The models of a list that a search finds, in their order.
+
+    Args:
+        rows: models, as `models()` gives them.
+        q: words that all have to be in the id, an alias or the provider, in any case.
+        provider: exactly this provider.
+        availability: exactly this of `STATES`.
+        key: exactly this of `SOURCES`.
+    """
+    wanted = q.casefold().split()
+    found = []
+    for row in rows:
+        text = "\n".join([row["model_id"], *row["aliases"], row["provider"]]).casefold()
+        if (
+            all(word in text for word in wanted)
+            and provider in ("", row["provider"])
+            and availability in ("", row["state"])
+            and key in ("", row["key"]["source"])
+        ):
+            found.append(row)
+    return found
+
+
+FILTERS = ("q", "purpose", "provider", "availability", "key")
+
+
+async def model_page(datasette: Datasette, request: Request) -> dict[str, Any]:
+    """The models that a search finds, with the search and what else could be searched for."""
+    given = {name: (request.args.get(name) or "").strip() for name in FILTERS}
+    listed = await models(datasette, given["purpose"] or None)
+    purposes, problems = await purpose_names(datasette, await state_of(datasette).view(datasette))
+    providers = {row["provider"] for row in listed["models"]}
+    # Also one that has no models any more, so that the form shows what was asked for.
+    wanted = {given["provider"]} - {""}
+    about: dict[str, Any] = {
+        "filter": given,
+        "choices": {
+            "purpose": purposes,
+            "provider": sorted({*providers, *wanted}, key=str.casefold),
+            "availability": STATES,
+            "key": SOURCES,
+        },
+        "problems": problems,
+        "known": len(listed["models"]),
+    }
+    for name, known in (("availability", STATES), ("key", SOURCES)):
+        if given[name] and given[name] not in known:
+            nothing = listed | about | {"models": []}
+            return nothing | refused(f"{name}: expected one of {', '.join(known)}")
+    search = {name: value for name, value in given.items() if name != "purpose"}
+    found = matching(listed["models"], **search)
+    secrets = dict.fromkeys(name for row in found for name in row["key"]["secrets"])
+    pages = await secret_pages(datasette, request.actor, secrets)
+    return listed | about | {"models": found, "secret_pages": pages}

@@ -1,0 +1,51 @@
+"""The addresses of the console, of the call log and of the consultant, and their menu links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..permissions import MANAGE, VIEW_LOG
+from .advice import routes as advice_routes
+from .explain import explain_page
+from .keys import key_page
+from .log import routes as log_routes
+from .models import model_page
+from .navigation import LOG, ROOT
+from .overview import overview
+from .page import Page
+from .probe_page import PAGE as TEST
+from .purposes import ASSIGN, assign_view
+from .purposes import PAGE as PURPOSES
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+PAGES = (
+    Page("", "Overview", overview),
+    Page("models", "Models", model_page),
+    PURPOSES,
+    TEST,
+    Page("explain", "Explain", explain_page),
+    Page("keys", "Keys", key_page),
+)
+
+
+def routes() -> list[tuple[str, Callable[..., Any]]]:
+    """The pages, for Datasette's `register_routes`."""
+    console = [route for page in PAGES for route in page.routes()]
+    return [
+        (f"^{ASSIGN}$", assign_view),
+        *console,
+        *advice_routes.routes(),
+        *log_routes.routes(),
+    ]
+
+
+async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
+    """The entries of Datasette's menu, for those who may see the pages."""
+    found = []
+    for action, path, label in ((MANAGE, ROOT, "LLM models"), (VIEW_LOG, LOG, "LLM call log")):
+        if await datasette.allowed(action=action, actor=actor):
+            found.append({"href": datasette.urls.path(path), "label": label})
+    return [*found, *await advice_routes.menu_links(datasette, actor)]

@@ -1,0 +1,1 @@
+"""Advice about a table, its claims checked."""

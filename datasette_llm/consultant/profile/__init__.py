@@ -1,0 +1,1 @@
+"""What a table holds, measured within a time limit."""

@@ -1,0 +1,78 @@
+"""Who may do what with a table: the one place that asks Datasette."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from datasette.resources import TableResource
+
+from ..permissions import ANALYZE
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.permissions import Resource
+
+    Actor = Mapping[str, Any] | None
+
+NEEDED = ("view-table", ANALYZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What somebody may do.
+
+    Attributes:
+        datasette: the Datasette instance.
+        actor: who, or None for nobody in particular.
+        everything: whether it is somebody who has the files anyway, at a terminal.
+    """
+
+    datasette: Datasette
+    actor: Actor
+    everything: bool = False
+    _views: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
+
+    async def may(self, action: str, resource: Resource) -> bool:
+        """Whether an action is allowed."""
+        if self.everything:
+            return True
+        allowed: bool = await self.datasette.allowed(
+            action=action, resource=resource, actor=self.actor
+        )
+        return allowed
+
+    async def may_view(self, database: str, table: str) -> bool:
+        """Whether a table or view may be viewed; asked once."""
+        key = (database, table)
+        if key not in self._views:
+            self._views[key] = await self.may("view-table", TableResource(database, table))
+        return self._views[key]
+
+    async def may_analyze(self, database: str, table: str) -> bool:
+        """Whether a table may be viewed and analyzed."""
+        if not await self.may_view(database, table):
+            return False
+        return await self.may(ANALYZE, TableResource(database, table))
+
+
+async def analyzable(datasette: Datasette, actor: Actor) -> str:
+    """The existing tables that an actor may view and analyze, as JSON for `in_tables`."""
+    await datasette.refresh_schemas()
+    internal = datasette.get_internal_database()
+    sets = []
+    for action in NEEDED:
+        sql, params = await datasette.allowed_resources_sql(action=action, actor=actor)
+        found = await internal.execute(f"select parent, child from ({sql})", params)
+        sets.append({(parent, child) for parent, child in found.rows})
+    return json.dumps(sorted(set.intersection(*sets)))
+
+
+async def may_analyze_any(datasette: Datasette, actor: Actor) -> bool:
+    """Whether there is a table that an actor may analyze; cheap where there is none."""
+    sql, params = await datasette.allowed_resources_sql(action=ANALYZE, actor=actor)
+    internal = datasette.get_internal_database()
+    found = await internal.execute(f"select 1 from ({sql}) limit 1", params)
+    return bool(found.rows)

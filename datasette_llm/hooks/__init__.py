@@ -1,0 +1,1 @@
+"""The hooks that datasette-llm offers to other plugins, and how they are called."""

@@ -1,0 +1,263 @@
+"""The only place that calls our plugin hooks.
+
+Each implementation is called by itself rather than through `pm.hook`, because we need the
+name of the plugin for messages, because one that raises must not silence the others, and
+because a coroutine must be awaited before the next implementation can fail. Wrappers of a
+hook (`hookimpl(wrapper=True)`) have no place in that, and are not called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import HookError
+
+if TYPE_CHECKING:
+    import llm
+    from datasette.app import Datasette
+    from pluggy import HookImpl
+
+    from ..calls.group import Group
+
+    AnyModel = llm.AsyncModel | llm.AsyncKeyModel
+
+
+_T = TypeVar("_T")
+_asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
+
+
+def implemented(datasette: Datasette, hook: str) -> bool:
+    """Whether any plugin implements a hook."""
+    return bool(_caller(datasette, hook).get_hookimpls())
+
+
+def plugins_with(datasette: Datasette, hook: str) -> list[str]:
+    """The names of the plugins that implement a hook, in hook order."""
+    return [plugin for plugin, _ in _implementations(datasette, hook, {})]
+
+
+async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+    """Ask every implementation of a hook.
+
+    Returns:
+        (plugin name, answer) for each answer that is not None, in hook order.
+
+    Raises:
+        Exception: what the first implementation to fail raised; later ones are not asked.
+    """
+    answers = []
+    for plugin, call in _implementations(datasette, hook, arguments):
+        answer = await _resolved(call())
+        if answer is not None:
+            answers.append((plugin, answer))
+    return answers
+
+
+def context_hooks(
+    datasette: Datasette, **arguments: object
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(plugin name, call) for each implementation of `llm_prompt_context`, in hook order."""
+    return _implementations(datasette, "llm_prompt_context", arguments)
+
+
+async def default_model(
+    datasette: Datasette, purpose: str | None, actor: Mapping[str, Any] | None
+) -> tuple[str, str] | None:
+    """The first default that a plugin names, as (plugin name, model id), or None.
+
+    None also inside one of these hooks, which may want to look at the models that there are.
+
+    Raises:
+        Exception: what a plugin raised.
+        HookError: a plugin returned something other than a model id.
+    """
+    answer = await try_default_model(datasette, purpose, actor)
+    if answer is None:
+        return None
+    plugin, named = answer
+    if isinstance(named, Exception):
+        raise named
+    return plugin, named
+
+
+async def try_default_model(
+    datasette: Datasette,
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    limit_s: float | None = None,
+) -> tuple[str, str | Exception] | None:
+    """As `default_model`, but what a plugin raises is its answer, and so is that it hangs."""
+    if any(_asking_for_default.get()):
+        return None
+    # A list, because a task that the hook starts has a copy of the variable for good.
+    asking = [True]
+    token = _asking_for_default.set(asking)
+    try:
+        arguments = {"purpose": purpose, "actor": actor}
+        for plugin, call in _implementations(datasette, "llm_default_model", arguments):
+            answer = await _tried("llm_default_model", plugin, _named(plugin, call), limit_s)
+            if answer is not None:
+                return plugin, answer
+        return None
+    finally:
+        asking.clear()
+        _asking_for_default.reset(token)
+
+
+async def _named(plugin: str, call: Callable[[], Any]) -> str | None:
+    answer = await _resolved(call())
+    if answer is None:
+        return None
+    model_id = getattr(answer, "model_id", answer)
+    if not isinstance(model_id, str):
+        raise HookError(
+            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
+            "a model id, or None"
+        )
+    return model_id
+
+
+async def filter_models(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+) -> list[tuple[str, frozenset[str]]]:
+    """What each filter keeps of some models.
+
+    Returns:
+        (plugin name, ids of the models it keeps) for each plugin with an opinion, in hook
+        order; every plugin was shown the whole list.
+
+    Raises:
+        Exception: what the first plugin to fail raised; later ones are not asked.
+        HookError: a plugin returned something other than models.
+    """
+    kept = []
+    for plugin, work in _filters(datasette, models, purpose, actor):
+        answer = await work()
+        if answer is not None:
+            kept.append((plugin, answer))
+    return kept
+
+
+async def try_filter_models(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    limit_s: float | None = None,
+) -> list[tuple[str, frozenset[str] | Exception]]:
+    """As `filter_models`, but what a plugin raises is its answer, and all plugins are asked.
+
+    Each has `limit_s` seconds; one that takes longer has failed.
+    """
+    answers = []
+    for plugin, work in _filters(datasette, models, purpose, actor):
+        answer = await _tried("llm_filter_models", plugin, work(), limit_s)
+        if answer is not None:
+            answers.append((plugin, answer))
+    return answers
+
+
+def _filters(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, Callable[[], Awaitable[frozenset[str] | None]]]]:
+    known = frozenset(model.model_id for model in models)
+    arguments = {"purpose": purpose, "actor": actor}
+    for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
+        # A list of its own for each plugin, since a plugin may edit what it is given.
+        yield plugin, partial(_kept, plugin, partial(call, models=list(models)), known)
+
+
+async def _kept(
+    plugin: str, call: Callable[[], Any], known: frozenset[str]
+) -> frozenset[str] | None:
+    answer = await _resolved(call())
+    return None if answer is None else _kept_ids(plugin, answer) & known
+
+
+async def _tried(
+    hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
+) -> _T | Exception:
+    who = f"{hook} of plugin {plugin!r}"
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            return await work
+    except asyncio.CancelledError as error:
+        return not_ours(error, who)
+    except Exception as error:  # a stranger's code ran
+        return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
+
+
+def group_exits(
+    datasette: Datasette, group: Group
+) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
+    """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
+    for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
+        yield plugin, partial(_called, call)
+
+
+async def _called(call: Callable[[], Any]) -> Any:
+    return await _resolved(call())
+
+
+def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
+    """The error of a stranger's code that let a CancelledError out which nobody sent us.
+
+    Raises:
+        CancelledError: we are being cancelled, so it was sent to us.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+    return HookError(f"{who} was cancelled from inside: it awaited something that was")
+
+
+def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
+    ids = []
+    iterable = not isinstance(answer, str) and hasattr(answer, "__iter__")
+    for item in answer if iterable else [None]:  # type: ignore[attr-defined]  # checked above
+        model_id = getattr(item, "model_id", item)
+        if not isinstance(model_id, str):
+            raise HookError(
+                f"llm_filter_models of plugin {plugin!r} returned {type(answer).__name__} "
+                f"with {type(item).__name__}; return a list of the models to keep, or None"
+            )
+        ids.append(model_id)
+    return frozenset(ids)
+
+
+async def _resolved(value: Any) -> Any:
+    """What a hook's answer comes to; like Datasette's hooks ours may answer with a function."""
+    if callable(value):
+        value = value()
+    return await value if inspect.isawaitable(value) else value
+
+
+def _caller(datasette: Datasette, hook: str) -> Any:
+    return getattr(datasette.pm.hook, hook)
+
+
+def _implementations(
+    datasette: Datasette, hook: str, arguments: Mapping[str, object]
+) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(plugin name, call) for each implementation, in the order in which pluggy calls them."""
+    everything = {"datasette": datasette, **arguments}
+    for implementation in reversed(_caller(datasette, hook).get_hookimpls()):
+        if not (implementation.wrapper or implementation.hookwrapper):
+            yield implementation.plugin_name, partial(_call, implementation, everything)
+
+
+def _call(implementation: HookImpl, arguments: Mapping[str, object], **more: object) -> Any:
+    given = {**arguments, **more}
+    return implementation.function(*[given[name] for name in implementation.argnames])

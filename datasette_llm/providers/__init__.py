@@ -1,0 +1,1 @@
+"""What llm knows, made usable: models, their clients and their failures."""

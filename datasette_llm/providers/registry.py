@@ -1,0 +1,113 @@
+"""What a catalog is made from: llm's plugins and files, and the endpoints of the configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llm
+import llm.plugins
+
+from ..config.settings import EndpointSettings
+from .openai_clients import taken_over
+from .sync_adapter import SyncLLM, ThreadedModel
+
+AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
+Registered = llm.models.ModelWithAliases
+FileStamps = tuple[tuple[str, int, int], ...]
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Importing llm's plugins brings in so much that a full collection falls due.
+
+    It would hold the interpreter for longer than the event loop may stall.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def registered_models(problems: list[str]) -> list[Registered]:
+    """What llm.get_models_with_aliases() lists, each with an async model.
+
+    One plugin that fails spoils only its own.
+    """
+    registered: list[Registered] = []
+
+    def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
+        asked = model if async_model is None else async_model
+        if async_model is None and isinstance(model, SyncLLM):
+            async_model = ThreadedModel(model)
+        if not hasattr(model, "model_id") or not isinstance(async_model, AsyncLLM):
+            raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
+        names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
+        ids = [model.model_id, async_model.model_id]
+        if not all(isinstance(name, str) for name in [*ids, *names]):
+            raise TypeError(f"it registered {model!r} with an id or alias that is no text")
+        _take_over_clients(asked)
+        both: Any = async_model  # llm's own type leaves out the models with keys
+        registered.append(Registered(model, both, names))
+
+    arguments = {"register": register, "model_aliases": registered}
+    for implementation in reversed(llm.plugins.pm.hook.register_models.get_hookimpls()):
+        try:
+            implementation.function(*[arguments[name] for name in implementation.argnames])
+        except (Exception, SystemExit) as error:
+            problems.append(
+                f"llm plugin {implementation.plugin_name!r} failed while listing its models: "
+                f"{type(error).__name__}: {error}"
+            )
+    return registered
+
+
+def _take_over_clients(model: Any) -> None:
+    """Have the clients of a model that is llm's own kind of OpenAI model be our business."""
+    kinds = {kind.__module__ for kind in type(model).__mro__}
+    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
+        get_client = model.get_client
+        model.get_client = lambda *args, **kwargs: taken_over(get_client(*args, **kwargs))
+
+
+def endpoint_models(endpoints: Sequence[EndpointSettings]) -> list[Registered]:
+    """The models of the endpoints."""
+    if not endpoints:
+        return []
+    from .openai_compatible import models_of  # in the snapshot's thread: it imports openai
+
+    return models_of(endpoints)
+
+
+def read_aliases(problems: list[str]) -> dict[str, list[str]]:
+    """The aliases that a person set with `llm aliases set`, by model id."""
+    path = llm.user_dir() / "aliases.json"
+    by_model: dict[str, list[str]] = {}
+    try:
+        if path.exists():
+            for alias, model_id in json.loads(path.read_text("utf-8")).items():
+                by_model.setdefault(model_id, []).append(alias)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        problems.append(f"llm's aliases.json cannot be read, so its aliases are unknown: {error}")
+        return {}
+    return by_model
+
+
+def file_stamps() -> FileStamps:
+    """Names, times and sizes of the files that models may come from."""
+    folder: Path = llm.user_dir()
+    stamps = []
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.yaml")]):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
+    return tuple(stamps)

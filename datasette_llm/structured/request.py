@@ -1,0 +1,215 @@
+"""Asking for an object: a prompt, and one more where the answer does not fit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+import llm
+from pydantic import BaseModel
+
+from ..errors import StructuredOutputError
+from .json_extraction import UnfitError
+from .strict_schema import closed_schema
+from .validation import Shape
+
+if TYPE_CHECKING:
+    from ..calls.model import WrappedAsyncModel, WrappedConversation
+    from ..calls.response import PromptResponse
+
+_T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+# What the first prompt brought and the history has, so that a repair does not bring it again.
+_SAID = frozenset({"fragments", "attachments", "tool_results", "messages"})
+# All others that prompt() takes are the key and options.
+_PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Structured(Generic[_T]):
+    """A validated answer; `value, response = await model.structured(…)` takes it apart.
+
+    Attributes:
+        value: an instance of the pydantic model, or plain data for a JSON schema.
+        attempts: the responses: one, or two where the first answer did not fit.
+    """
+
+    value: _T
+    attempts: tuple[PromptResponse, ...]
+
+    @property
+    def response(self) -> PromptResponse:
+        """The response that holds the value."""
+        return self.attempts[-1]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.value
+        yield self.response
+
+
+class AsksForObjects:
+    """What models and conversations have in common: `structured()`."""
+
+    @overload
+    async def structured(
+        self, prompt: str | None = None, *, schema: type[_Model], **kwargs: Any
+    ) -> Structured[_Model]: ...
+
+    @overload
+    async def structured(
+        self, prompt: str | None = None, *, schema: Mapping[str, Any], **kwargs: Any
+    ) -> Structured[dict[str, Any]]: ...
+
+    async def structured(
+        self,
+        prompt: str | None = None,
+        *,
+        schema: type[BaseModel] | Mapping[str, Any],
+        **kwargs: Any,
+    ) -> Structured[Any]:
+        """Prompt for an object that fits a schema, and validate the answer.
+
+        A model with schemas of its own gets the closed schema (`closed_schema()`); for others
+        it stands in the prompt. An answer that does not fit is repaired once: the model is
+        told what is wrong, with its answer as history. The repair is a prompt of its own, with
+        the same key, purpose, actor and options, or a fallback's own where that has answered;
+        it opens the contexts of the hooks anew and has its own row in the record. In a
+        conversation both are turns of it.
+
+        Args:
+            prompt: the text; optional.
+            schema: a pydantic model, or a JSON schema for an object.
+            **kwargs: everything that `prompt()` takes, except tools.
+
+        Returns:
+            The value and its response, which has been read to its end.
+
+        Raises:
+            SchemaError: the schema cannot be closed. Before any hook runs.
+            TypeError: tools were given, or something that is no schema. Before any hook runs.
+            StructuredOutputError: no answer fits; where the repair could not be made, with
+                the reason as its cause.
+            Exception: what `prompt()` raises for the first prompt.
+        """
+        # They alone inherit from this.
+        asked = cast("WrappedAsyncModel | WrappedConversation", self)
+        if kwargs.get("tools") or getattr(asked, "tools", None):
+            raise TypeError(
+                "structured() takes no tools; run them with chain(), and then ask for the object"
+            )
+        return await _asked(asked, prompt, await Shape.of(schema), kwargs)
+
+
+def prompt_text(
+    model: WrappedAsyncModel, prompt: str | None, schema: type[BaseModel] | Mapping[str, Any]
+) -> str | None:
+    """The text that `structured()` sends, for those who show it before.
+
+    Args:
+        model: the model.
+        prompt: the caller's text.
+        schema: a pydantic model, or a JSON schema.
+
+    Returns:
+        The same text for a model that takes schemas, otherwise with the schema below it.
+
+    Raises:
+        SchemaError: the schema cannot be closed.
+    """
+    return _text(model, prompt, closed_schema(schema))
+
+
+async def _asked(
+    asked: WrappedAsyncModel | WrappedConversation,
+    prompt: str | None,
+    shape: Shape,
+    arguments: Mapping[str, Any],
+) -> Structured[Any]:
+    model = _model_of(asked)
+    native = {"schema": shape.sent} if model.supports_schema else {}
+    text = _text(model, prompt, shape.sent)
+    first = await asked.prompt(text, **arguments, **native)
+    answer = await first.text()
+    try:
+        return Structured(await shape.read(answer), (first,))
+    except UnfitError as error:
+        problems = error.problems
+    try:
+        second = await _repaired(asked, text, first, problems, {**arguments, **native})
+        answer = await second.text()
+    except (
+        Exception
+    ) as error:  # a provider's or a hook's; the answer that there is must not be lost
+        told = f"It could not be repaired, because of {type(error).__name__}: {error}"
+        raise StructuredOutputError([*problems, told], [first]) from error
+    try:
+        return Structured(await shape.read(answer), (first, second))
+    except UnfitError as error:
+        raise StructuredOutputError(error.problems, [first, second]) from None
+
+
+async def _repaired(
+    asked: WrappedAsyncModel | WrappedConversation,
+    text: str | None,
+    first: PromptResponse,
+    problems: Sequence[str],
+    arguments: Mapping[str, Any],
+) -> PromptResponse:
+    """Ask again, with the first answer as history."""
+    wish = _wish(problems)
+    new = {name: value for name, value in arguments.items() if name not in _SAID}
+    model = _model_of(asked)
+    if asked is not model:
+        return await asked.prompt(wish, **new)
+    answering = _answering(first)
+    if answering.supports_conversation:
+        if answering is not model:
+            new = _for_fallback(first, new)
+        # An empty list, so that tools which a model calls unasked are not looked for.
+        return await first.reply(wish, tool_results=[], **new)
+    parts = [text, f"You have answered:\n{first.text_or_raise()}", wish]
+    return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
+
+
+def _answering(response: PromptResponse) -> WrappedAsyncModel:
+    return cast("WrappedAsyncModel", response.model)  # one of ours, which llm's class does not say
+
+
+def _for_fallback(response: PromptResponse, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller gave, for the fallback that answered: the key and options were not for it."""
+    options = response.prompt.options
+    given = {name: value for name, value in arguments.items() if name in _PROMPT_PARAMETERS}
+    return given | {"options": {name: getattr(options, name) for name in options.model_fields_set}}
+
+
+def _model_of(asked: WrappedAsyncModel | WrappedConversation) -> WrappedAsyncModel:
+    model: WrappedAsyncModel | None = getattr(asked, "model", None)
+    # Only a conversation has a model, so that without one this is the model.
+    return model or cast("WrappedAsyncModel", asked)
+
+
+def _text(model: WrappedAsyncModel, prompt: str | None, sent: Mapping[str, Any]) -> str | None:
+    """The prompt, with the schema where the model does not take it otherwise.
+
+    Not in the system prompt: llm drops that one beside `messages`, and in later turns.
+    """
+    if model.supports_schema:
+        return prompt
+    schema = json.dumps(sent, ensure_ascii=False, separators=(",", ":"))
+    wish = (
+        "Answer with one JSON object that fits this JSON schema, and with nothing else, neither "
+        f"prose nor a code fence:\n{schema}"
+    )
+    return f"{prompt}\n\n{wish}" if prompt else wish
+
+
+def _wish(problems: Sequence[str]) -> str:
+    lines = "\n".join(f"- {problem}" for problem in problems)
+    return (
+        f"That answer cannot be used:\n{lines}\n"
+        "Answer again with the whole JSON object, corrected, and with nothing else."
+    )

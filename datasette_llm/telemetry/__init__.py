@@ -1,0 +1,1 @@
+"""Traces and metrics of requests, through the OpenTelemetry API."""

@@ -1,0 +1,86 @@
+"""Requests and answers: the body of a POST, a payload as JSON, a client that went away.
+
+A payload is what a page shows and its JSON twin gives. One with `"ok": False` has `error` and
+`status`, as Datasette's own JSON errors have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasette import Response
+
+if TYPE_CHECKING:
+    from datasette.utils.asgi import Request
+
+Payload = dict[str, Any]
+
+
+def refused(message: str, status: int = 400, **payload: object) -> Payload:
+    """The payload of a request that cannot be answered.
+
+    Args:
+        message: what is wrong, and what to do.
+        status: the HTTP status.
+        **payload: what the page needs all the same, for example for its form.
+    """
+    return {"ok": False, "error": message, "status": status, **payload}
+
+
+def as_json(payload: Payload) -> Response:
+    """A payload as JSON."""
+    return Response.json(payload, status=status_of(payload))
+
+
+def status_of(payload: Payload) -> int:
+    """The HTTP status of a payload."""
+    return 200 if payload["ok"] else int(payload.get("status", 400))
+
+
+def method_not_allowed(allowed: Sequence[str]) -> Response:
+    """The answer to a method that an address does not take."""
+    allow = ", ".join(allowed)
+    return Response.error(f"Only {allow}", 405, headers={"Allow": allow})
+
+
+def wants_html(request: Request) -> bool:
+    """Whether whoever posts is a browser that shows the answer, rather than a program."""
+    sent = request.headers.get("content-type", "")
+    return "json" not in sent and "text/html" in request.headers.get("accept", "")
+
+
+async def posted(request: Request) -> Mapping[str, str]:
+    """The fields of a POST, from a form or from JSON; a field that is empty is not there.
+
+    In JSON a field may also be true, which is `"true"` then, or false, which is not there.
+
+    Raises:
+        PostError: the body is neither.
+    """
+    is_json = "json" in request.headers.get("content-type", "")
+    fields: Any
+    try:
+        if is_json:
+            fields = json.loads(await request.post_body() or b"{}")
+        else:
+            fields = await request.post_vars()
+    except (ValueError, RecursionError) as error:
+        raise PostError(f"The body is no {'JSON' if is_json else 'form'}: {error}") from None
+    if not isinstance(fields, dict):
+        raise PostError('The body has to be a JSON object, such as {"model_id": "…"}')
+    wrong = [name for name, value in fields.items() if not isinstance(value, str | bool | None)]
+    if wrong:
+        raise PostError(f"{', '.join(wrong)}: expected text")
+    return {name: "true" if value is True else value for name, value in fields.items() if value}
+
+
+class PostError(Exception):
+    """The body of a POST cannot be used; the message says why."""
+
+
+async def client_disconnected(request: Request) -> None:
+    """Wait until the client has disconnected, which ASGI only says to those who listen."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,728 @@
+"""Which key a prompt uses, which models are listed as having one, and that no message holds one."""
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import re
+import threading
+import traceback
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import datasette_secrets
+import httpx2
+import llm
+import pytest
+from cryptography.fernet import Fernet
+from datasette.app import Datasette
+from datasette.database import Database
+
+from datasette_llm import LLM
+from datasette_llm.access.keys import KeyStatus, find_key, provider_secret, read_status
+from datasette_llm.redaction import REDACTED, redact, without_key
+from datasette_llm.testing import ScriptedModel
+
+ENCRYPTION_KEY = Fernet.generate_key().decode()
+SECRETS = {"datasette-secrets": {"encryption-key": ENCRYPTION_KEY}}
+KEY = "sk-" + "0123456789abcdef"
+
+
+@pytest.fixture
+def pelican(register_models: Callable[..., None]) -> ScriptedModel:
+    """A model that needs a key."""
+    model = ScriptedModel("pelican", needs_key="bird", key_env_var="BIRD_TOKEN")
+    register_models(model)
+    return model
+
+
+@pytest.fixture
+def make_started(make_datasette: Callable[..., Datasette]) -> Callable[..., Awaitable[Datasette]]:
+    """A function that makes a started Datasette, whose encrypted table can hold secrets."""
+
+    async def make(config: object = None) -> Datasette:
+        datasette = make_datasette(config, plugins=SECRETS)
+        await datasette.invoke_startup()
+        return datasette
+
+    return make
+
+
+async def store(datasette: Datasette, name: str, key: str, encryption_key: str = "") -> None:
+    """Do what a person does at /-/secrets."""
+    encrypted = Fernet((encryption_key or ENCRYPTION_KEY).encode()).encrypt(key.encode())
+    await datasette.get_internal_database().execute_write(
+        "insert into datasette_secrets (name, encrypted, encryption_key_name) values (?, ?, ?)",
+        [name, encrypted, "default"],
+    )
+
+
+async def used(datasette: Datasette) -> list[tuple[str, bool, str | None]]:
+    """For each stored secret: its name, whether it was used, and who used it last."""
+    rows = await datasette.get_internal_database().execute(
+        "select name, last_used_at is not null, last_used_by from datasette_secrets order by id"
+    )
+    return [tuple(row) for row in rows.rows]
+
+
+# The order of the places
+
+
+EVERY_REFERENCE = {
+    "default_model": {"model": "pelican", "key": "DEFAULT_KEY"},
+    "purposes": {
+        "chat": {
+            "model": {"model": "pelican", "key": "CHAT_KEY"},
+            "models": [{"model": "pelican", "key": "CHAT_LIST_KEY"}],
+        },
+        "other": {"models": [{"model": "pelican", "key": "OTHER_KEY"}]},
+    },
+}
+# The places where the key of a prompt for the purpose "chat" is looked for, the first one first.
+PLACES = [
+    ("secret in the environment", "CHAT_LIST_KEY"),
+    ("secret in the table", "CHAT_LIST_KEY"),
+    ("secret in the environment", "CHAT_KEY"),
+    ("secret in the table", "CHAT_KEY"),
+    ("secret in the environment", "DEFAULT_KEY"),
+    ("secret in the table", "DEFAULT_KEY"),
+    ("secret in the environment", "BIRD_API_KEY"),
+    ("secret in the table", "BIRD_API_KEY"),
+    ("keys.json", "bird"),
+    ("environment", "BIRD_TOKEN"),
+    ("model", "pelican"),
+]
+
+
+@pytest.mark.parametrize("first", range(len(PLACES)), ids=[" ".join(place) for place in PLACES])
+async def test_the_key_comes_from_the_first_place_that_has_one(
+    make_started, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    datasette = await make_started(EVERY_REFERENCE)
+    for number, (place, name) in enumerate(PLACES[first:], first):
+        if place == "secret in the environment":
+            monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", f"key-{number}")
+        elif place == "secret in the table":
+            await store(datasette, name, f"key-{number}")
+        elif place == "keys.json":
+            (llm_folder / "keys.json").write_text(json.dumps({name: f"key-{number}"}))
+        elif place == "environment":
+            monkeypatch.setenv(name, f"key-{number}")
+        else:
+            monkeypatch.setattr(pelican, "key", f"key-{number}")
+
+    model = await LLM(datasette).model("pelican", purpose="chat")
+    await (await model.prompt("hi")).text()
+
+    assert pelican.calls[0].key == f"key-{first}"
+    assert "pelican" in {m.model_id for m in await LLM(datasette).models(purpose="chat")}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "key"),
+    [(None, "default"), ("chat", "chat"), ("other", "other"), ("unheard of", "default")],
+)
+async def test_the_key_of_another_purpose_is_never_used(
+    make_datasette, pelican, monkeypatch: pytest.MonkeyPatch, purpose: str | None, key: str
+) -> None:
+    for name in ("CHAT", "OTHER", "DEFAULT"):
+        monkeypatch.setenv(f"DATASETTE_SECRETS_{name}_KEY", name.lower())
+    models = LLM(make_datasette(EVERY_REFERENCE))
+
+    await (await models.model("pelican", purpose=purpose)).prompt("hi")
+
+    assert pelican.calls[0].key == key
+
+
+async def test_a_reference_by_alias_gives_its_key_to_the_model(
+    make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (llm_folder / "aliases.json").write_text('{"big": "pelican"}')
+    monkeypatch.setenv("DATASETTE_SECRETS_TEAM_KEY", "the team's")
+    models = LLM(make_datasette({"default_model": {"model": "big", "key": "TEAM_KEY"}}))
+
+    await (await models.model("pelican")).prompt("hi")
+
+    assert pelican.calls[0].key == "the team's"
+
+
+@pytest.mark.parametrize(
+    ("given", "used_key"),
+    [("sk-given", "sk-given"), ("work", "sk-of-work"), ("bird", "sk-of-bird")],
+    ids=["a key", "a name in keys.json", "the provider's name in keys.json"],
+)
+async def test_a_key_that_the_caller_gives_wins(
+    make_datasette,
+    pelican,
+    llm_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    used_key: str,
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "the secret")
+    (llm_folder / "keys.json").write_text('{"work": "sk-of-work", "bird": "sk-of-bird"}')
+    model = await LLM(make_datasette()).model("pelican")
+
+    await (await model.prompt("hi", key=given)).text()
+
+    assert pelican.calls[0].key == used_key
+
+
+async def test_an_empty_key_counts_as_none(
+    make_datasette, pelican, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "the secret")
+    model = await LLM(make_datasette()).model("pelican")
+
+    await (await model.prompt("hi", key="")).text()
+
+    assert pelican.calls[0].key == "the secret"
+
+
+async def test_a_model_that_needs_no_key_is_prompted_without_looking_for_one(
+    make_datasette, register_models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = ScriptedModel("free")
+    register_models(free)
+    model = await LLM(make_datasette()).model("free")
+    monkeypatch.setattr(datasette_secrets, "get_secret", None)
+    monkeypatch.setattr(llm, "load_keys", None)
+
+    await (await model.prompt("hi")).text()
+
+    assert free.calls[0].key is None
+
+
+async def test_a_model_that_ignores_keys_takes_a_prompt_with_one(make_datasette) -> None:
+    model = await LLM(make_datasette()).model("echo")
+
+    response = await model.prompt("hi", key="sk-given")
+
+    assert "hi" in await response.text()
+
+
+async def test_the_key_is_never_put_on_llms_model_which_others_share(
+    make_datasette, pelican, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "the secret")
+    model = await LLM(make_datasette()).model("pelican")
+
+    await asyncio.gather(*[model.prompt("hi", key=f"key-{n}") for n in range(5)])
+
+    assert pelican.key is None
+    assert model.key is None
+    assert sorted(call.key for call in pelican.calls) == [f"key-{n}" for n in range(5)]
+
+
+# No key
+
+
+async def test_a_missing_key_is_told_by_the_prompt_with_all_the_places_for_it(
+    make_datasette, pelican
+) -> None:
+    reference = {"model": "pelican", "key": "TEAM_KEY"}
+    model = await LLM(make_datasette({"default_model": reference})).model()
+
+    with pytest.raises(llm.NeedsKeyException) as raised:
+        await model.prompt("hi")
+
+    assert str(raised.value) == (
+        "No key for model 'pelican'. Set one in any of: "
+        "the secret TEAM_KEY at /-/secrets/TEAM_KEY, "
+        "the secret BIRD_API_KEY at /-/secrets/BIRD_API_KEY, "
+        "the environment variable DATASETTE_SECRETS_TEAM_KEY, "
+        "the environment variable DATASETTE_SECRETS_BIRD_API_KEY, "
+        "'llm keys set bird', "
+        "the environment variable BIRD_TOKEN"
+    )
+    assert pelican.calls == []
+
+
+async def test_a_secret_stored_with_another_encryption_key_is_told_so(
+    make_started, pelican
+) -> None:
+    datasette = await make_started()
+    await store(datasette, "BIRD_API_KEY", KEY, Fernet.generate_key().decode())
+    model = await LLM(datasette).model("pelican")
+
+    with pytest.raises(llm.NeedsKeyException) as raised:
+        await model.prompt("hi")
+
+    assert str(raised.value) == (
+        "The secret BIRD_API_KEY was stored with another encryption key and cannot be read; "
+        "set it again at /-/secrets/BIRD_API_KEY"
+    )
+
+
+@pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
+async def test_a_malformed_keys_json_holds_no_keys_for_listing(
+    make_datasette, pelican, llm_folder: Path, content: str
+) -> None:
+    (llm_folder / "keys.json").write_text(content)
+
+    listed = {model.model_id for model in await LLM(make_datasette()).models()}
+
+    assert "echo" in listed
+    assert "pelican" not in listed
+
+
+@pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
+async def test_a_prompt_that_needs_a_malformed_keys_json_is_told_which_file_it_is(
+    make_datasette, pelican, llm_folder: Path, content: str
+) -> None:
+    (llm_folder / "keys.json").write_text(content)
+    model = await LLM(make_datasette()).model("pelican")
+
+    with pytest.raises(llm.NeedsKeyException, match=r"keys\.json"):
+        await model.prompt("hi")
+
+
+@pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
+async def test_a_key_that_the_caller_gives_is_used_however_malformed_keys_json_is(
+    make_datasette, pelican, llm_folder: Path, content: str
+) -> None:
+    (llm_folder / "keys.json").write_text(content)
+    model = await LLM(make_datasette()).model("pelican")
+
+    await (await model.prompt("hi", key="sk-given")).text()
+
+    assert pelican.calls[0].key == "sk-given"
+
+
+async def test_a_secret_is_used_however_malformed_keys_json_is(
+    make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (llm_folder / "keys.json").write_text("{not json")
+    monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "the secret")
+    model = await LLM(make_datasette()).model("pelican")
+
+    await (await model.prompt("hi")).text()
+
+    assert pelican.calls[0].key == "the secret"
+
+
+# Listing, and using
+
+
+async def test_listing_and_using_agree_on_which_models_have_a_key(
+    make_started, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasette = await make_started()
+    some, any_value = [None, "a key"], [None, "", "a key"]
+    for case in itertools.product(any_value, some, any_value, any_value, some):
+        in_environment, in_table, in_json, in_own_variable, on_model = case
+        set_or_delete(monkeypatch, "DATASETTE_SECRETS_BIRD_API_KEY", in_environment)
+        set_or_delete(monkeypatch, "BIRD_TOKEN", in_own_variable)
+        await datasette.get_internal_database().execute_write("delete from datasette_secrets")
+        if in_table:
+            await store(datasette, "BIRD_API_KEY", in_table)
+        keys = {} if in_json is None else {"bird": in_json}
+        (llm_folder / "keys.json").write_text(json.dumps(keys))
+        monkeypatch.setattr(pelican, "key", on_model)
+
+        source = (await read_status(datasette)).source(pelican, ())
+        try:
+            key = await find_key(datasette, pelican, explicit=None, secret_names=(), actor=None)
+        except llm.NeedsKeyException:
+            key = None
+
+        assert key == ("a key" if "a key" in case else None), case
+        assert (source is None) == (key is None), case
+
+
+def set_or_delete(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, value)
+
+
+async def test_listing_neither_writes_nor_decrypts(
+    make_started, pelican, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasette = await make_started()
+    await store(datasette, "BIRD_API_KEY", KEY)
+    monkeypatch.setattr(Fernet, "decrypt", None)
+    monkeypatch.setattr(Database, "execute_write", None)
+    models = LLM(datasette)
+
+    listed = {model.model_id for model in await models.models()}
+    decision = await models.explain("pelican")
+    await models.model("pelican")
+
+    assert "pelican" in listed
+    assert decision.listed
+    assert await used(datasette) == [("BIRD_API_KEY", False, None)]
+
+
+async def test_listing_reads_the_secrets_once_for_all_models(
+    make_started, register_models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_models(*[ScriptedModel(f"m{n}", needs_key=f"provider-{n}") for n in range(20)])
+    datasette = await make_started()
+    for number in range(20):
+        await store(datasette, f"PROVIDER_{number}_API_KEY", KEY)
+    reads: list[Any] = []
+
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        async def counting(self: Database, *args: Any, **kwargs: Any) -> Any:
+            reads.append(args)
+            return await read(self, *args, **kwargs)
+
+        return counting
+
+    for way in ("execute", "execute_fn"):
+        monkeypatch.setattr(Database, way, counted(getattr(Database, way)))
+    listed = {model.model_id for model in await LLM(datasette).models()}
+
+    assert {f"m{n}" for n in range(20)} <= listed
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("actor", [None, {"id": "simon"}, {"name": "no id"}])
+async def test_using_a_key_stamps_the_secret_with_when_and_who(
+    make_started, pelican, actor: dict[str, str] | None
+) -> None:
+    datasette = await make_started()
+    await store(datasette, "BIRD_API_KEY", KEY)
+    await store(datasette, "OTHER_API_KEY", KEY)
+    model = await LLM(datasette).model("pelican", actor=actor)
+
+    await (await model.prompt("hi")).text()
+
+    who = (actor or {}).get("id")
+    assert await used(datasette) == [("BIRD_API_KEY", True, who), ("OTHER_API_KEY", False, None)]
+    assert pelican.calls[0].key == KEY
+
+
+@pytest.mark.parametrize(
+    ("source", "detail"),
+    [
+        ("DATASETTE_SECRETS_BIRD_API_KEY", "Model 'pelican' has a key (secret environment)"),
+        ("BIRD_TOKEN", "Model 'pelican' has a key (environment)"),
+    ],
+)
+async def test_a_decision_says_where_the_key_comes_from_and_not_what_it_is(
+    make_datasette, pelican, monkeypatch: pytest.MonkeyPatch, source: str, detail: str
+) -> None:
+    monkeypatch.setenv(source, KEY)
+
+    decision = await LLM(make_datasette()).explain("pelican")
+
+    assert [step.detail for step in decision.steps if step.rule == "key"] == [detail]
+    assert KEY not in repr(decision)
+
+
+async def test_a_key_set_between_two_calls_is_seen(
+    make_datasette, pelican, llm_folder: Path
+) -> None:
+    models = LLM(make_datasette())
+    assert "pelican" not in {model.model_id for model in await models.models()}
+
+    (llm_folder / "keys.json").write_text('{"bird": "sk-new"}')
+
+    assert "pelican" in {model.model_id for model in await models.models()}
+    await (await models.model("pelican")).prompt("hi")
+    assert pelican.calls[0].key == "sk-new"
+
+
+async def test_c8_keys_json_is_never_read_on_the_event_loops_thread(
+    make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (llm_folder / "keys.json").write_text('{"bird": "sk-stored"}')
+    threads: list[int] = []
+    load_keys = llm.load_keys
+
+    def noted() -> dict[str, str]:
+        threads.append(threading.get_ident())
+        return load_keys()
+
+    monkeypatch.setattr(llm, "load_keys", noted)
+    models = LLM(make_datasette())
+    await models.models()
+    model = await models.model("pelican")
+    await (await model.prompt("hi")).text()
+    await (await model.prompt("hi", key="bird")).text()
+    await model.chain("hi").text()
+
+    assert len(threads) == 4
+    assert threading.get_ident() not in threads
+
+
+def test_a_status_holds_names_only() -> None:
+    assert set(KeyStatus.__slots__) == {"secrets", "stored"}
+
+
+# What /-/secrets lists
+
+
+async def test_secrets_lists_the_providers_of_the_installed_models_and_the_configured_names(
+    make_datasette, pelican
+) -> None:
+    datasette = make_datasette(EVERY_REFERENCE)
+
+    secrets = {secret.name: secret for secret in await datasette_secrets.get_secrets(datasette)}
+
+    openai = secrets["OPENAI_API_KEY"]
+    assert openai.description == "API key for OpenAI models"
+    assert openai.obtain_url == "https://platform.openai.com/api-keys"
+    assert openai.obtain_label == "Get a key from OpenAI"
+    assert secrets["BIRD_API_KEY"].description == "API key for bird models"
+    assert secrets["BIRD_API_KEY"].obtain_url is None
+    custom = ["DEFAULT_KEY", "CHAT_KEY", "CHAT_LIST_KEY", "OTHER_KEY"]
+    assert {secrets[name].description for name in custom} == {
+        "API key named in the datasette-llm configuration"
+    }
+
+
+async def test_secrets_are_shown_to_those_who_may_manage_them(make_started, pelican) -> None:
+    datasette = await make_started({"default_model": {"model": "pelican", "key": "TEAM_KEY"}})
+    datasette.root_enabled = True
+
+    page = await datasette.client.get("/-/secrets", actor={"id": "root"})
+
+    assert page.status_code == 200
+    assert "https://platform.openai.com/api-keys" in page.text
+    assert "BIRD_API_KEY" in page.text
+    assert "TEAM_KEY" in page.text
+    assert (await datasette.client.get("/-/secrets")).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("needs_key", "name"),
+    [
+        ("openai", "OPENAI_API_KEY"),
+        ("echo-needs-key", "ECHO_NEEDS_KEY_API_KEY"),
+        ("acme.ai v2", "ACME_AI_V2_API_KEY"),
+    ],
+)
+def test_the_secret_of_a_provider_is_named_after_the_key_it_needs(
+    needs_key: str, name: str
+) -> None:
+    assert provider_secret(needs_key) == name
+
+
+# No message holds a key
+
+
+class ProviderError(Exception):
+    def __init__(self, message: str, body: object = None) -> None:
+        super().__init__(message)
+        self.body = body
+
+
+class FixedTextError(Exception):
+    """Its text cannot be changed from outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._parts = iter(())  # nothing that can be searched
+        self._text = lambda: text
+
+    def __str__(self) -> str:
+        return self._text()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    text: str
+
+
+def with_note(error: Exception, note: str) -> Exception:
+    error.add_note(note)
+    return error
+
+
+def caused(error: Exception, cause: Exception, attribute: str = "__cause__") -> Exception:
+    setattr(error, attribute, cause)
+    return error
+
+
+LEAKS: dict[str, Callable[[str], Exception]] = {
+    "its arguments": lambda text: ValueError("refused", text),
+    "bytes in its arguments": lambda text: ValueError(text.encode()),
+    "lists in its arguments": lambda text: ValueError([text, (text,)]),
+    "a note": lambda text: with_note(ValueError("refused"), text),
+    "an attribute": lambda text: ProviderError("refused", text),
+    "a mapping in an attribute": lambda text: ProviderError("refused", {"error": {text: [text]}}),
+    "its cause": lambda text: caused(ValueError("refused"), ValueError(text)),
+    "its context": lambda text: caused(ValueError("refused"), ValueError(text), "__context__"),
+    "the cause of its cause": lambda text: caused(
+        ValueError("refused"), caused(ValueError("refused"), ProviderError("refused", text))
+    ),
+    "a group's member": lambda text: ExceptionGroup("refused", [ValueError(text)]),
+    "a group's message": lambda text: ExceptionGroup(text, [ValueError("refused")]),
+    "a group in a group": lambda text: ExceptionGroup(
+        "refused", [ExceptionGroup("refused", [ValueError(text)])]
+    ),
+    "text that cannot be changed": FixedTextError,
+    "an OSError's text": lambda text: OSError(111, text),
+    "an OSError's file name": lambda text: OSError(2, "No such file", text),
+    "a frozen error": FrozenError,
+    "a cause whose text cannot be changed": lambda text: caused(
+        ValueError("refused"), FixedTextError(text)
+    ),
+    "a cause that is an OSError": lambda text: caused(ValueError("refused"), OSError(111, text)),
+    "a cause that is a group": lambda text: caused(
+        ValueError("refused"), ExceptionGroup(text, [ValueError("refused")])
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_a_key_is_taken_out_of_all_that_an_exception_says(leak: Callable[[str], Exception]) -> None:
+    try:
+        raise leak(f"Incorrect API key provided: {KEY}. Check it.")
+    except Exception as error:
+        told = redact(error, KEY)
+
+    everything = [str(told), repr(told), repr(vars(told)), *traceback.format_exception(told)]
+    assert KEY not in "\n".join(everything)
+    assert isinstance(told, Exception)
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_an_exception_that_says_no_key_is_left_as_it_is(leak: Callable[[str], Exception]) -> None:
+    error = leak("Rate limit reached")
+    before = traceback.format_exception(error)
+
+    assert redact(error, KEY) is error
+    assert traceback.format_exception(error) == before
+
+
+@pytest.mark.parametrize("key", [None, "", "x", "short"])
+def test_a_placeholder_for_a_key_does_not_garble_messages(key: str | None) -> None:
+    error = ValueError("x is too short")
+
+    assert redact(error, key) is error
+    assert str(error) == "x is too short"
+
+
+def test_an_exception_that_is_its_own_context_is_no_endless_loop() -> None:
+    first, second = ValueError(KEY), ValueError("second")
+    first.__context__, second.__context__ = second, first
+
+    assert KEY not in str(redact(first, KEY))
+
+
+def test_an_exception_whose_text_cannot_be_had_is_left_as_it_is() -> None:
+    class UnprintableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    error = UnprintableError("refused")
+
+    assert redact(error, KEY) is error
+
+
+async def test_a_key_that_a_providers_message_repeats_reaches_nobody(
+    make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = ScriptedModel("failing", ["One ", ProviderError(f"bad key {KEY}", {"key": KEY})])
+    register_models(failing)
+    model = await LLM(make_datasette()).model("failing")
+    response = await model.prompt("hi", key=KEY)
+
+    with pytest.raises(ProviderError) as raised:
+        await response.text()
+
+    assert str(raised.value) == "bad key [key removed]"
+    assert KEY not in repr(vars(raised.value)) + caplog.text + repr(model) + repr(response)
+
+
+def test_a_key_is_taken_out_of_the_http_messages_that_an_exception_carries() -> None:
+    request = httpx2.Request(
+        "POST", f"http://127.0.0.1/?key={KEY}", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    response = httpx2.Response(401, text=f"bad key {KEY}", request=request)
+    assert KEY in response.text
+    error = httpx2.HTTPStatusError("refused", request=request, response=response)
+
+    assert redact(error, KEY) is error
+    everything = [
+        response.text,
+        response.content.decode(),
+        str(request.url),
+        repr(request),
+        str(request.headers["authorization"]),
+    ]
+    assert KEY not in "".join(everything)
+
+
+async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monkeypatch) -> None:
+    plugins = {"datasette-secrets": {"encryption-key": "too short"}}
+    datasette = make_datasette(plugins=plugins)
+    await datasette.invoke_startup()
+    await datasette.get_internal_database().execute_write(
+        "insert into datasette_secrets (name, encrypted, encryption_key_name) "
+        "values ('BIRD_API_KEY', 'x', 'default')"
+    )
+    model = await LLM(datasette).model("pelican")
+    with pytest.raises(llm.NeedsKeyException, match="encryption-key setting"):
+        await model.prompt("hi")
+
+
+def test_an_http_error_without_a_request_is_left_as_it_is() -> None:
+    error = httpx2.ReadTimeout("slow")
+    assert redact(error, KEY) is error
+
+
+def test_headers_without_the_key_are_left_as_they_are() -> None:
+    cookies = [("Set-Cookie", "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT"), ("Set-Cookie", "b=2")]
+    request = httpx2.Request("POST", "http://127.0.0.1/")
+    response = httpx2.Response(429, headers=cookies, request=request)
+    error = httpx2.HTTPStatusError(f"refused {KEY}", request=request, response=response)
+    before = response.headers.raw
+    assert KEY not in str(redact(error, KEY))
+    assert response.headers.raw == before
+
+
+def test_an_exception_with_a_list_that_contains_itself_is_cleaned_too() -> None:
+    endless: list[Any] = [KEY]
+    endless.append(endless)
+    assert KEY not in repr(redact(ValueError(endless), KEY))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        str,
+        json.dumps,
+        lambda key: json.dumps(key, ensure_ascii=False),
+        lambda key: json.dumps(json.dumps({"key": key})),
+        lambda key: urllib.parse.quote(key, safe=""),
+        urllib.parse.quote_plus,
+        lambda key: re.sub("%..", lambda code: code[0].lower(), urllib.parse.quote_plus(key)),
+    ],
+)
+@pytest.mark.parametrize("key", ["sk/0123+456=", 'sk "0\\12é34', "sk-\n0123456", "sk-plain.key_1~"])
+def test_a_key_is_found_in_whichever_way_it_is_written(key, write):
+    assert without_key(f"({write(key)})", key).count(REDACTED) == 1
+    error = redact(ValueError(f"({write(key)})"), key)
+    assert write(key).strip('"') not in str(error)
+
+
+@pytest.mark.parametrize("key", [None, "", "short"])
+def test_what_is_no_key_is_not_looked_for(key):
+    assert without_key("a short text", key) == "a short text"
+
+
+async def test_what_says_a_key_is_not_behind_the_error_in_its_place(
+    make_datasette, register_models
+) -> None:
+    register_models(ScriptedModel("failing", [FixedTextError(f"bad key {KEY}")]))
+    model = await LLM(make_datasette()).model("failing")
+
+    with pytest.raises(llm.ModelError) as raised:
+        await model.prompt("hi", key=KEY)
+
+    assert (raised.value.__cause__, raised.value.__context__) == (None, None)
+
+
+def test_a_key_in_the_body_of_a_request_is_taken_out_of_its_stream_too() -> None:
+    request = httpx2.Request("POST", "http://127.0.0.1/", json={"prompt": KEY})
+    redact(httpx2.ConnectError(f"refused {KEY}", request=request), KEY)
+
+    assert KEY.encode() not in request.content + b"".join(request.stream)  # type: ignore[arg-type]

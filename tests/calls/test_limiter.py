@@ -1,0 +1,316 @@
+"""Gates: how many go through at once, in which order, and what those who give up leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasette_llm.calls import limiter as gates
+from datasette_llm.calls.limiter import Gate, Gates
+
+
+async def settled() -> None:
+    """Let everybody who can go on do so; nothing here waits for a clock."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Crowd:
+    """Tasks that want through one gate, and who of them got in, in order."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.entered: list[int] = []
+        self.inside: set[int] = set()
+        self.limits: dict[int, int] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    def arrive(self, name: int, limit: int = 1) -> asyncio.Task[None]:
+        self.limits[name] = limit
+        self.tasks[name] = asyncio.create_task(self._enter(name, limit))
+        return self.tasks[name]
+
+    def leave(self, name: int) -> None:
+        self.inside.remove(name)
+        self.gate.leave()
+
+    async def _enter(self, name: int, limit: int) -> None:
+        await self.gate.enter(limit)
+        self.entered.append(name)
+        self.inside.add(name)
+
+    @property
+    def waiting(self) -> list[int]:
+        return [name for name, task in self.tasks.items() if not task.done()]
+
+    async def drain(self) -> None:
+        await settled()
+        while self.inside:
+            self.leave(min(self.inside))
+            await settled()
+
+
+async def test_who_finds_room_enters_without_giving_way_to_others() -> None:
+    gate, ran = Gate(), []
+    asyncio.get_running_loop().call_soon(ran.append, "other")
+    await gate.enter(2)
+    await gate.enter(2)
+    assert ran == []
+    assert repr(gate) == "<Gate 2 inside, 0 waiting>"
+
+
+async def test_those_who_wait_enter_in_the_order_in_which_they_came() -> None:
+    crowd = Crowd()
+    for name in range(6):
+        crowd.arrive(name, limit=2)
+    await settled()
+    assert (crowd.entered, crowd.waiting) == ([0, 1], [2, 3, 4, 5])
+    crowd.leave(1)
+    await settled()
+    assert crowd.entered == [0, 1, 2]
+    crowd.leave(0)
+    crowd.leave(2)
+    await settled()
+    assert crowd.entered == [0, 1, 2, 3, 4]
+    await crowd.drain()
+    assert crowd.entered == [0, 1, 2, 3, 4, 5]
+    assert crowd.gate.idle
+
+
+async def test_who_comes_while_others_wait_does_not_pass_them() -> None:
+    crowd = Crowd()
+    crowd.arrive(0)
+    await settled()
+    crowd.arrive(1)
+    await settled()
+    crowd.leave(0)  # 1 has its turn and has not run yet
+    crowd.arrive(2)
+    await settled()
+    assert (crowd.entered, crowd.waiting) == ([0, 1], [2])
+    await crowd.drain()
+
+
+async def test_the_head_of_the_queue_waits_for_its_own_limit_and_nobody_passes_it() -> None:
+    crowd = Crowd()
+    for name in range(3):
+        crowd.arrive(name, limit=3)
+    crowd.arrive(3, limit=1)
+    crowd.arrive(4, limit=10)
+    await settled()
+    assert crowd.entered == [0, 1, 2]
+    for name in (0, 1):
+        crowd.leave(name)
+        await settled()
+        assert crowd.waiting == [3, 4]
+    crowd.leave(2)
+    await settled()
+    assert crowd.entered == [0, 1, 2, 3, 4]
+    await crowd.drain()
+
+
+async def test_one_who_leaves_lets_in_as_many_as_there_is_room_for() -> None:
+    crowd = Crowd()
+    crowd.arrive(0)
+    await settled()
+    for name in (1, 2, 3):
+        crowd.arrive(name, limit=2)
+    await settled()
+    assert crowd.waiting == [2, 3]  # the limit of each is its own
+    crowd.leave(0)
+    crowd.leave(1)
+    await settled()
+    assert crowd.inside == {2, 3}
+    await crowd.drain()
+
+
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
+    crowd = Crowd()
+    for name in range(4):
+        crowd.arrive(name)
+    await settled()
+    crowd.tasks[1].cancel()
+    crowd.tasks[2].cancel()
+    await settled()
+    assert repr(crowd.gate) == "<Gate 1 inside, 1 waiting>"
+    crowd.leave(0)
+    await settled()
+    assert crowd.entered == [0, 3]
+    await crowd.drain()
+    assert crowd.gate.idle
+
+
+async def test_those_behind_a_cancelled_waiter_enter_if_they_waited_for_its_limit_only() -> None:
+    crowd = Crowd()
+    crowd.arrive(0, limit=3)
+    await settled()
+    crowd.arrive(1, limit=1)
+    crowd.arrive(2, limit=3)
+    crowd.arrive(3, limit=3)
+    await settled()
+    assert crowd.entered == [0]
+    crowd.tasks[1].cancel()
+    await settled()
+    assert crowd.entered == [0, 2, 3]
+    await crowd.drain()
+
+
+async def test_one_who_is_cancelled_when_it_has_its_turn_passes_it_on() -> None:
+    crowd = Crowd()
+    for name in range(3):
+        crowd.arrive(name)
+    await settled()
+    crowd.leave(0)  # lets 1 in, which has not run yet
+    crowd.tasks[1].cancel()
+    await settled()
+    assert crowd.tasks[1].cancelled()
+    assert crowd.entered == [0, 2]
+    await crowd.drain()
+    assert crowd.gate.idle
+
+
+async def test_one_who_is_cancelled_and_then_has_its_turn_does_not_take_it() -> None:
+    crowd = Crowd()
+    for name in range(3):
+        crowd.arrive(name)
+    await settled()
+    crowd.tasks[1].cancel()
+    crowd.leave(0)
+    await settled()
+    assert crowd.tasks[1].cancelled()
+    assert crowd.entered == [0, 2]
+    await crowd.drain()
+    assert crowd.gate.idle
+
+
+async def test_a_waiter_whose_coroutine_is_closed_was_never_inside() -> None:
+    gate = Gate()
+    await gate.enter(1)
+    waiter = gate.enter(1)
+    waiter.send(None)
+    waiter.close()
+    assert repr(gate) == "<Gate 1 inside, 0 waiting>"
+    gate.leave()
+    assert gate.idle
+
+
+async def test_all_who_wait_can_be_cancelled_at_once_with_one_step_for_each(monkeypatch) -> None:
+    steps = 0
+
+    class Counted(gates.OrderedDict):
+        def __iter__(self):
+            nonlocal steps
+            for each in super().__iter__():
+                steps += 1
+                yield each
+
+        def values(self):
+            return (self[each] for each in self)
+
+    monkeypatch.setattr(gates, "OrderedDict", Counted)
+    crowd, count = Crowd(), 10_000
+    crowd.arrive(0)
+    await settled()
+    for name in range(1, count):
+        crowd.arrive(name)
+    await settled()
+    assert len(crowd.waiting) == count - 1
+    for name in range(count - 1, 0, -1):
+        crowd.tasks[name].cancel()
+    await settled()
+    assert (crowd.entered, crowd.waiting) == ([0], [])
+    assert 0 < steps < 5 * count
+    crowd.leave(0)
+    assert crowd.gate.idle
+
+
+# What may happen next: somebody arrives with a limit, one of those inside leaves, one of those
+# who wait is cancelled, or the event loop turns.
+EVENTS = st.lists(
+    st.tuples(st.just("arrive"), st.integers(1, 4))
+    | st.tuples(st.just("leave"), st.integers(0, 9))
+    | st.tuples(st.just("cancel"), st.integers(0, 9))
+    | st.tuples(st.just("turn"), st.just(0)),
+    max_size=40,
+)
+
+
+@given(events=EVENTS)
+def test_never_too_many_are_inside_nobody_passes_another_and_nobody_is_lost(events) -> None:
+    asyncio.run(_play(events))
+
+
+async def _play(events: list[tuple[str, int]]) -> None:
+    crowd = Crowd()
+    cancelled: set[int] = set()
+    for kind, number in events:
+        pick = sorted(crowd.inside) if kind == "leave" else crowd.waiting
+        if kind == "arrive":
+            crowd.arrive(len(crowd.tasks), limit=number)
+        elif kind == "turn":
+            await asyncio.sleep(0)
+        elif pick and kind == "leave":
+            crowd.leave(pick[number % len(pick)])
+        elif pick and kind == "cancel":
+            name = pick[number % len(pick)]
+            crowd.tasks[name].cancel()
+            cancelled.add(name)
+        _check_inside(crowd)
+    await settled()
+    _check_inside(crowd)
+    heads = [name for name in crowd.waiting if name not in cancelled]
+    if heads:  # the first has a reason to wait
+        assert len(crowd.inside) >= crowd.limits[heads[0]]
+    await crowd.drain()
+    # A task is done with entering, or was cancelled before it entered.
+    assert crowd.waiting == []
+    assert crowd.entered == sorted(crowd.entered)
+    assert {*crowd.entered} == {n for n, task in crowd.tasks.items() if not task.cancelled()}
+    assert {*crowd.tasks} - {*crowd.entered} <= cancelled
+    assert crowd.gate.idle
+
+
+def _check_inside(crowd: Crowd) -> None:
+    # Whoever came last found room by its own limit then, and since then others only left.
+    if crowd.inside:
+        assert len(crowd.inside) <= crowd.limits[max(crowd.inside)]
+
+
+async def test_each_name_has_one_gate() -> None:
+    named = Gates().named
+    assert named("a") is named("a")
+    assert named("a") is not named("b")
+    assert named(("model", "a")) is not named(("purpose", "a"))
+
+
+def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
+    all_gates = Gates()
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def enter_and_stay() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        # A gate that was left behind by another loop would never open here.
+        await all_gates.named("model").enter(1)
+
+    for _ in range(20):
+        asyncio.run(enter_and_stay())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 20
+    assert len(all_gates._by_loop) == 0
+
+
+async def test_two_loops_at_once_do_not_wait_for_each_other() -> None:
+    all_gates = Gates()
+    await all_gates.named("model").enter(1)
+
+    async def enter() -> str:
+        await all_gates.named("model").enter(1)
+        return repr(all_gates.named("model"))
+
+    other = await asyncio.gather(*(asyncio.to_thread(asyncio.run, enter()) for _ in range(4)))
+    assert other == ["<Gate 1 inside, 0 waiting>"] * 4
+    all_gates.named("model").leave()
+    assert all_gates.named("model").idle

@@ -1,0 +1,232 @@
+"""max_concurrency: who goes in, who waits, and what the record tells of it."""
+
+import asyncio
+
+import pytest
+
+from datasette_llm import LLM, ResponseTimeoutError
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.calls import retry as answering
+from datasette_llm.testing import ScriptedModel
+
+from ..support.plugins import Accountant
+
+
+@pytest.fixture
+def site(make_datasette, register_models):
+    """A function that makes an LLM of some models and a configuration."""
+
+    def make(*models, **config):
+        register_models(*models)
+        return LLM(make_datasette({"log": False, **config}))
+
+    return make
+
+
+async def turns():
+    """Let everything happen that can happen now."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def rows_of(llms):
+    await state_of(llms.datasette).recorder(llms.datasette).writer.flush()
+    internal = llms.datasette.get_internal_database()
+    return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
+
+
+def gated(count, model_id="m", **kwargs):
+    """A model whose answers each wait for an event of their own."""
+    gates = [asyncio.Event() for _ in range(count)]
+    return ScriptedModel(model_id, *([gate, "ok"] for gate in gates), **kwargs), gates
+
+
+async def test_at_most_so_many_are_under_way_and_the_others_come_in_order(site):
+    model, gates = gated(5)
+    wrapped = await site(model, max_concurrency=2).model("m")
+    prompts = [asyncio.create_task(wrapped.prompt(f"{n}")) for n in range(5)]
+    await turns()
+    assert [call.prompt for call in model.calls] == ["0", "1"]
+    gates[1].set()
+    await model.received(3)
+    assert [call.prompt for call in model.calls] == ["0", "1", "2"]
+    for gate in gates:
+        gate.set()
+    for prompt in prompts:
+        assert await (await prompt).text() == "ok"
+    assert [call.prompt for call in model.calls] == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over_all_models(site):
+    a, b = gated(9, "a")[0], gated(9, "b")[0]
+    llms = site(
+        a,
+        b,
+        default_model={"model": "a", "max_concurrency": 2},
+        purposes={"chat": {"max_concurrency": 3}},
+    )
+    prompts = []
+    for model_id, purpose in [("a", None), ("a", "chat"), ("a", "x"), ("b", "chat"), ("b", "chat")]:
+        model = await llms.model(model_id, purpose=purpose)
+        prompts.append(asyncio.create_task(model.prompt(f"{model_id} {purpose}")))
+        await turns()
+    assert [call.prompt for call in a.calls] == ["a None", "a chat"]
+    assert [call.prompt for call in b.calls] == ["b chat", "b chat"]
+    more = asyncio.create_task((await llms.model("b", purpose="chat")).prompt("b chat"))
+    free = asyncio.create_task((await llms.model("b")).prompt("b None"))
+    await turns()
+    assert [call.prompt for call in b.calls] == ["b chat", "b chat", "b None"]
+    for task in [*prompts, more, free]:
+        task.cancel()
+    await asyncio.gather(*prompts, more, free, return_exceptions=True)
+    assert all(
+        gate.idle
+        for gates in state_of(llms.datasette).gates._by_loop.values()
+        for gate in gates.values()
+    )
+
+
+async def test_a_cancelled_waiter_leaves_the_queue_and_is_on_the_record(site, plugin):
+    accountant = plugin(Accountant())
+    model, gates = gated(3)
+    llms = site(model, log=True, max_concurrency=1)
+    wrapped = await llms.model("m")
+    tasks = [asyncio.create_task(wrapped.prompt(f"{n}")) for n in range(3)]
+    await model.received()
+    await turns()
+    tasks[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[1]
+    for gate in gates:
+        gate.set()
+    assert await (await tasks[0]).text() == "ok"
+    assert await (await tasks[2]).text() == "ok"
+    assert [call.prompt for call in model.calls] == ["0", "2"]
+    assert accountant.open == 0
+    rows = await rows_of(llms)
+    assert sorted(row["outcome"] for row in rows) == ["cancelled", "ok", "ok"]
+    [cancelled] = [row for row in rows if row["outcome"] == "cancelled"]
+    assert cancelled["error_type"] == "ResponseCancelledError"
+    assert cancelled["first_chunk_ms"] is None
+    assert all(row["waited_ms"] is not None for row in rows)
+
+
+async def test_the_waiting_time_is_recorded_and_is_no_part_of_the_duration(site):
+    model = ScriptedModel("m", [0.2, "ok"], ["ok"])
+    llms = site(model, log=True, max_concurrency=1)
+    wrapped = await llms.model("m")
+    responses = await asyncio.gather(wrapped.prompt("1"), wrapped.prompt("2"))
+    for response in responses:
+        await response.text()
+    first, second = await rows_of(llms)
+    assert first["waited_ms"] < 100 <= second["waited_ms"]
+    assert second["duration_ms"] < 150
+    assert first["started_at"] < second["started_at"]
+
+
+async def test_without_a_limit_no_waiting_time_is_recorded(site):
+    llms = site(ScriptedModel("m"), log=True)
+    await (await (await llms.model("m")).prompt("1")).text()
+    [row] = await rows_of(llms)
+    assert row["waited_ms"] is None
+
+
+async def test_who_waits_until_its_time_is_over_fails_with_that(site):
+    model, gates = gated(1)
+    llms = site(
+        model, log=True, max_concurrency=1, purposes={"quick": {"timeout": 0.05}}, retries=0
+    )
+    slow = asyncio.create_task((await llms.model("m")).prompt("slow"))
+    await model.received()
+    with pytest.raises(ResponseTimeoutError):
+        await (await llms.model("m", purpose="quick")).prompt("quick")
+    gates[0].set()
+    await (await slow).text()
+    rows = await rows_of(llms)
+    assert sorted((row["outcome"], row["error_type"]) for row in rows if row["purpose"]) == [
+        ("error", "ResponseTimeoutError")
+    ]
+    assert len(model.calls) == 1
+
+
+async def test_a_place_is_given_up_during_a_pause_and_after_a_failure(site, monkeypatch):
+    pausing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sleep(delay, *args):
+        pausing.set()
+        await go_on.wait()
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    model = ScriptedModel("m", [ConnectionError("no")], ["two"], ["one"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+    one = asyncio.create_task(wrapped.prompt("one"))
+    await pausing.wait()
+    two = await wrapped.prompt("two")
+    assert await two.text() == "two"
+    go_on.set()
+    assert await (await one).text() == "one"
+    assert answering.WAIT_INITIAL_S == 0.5
+
+
+class Asking(ScriptedModel):
+    """Asks the site's models while it answers."""
+
+    async def execute(self, *args, **kwargs):
+        inner = await self.llms.model("inner", purpose="chat")
+        self.said = await (await inner.prompt("?")).text()
+        async for chunk in super().execute(*args, **kwargs):
+            yield chunk
+
+
+async def test_a_model_that_asks_another_does_not_wait_for_its_own_place(site):
+    outer = Asking("outer", ["ok"])
+    llms = outer.llms = site(
+        outer, ScriptedModel("inner", ["inside"]), purposes={"chat": {"max_concurrency": 1}}
+    )
+    async with asyncio.timeout(10):
+        response = await (await llms.model("outer", purpose="chat")).prompt("Hi")
+        assert await response.text() == "ok"
+    assert outer.said == "inside"
+
+
+async def test_a_step_of_a_chain_has_a_place_only_while_it_is_asked(site):
+    import llm
+
+    call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
+    model = ScriptedModel("m", [call], ["inside"], ["Done"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+
+    async def look():
+        return await (await wrapped.prompt("in the tool")).text()
+
+    async with asyncio.timeout(10):
+        assert await wrapped.chain("Hi", tools=[look]).text() == "Done"
+
+
+async def test_callbacks_of_a_complete_response_run_after_its_turn(site):
+    model = ScriptedModel("m", ["ok"])
+    llms = site(
+        model,
+        default_model={"model": "m", "max_concurrency": 1},
+        purposes={"chat": {"max_concurrency": 1}, "titles": {"max_concurrency": 1}},
+    )
+    chat, titles = await llms.model(purpose="chat"), await llms.model(purpose="titles")
+    began = asyncio.Event()
+    model.scripts = ([began, "ok"],)
+
+    async def ask_for_a_title(response):
+        await (await titles.prompt("of the chat")).text()
+
+    first = asyncio.create_task(chat.prompt("Hi"))
+    await model.received(1)
+    (call,) = state_of(llms.datasette).calls
+    await call.result.on_response_done(ask_for_a_title)
+    # This one is inside the gate of its purpose, and waits for that of the model.
+    second = asyncio.create_task(titles.prompt("of another chat"))
+    await turns()
+    began.set()
+    async with asyncio.timeout(5):
+        assert await (await first).text() == "ok"
+        assert await (await second).text() == "ok"
+    assert len(model.calls) == 3
+    assert state_of(llms.datasette).gates.busy() == {}

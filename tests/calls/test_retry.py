@@ -1,0 +1,755 @@
+"""Retries and fallbacks: what is asked again, of whom, and what everybody sees of it."""
+
+import asyncio
+import contextlib
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx2
+import llm
+import pytest
+import stamina
+from datasette import hookimpl
+
+from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
+from datasette_llm.calls import retry as answering
+from datasette_llm.testing import ScriptedModel
+
+from ..support.plugins import Accountant, Recorder, raises
+
+
+class StatusError(Exception):
+    """What a provider's client raises after an HTTP error."""
+
+    def __init__(self, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(f"the server answered {status}")
+        self.status_code = status
+        self.response = httpx2.Response(status, headers=headers)
+
+
+def down() -> ConnectionError:
+    """A failure that passes."""
+    return ConnectionError("refused")
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """The pauses that are made, none of which takes any time."""
+    made = []
+
+    async def sleep(delay, *args):
+        made.append(delay)
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
+    return made
+
+
+@pytest.fixture
+def site(make_datasette, register_models):
+    """A function that makes an LLM of some models and a configuration."""
+
+    def make(*models, **config):
+        register_models(*models)
+        return LLM(make_datasette({"log": False, **config}))
+
+    return make
+
+
+async def rows_of(site):
+    datasette = site.datasette
+    await datasette.invoke_startup()
+    from datasette_llm.access.snapshot import state_of
+
+    await state_of(datasette).recorder(datasette).writer.flush()
+    internal = datasette.get_internal_database()
+    return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
+
+
+# Which failures are tried again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        down(),
+        ConnectionResetError("reset"),
+        TimeoutError("slow"),
+        httpx2.ReadTimeout("slow"),
+        httpx2.RemoteProtocolError("the server went away"),
+        *(StatusError(status) for status in (408, 409, 425, 429, 500, 502, 503, 504, 529, 599)),
+    ],
+    ids=repr,
+)
+async def test_a_passing_failure_before_the_first_event_is_tried_again(site, error):
+    model = ScriptedModel("m", [error], [error], ["Hello"])
+    response = await (await site(model).model("m")).prompt("Hi")
+    assert await response.text() == "Hello"
+    assert len(model.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        ValueError("bad"),
+        llm.ModelError("no"),
+        FileNotFoundError("keys"),
+        *(StatusError(status) for status in (400, 401, 403, 404, 413, 422)),
+        StatusError(429, {"x-should-retry": "false"}),
+    ],
+    ids=repr,
+)
+async def test_a_lasting_failure_is_not_tried_again(site, error):
+    model = ScriptedModel("m", [error], ["Hello"])
+    with pytest.raises(type(error)):
+        await (await site(model).model("m")).prompt("Hi")
+    assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize(("retries", "asked"), [(0, 1), (1, 2), (2, 3), (4, 5)])
+async def test_retries_says_how_often_after_the_first_attempt(site, retries, asked):
+    model = ScriptedModel("m", [down()])
+    with pytest.raises(ConnectionError, match="refused"):
+        await (await site(model, retries=retries).model("m")).prompt("Hi")
+    assert len(model.calls) == asked
+
+
+async def test_without_a_setting_a_prompt_is_tried_twice_more(site):
+    model = ScriptedModel("m", [down()])
+    with pytest.raises(ConnectionError):
+        await (await site(model).model("m")).prompt("Hi")
+    assert len(model.calls) == 3
+
+
+async def test_nothing_is_tried_again_after_the_first_event(site):
+    model = ScriptedModel("m", ["Hel", down()], ["Hello"])
+    response = await (await site(model, fallbacks=["m2"]).model("m")).prompt("Hi")
+    with pytest.raises(ConnectionError):
+        await response.text()
+    assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize("event", ["reasoning", "tool_call_name"])
+async def test_an_event_without_text_is_an_event(site, event):
+    first = llm.parts.StreamEvent(type=event, chunk="x", tool_call_id="t")
+    model = ScriptedModel("m", [first, down()], ["Hello"])
+    response = await (await site(model).model("m")).prompt("Hi")
+    with pytest.raises(ConnectionError):
+        await response.text()
+    assert len(model.calls) == 1
+
+
+async def test_nothing_is_tried_again_once_a_tool_has_run(site):
+    ran = []
+    call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
+    model = ScriptedModel("m", [down()], [call], [down()], ["Hello"])
+    chain = (await site(model).model("m")).chain(
+        "Hi", tools=[llm.Tool.function(lambda: ran.append(1) or "seen", name="look")]
+    )
+    with pytest.raises(ConnectionError):
+        await chain.text()
+    assert ran == [1]
+    assert len(model.calls) == 3  # the first step twice, and the second once
+
+
+async def test_a_reply_to_a_tool_call_is_not_tried_again(site):
+    call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
+    model = ScriptedModel("m", [call], [down()], ["Hello"])
+    tool = llm.Tool.function(lambda: "seen", name="look")
+    response = await (await site(model).model("m")).prompt("Hi", tools=[tool])
+    with pytest.raises(ConnectionError):
+        await response.reply()
+    assert len(model.calls) == 2
+
+
+# How long is waited
+
+
+async def test_the_pauses_grow_and_have_jitter(site, pauses, monkeypatch):
+    model = ScriptedModel("m", [down()])
+    wrapped = await site(model, retries=6).model("m")
+    with pytest.raises(ConnectionError):
+        await wrapped.prompt("Hi")
+    assert pauses == [0.5, 1, 2, 4, 8, 8]
+    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0.25)
+    pauses.clear()
+    with pytest.raises(ConnectionError):
+        await wrapped.prompt("Hi")
+    assert all(
+        low <= pause <= low + 0.25
+        for pause, low in zip(pauses, [0.5, 1, 2, 4, 7.75, 7.75], strict=True)
+    )
+    assert pauses != [0.5, 1, 2, 4, 8, 8]
+
+
+def written(after: str | timedelta) -> str:
+    """The value of a header Retry-After: a text as it is, a time from now as a date."""
+    if isinstance(after, str):
+        return after
+    return format_datetime(datetime.now(UTC) + after, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "low", "high"),
+    [
+        ({"retry-after": "7"}, 7, 7),
+        ({"retry-after": "0.25"}, 0.25, 0.25),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5, 1.5),
+        ({"retry-after": timedelta(seconds=30)}, 15, 31),
+        # No time at all, the past and nonsense are the pause that there is without the header.
+        ({"retry-after": "0"}, 0.5, 0.5),
+        ({"retry-after": "-3"}, 0.5, 0.5),
+        ({"retry-after": "nan"}, 0.5, 0.5),
+        ({"retry-after": timedelta(hours=-1)}, 0.5, 0.5),
+        ({"retry-after": "Wed, 99 Foo 2026"}, 0.5, 0.5),
+        ({"retry-after": ""}, 0.5, 0.5),
+    ],
+)
+async def test_retry_after_is_waited_for(site, pauses, headers, low, high):
+    headers = {name: written(value) for name, value in headers.items()}
+    model = ScriptedModel("m", [StatusError(429, headers)], ["Hello"])
+    response = await (await site(model).model("m")).prompt("Hi")
+    assert await response.text() == "Hello"
+    [pause] = pauses
+    assert low <= pause <= high
+
+
+@pytest.mark.parametrize("after", ["3600", "inf", timedelta(hours=1), "61"])
+async def test_a_provider_that_wants_an_hour_is_not_waited_for(site, pauses, after):
+    model = ScriptedModel("m", [StatusError(429, {"retry-after": written(after)})], ["Hello"])
+    with pytest.raises(StatusError):
+        await (await site(model).model("m")).prompt("Hi")
+    assert pauses == []
+    assert len(model.calls) == 1
+
+
+async def test_a_pause_that_is_longer_than_the_time_left_is_not_begun(site, pauses):
+    model = ScriptedModel("m", [StatusError(429, {"retry-after": "40"})], ["Hello"])
+    with pytest.raises(StatusError):
+        await (await site(model, timeout=30).model("m")).prompt("Hi")
+    assert pauses == []
+
+
+async def test_what_the_client_tried_by_itself_counts(site):
+    error = StatusError(500)
+    error.request = httpx2.Request("POST", "http://x/", headers={"x-stainless-retry-count": "2"})
+    model = ScriptedModel("m", [error], ["Hello"])
+    with pytest.raises(StatusError):
+        await (await site(model).model("m")).prompt("Hi")
+    assert len(model.calls) == 1
+
+
+async def test_who_switches_stamina_off_has_no_retries(site):
+    model = ScriptedModel("m", [down()], ["Hello"])
+    wrapped = await site(model).model("m")
+    stamina.set_active(False)
+    try:
+        with pytest.raises(ConnectionError):
+            await wrapped.prompt("Hi")
+    finally:
+        stamina.set_active(True)
+    assert len(model.calls) == 1
+
+
+# What a failed attempt leaves behind
+
+
+class Leaving(ScriptedModel):
+    """Leaves traces on the response of an attempt that then fails."""
+
+    async def execute(self, prompt, stream, response, *args, **kwargs):
+        if not self.calls:
+            response.set_usage(input=99, output=99, details={"bad": True})
+            response.set_resolved_model("broken")
+            response.add_tool_call(llm.ToolCall(name="bad", arguments={}))
+            response.response_json = {"bad": True}
+        async for chunk in super().execute(prompt, stream, response, *args, **kwargs):
+            yield chunk
+
+
+async def test_nothing_of_a_failed_attempt_is_in_the_answer(site, plugin):
+    recorder = plugin(Recorder())
+    model = Leaving("m", [down()], ["Hello"])
+    wrapped = await site(model, log={"content": True}).model("m")
+    response = await wrapped.prompt("Hi")
+    before = response.id
+    assert await response.text() == "Hello"
+    assert response.id == before
+    assert await response.usage() == llm.Usage()
+    assert await response.tool_calls() == []
+    assert await response.json() is None
+    assert response.resolved_model is None
+    assert recorder.results[0].responses == [response]
+    first, second = await rows_of(LLM(wrapped._datasette))
+    assert (first["outcome"], second["outcome"]) == ("error", "ok")
+    assert (first["input_tokens"], second["input_tokens"]) == (99, None)
+    assert (first["resolved_model"], second["resolved_model"]) == ("broken", None)
+    contents = {
+        (row["call_id"], row["part"]): json.loads(row["content"])
+        for row in (
+            await wrapped._datasette.get_internal_database().execute(
+                "select * from llm_call_content"
+            )
+        ).rows
+    }
+    said = [contents[row["id"], "response"]["messages"] for row in (first, second)]
+    assert "Hello" not in json.dumps(said[0])
+    assert "Hello" in json.dumps(said[1])
+
+
+async def test_the_log_has_a_row_for_every_attempt(site):
+    model = ScriptedModel("m", [down()], [StatusError(503)], ["Hello", llm.Usage(3, 2)])
+    llms = site(model, log=True)
+    response = await (await llms.model("m", purpose="chat")).prompt("Hi")
+    await response.text()
+    first, second, third = await rows_of(llms)
+    assert first["id"] == response.id
+    assert [row["prompt_id"] for row in (first, second, third)] == [None, response.id, response.id]
+    assert [row["attempt"] for row in (first, second, third)] == [1, 2, 3]
+    assert [row["error_type"] for row in (first, second, third)] == [
+        "ConnectionError",
+        "StatusError",
+        None,
+    ]
+    assert [row["output_tokens"] for row in (first, second, third)] == [None, None, 2]
+    assert first["id"] < second["id"] < third["id"]
+
+
+async def test_one_context_of_the_hooks_spans_all_attempts(site, plugin):
+    accountant, recorder = plugin(Accountant()), plugin(Recorder())
+    model = ScriptedModel("m", [down()], [down()], ["Hello"])
+    response = await (await site(model).model("m")).prompt("Hi")
+    await response.text()
+    await recorder.left.wait()
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    assert (accountant.reserved, accountant.settled, accountant.released) == (1, 1, 0)
+
+
+async def test_h4_the_last_failure_is_raised_at_the_yield_once(site, plugin):
+    accountant, recorder = plugin(Accountant()), plugin(Recorder())
+    last = ConnectionError("the last one")
+    model = ScriptedModel("m", [down()], [down()], [last])
+    with pytest.raises(ConnectionError, match="the last one"):
+        await (await site(model).model("m")).prompt("Hi")
+    assert recorder.errors == [last]
+    assert (accountant.reserved, accountant.settled, accountant.released) == (1, 0, 1)
+
+
+async def test_a_call_that_is_cancelled_in_a_pause_makes_no_other_attempt(site, monkeypatch):
+    pausing = asyncio.Event()
+
+    async def sleep(delay, *args):
+        pausing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    model = ScriptedModel("m", [down()], ["Hello"])
+    prompt = asyncio.create_task((await site(model).model("m")).prompt("Hi"))
+    await pausing.wait()
+    prompt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await prompt
+    assert len(model.calls) == 1
+
+
+async def test_what_a_hook_raises_is_not_tried_again(site, plugin):
+    plugin(Recorder(before=raises(ConnectionError("the hook's own"))))
+    model = ScriptedModel("m")
+    with pytest.raises(ConnectionError, match="own"):
+        await (await site(model, fallbacks=["other"]).model("m")).prompt("Hi")
+    assert model.calls == []
+
+
+# Fallbacks
+
+
+async def test_a_fallback_answers_when_the_model_has_failed_for_good(site, plugin):
+    recorder = plugin(Recorder())
+    first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
+    llms = site(first, second, log=True, retries=1, fallbacks=["second"])
+    response = await (await llms.model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+    assert response.model.model_id == "second"
+    assert (len(first.calls), len(second.calls)) == (2, 1)
+    assert recorder.events == ["hook opens", "hook succeeds"]
+    rows = await rows_of(llms)
+    assert [(row["model_id"], row["attempt"], row["outcome"]) for row in rows] == [
+        ("first", 1, "error"),
+        ("first", 2, "error"),
+        ("second", 3, "ok"),
+    ]
+
+
+async def test_a_lasting_failure_goes_to_the_fallback_at_once(site):
+    first = ScriptedModel("first", [StatusError(401)])
+    second = ScriptedModel("second", ["Hello"])
+    response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+    assert len(first.calls) == 1
+
+
+async def test_a_model_without_a_key_is_stood_in_for(site):
+    first = ScriptedModel("first", needs_key="nobody")
+    second = ScriptedModel("second", ["Hello"])
+    response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+
+
+async def test_fallbacks_are_tried_in_order_and_each_as_often_as_it_says(site):
+    a, b, c = (ScriptedModel(name, [down()]) for name in "abc")
+    d = ScriptedModel("d", [down()], ["Hello"])
+    llms = site(a, b, c, d, retries=0, fallbacks=["b", {"model": "c", "retries": 2}, "d"])
+    with pytest.raises(ConnectionError) as caught:
+        await (await llms.model("a")).prompt("Hi")
+    assert [len(model.calls) for model in (a, b, c, d)] == [1, 1, 3, 1]
+    assert caught.value.__notes__ == [
+        f"Fallback {name!r} failed too: ConnectionError: refused" for name in "bcd"
+    ]
+
+
+async def test_when_all_have_failed_the_response_is_of_the_model_that_was_asked_for(site, plugin):
+    recorder = plugin(Recorder())
+    first, second = ScriptedModel("first", [down()]), ScriptedModel("second", [StatusError(500)])
+    llms = site(first, second, retries=0, fallbacks=["second"])
+    with pytest.raises(ConnectionError, match="refused"):
+        await (await llms.model("first")).prompt("Hi", temperature=0.5)
+    response = recorder.results[0].response
+    assert response.model.model_id == "first"
+    assert response.prompt.options.temperature == 0.5
+
+
+async def test_a_fallback_that_fails_after_its_first_event_is_the_calls_failure(site):
+    third = ScriptedModel("third")
+    first = ScriptedModel("first", [down()])
+    second = ScriptedModel("second", ["Hel", StatusError(500)])
+    llms = site(first, second, third, retries=0, fallbacks=["second", "third"])
+    response = await (await llms.model("first")).prompt("Hi")
+    with pytest.raises(StatusError) as caught:
+        await response.text()
+    assert response.model.model_id == "second"
+    assert caught.value.__notes__ == ["Model 'first' had failed before: ConnectionError: refused"]
+    assert third.calls == []
+
+
+async def test_a_fallback_has_its_own_key_and_options(site, monkeypatch):
+    monkeypatch.setenv("DATASETTE_SECRETS_FIRST_KEY", "key-of-the-first")
+    monkeypatch.setenv("DATASETTE_SECRETS_SECOND_KEY", "key-of-the-second")
+    first = ScriptedModel("first", [down()], needs_key="first")
+    second = ScriptedModel("second", ["Hello"], needs_key="second")
+    llms = site(
+        first,
+        second,
+        retries=0,
+        default_model={"model": "first", "key": "FIRST_KEY", "options": {"temperature": 0.1}},
+        fallbacks=[{"model": "second", "key": "SECOND_KEY", "options": {"max_tokens": 7}}],
+    )
+    model = await llms.model()
+    response = await model.prompt("Hi", key="given by the caller")
+    assert await response.text() == "Hello"
+    assert (first.calls[0].key, second.calls[0].key) == ("given by the caller", "key-of-the-second")
+    options = second.calls[0].request.options
+    assert (options.temperature, options.max_tokens) == (None, 7)
+    response = await model.prompt("Hi", temperature=1.5)
+    assert first.calls[1].key == "key-of-the-first"
+    options = second.calls[1].request.options
+    assert (options.temperature, options.max_tokens) == (1.5, 7)
+    assert response.prompt is second.calls[1].request
+
+
+async def test_a_configured_option_that_the_model_reads_otherwise_is_not_the_fallbacks(site):
+    first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
+    reference = {"model": "first", "options": {"temperature": "0.1", "max_tokens": 7}}
+    llms = site(first, second, retries=0, default_model=reference, fallbacks=["second"])
+    await (await llms.model()).prompt("Hi", max_tokens=8)
+    assert first.calls[0].request.options.temperature == 0.1
+    options = second.calls[0].request.options
+    assert (options.temperature, options.max_tokens) == (None, 8)
+
+
+class Plain(ScriptedModel):
+    """Takes no options."""
+
+    class Options(llm.Options):
+        pass
+
+
+async def test_options_that_a_fallback_does_not_know_are_left_out(site):
+    first, second = ScriptedModel("first", [down()]), Plain("second", ["Hello"])
+    llms = site(first, second, retries=0, fallbacks=["second"])
+    response = await (await llms.model("first")).prompt("Hi", temperature=1.5)
+    assert await response.text() == "Hello"
+
+
+def tool() -> str:
+    """A tool."""
+    return "done"
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("needs", "lacks", "why"),
+    [
+        ({"schema": {"type": "object"}}, {"supports_schema": False}, "schemas"),
+        ({"tools": [tool]}, {"supports_tools": False}, "tools"),
+        (
+            {"attachments": [llm.Attachment(type="image/png", content=PNG)]},
+            {"attachment_types": ()},
+            "attachments",
+        ),
+        (
+            {"attachments": [llm.Attachment(type="image/png", content=PNG)]},
+            {"attachment_types": ("audio/wav",)},
+            "attachments of type 'image/png'",
+        ),
+    ],
+)
+async def test_what_a_fallback_does_not_support_skips_it(site, needs, lacks, why):
+    everything = {"attachment_types": ("image/png",)}
+    first = ScriptedModel("first", [down()], [ConnectionError("again")], **everything)
+    second = ScriptedModel("second", **(everything | lacks))
+    third = ScriptedModel("third", ["Hello"], **everything)
+    llms = site(first, second, third, retries=0, fallbacks=["second", "third"])
+    model = await llms.model("first")
+    response = await model.prompt("Hi", **needs)
+    assert await response.text() == "Hello"
+    assert (len(second.calls), len(third.calls)) == (0, 1)
+    llms.datasette.config["plugins"]["datasette-llm"]["fallbacks"] = ["second"]
+    with pytest.raises(ConnectionError, match="again") as caught:
+        await (await llms.model("first")).prompt("Hi", **needs)
+    [note] = caught.value.__notes__
+    assert note.startswith("Fallback 'second' was not asked: ValueError: ")
+    assert f"does not support {why}" in note
+
+
+async def test_a_fallback_that_does_not_stream_answers_at_its_end(site):
+    first = ScriptedModel("first", [down()])
+    second = ScriptedModel("second", ["Hel", "lo"], can_stream=False)
+    response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+    assert second.calls[0].stream is False
+
+
+async def test_a_fallback_passes_the_same_policy(site, plugin, caplog):
+    class OnlyFirst:
+        __name__ = "only-first"
+
+        @hookimpl
+        def llm_filter_models(self, models, actor, purpose):
+            if (actor or {}).get("id") == "guest":
+                return [model for model in models if model.model_id != "second"]
+            return None
+
+    plugin(OnlyFirst())
+    first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
+    llms = site(first, second, retries=0, fallbacks=["second"])
+    with pytest.raises(ConnectionError) as caught:
+        await (await llms.model("first", actor={"id": "guest"})).prompt("Hi")
+    assert second.calls == []
+    [note] = caught.value.__notes__
+    assert note.startswith("Fallback 'second' was not asked: ModelNotAllowedError: ")
+    assert "only-first" in note
+    assert note in caplog.text
+    response = await (await llms.model("first", actor={"id": "root"})).prompt("Hi")
+    assert await response.text() == "Hello"
+    with pytest.raises(ModelNotAllowedError):
+        await llms.model("second", actor={"id": "guest"})
+
+
+@pytest.mark.parametrize("name", ["blocked", "unknown"])
+async def test_a_fallback_that_the_configuration_does_not_allow_is_skipped(site, name):
+    first, blocked = ScriptedModel("first", [down()]), ScriptedModel("blocked")
+    third = ScriptedModel("third", ["Hello"])
+    llms = site(
+        first, blocked, third, retries=0, blocked_models=["blocked"], fallbacks=[name, "third"]
+    )
+    response = await (await llms.model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+    assert blocked.calls == []
+
+
+async def test_the_fallbacks_of_a_fallback_follow_it_and_no_model_is_asked_twice(site):
+    models = [ScriptedModel(name, [down()]) for name in "abcd"]
+    llms = site(
+        *models,
+        retries=0,
+        purposes={
+            "chat": {
+                "models": [{"model": "b", "fallbacks": ["c"]}, "a", "d", "c"],
+                "fallbacks": ["a", "b", "d", "b"],
+            }
+        },
+    )
+    with pytest.raises(ConnectionError) as caught:
+        await (await llms.model("a", purpose="chat")).prompt("Hi")
+    assert [len(model.calls) for model in models] == [1, 1, 1, 1]
+    assert [note.split()[1] for note in caught.value.__notes__] == ["'b'", "'c'", "'d'"]
+
+
+async def test_a_chain_goes_on_with_the_model_that_was_asked_for(site):
+    call = llm.ToolCall(name="tool", arguments={}, tool_call_id="t1")
+    first = ScriptedModel("first", [down()], ["Done"])
+    second = ScriptedModel("second", [call])
+    llms = site(first, second, retries=0, fallbacks=["second"])
+    chain = (await llms.model("first")).chain("Hi", tools=[tool])
+    answers = [(await step.text(), step.model.model_id) async for step in chain.responses()]
+    assert answers == [("", "second"), ("Done", "first")]
+
+
+async def test_a_conversation_keeps_the_turn_that_a_fallback_answered(site):
+    first = ScriptedModel("first", [down()], ["Two"])
+    second = ScriptedModel("second", ["One"])
+    conversation = (
+        await site(first, second, retries=0, fallbacks=["second"]).model("first")
+    ).conversation()
+    await (await conversation.prompt("1")).text()
+    await (await conversation.prompt("2")).text()
+    assert [message.role for message in first.calls[1].request.messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
+
+
+async def test_a_reply_goes_to_the_model_that_answered(site):
+    first = ScriptedModel("first", [down()], ["no"])
+    second = ScriptedModel("second", ["One"], ["Two"])
+    llms = site(first, second, retries=0, fallbacks=["second"])
+    response = await (await llms.model("first")).prompt("1")
+    reply = await response.reply("2")
+    assert await reply.text() == "Two"
+
+
+async def test_a_reply_to_a_fallback_has_the_timeout_and_the_fallbacks_of_any_prompt(site):
+    first = ScriptedModel("first", [down()])
+    second = ScriptedModel("second", ["One"], [down()], [asyncio.Event()])
+    third = ScriptedModel("third", ["Two"])
+    llms = site(first, second, third, retries=0, timeout=0.05, fallbacks=["second", "third"])
+    response = await (await llms.model("first")).prompt("1")
+    reply = await response.reply("2")
+    assert await reply.text() == "Two"
+    assert [message.role for message in third.calls[0].request.messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
+    async with asyncio.timeout(1):
+        with pytest.raises(ResponseTimeoutError):
+            await response.reply("3")
+
+
+async def test_the_key_of_no_attempt_is_in_what_the_caller_gets(site, monkeypatch):
+    monkeypatch.setenv("DATASETTE_SECRETS_FIRST_API_KEY", "sk-of-the-first-model")
+    monkeypatch.setenv("DATASETTE_SECRETS_SECOND_API_KEY", "sk-of-the-second-model")
+    first = ScriptedModel("first", [ConnectionError("sk-of-the-first-model")], needs_key="first")
+    second = ScriptedModel(
+        "second", [ConnectionError("sk-of-the-second-model")], needs_key="second"
+    )
+    llms = site(first, second, log=True, retries=1, fallbacks=["second"])
+    with pytest.raises(ConnectionError) as caught:
+        await (await llms.model("first")).prompt("Hi")
+    said = repr(caught.value) + repr(caught.value.__notes__) + repr(await rows_of(llms))
+    assert "[key removed]" in said
+    assert "sk-of" not in said
+
+
+async def test_the_time_in_total_is_that_of_all_attempts(site):
+    first = ScriptedModel("first", [down()])
+    second = ScriptedModel("second", [asyncio.Event()])
+    llms = site(first, second, retries=0, fallbacks=["second"], timeout=0.05)
+    with pytest.raises(ResponseTimeoutError) as caught:
+        await (await llms.model("first")).prompt("Hi")
+    assert caught.value.setting == "timeout"
+    assert caught.value.__notes__ == ["Model 'first' had failed before: ConnectionError: refused"]
+    assert second.calls[0].outcome == "cancelled"
+
+
+@pytest.mark.parametrize("script", [[down()], [asyncio.Event()]], ids=["failed", "hung"])
+async def test_an_idle_timeout_ends_with_its_own_attempt(site, script):
+    first = ScriptedModel("first", script)
+    second = ScriptedModel("second", ["Hel", 0.05, "lo"])
+    reference = {"model": "first", "idle_timeout": 0.02, "fallbacks": ["second"]}
+    llms = site(first, second, retries=0, default_model=reference)
+    response = await (await llms.model()).prompt("Hi")
+    assert await response.text() == "Hello"
+
+
+@pytest.mark.parametrize("needs_key", ["second", None])
+async def test_the_key_that_a_fallback_had_is_not_taken_for_that_of_the_next_step(
+    site, monkeypatch, needs_key
+):
+    monkeypatch.setenv("DATASETTE_SECRETS_FIRST_API_KEY", "sk-of-the-first-model")
+    monkeypatch.setenv("DATASETTE_SECRETS_SECOND_API_KEY", "sk-of-the-second-model")
+    call = llm.ToolCall(name="tool", arguments={}, tool_call_id="t1")
+    refused = ConnectionError("sk-of-the-first-model is refused")
+    first = ScriptedModel("first", [down()], [refused], needs_key="first")
+    second = ScriptedModel("second", [call], needs_key=needs_key)
+    llms = site(first, second, log=True, retries=0, fallbacks=["second"])
+    with pytest.raises(ConnectionError) as caught:
+        await (await llms.model("first")).chain("Hi", tools=[tool]).text()
+    said = repr(caught.value) + repr(await rows_of(llms))
+    assert "[key removed] is refused" in said
+    assert "sk-of" not in said
+
+
+async def test_the_time_in_total_is_that_of_the_hooks_that_a_fallback_passes_too(site, plugin):
+    class Slow:
+        __name__ = "slow"
+        asked = 0
+
+        @hookimpl
+        async def llm_filter_models(self, models):
+            self.asked += 1
+            if self.asked > 1:
+                await asyncio.Event().wait()
+            return models
+
+    plugin(Slow())
+    failure = down()
+    first, second = ScriptedModel("first", [failure]), ScriptedModel("second")
+    llms = site(first, second, retries=0, fallbacks=["second"], timeout=0.05)
+    with pytest.raises(ResponseTimeoutError) as caught:
+        await (await llms.model("first")).prompt("Hi")
+    assert caught.value.__cause__ is failure
+    assert second.calls == []
+
+
+class Swallowing:
+    """A filter that does not let itself be cancelled once it is asked about a fallback."""
+
+    __name__ = "swallowing"
+
+    def __init__(self, model):
+        self.model = model
+        self.asked = asyncio.Event()
+
+    @hookimpl
+    async def llm_filter_models(self):
+        if self.model.calls:
+            self.asked.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+
+async def test_no_fallback_is_asked_once_somebody_has_stopped_the_call(site, plugin):
+    first, second = ScriptedModel("first", [StatusError(401)]), ScriptedModel("second")
+    swallowing = plugin(Swallowing(first))
+    model = await site(first, second, fallbacks=["second"]).model("first")
+    prompt = asyncio.create_task(model.prompt("Hi"))
+    await swallowing.asked.wait()
+    prompt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await prompt
+    assert second.calls == []
+
+
+async def test_no_fallback_is_asked_once_the_time_in_total_is_over(site, plugin):
+    first, second = ScriptedModel("first", [StatusError(401)]), ScriptedModel("second")
+    plugin(Swallowing(first))
+    llms = site(first, second, fallbacks=["second"], timeout=0.05)
+    with pytest.raises(ResponseTimeoutError):
+        await (await llms.model("first")).prompt("Hi")
+    assert second.calls == []

@@ -1,0 +1,285 @@
+"""`datasette llm demo`: what it makes, says and serves, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import llm
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from datasette.cli import cli
+
+from datasette_llm.cli import demo
+from datasette_llm.cli.demo_data import write_harbour
+from datasette_llm.config.parse import parse_settings
+from datasette_llm.testing import ScriptedModel
+
+BOUND_S = 30.0
+LAST_LINE = "Ctrl-C ends it."
+
+
+class Running:
+    """A demo that serves; `output` is what it printed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = ""
+
+    async def ready(self) -> None:
+        assert self.process.stdout is not None
+        while LAST_LINE not in self.output:
+            line = await self.process.stdout.readline()
+            assert line, f"The demo ended:\n{self.output}"
+            self.output += line.decode()
+
+    async def end(self, number: int) -> tuple[int, str]:
+        """Send a signal by its number; gives the exit status and what was still printed."""
+        self.process.send_signal(number)
+        async with asyncio.timeout(BOUND_S):
+            rest, _ = await self.process.communicate()
+        return self.process.returncode or 0, rest.decode()
+
+    @property
+    def folder(self) -> Path:
+        found = re.search(r" is in (.+)$", self.output, re.M)
+        assert found
+        return Path(found[1])
+
+    def address(self, label: str) -> str:
+        """The address that is printed after some words."""
+        found = re.search(rf"^{label}: +(\S+)$", self.output, re.M)
+        assert found
+        return found[1]
+
+
+async def process_of(llm_folder: Path, *words: str) -> asyncio.subprocess.Process:
+    """`datasette` with some words, in a process with our plugins and llm-echo alone."""
+    foreign = ("DATASETTE_", "LLM_", "OPENAI_")
+    names = [n for n in os.environ if not n.startswith(foreign) and not n.endswith("_API_KEY")]
+    environment = {name: os.environ[name] for name in names} | {
+        "DATASETTE_LOAD_PLUGINS": "datasette-llm,datasette-secrets",
+        "LLM_LOAD_PLUGINS": "llm-echo",
+        "LLM_USER_PATH": str(llm_folder),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "datasette", *words],
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(llm_folder: Path, *words: str) -> AsyncIterator[Running]:
+    """A demo in a process of its own, from when it serves."""
+    served = Running(await process_of(llm_folder, *words))
+    try:
+        async with asyncio.timeout(BOUND_S):
+            await served.ready()
+        yield served
+    finally:
+        if served.process.returncode is None:
+            await served.end(signal.SIGTERM)
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch) -> Callable[..., Result]:
+    """A function that runs the demo without serving, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["llm", "demo", "--no-serve", *words])
+
+    return run
+
+
+async def test_the_login_link_leads_to_the_console_and_to_the_prompt_on_record(llm_folder):
+    async with running(llm_folder, "llm", "demo") as served:
+        console, record = served.address("The console"), served.address("The record")
+        async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
+            assert (await client.get(console)).status_code == 403
+            assert (await client.get(record)).status_code == 403
+            assert (await client.get(served.address("The harbour"))).status_code == 200
+            login = await client.get(served.address("Log in as root, once"))
+            assert login.status_code == 302
+            assert (await client.get(console)).status_code == 200
+            # What only Datasette's root may see.
+            assert (await client.get(console.replace("/llm", "/permissions"))).status_code == 200
+            [call] = (await client.get(f"{record}.json")).json()["rows"]
+            page = await client.get(f"{record}/{call['id']}")
+        assert (call["model_id"], call["purpose"]) == ("echo", "harbour")
+        assert call["outcome"] == "ok"
+        assert demo.QUESTION in page.text
+        folder = served.folder
+        assert (folder / "datasette.yaml").exists()
+        assert await served.end(signal.SIGINT) == (0, "")
+    assert not folder.exists()
+
+
+async def test_a_demo_that_is_told_to_end_removes_its_temporary_folder(llm_folder):
+    async with running(llm_folder, "llm", "demo") as served:
+        folder = served.folder
+        assert await served.end(signal.SIGTERM) == (0, "")
+    assert not folder.exists()
+
+
+async def test_a_named_folder_stays_and_is_served_again_by_the_command_it_prints(
+    llm_folder, tmp_path
+):
+    place = tmp_path / "my harbour"
+    async with running(llm_folder, "llm", "demo", str(place)) as served:
+        again = served.output.partition("Begin again with: datasette ")[2].strip()
+    assert (place / "internal" / "internal.db").exists()
+    process = await process_of(llm_folder, *shlex.split(again), "--get", "/.json")
+    async with asyncio.timeout(BOUND_S):
+        output, _ = await process.communicate()
+    assert [each["name"] for each in json.loads(output)["databases"]] == ["harbour"]
+
+
+def test_what_is_made_is_a_site_that_the_console_and_the_log_can_show(invoke, tmp_path):
+    result = invoke("harbour")
+    assert result.exit_code == 0, result.output
+    site = yaml.safe_load((tmp_path / "harbour" / "datasette.yaml").read_text("utf-8"))
+    assert site == demo.settings("echo")
+    assert parse_settings(site["plugins"]["datasette-llm"]).default_model.model == "echo"
+    assert set(site["permissions"]) == {"manage-llm", "view-llm-log", "analyze-table"}
+    connection = sqlite3.connect(tmp_path / "harbour" / "internal" / "internal.db")
+    with contextlib.closing(connection):
+        rows = connection.execute("select model_id, actor_id, outcome from llm_calls").fetchall()
+    assert rows == [("echo", "root", "ok")]
+
+
+def test_the_json_form_says_what_was_made_and_answered(invoke, tmp_path):
+    payload = json.loads(invoke("harbour", "--json").output)
+    assert payload.pop("rows") == {"berths": 6, "ships": 20, "arrivals": 420}
+    assert json.loads(payload.pop("answer"))["prompt"] == demo.QUESTION
+    assert payload == {
+        "ok": True,
+        "folder": "harbour",
+        "default_model": "echo",
+        "models_with_key": [],
+        "prompt": demo.QUESTION,
+        "login_link": None,
+    }
+
+
+def test_a_folder_that_has_files_is_left_as_it_is(invoke, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    result = invoke("full")
+    assert result.exit_code == 1
+    assert result.output == "Error: full is not empty. Name a new folder, or none\n"
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_as_an_error(invoke, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "file/below"):
+        result = invoke(name)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {name} cannot be the folder: ")
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_its_name(invoke, tmp_path, monkeypatch):
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    result = invoke("mounted")
+    assert result.exit_code == 2
+    assert result.output.endswith("Path 'mounted' is not writable.\n")
+
+
+def test_a_port_that_is_taken_is_told_as_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(cli, ["llm", "demo", "harbour", "--port", port])
+    assert result.exit_code == 1
+    assert result.output == f"Error: Port {port} cannot be used: Address already in use\n"
+    assert list((tmp_path / "harbour").iterdir()) == []
+
+
+def test_without_llm_echo_it_says_how_to_install_it(invoke, tmp_path, monkeypatch):
+    echo = next(p for p in llm.plugins.pm.get_plugins() if "echo" in getattr(p, "__name__", ""))
+    llm.plugins.pm.unregister(echo)
+    try:
+        result = invoke("harbour")
+    finally:
+        llm.plugins.pm.register(echo)
+    assert result.exit_code == 1
+    assert "datasette install llm-echo" in result.output
+    assert list((tmp_path / "harbour").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "default"), [(None, "first"), ("second", "second"), ("keyless", "first")]
+)
+def test_a_model_with_a_key_is_prompted_and_the_one_chosen_in_llm_before_the_others(
+    chosen, default, invoke, tmp_path, register_models, monkeypatch
+):
+    monkeypatch.setenv("DATASETTE_SECRETS_PELICAN_API_KEY", "sk-pelican-123456")
+    monkeypatch.setattr(llm, "get_default_model", lambda: chosen or "gpt-4o-mini")
+    models: dict[str, Any] = {
+        name: ScriptedModel(name, [f"I am {name}"], needs_key=key)
+        for name, key in [("keyless", None), ("first", "pelican"), ("second", "pelican")]
+    }
+    register_models(*models.values())
+    result = invoke("harbour")
+    assert f"The default model is {default}. Models with a key: 2\n" in result.output
+    assert result.output.endswith(f"> {demo.QUESTION}\nI am {default}\n")
+    assert models[default].calls[0].key == "sk-pelican-123456"
+    text = (tmp_path / "harbour" / "datasette.yaml").read_text("utf-8")
+    assert yaml.safe_load(text) == demo.settings(default)
+    assert "sk-pelican" not in text + result.output
+
+
+def test_a_provider_that_fails_is_told_and_the_demo_goes_on(invoke, register_models, monkeypatch):
+    monkeypatch.setenv("DATASETTE_SECRETS_PELICAN_API_KEY", "sk-pelican-123456")
+    failing = ScriptedModel("first", [RuntimeError("bad sk-pelican-123456")], needs_key="pelican")
+    register_models(failing)
+    result = invoke("harbour")
+    assert result.exit_code == 0
+    assert result.output.endswith("No answer came: RuntimeError: bad [key removed]\n")
+
+
+def test_the_harbour_is_the_same_each_time_and_its_references_hold(tmp_path):
+    dumps = []
+    for name in ("one.db", "two.db"):
+        write_harbour(tmp_path / name)
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as connection:
+            assert connection.execute("pragma foreign_key_check").fetchall() == []
+            assert len(connection.execute("pragma foreign_key_list(arrivals)").fetchall()) == 2
+            dumps.append(list(connection.iterdump()))
+    assert dumps[0] == dumps[1]
+
+
+def test_the_harbour_has_dirt_that_is_worth_an_analysis(tmp_path):
+    write_harbour(tmp_path / "harbour.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "harbour.db")) as connection:
+
+        def count(condition: str, table: str = "arrivals") -> int:
+            sql = f"select count(*) from {table} where {condition}"
+            return int(connection.execute(sql).fetchone()[0])
+
+        assert count("departed is null") == 6
+        assert count("departed < arrived") >= 3
+        assert count("arrived like '__/__/____'") == 4
+        assert count("tonnes > 100000") >= 1
+        assert count("fee < 0") == 3
+        assert count("flag <> trim(flag) or flag = upper(flag)", "ships") == 3
+        assert count("arrived between '2025-01-01' and '2026-02-01'") > 400

@@ -1,0 +1,465 @@
+"""The consultant's pages: who sees them, what they show, and that what is sent was seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+
+import pytest
+
+from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
+from datasette_llm.consultant.advice import previews
+from datasette_llm.testing import ScriptedModel
+from tests.support.consultant import ANA, BEN, GOOD_FLAG, HOSTILE, answer, flag, says
+from tests.support.openai_server import BOUND_S
+
+from ..log.test_pages import Page
+
+EVE = {"id": "eve"}
+PATH = "/-/llm/consultations"
+PETS = "/data/pets/-/llm-analyze"
+EVERYTHING = ("/data/pets/-/llm-analyze", "/data/pets/-/llm-analyze.json")
+
+
+@pytest.fixture
+async def site(start_site, register_models):
+    register_models(says(answer()), says(answer(), model_id="other"))
+    return await start_site()
+
+
+def fields(page, **changes):
+    """What a browser would send of the form on a preview."""
+    found = {each["name"]: each["value"] for each in page.all("input") if each.get("name")}
+    names = ("digest", "question")
+    return {name: found.get(name) or "" for name in names} | {"model_id": "scripted"} | changes
+
+
+async def previewed(site, table="pets", query="", **more):
+    return Page((await site.get(f"/data/{table}/-/llm-analyze{query}", **more)).text)
+
+
+# Who sees what
+
+
+async def test_nobody_and_the_wrong_actor_learn_nothing_of_the_preview(site):
+    for actor in (None, BEN):
+        for address in (*EVERYTHING, "/data/ghost/-/llm-analyze"):
+            refused = await site.get(address, 403, actor=actor)
+            assert "Cleo" not in refused.text
+        assert (await site.send({}, actor=actor)).status_code == 403
+        await site.ask(status=403, actor=actor)
+    for address in EVERYTHING:
+        assert "Cleo" in (await site.get(address)).text
+    assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
+
+
+async def test_who_may_analyze_but_not_view_a_table_is_refused(site):
+    for suffix in ("", ".json"):
+        refused = await site.get(f"/data/secrets/-/llm-analyze{suffix}", 403)
+        assert "ssn" not in refused.text
+    await site.ask("secrets", status=403)
+    assert "ssn" in (await site.get("/data/secrets/-/llm-analyze", actor=EVE)).text
+
+
+async def test_the_menu_of_a_table_and_of_a_view_has_an_entry_for_those_who_may(site):
+    for table in ("pets", "light"):
+        for actor, shown in ((None, False), (BEN, False), (ANA, True)):
+            page = Page((await site.get(f"/data/{table}", actor=actor)).text)
+            assert (f"/data/{table}/-/llm-analyze" in page.links()) is shown
+    for actor, shown in ((None, False), (BEN, False), (ANA, True)):
+        page = Page((await site.get("/", actor=actor)).text)
+        assert (PATH in page.links()) is shown
+
+
+async def test_consultations_are_seen_by_those_who_may_view_and_analyze_their_table(site):
+    mine = (await site.ask())["id"]
+    hidden = (await site.ask("secrets", actor=EVE))["id"]
+    for suffix in ("", ".json"):
+        for actor in (None, BEN):
+            await site.get(f"{PATH}{suffix}", 403, actor=actor)
+            await site.get(f"{PATH}/{mine}{suffix}", 404, actor=actor)
+        assert mine in (await site.get(f"{PATH}/{mine}{suffix}")).text
+        await site.get(f"{PATH}/{hidden}{suffix}", 404)
+        assert hidden in (await site.get(f"{PATH}/{hidden}{suffix}", actor=EVE)).text
+        assert hidden not in (await site.get(f"{PATH}{suffix}")).text
+        shown = (await site.get(f"{PATH}{suffix}", actor=EVE)).text
+        assert hidden in shown
+        assert mine in shown
+    await site.get(f"{PATH}/{'0' * 26}", 404)
+
+
+async def test_the_pages_of_a_list_are_full_although_others_are_left_out(site):
+    ids = []
+    for number in range(5):
+        ids.append((await site.ask())["id"])
+        if number % 2:
+            await site.ask("secrets", actor=EVE)
+    seen, query = [], ""
+    for _ in range(3):
+        page = (await site.get(f"{PATH}.json?limit=2{query}")).json()
+        seen.append([row["id"] for row in page["consultations"]])
+        query = f"&next={page['next']}"
+    assert seen == [ids[:-3:-1], ids[2:0:-1], ids[:1]]
+    assert page["next"] is None
+    first = Page((await site.get(f"{PATH}?limit=2")).text)
+    (older,) = [link for link in first.links() if "next=" in link]
+    assert ids[2] in (await site.get(older)).text
+
+
+async def test_a_list_has_fifty_unless_told_and_five_hundred_at_the_most(site):
+    assert (await site.get(f"{PATH}.json")).json()["limit"] == 50
+    assert (await site.get(f"{PATH}.json?limit=500")).json()["limit"] == 500
+    for query in ("limit=501", "limit=0", "limit=x", "limit=-1", "next=x", "limit=1&limit=2"):
+        for suffix in ("", ".json"):
+            refused = await site.get(f"{PATH}{suffix}?{query}", 400)
+            assert "limit" in refused.text or "next" in refused.text
+
+
+async def test_rows_of_a_table_that_the_reader_may_not_view_are_not_shown(
+    start_site, register_models
+):
+    register_models(says(answer(GOOD_FLAG, flag("select ssn from secrets", column=None))))
+    site = await start_site()
+    found = await site.ask(actor=EVE)
+    assert found["checks"][1]["rows"] == [["111-22"]]
+    for actor, shown in ((EVE, True), (ANA, False)):
+        for suffix in ("", ".json"):
+            text = (await site.get(f"{PATH}/{found['id']}{suffix}", actor=actor)).text
+            assert ("111-22" in text) is shown
+            assert "-1.0" in text
+    hidden = (await site.get(f"{PATH}/{found['id']}.json")).json()["consultation"]["checks"][1]
+    assert "may not view" in hidden["reason"]
+
+
+async def test_who_may_not_run_sql_gets_advice_whose_claims_are_unchecked(
+    start_site, register_models
+):
+    register_models(says(answer()))
+    site = await start_site(databases={"data": {"allow_sql": False}})
+    found = await site.ask()
+    assert found["outcome"] == "ok"
+    assert [check["status"] for check in found["checks"]] == ["unchecked"]
+    assert "not checked" in (await site.get(f"{PATH}/{found['id']}")).text
+
+
+async def test_consultations_about_a_table_that_is_gone_are_hidden(site):
+    found = await site.ask()
+    connection = sqlite3.connect(site.path)
+    connection.execute("drop table pets")
+    connection.close()
+    await site.datasette.refresh_schemas(force=True)
+    await site.get(f"{PATH}/{found['id']}", 404)
+    await site.get(PETS, 404)
+    assert (await site.send({"digest": "x"})).status_code == 404
+    await site.ask(status=404)
+
+
+# The preview
+
+
+async def test_the_preview_is_what_is_sent(site):
+    shown = await site.preview(query="?question=Why%3F&exclude=owner&exclude=name")
+    found = await site.ask(question="Why?", exclude=["name", "owner"])
+    assert shown["user_prompt"] == found["user_prompt"]
+    assert shown["system_prompt"] == found["system_prompt"]
+    assert "Pancakes" not in shown["user_prompt"]
+    assert [c["name"] for c in shown["columns"] if c["excluded"]] == ["name", "owner"]
+    assert shown["models"][0] == shown["model_id"] == "scripted"
+    assert shown["input_tokens"] > 100
+    page = await previewed(site, query="?question=Why%3F&exclude=owner&exclude=name")
+    assert len([each for each in page.all("input") if "checked" in each]) == 2
+
+
+async def test_the_cost_is_estimated_by_the_configured_price(start_site, register_models):
+    register_models(says(answer()))
+    prices = {"scripted": {"input": 1000, "output": 1000}}
+    site = await start_site({"default_model": "scripted", "log": {"prices": prices}})
+    shown = await site.preview()
+    tokens = shown["input_tokens"] + shown["answer_tokens"]
+    assert shown["cost_dollars"] == pytest.approx(tokens / 1000)
+
+
+async def test_a_site_without_models_says_so_and_what_to_do(start_site):
+    site = await start_site({})
+    shown = await site.preview()
+    assert shown["model_id"] is None
+    assert "default_model" in shown["problem"]
+    page = await previewed(site)
+    (send,) = [each for each in page.all("button") if each.get("id") == "llm-send"]
+    assert "disabled" in send
+
+
+async def test_what_was_seen_is_sent_although_the_table_has_changed(site, register_models):
+    model = says(answer(), model_id="keeps")
+    register_models(model)
+    query = "?model_id=keeps"
+    page = await previewed(site, query=query)
+    shown = await site.preview(query=query)
+    connection = sqlite3.connect(site.path)
+    connection.execute("insert into pets (name) values ('Newcomer'), ('Newcomer')")
+    connection.commit()
+    connection.close()
+    answered = await site.send(fields(page, model_id="keeps"))
+    assert answered.status_code == 303
+    assert model.calls[0].prompt == shown["user_prompt"]
+    stored = await site.get(answered.headers["location"])
+    assert "Look at the negative weight" in stored.text
+
+
+async def test_what_was_not_seen_is_shown_and_not_sent(site, register_models):
+    model = says(answer(), model_id="shy")
+    register_models(model)
+    page = await previewed(site, query="?model_id=shy")
+    sent = fields(page, model_id="shy")
+    for changed in ({"question": "New?"}, {"exclude": "name"}, {"digest": ""}):
+        answered = await site.send(sent | changed)
+        assert answered.status_code == 409
+        assert "Nothing was sent" in answered.text
+    # Nor after the site forgot it, if the table has another profile by now.
+    previews._kept.clear()
+    connection = sqlite3.connect(site.path)
+    connection.execute("delete from pets where id = 1")
+    connection.commit()
+    connection.close()
+    answered = await site.send(sent)
+    assert answered.status_code == 409
+    assert model.calls == []
+    anew = await site.send(fields(Page(answered.text), model_id="shy"))
+    assert anew.status_code == 303
+    assert len(model.calls) == 1
+
+
+async def test_only_so_many_previews_are_kept(site):
+    for number in range(previews.KEPT + 5):
+        await site.preview(query=f"?question={number}")
+    assert len(previews._kept[site.datasette]) == previews.KEPT
+
+
+async def test_a_bad_request_is_told(site):
+    many = "x" * (MAX_QUESTION_CHARS + 1)
+    for body, told in (
+        ({"exclude": ["ghost"]}, "ghost"),
+        ({"question": many}, "2,000"),
+        ({"model": "x"}, "no field"),
+        ({"question": 5}, "expected text"),
+        ({"exclude": [5]}, "expected text"),
+        ({"type": "rating"}, "dataset-analysis"),
+        ([], "object"),
+    ):
+        response = await site.datasette.client.post(f"{PETS}.json", json=body, actor=ANA)
+        assert (response.status_code, told in response.text) == (400, True), body
+    broken = await site.datasette.client.post(f"{PETS}.json", content="{", actor=ANA)
+    assert broken.status_code == 400
+    assert "ghost" in (await site.get(f"{PETS}?exclude=ghost", 400)).text
+    assert (await site.send({"exclude": "ghost"})).status_code == 400
+    assert (await site.ask(exclude="owner"))["exclude"] == ["owner"]
+
+
+async def test_a_post_from_another_site_is_refused(site):
+    for suffix in ("", ".json"):
+        refused = await site.datasette.client.post(
+            f"{PETS}{suffix}", json={}, actor=ANA, headers={"sec-fetch-site": "cross-site"}
+        )
+        assert refused.status_code == 403
+
+
+async def test_a_program_gets_201_and_the_address_also_of_a_failure(start_site, register_models):
+    register_models(ScriptedModel("scripted", [RuntimeError("It is down")]))
+    site = await start_site()
+    response = await site.datasette.client.post(f"{PETS}.json", content="{}", actor=ANA)
+    assert response.status_code == 201
+    assert response.json()["consultation"]["outcome"] == "error"
+    stored = (await site.get(response.headers["location"])).json()
+    assert stored == response.json()
+
+
+# While it runs
+
+
+async def test_a_browser_with_javascript_is_told_each_step(site):
+    sent = fields(await previewed(site))
+    answered = await site.send(sent, accept="application/x-ndjson")
+    lines = [json.loads(line) for line in answered.text.splitlines()]
+    assert [line["step"] for line in lines[:-1]] == [
+        "Looking for the model",
+        "Waiting for the answer of scripted",
+        "Checking claim 1 of 1",
+    ]
+    assert "Cleo" not in (await site.get(lines[-1]["next"], 200)).text.split("Raw answer")[0]
+    assert len(await site.rows()) == 1
+
+
+async def test_a_browser_with_javascript_is_sent_to_what_it_has_not_seen(site):
+    sent = fields(await previewed(site), question="New?", exclude="name")
+    answered = await site.send(sent, accept="application/x-ndjson")
+    (line,) = [json.loads(line) for line in answered.text.splitlines()]
+    page = Page((await site.get(line["next"])).text)
+    assert fields(page)["question"] == "New?"
+    assert len([each for each in page.all("input") if "checked" in each]) == 1
+    assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/x-ndjson"])
+async def test_who_leaves_while_a_provider_hangs_has_it_cancelled_and_recorded(
+    start_site, register_models, accept
+):
+    model = ScriptedModel("scripted", ["half", asyncio.Event()])
+    register_models(model)
+    site = await start_site()
+    sent = fields(await previewed(site))
+    leaves = asyncio.Event()
+    call = asyncio.create_task(_posted(site, sent, accept, leaves))
+    async with asyncio.timeout(BOUND_S):
+        await model.received()
+        leaves.set()
+        await model.calls[0].ended.wait()
+        await call
+    assert model.calls[0].outcome == "cancelled"
+    (row,) = await site.rows()
+    assert (row["outcome"], row["raw_answer"]) == ("cancelled", "half")
+
+
+async def _posted(site, sent, accept, leaves):
+    """A POST of a browser that goes away; httpx's own client cannot."""
+    from urllib.parse import urlencode
+
+    body = urlencode(sent).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    cookie = site.datasette.client.actor_cookie(ANA)
+    headers = [
+        (b"host", b"localhost"),
+        (b"accept", accept.encode()),
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        (b"cookie", f"ds_actor={cookie}".encode()),
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PETS,
+        "raw_path": PETS.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "scheme": "http",
+        "http_version": "1.1",
+        "client": ("127.0.0.1", 1),
+        "server": ("localhost", 80),
+    }
+    await site.datasette.app()(scope, receive, send)
+
+
+# Names and texts of strangers
+
+ODD = 'o\'pets "<img src=x onerror=alert(1)>" 50% a/b.c~\U0001f436'
+
+
+async def test_a_table_and_columns_of_any_name_are_analyzed(start_site, register_models):
+    from datasette.utils import tilde_encode
+
+    quoted = '"' + ODD.replace('"', '""') + '"'
+    schema = f"create table {quoted} ({quoted}, \"a,b\"); insert into {quoted} values (1, 'x');"
+    config = answer()["suggested_config"] | {"facets": [ODD], "hidden_columns": [ODD]}
+    config |= {"columns": [], "sort_desc": None, "label_column": ODD, "full_text_columns": [ODD]}
+    model = says(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
+    register_models(model)
+    site = await start_site(schema=schema + "create table secrets (ssn);")
+    address = tilde_encode(ODD)
+    entry = Page((await site.get(f"/data/{address}")).text)
+    assert f"/data/{address}/-/llm-analyze" in entry.links()
+    page = await previewed(site, address)
+    assert not page.all("img")
+    boxes = [each["value"] for each in page.all("input") if each.get("name") == "exclude"]
+    assert boxes == [ODD, "a,b"]
+    answered = await site.send(fields(page), address)
+    assert answered.status_code == 303, answered.text
+    shown = Page((await site.get(answered.headers["location"])).text)
+    assert not shown.all("img")
+    (hides,) = [link for link in shown.links() if "_nocol" in link]
+    assert hides.startswith(f"/data/{address}?_nocol=")
+    await site.get(hides)
+    found = await site.ask(address)
+    assert (found["table"], found["rejected"]) == (ODD, [])
+    assert [check["status"] for check in found["checks"]] == ["supported"]
+    assert not Page((await site.get(PATH)).text).all("img")
+    left_out = await site.ask(address, exclude=["a,b"])
+    assert left_out["exclude"] == ["a,b"]
+
+
+async def test_texts_of_a_model_are_shown_and_never_obeyed(start_site, register_models):
+    config = answer()["suggested_config"]
+    described = [{"column": "weight", "description": HOSTILE, "unit": HOSTILE}]
+    hostile = answer(
+        flag(f"select '{HOSTILE.replace(chr(39), chr(39) * 2)}' as x from pets", claim=HOSTILE),
+        suggested_action=HOSTILE,
+        reasoning_summary=HOSTILE,
+        suggested_config=config | {"facets": [HOSTILE], "columns": described},
+    )
+    register_models(says(hostile, HOSTILE, HOSTILE), ScriptedModel("bad", [RuntimeError(HOSTILE)]))
+    site = await start_site()
+    for body in ({"question": HOSTILE}, {}, {"model_id": "bad"}, {"model_id": HOSTILE}):
+        found = await site.ask(**body)
+        page = Page((await site.get(f"{PATH}/{found['id']}")).text)
+        assert not page.all("img")
+        for tag, attributes in page.tags:
+            assert not [name for name in attributes if name.startswith("on")], tag
+    assert not Page((await site.get(PATH)).text).all("img")
+    await site.get(f"{PETS}?model_id=%3Cimg%3E&question=%3Cimg%3E")
+
+
+async def test_every_address_begins_with_the_base_url(start_site, register_models):
+    register_models(says(answer()))
+    site = await start_site(settings={"base_url": "/prefix/"})
+    page = await previewed(site)
+    answered = await site.send(fields(page))
+    assert answered.headers["location"].startswith("/prefix/-/llm/")
+    stored = (await site.rows())[0]["id"]
+    for address in (PETS, PATH, f"{PATH}/{stored}"):
+        shown = Page((await site.get(address)).text)
+        targets = [*shown.links(), *(form["action"] or "" for form in shown.all("form"))]
+        for target in targets:
+            assert target.startswith(("/prefix/", "https://")), target
+
+
+async def test_other_tables_are_analyzed(start_site, register_models):
+    """An empty table, one of many columns, a view, an immutable database."""
+    register_models(says(answer()))
+    many = ", ".join(f"c{number}" for number in range(500))
+    schema = (
+        f"create table empty (id); create table wide ({many}); insert into wide default values;"
+        "create view few as select c1, c2 from wide; create table secrets (ssn);"
+    )
+    site = await start_site(schema=schema, immutable=True)
+    for table in ("empty", "wide", "few"):
+        assert (await site.ask(table))["outcome"] == "ok"
+        await previewed(site, table)
+
+
+async def test_a_failure_that_quotes_a_value_is_shown_to_who_may_view_its_table(
+    start_site, register_models
+):
+    register_models(says(answer(flag("select json_extract('{}', ssn) from secrets"))))
+    site = await start_site()
+    made = await site.ask(actor={"id": "eve"})
+    assert "111-22" in made["checks"][0]["reason"]
+    seen = (await site.get(f"/-/llm/consultations/{made['id']}.json")).json()
+    assert "111-22" not in json.dumps(seen)
+    assert "may not view" in seen["consultation"]["checks"][0]["reason"]
+
+
+async def test_it_is_sent_to_the_model_that_was_seen_whatever_the_default_is_by_then(site):
+    made = await site.preview()
+    site.datasette.config["plugins"]["datasette-llm"] = {"default_model": "other"}
+    answered = await site.send({"digest": made["digest"]})
+    assert answered.status_code == 303
+    (row,) = await site.rows()
+    assert row["model_id"] == made["model_id"] == "scripted"

@@ -1,0 +1,292 @@
+"""Plugins that fail, hang or say a key, names and actors that are odd: the pages stand them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from datasette import hookimpl
+from datasette.app import Datasette
+
+from datasette_llm.access.quoting import MAX_MESSAGE_CHARS, quoted
+from datasette_llm.console import explain
+from datasette_llm.console.explain import ActorError, parse_actor
+from datasette_llm.testing import ScriptedModel
+
+from ..support.console import ANA, BEN, CONSOLE, KEY, Start, get, get_json, starter, store
+from .log.test_pages import Page
+
+PAGES = ("", "/models", "/purposes", "/test", "/explain", "/keys")
+
+
+@pytest.fixture
+def start(make_datasette: Callable[..., Datasette], register_models: Any) -> Start:
+    register_models(ScriptedModel("scripted", ["pong"], needs_key="scripts"))
+    return starter(make_datasette)
+
+
+class UnsayableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
+
+class Failing:
+    """A plugin whose hooks all fail, with an exception of its own for each purpose."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @hookimpl
+    def llm_filter_models(self, purpose: str) -> None:
+        if purpose == "filtered":
+            raise self.error
+
+    @hookimpl
+    def llm_default_model(self, purpose: str) -> None:
+        if purpose == "chosen":
+            raise self.error
+
+    @hookimpl
+    def llm_prompt_context(self, purpose: str) -> None:
+        if purpose == "blocked":
+            raise self.error
+
+    @hookimpl
+    def register_llm_purposes(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("out of order"), UnsayableError()])
+async def test_a_plugin_that_fails_to_register_purposes_breaks_no_page(start, plugin, error):
+    plugin(Failing(error), "broken")
+    datasette = await start({"purposes": {"sql": {}}})
+
+    for page in PAGES:
+        for twin in (page, f"{page}.json"):
+            response = await datasette.client.get(CONSOLE + twin, actor=ANA)
+            assert response.status_code == 200, twin
+            assert type(error).__name__ in response.text, twin
+
+
+async def test_the_result_of_a_test_is_shown_although_purposes_are_unknown(
+    start, plugin, monkeypatch
+):
+    monkeypatch.setenv("DATASETTE_SECRETS_SCRIPTS_API_KEY", KEY)
+    plugin(Failing(ValueError("out of order")), "broken")
+    datasette = await start({})
+
+    response = await datasette.client.post(
+        f"{CONSOLE}/test", data={"model_id": "scripted"}, headers={"accept": "text/html"}, actor=ANA
+    )
+
+    assert response.status_code == 200
+    assert "pong" in response.text
+
+
+ASKED = [
+    ("get", "explain", {"model": "scripted", "purpose": "filtered"}),
+    ("get", "explain", {"purpose": "chosen"}),
+    ("get", "test", {"purpose": "chosen"}),
+    ("post", "test", {"model_id": "scripted", "purpose": "filtered"}),
+    ("post", "test", {"model_id": "scripted", "purpose": "blocked"}),
+    ("post", "test", {"purpose": "chosen"}),
+    ("get", "models", {}),
+]
+
+
+@pytest.mark.parametrize("place", ["environment", "own variable", "keys.json", "table"])
+async def test_no_page_repeats_a_key_that_a_plugin_says_when_it_fails(
+    place, start, plugin, register_models, llm_folder, monkeypatch
+):
+    register_models(ScriptedModel("other", needs_key="others", key_env_var="OTHERS_KEY"))
+    plugin(Failing(ValueError(f"the service refused {KEY}")), "talkative")
+    datasette = await start({"default_model": "scripted"})
+    match place:
+        case "environment":
+            monkeypatch.setenv("DATASETTE_SECRETS_OTHERS_API_KEY", KEY)
+        case "own variable":
+            monkeypatch.setenv("OTHERS_KEY", KEY)
+        case "keys.json":
+            (llm_folder / "keys.json").write_text(json.dumps({"elsewhere": KEY}))
+        case "table":
+            await store(datasette, "OTHERS_API_KEY")
+
+    for method, page, given in ASKED:
+        if method == "post":
+            path = f"{CONSOLE}/{page}"
+            text = (await datasette.client.post(path, json=given, actor=ANA)).text
+        else:
+            text = (await get(datasette, page, **given)).text
+            text += (await get(datasette, f"{page}.json", **given)).text
+        assert "the service refused [key removed]" in text, (page, given)
+        assert KEY not in text, (page, given)
+
+
+async def test_looking_for_keys_in_an_error_stamps_no_secret_as_used(start):
+    datasette = await start({})
+    await store(datasette, "SCRIPTS_API_KEY")
+
+    assert await quoted(datasette, f"refused {KEY}") == "refused [key removed]"
+
+    rows = await datasette.get_internal_database().execute(
+        "select last_used_at from datasette_secrets"
+    )
+    assert [row["last_used_at"] for row in rows] == [None]
+
+
+async def test_what_a_stranger_says_is_quoted_up_to_a_bound(start):
+    text = await quoted(await start({}), "x" * (MAX_MESSAGE_CHARS + 1))
+
+    assert text == "x" * MAX_MESSAGE_CHARS + "…"
+
+
+# Hooks that hang
+
+
+class Hanging:
+    """A plugin that never answers about one purpose."""
+
+    @hookimpl
+    async def llm_filter_models(self, purpose: str) -> None:
+        if purpose == "filtered":
+            await asyncio.Event().wait()
+
+    @hookimpl
+    async def llm_default_model(self, purpose: str) -> None:
+        if purpose == "chosen":
+            await asyncio.Event().wait()
+
+
+async def test_a_hook_that_hangs_is_explained_by_the_name_of_its_plugin(start, plugin, monkeypatch):
+    monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
+    plugin(Hanging(), "sleepy")
+    datasette = await start({"default_model": "scripted"})
+
+    filtered = await get_json(datasette, "explain", purpose="filtered")
+    chosen = await get_json(datasette, "explain", purpose="chosen", model="scripted")
+
+    assert filtered["decision"]["refused_by"] == "filter"
+    said = "HookError: llm_filter_models of plugin 'sleepy' gave no answer in 0.01 s"
+    assert said in filtered["decision"]["reason"]
+    assert chosen["decision"]["available"]
+    said = "HookError: llm_default_model of plugin 'sleepy' gave no answer in 0.01 s"
+    assert chosen["default"]["error"] == said
+
+
+async def test_a_hook_that_hangs_does_not_hold_up_the_page_that_tests_a_purpose(
+    start, plugin, monkeypatch
+):
+    monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
+    plugin(Hanging(), "sleepy")
+    datasette = await start({"default_model": "scripted"})
+
+    shown = await get_json(datasette, "test", purpose="chosen")
+
+    assert "'sleepy' gave no answer in 0.01 s" in shown["candidates"]["problem"]
+    assert shown["candidates"]["model_ids"][0] == "scripted"
+
+
+def test_explain_gives_a_hook_ten_seconds():
+    assert explain.HOOK_LIMIT_S == 10
+
+
+# Odd actors
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"id": NaN}', "nan is no number of JSON's"),
+        ('{"id": [-1e999]}', "-inf is no number of JSON's"),
+        ('{"id": ' * 60 + "1" + "}" * 60, "nested too deep"),
+        ('{"id": ' * 928 + "1" + "}" * 928, "The actor is no JSON"),
+    ],
+)
+def test_an_actor_that_no_answer_could_repeat_is_refused(text, problem):
+    with pytest.raises(ActorError, match=problem):
+        parse_actor(text)
+
+
+async def test_the_json_about_any_actor_is_json_for_every_reader(start):
+    datasette = await start({})
+
+    refused = await get(datasette, "explain.json", 400, actor='{"id": NaN}')
+
+    assert json.loads(refused.text, parse_constant=pytest.fail)["ok"] is False
+
+
+def test_an_actor_may_be_nested_and_of_its_duplicate_keys_the_last_counts():
+    assert parse_actor('{"id": 1, "teams": [[{"a": {}}]], "id": 2.5}') == {
+        "id": 2.5,
+        "teams": [[{"a": {}}]],
+    }
+
+
+# Odd names
+
+
+async def test_names_with_half_a_character_are_on_every_page(start, register_models):
+    register_models(ScriptedModel("half \ud800 model"))
+    datasette = await start({"purposes": {"half \udc00 purpose": {}}})
+
+    for page in PAGES:
+        response = await datasette.client.get(CONSOLE + page, actor=ANA)
+        assert response.status_code == 200, page
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_only_the_methods_that_a_page_knows_are_answered(start, method):
+    datasette = await start({})
+    addresses = [CONSOLE + page + twin for page in PAGES for twin in ("", ".json")]
+
+    for address in addresses:
+        for actor in (None, BEN):
+            assert (
+                await datasette.client.request(method, address, actor=actor)
+            ).status_code == 403, address
+        if (method, address) == ("POST", f"{CONSOLE}/test"):
+            continue
+        response = await datasette.client.request(method, address, actor=ANA)
+        assert response.status_code == 405, address
+        assert response.headers["allow"].startswith("GET, HEAD")
+
+
+# Seams
+
+
+async def test_every_page_offers_a_purpose_that_only_an_assignment_knows(start):
+    datasette = await start({"purposes": {"old": {}}})
+    given = {"purpose": "old", "model_id": "scripted"}
+    assert (await datasette.client.post(f"{CONSOLE}/assign", json=given, actor=ANA)).json()["ok"]
+    datasette.config["plugins"]["datasette-llm"] = {}
+
+    assert "old" in (await get_json(datasette, "models"))["choices"]["purpose"]
+    assert "old" in (await get_json(datasette, "explain"))["choices"]["purpose"]
+    assert "old" in (await get_json(datasette, "test"))["purposes"]
+    (secret,) = [
+        each
+        for each in (await get_json(datasette, "keys"))["secrets"]
+        if each["name"] == "SCRIPTS_API_KEY"
+    ]
+    assert [row["purpose"] for row in secret["purposes"]] == ["old"]
+
+
+async def test_the_tables_of_the_purposes_keep_their_roles_where_cells_stack(start):
+    datasette = await start({"purposes": {"sql": {}}})
+    given = {"purpose": "sql", "model_id": "scripted"}
+    await datasette.client.post(f"{CONSOLE}/assign", json=given, actor=ANA)
+
+    page = Page((await get(datasette, "purposes")).text)
+
+    roles = {"table": "table", "tr": "row", "td": "cell", "thead": "rowgroup", "tbody": "rowgroup"}
+    for tag, role in roles.items():
+        assert page.all(tag)
+        assert {each.get("role") for each in page.all(tag)} == {role}, tag
+    assert {each["role"] for each in page.all("th")} == {"columnheader", "rowheader"}
+    assert f"{CONSOLE}/purposes.json" in page.links()

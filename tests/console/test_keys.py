@@ -1,0 +1,221 @@
+"""The page of the keys: what depends on each secret, and what stops if it is revoked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasette import hookimpl
+from datasette.app import Datasette
+
+from datasette_llm import LLM, Purpose
+from datasette_llm.access.keys import KeyStatus
+from datasette_llm.console.keys import fates
+from datasette_llm.testing import ScriptedModel
+
+from ..support.console import (
+    HOSTILE,
+    KEY,
+    Start,
+    assert_gated,
+    assert_harmless,
+    get,
+    get_json,
+    starter,
+    store,
+)
+from .log.test_pages import Page
+
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
+BIRD = "BIRD_API_KEY"
+
+
+@pytest.fixture
+def start(make_datasette: Callable[..., Datasette]) -> Start:
+    return starter(make_datasette)
+
+
+@pytest.fixture
+def birds(register_models: Callable[..., None]) -> ScriptedModel:
+    pelican = ScriptedModel("pelican", needs_key="bird", key_env_var="BIRD_TOKEN")
+    register_models(pelican, ScriptedModel("heron", needs_key="bird"), ScriptedModel("free"))
+    return pelican
+
+
+async def secret(datasette: Datasette, name: str) -> Any:
+    (found,) = [
+        each for each in (await get_json(datasette, "keys"))["secrets"] if each["name"] == name
+    ]
+    return found
+
+
+def by_effect(found: Any) -> list[tuple[str, list[str], Any]]:
+    return [(group["effect"], group["model_ids"], group["purposes"]) for group in found["models"]]
+
+
+async def test_only_those_who_manage_llm_see_the_keys(start: Start, birds) -> None:
+    await assert_gated(start, "keys", BIRD)
+
+
+async def test_every_secret_that_models_or_the_configuration_name_is_listed(
+    start: Start, birds
+) -> None:
+    datasette = await start({"default_model": {"model": "pelican", "key": "MY_KEY"}})
+
+    names = [each["name"] for each in (await get_json(datasette, "keys"))["secrets"]]
+    page = await get(datasette, "keys")
+
+    assert {BIRD, "OPENAI_API_KEY", "MY_KEY"} <= set(names)
+    assert len(names) == len(set(names))
+    assert all(f"<code>{name}</code>" in page.text for name in names)
+
+
+async def test_without_its_only_key_a_model_stops_and_one_with_another_goes_on(
+    start: Start, birds, monkeypatch
+) -> None:
+    datasette = await start()
+    await store(datasette, BIRD)
+    monkeypatch.setenv("BIRD_TOKEN", KEY)
+
+    found = await secret(datasette, BIRD)
+
+    assert found["set"] == {"environment": False, "table": True}
+    assert by_effect(found) == [("stops", ["heron"], None), ("goes-on", ["pelican"], None)]
+    assert found["models"][1]["then"] == "environment variable BIRD_TOKEN"
+    page = Page((await get(datasette, "keys")).text)
+    assert "will go on without it, with the key from environment variable BIRD_TOKEN" in page.text
+    # And so it is, once it is revoked.
+    await datasette.get_internal_database().execute_write("delete from datasette_secrets")
+    listed = [model.model_id for model in await LLM(datasette).models()]
+    assert ("heron" in listed, "pelican" in listed) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "stored", "environment", "effects"),
+    [
+        ((), (), (), {"OWN": "no-key", BIRD: "no-key"}),
+        (("OWN",), (), (), {"OWN": "stops", BIRD: "unaffected"}),
+        ((BIRD,), (), (), {"OWN": "unaffected", BIRD: "stops"}),
+        (("OWN", BIRD), (), (), {"OWN": "goes-on", BIRD: "unaffected"}),
+        (("OWN",), ("bird",), (), {"OWN": "goes-on", BIRD: "unaffected"}),
+        ((), ("bird",), (), {"OWN": "unaffected", BIRD: "unaffected"}),
+        (("OWN",), (), ("OWN",), {"OWN": "stops", BIRD: "unaffected"}),
+        (("OWN",), (), (BIRD,), {"OWN": "goes-on", BIRD: "unaffected"}),
+    ],
+)
+def test_the_fate_of_a_model_for_each_secret(
+    monkeypatch, secrets: Any, stored: Any, environment: Any, effects: dict[str, str]
+) -> None:
+    for name in environment:
+        monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", KEY)
+    status = KeyStatus(frozenset(secrets), frozenset(stored))
+
+    found = fates(ScriptedModel("pelican", needs_key="bird"), ("OWN",), status)
+
+    assert {name: fate.effect for name, fate in found.items()} == effects
+
+
+async def test_models_are_told_with_the_purposes_for_which_they_depend_on_it(
+    start: Start, birds
+) -> None:
+    config = {
+        "purposes": {
+            "chat": {"model": {"model": "pelican", "key": "CHAT_KEY"}},
+            "sql": {"blocked_models": ["pelican"]},
+        }
+    }
+    datasette = await start(config)
+    await store(datasette, "CHAT_KEY")
+    await store(datasette, BIRD)
+
+    chat, bird = await secret(datasette, "CHAT_KEY"), await secret(datasette, BIRD)
+
+    assert by_effect(chat) == [("goes-on", ["pelican"], ["chat"])]
+    assert by_effect(bird) == [
+        ("stops", ["pelican"], [None]),
+        ("stops", ["heron"], None),
+        ("unaffected", ["pelican"], ["chat"]),
+    ]
+
+
+async def test_purposes_are_told_whose_default_depends_on_it(start: Start, birds, plugin) -> None:
+    class Purposes:
+        @hookimpl
+        def register_llm_purposes(self):
+            return [Purpose("summaries")]
+
+    plugin(Purposes())
+    config = {"default_model": "heron", "purposes": {"chat": {"model": "free"}}}
+    datasette = await start(config)
+    await store(datasette, BIRD)
+
+    found = await secret(datasette, BIRD)
+
+    rows = [(row["purpose"], row["model_id"], row["effect"]) for row in found["purposes"]]
+    assert rows == [(None, "heron", "stops"), ("summaries", "heron", "stops")]
+
+
+async def test_a_model_that_is_not_allowed_depends_on_nothing(start: Start, birds) -> None:
+    datasette = await start(
+        {"models": ["free"], "default_model": "pelican", "blocked_models": ["pelican"]}
+    )
+
+    found = await secret(datasette, BIRD)
+
+    assert (found["models"], found["purposes"]) == ([], [])
+    assert "No model that the configuration allows uses it." in (await get(datasette, "keys")).text
+
+
+@pytest.mark.parametrize("how", ["table", "variable", "keys.json", "token"])
+async def test_no_key_is_shown_wherever_it_is(
+    start: Start, birds, llm_folder: Path, monkeypatch, how: str
+) -> None:
+    datasette = await start()
+    match how:
+        case "table":
+            await store(datasette, BIRD)
+        case "variable":
+            monkeypatch.setenv(f"DATASETTE_SECRETS_{BIRD}", KEY)
+        case "keys.json":
+            (llm_folder / "keys.json").write_text(json.dumps({"bird": KEY}))
+        case "token":
+            monkeypatch.setenv("BIRD_TOKEN", KEY)
+
+    for page in ("keys", "keys.json"):
+        assert KEY not in (await get(datasette, page)).text
+    links = Page((await get(datasette, "keys")).text).links()
+    assert (f"/-/secrets/{BIRD}" in links) is (how != "variable")
+
+
+async def test_there_is_no_link_for_those_who_may_not_set_secrets(start: Start, birds) -> None:
+    datasette = await start(may=("manage-llm",))
+
+    page = Page((await get(datasette, "keys")).text)
+
+    assert not [link for link in page.links() if "/-/secrets/" in link]
+    assert BIRD in page.text
+
+
+async def test_without_an_encryption_key_the_page_says_how_secrets_are_set(
+    start: Start, birds
+) -> None:
+    datasette = await start(plugins={})
+
+    found = await get_json(datasette, "keys")
+
+    assert (found["can_store"], found["secret_pages"]) == (False, {})
+    assert "only be set in the environment" in (await get(datasette, "keys")).text
+
+
+async def test_hostile_text_stays_text(start: Start, register_models) -> None:
+    register_models(ScriptedModel(HOSTILE, needs_key=HOSTILE, key_env_var=HOSTILE))
+    datasette = await start({"purposes": {HOSTILE: {"model": HOSTILE}}})
+
+    page = Page((await get(datasette, "keys")).text)
+
+    assert_harmless(page)
+    assert page.text.count(HOSTILE) >= 3

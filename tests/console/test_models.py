@@ -1,0 +1,412 @@
+"""The page of the models, its JSON, and `datasette llm models`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llm
+import llm.plugins
+import pytest
+import yaml
+from click.testing import CliRunner
+from datasette import hookimpl
+from datasette.app import Datasette
+from datasette.cli import cli
+
+from datasette_llm import LLM, Purpose
+from datasette_llm.console.models import matching, models
+from datasette_llm.providers.names import provider_of
+from datasette_llm.testing import ScriptedModel
+
+from ..support.console import (
+    ANA,
+    CONSOLE,
+    HOSTILE,
+    KEY,
+    Start,
+    assert_framed,
+    assert_gated,
+    assert_harmless,
+    get,
+    get_json,
+    starter,
+    store,
+)
+from .log.test_pages import Page
+
+pytestmark = pytest.mark.usefixtures("no_own_purpose")
+
+
+@pytest.fixture
+def start(make_datasette: Callable[..., Datasette]) -> Start:
+    return starter(make_datasette)
+
+
+@pytest.fixture
+def birds(register_models: Callable[..., None]) -> None:
+    """A model without a key, and one with."""
+    register_models(
+        ScriptedModel("heron", supports_tools=False, attachment_types=("image/png", "audio/wav")),
+        ScriptedModel("pelican", needs_key="bird", key_env_var="BIRD_TOKEN", can_stream=False),
+    )
+
+
+async def row_of(datasette: Datasette, model_id: str, **arguments: str) -> Any:
+    rows = (await get_json(datasette, "models", **arguments))["models"]
+    return next(row for row in rows if row["model_id"] == model_id)
+
+
+async def test_only_those_who_manage_llm_see_the_models(start: Start, birds) -> None:
+    await assert_gated(start, "models", "pelican")
+
+
+async def test_half_a_character_in_an_id_spoils_no_page(start: Start, register_models) -> None:
+    register_models(ScriptedModel("half \ud83d"))
+    response = await (await start()).client.get("/-/llm/models", actor={"id": "ana"})
+    assert response.status_code == 200
+    assert "half ?" in response.text
+
+
+async def test_every_model_that_llm_knows_is_listed_once(start: Start, birds) -> None:
+    datasette = await start({"models": ["heron"]})
+
+    rows = (await get_json(datasette, "models"))["models"]
+
+    names = [row["model_id"] for row in rows]
+    assert len(names) == len(set(names))
+    known = {(item.async_model or item.model).model_id for item in llm.get_models_with_aliases()}
+    assert set(names) == known
+    page = await get(datasette, "models")
+    assert all(f">{name}</a>" in page.text for name in names)
+
+
+async def test_what_a_model_can_do_is_told(start: Start, birds) -> None:
+    datasette = await start()
+
+    heron, pelican = [await row_of(datasette, name) for name in ("heron", "pelican")]
+
+    assert (heron["streams"], heron["schemas"], heron["tools"]) == (True, True, False)
+    assert heron["attachments"] == ["audio/wav", "image/png"]
+    assert (pelican["streams"], pelican["attachments"]) == (False, [])
+    assert "audio/wav, image/png" in (await get(datasette, "models", q="heron")).text
+
+
+async def test_a_model_without_an_async_version_is_said_to_run_in_a_thread(
+    start: Start, birds
+) -> None:
+    datasette = await start()
+
+    row = await row_of(datasette, "gpt-3.5-turbo-instruct")
+
+    assert (row["threaded"], row["state"], row["provider"]) == (True, "no-key", "OpenAI")
+    assert row["aliases"] == ["3.5-instruct", "chatgpt-instruct"]
+    assert not (await row_of(datasette, "heron"))["threaded"]
+    said = "runs in a thread: it has no async version"
+    assert said in (await get(datasette, "models", q="3.5-instruct")).text
+    assert said not in (await get(datasette, "models", q="heron")).text
+
+
+@pytest.mark.parametrize(
+    ("config", "purpose", "rule"),
+    [
+        ({}, "", None),
+        ({"models": ["pelican"]}, "", "allowlist"),
+        ({"blocked_models": ["heron"]}, "", "blocklist"),
+        ({"purposes": {"chat": {"blocked_models": ["heron"]}}}, "", None),
+        ({"purposes": {"chat": {"blocked_models": ["heron"]}}}, "chat", "blocklist"),
+        ({"models": ["pelican"], "purposes": {"chat": {"models": ["heron"]}}}, "chat", None),
+    ],
+)
+async def test_the_rule_that_removed_a_model_is_told_as_explain_tells_it(
+    start: Start, birds, config: object, purpose: str, rule: str | None
+) -> None:
+    datasette = await start(config)
+
+    row = await row_of(datasette, "heron", purpose=purpose)
+    decision = await LLM(datasette).explain("heron", purpose or None)
+
+    assert (row["state"] == "available") is decision.available
+    assert (row["refusal"] or {}).get("rule") == rule
+    if rule:
+        assert row["refusal"]["detail"] == decision.reason
+        page = Page((await get(datasette, "models", purpose=purpose, q="heron")).text)
+        assert any(decision.reason in cell for cell in page.cells)
+
+
+KEYS = [
+    ("nothing", "missing", None),
+    ("variable", "environment", "environment variable BIRD_TOKEN"),
+    ("keys.json", "keys.json", "llm's keys.json, as bird"),
+    ("table", "secret", "encrypted secret BIRD_API_KEY"),
+    (
+        "secret variable",
+        "secret environment",
+        "environment variable DATASETTE_SECRETS_BIRD_API_KEY",
+    ),
+]
+
+
+@pytest.mark.parametrize(("how", "source", "place"), KEYS, ids=[how for how, *_ in KEYS])
+async def test_where_a_key_comes_from_is_told_and_the_key_is_not(
+    start: Start, birds, llm_folder: Path, monkeypatch, how: str, source: str, place: str | None
+) -> None:
+    datasette = await start()
+    match how:
+        case "variable":
+            monkeypatch.setenv("BIRD_TOKEN", KEY)
+        case "keys.json":
+            (llm_folder / "keys.json").write_text(json.dumps({"bird": KEY}))
+        case "table":
+            await store(datasette, "BIRD_API_KEY")
+        case "secret variable":
+            monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", KEY)
+
+    row = await row_of(datasette, "pelican")
+    page = await get(datasette, "models", q="pelican")
+    twin = await get(datasette, "models.json", q="pelican")
+
+    assert (row["key"]["source"], row["key"]["place"]) == (source, place)
+    assert row["state"] == ("no-key" if how == "nothing" else "available")
+    assert KEY not in page.text
+    assert KEY not in twin.text
+    assert any((place or "missing") in cell for cell in Page(page.text).cells)
+    settable = "/-/secrets/BIRD_API_KEY" in Page(page.text).links()
+    assert settable is (how != "secret variable")
+    assert [row["model_id"] for row in (await get_json(datasette, "models", key=source))["models"]]
+
+
+@pytest.mark.parametrize(
+    "site", [{"may": ("manage-llm",)}, {"plugins": {}}], ids=["no permission", "no encryption key"]
+)
+async def test_there_is_no_link_where_the_secret_cannot_be_set(
+    start: Start, birds, site: dict[str, Any]
+) -> None:
+    datasette = await start(**site)
+
+    page = Page((await get(datasette, "models", q="pelican")).text)
+
+    assert not [link for link in page.links() if "/-/secrets/" in link]
+    assert "BIRD_API_KEY" in page.text
+    assert (await get_json(datasette, "models"))["secret_pages"] == {}
+
+
+async def test_the_page_of_the_link_is_one_that_datasette_secrets_has(start: Start, birds) -> None:
+    datasette = await start()
+    address = (await get_json(datasette, "models"))["secret_pages"]["BIRD_API_KEY"]
+
+    response = await datasette.client.get(address, actor=ANA)
+
+    assert response.status_code == 200
+    assert "BIRD_API_KEY" in response.text
+
+
+async def test_the_default_of_the_purpose_is_marked(start: Start, birds) -> None:
+    datasette = await start({"default_model": "heron", "purposes": {"chat": {"model": "pelican"}}})
+
+    assert (await row_of(datasette, "heron"))["default"]
+    assert (await row_of(datasette, "pelican", purpose="chat"))["default"]
+    assert not (await row_of(datasette, "heron", purpose="chat"))["default"]
+
+
+async def test_hooks_that_narrow_are_pointed_at_and_not_asked(start: Start, birds, plugin) -> None:
+    datasette = await start()
+    assert "asks them" not in (await get(datasette, "models")).text
+
+    class Filter:
+        @hookimpl
+        def llm_filter_models(self):
+            raise AssertionError("asked")
+
+    plugin(Filter())
+    page = await get(datasette, "models")
+
+    assert "Plugins may keep further models from some actors" in page.text
+    assert f"{CONSOLE}/explain" in Page(page.text).links()
+
+
+ROWS = [
+    {
+        "model_id": name,
+        "aliases": [alias],
+        "provider": provider,
+        "state": state,
+        "key": {"source": "missing"},
+    }
+    for name, alias, provider, state in [
+        ("gpt-4o", "4o", "OpenAI", "no-key"),
+        ("claude", "Sonnet", "Anthropic", "available"),
+    ]
+]
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ({}, ["gpt-4o", "claude"]),
+        ({"q": "GPT"}, ["gpt-4o"]),
+        ({"q": "sonnet anthropic"}, ["claude"]),
+        ({"q": "sonnet openai"}, []),
+        ({"provider": "OpenAI"}, ["gpt-4o"]),
+        ({"provider": "Open"}, []),
+        ({"availability": "available"}, ["claude"]),
+        ({"key": "missing", "q": "4o"}, ["gpt-4o"]),
+        ({"key": "secret"}, []),
+    ],
+)
+def test_a_search_finds_what_has_all_that_was_asked_for(
+    search: dict[str, str], found: list[str]
+) -> None:
+    assert [row["model_id"] for row in matching(ROWS, **search)] == found
+
+
+async def test_the_form_keeps_what_was_searched_for(start: Start, birds) -> None:
+    datasette = await start()
+    search = {
+        "q": "pel",
+        "purpose": "any & all",
+        "provider": "datasette-llm",
+        "availability": "no-key",
+        "key": "missing",
+    }
+
+    page = Page((await get(datasette, "models", **search)).text)
+
+    assert page.form() == search
+    (twin,) = [link for link in page.links() if link.startswith(f"{CONSOLE}/models.json")]
+    found = (await datasette.client.get(twin, actor=ANA)).json()
+    assert (found["filter"], [row["model_id"] for row in found["models"]]) == (search, ["pelican"])
+
+
+@pytest.mark.parametrize("name", ["availability", "key"])
+async def test_a_value_that_no_menu_has_is_refused_with_the_form_as_it_was(
+    start: Start, birds, name: str
+) -> None:
+    datasette = await start()
+
+    page = Page((await get(datasette, "models", 400, q="heron", **{name: HOSTILE})).text)
+    twin = await get_json(datasette, "models", 400, **{name: "x"})
+
+    assert page.form()["q"] == "heron"
+    assert f"{name}: expected one of" in page.text
+    assert (twin["ok"], twin["models"]) == (False, [])
+    assert_harmless(page)
+
+
+async def test_purposes_are_offered_and_a_plugin_that_fails_is_told(
+    start: Start, birds, plugin
+) -> None:
+    class Purposes:
+        @hookimpl
+        def register_llm_purposes(self):
+            if fails:
+                raise ValueError(HOSTILE)
+            return [Purpose("summaries")]
+
+    fails = False
+    plugin(Purposes())
+    datasette = await start({"purposes": {"chat": {}}})
+    assert (await get_json(datasette, "models"))["choices"]["purpose"] == ["summaries", "chat"]
+
+    fails = True
+    page = Page((await get(datasette, "models")).text)
+
+    assert HOSTILE in page.text
+    assert_harmless(page)
+
+
+async def test_hostile_text_stays_text(start: Start, register_models) -> None:
+    model = ScriptedModel(HOSTILE, needs_key=HOSTILE, attachment_types=(HOSTILE,))
+    register_models(model)
+    datasette = await start({"blocked_models": [HOSTILE]})
+
+    page = Page((await get(datasette, "models", q="img", purpose=HOSTILE)).text)
+
+    assert_harmless(page)
+    assert HOSTILE in page.cells[0]
+    (link,) = [link for link in page.links() if link.startswith(f"{CONSOLE}/explain?")]
+    assert HOSTILE in Page((await datasette.client.get(link, actor=ANA)).text).text
+
+
+async def test_under_a_base_url_every_link_begins_with_it(start: Start, birds) -> None:
+    datasette = await start(settings={"base_url": "/prefix/"})
+
+    for page in ("models", "explain?model=pelican&purpose=x", "keys"):
+        await assert_framed(datasette, f"{CONSOLE}/{page}")
+
+
+async def test_the_keys_are_read_once_however_many_models(
+    start: Start, register_models, monkeypatch
+) -> None:
+    register_models(*[ScriptedModel(f"bird-{n}", needs_key="bird") for n in range(100)])
+    datasette = await start()
+    await models(datasette)
+    reads = []
+    database = datasette.get_internal_database()
+    execute_fn = database.execute_fn
+
+    async def counted(work):
+        reads.append(work)
+        return await execute_fn(work)
+
+    monkeypatch.setattr(database, "execute_fn", counted)
+
+    assert len((await models(datasette))["models"]) > 100
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    ("attributes", "provider"),
+    [
+        ({"needs_key": "anthropic"}, "Anthropic"),
+        ({"needs_key": "anthropic", "api_base": "https://x.example"}, "Anthropic"),
+        ({"needs_key": "openai", "api_base": "http://me:pw@127.0.0.1:9/v1"}, "127.0.0.1:9"),
+        ({"api_base": "http://[broken"}, "datasette-llm"),
+        ({"needs_key": "bird"}, "datasette-llm"),
+        ({}, "datasette-llm"),
+    ],
+)
+def test_the_provider_is_the_host_the_issuer_of_the_key_or_the_plugin(
+    attributes: dict[str, str], provider: str
+) -> None:
+    model = ScriptedModel("x", needs_key=attributes.get("needs_key"))
+    model.api_base = attributes.get("api_base")
+
+    assert provider_of(model) == provider
+
+
+# The command
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs `datasette llm` with our configuration and some arguments."""
+
+    def run(config: object, *arguments: str) -> Any:
+        path = tmp_path / "datasette.yaml"
+        path.write_text(yaml.safe_dump({"plugins": {"datasette-llm": config}}))
+        return CliRunner().invoke(cli, ["llm", *arguments, "-c", str(path)])
+
+    return run
+
+
+def test_the_command_lists_what_the_page_lists(run, birds) -> None:
+    config = {"blocked_models": ["heron"], "default_model": "pelican"}
+
+    plain = run(config, "models", "datasette-llm")
+    as_json = run(config, "models", "--json", "--key", "missing", "--provider", "datasette-llm")
+
+    assert plain.exit_code == 0
+    assert plain.stdout.startswith("heron: not allowed\n    datasette-llm; streams, schemas, att")
+    assert "Remove it from plugins.datasette-llm.blocked_models" in plain.stdout
+    (row,) = json.loads(as_json.stdout)["models"]
+    assert (row["model_id"], row["default"]) == ("pelican", True)
+    assert "key: set BIRD_API_KEY" in run(config, "models", "pelican").stdout
+
+
+def test_the_command_does_not_let_a_name_command_the_terminal(run, register_models) -> None:
+    register_models(ScriptedModel("pel\x1b[31mican"))
+
+    assert "\x1b" not in run({}, "models", "pel").stdout

@@ -1,0 +1,199 @@
+"""The envelope of advice, held against a table's columns, and what there is to copy of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pydantic
+import pytest
+import yaml
+
+from datasette_llm.consultant.advice import dataset as advice
+from datasette_llm.consultant.advice import suggested_config as configuration
+from datasette_llm.consultant.advice.dataset import (
+    MALFORMED,
+    MAX_TEXT_CHARS,
+    DatasetAdvice,
+    TableFacts,
+    review,
+    unreadable,
+)
+from datasette_llm.structured import closed_schema
+from tests.support.consultant import CONFIG, answer, flag
+
+COLUMNS = ("id", "name", "kind", "weight", "owner")
+FACTS = TableFacts(COLUMNS, ("id",))
+
+
+def reviewed(facts=FACTS, **config):
+    whole = answer(suggested_config=CONFIG | config)
+    return review(DatasetAdvice.model_validate(whole), facts)
+
+
+def test_good_advice_is_kept_as_it_is():
+    result = reviewed()
+    assert result.advice == answer()
+    assert result.rejected == ()
+    assert [claim.refused for claim in result.claims] == [None]
+
+
+@pytest.mark.parametrize("name", ["facets", "full_text_columns", "hidden_columns"])
+def test_an_unknown_column_of_a_list_is_dropped_and_told(name):
+    result = reviewed(**{name: ["kind", "nmae", "Kind", "kind", ""]})
+    assert result.advice["suggested_config"][name] == ["kind"]
+    assert result.rejected == (f"{name}: no such column: nmae", f"{name}: no such column: Kind")
+
+
+@pytest.mark.parametrize("name", ["sort", "sort_desc", "label_column"])
+def test_an_unknown_column_of_a_setting_is_dropped_and_told(name):
+    result = reviewed(**{"sort": None, "sort_desc": None, "label_column": None, name: "nmae"})
+    assert result.advice["suggested_config"][name] is None
+    assert result.rejected == (f"{name}: no such column: nmae",)
+
+
+def test_a_description_of_an_unknown_column_is_dropped_and_told():
+    described = [
+        {"column": "ghost", "description": "Boo", "unit": None},
+        {"column": "name", "description": "First", "unit": None},
+        {"column": "name", "description": "Second", "unit": None},
+    ]
+    result = reviewed(columns=described)
+    assert [c["description"] for c in result.advice["suggested_config"]["columns"]] == ["First"]
+    assert result.rejected == ("columns: no such column: ghost",)
+
+
+def test_what_datasette_would_refuse_is_dropped_and_told():
+    facts = TableFacts(COLUMNS, ("id",), sortable=frozenset({"name"}))
+    result = reviewed(facts, sort="weight", sort_desc=None, hidden_columns=["id", "owner"])
+    assert result.advice["suggested_config"]["hidden_columns"] == ["owner"]
+    assert result.rejected == (
+        "sort: sortable_columns does not have it: weight",
+        "hidden_columns: a column of the primary key is always shown: id",
+    )
+
+
+def test_of_two_orders_only_one_is_kept():
+    result = reviewed(sort="name", sort_desc="weight")
+    assert result.advice["suggested_config"]["sort"] == "name"
+    assert result.advice["suggested_config"]["sort_desc"] is None
+    assert result.rejected == ("sort_desc: only one of sort and sort_desc can be set: weight",)
+
+
+def test_a_view_has_neither_labels_nor_full_text_search():
+    config = reviewed(TableFacts(COLUMNS, is_view=True)).advice["suggested_config"]
+    assert config["label_column"] is None
+    assert config["full_text_columns"] == []
+
+
+def test_a_claim_about_an_unknown_column_is_refused():
+    whole = answer(flag("select 1", column="ghost"), flag("select 2", column=None))
+    result = review(DatasetAdvice.model_validate(whole), FACTS)
+    assert [claim.refused for claim in result.claims] == [
+        "It names a column that does not exist: ghost",
+        None,
+    ]
+    assert result.advice["risk_flags"][0]["column"] is None
+    assert result.rejected == ("risk flag outliers: no such column: ghost",)
+
+
+def test_texts_lose_what_would_make_them_read_as_something_else():
+    turned = "safe\u202egnihton\x07 \x9b31m\ud83d done"
+    result = review(DatasetAdvice.model_validate(answer(suggested_action=turned)), FACTS)
+    assert result.advice["suggested_action"] == "safegnihton 31m\ufffd done"
+    endless = review(DatasetAdvice.model_validate(answer(reasoning_summary="x" * 99_999)), FACTS)
+    assert len(endless.advice["reasoning_summary"]) == MAX_TEXT_CHARS + 1
+
+
+def test_a_column_with_an_odd_name_keeps_it():
+    odd = "\u202e a\tb"
+    result = reviewed(TableFacts((odd,)), facets=[odd], sort_desc=odd, label_column=odd)
+    config = result.advice["suggested_config"]
+    assert [config["facets"], config["sort_desc"], config["label_column"]] == [[odd], odd, odd]
+
+
+def test_an_answer_that_cannot_be_read_becomes_advice_with_a_flag_and_its_text():
+    advice = unreadable('{"sugg', ["it is cut off"])
+    assert advice["reasoning_summary"] == '{"sugg'
+    (only,) = advice["risk_flags"]
+    assert only["kind"] == MALFORMED
+    assert only["claim"] == "The model's answer could not be read: it is cut off"
+
+
+def test_a_model_cannot_call_its_own_answer_malformed():
+    with pytest.raises(pydantic.ValidationError):
+        DatasetAdvice.model_validate(answer(flag("select 1", kind=MALFORMED)))
+
+
+def test_the_schema_that_is_sent_is_closed_and_has_no_free_form_objects():
+    schema = closed_schema(DatasetAdvice)
+    objects = [schema, *schema["$defs"].values()]
+    assert len(objects) == 4
+    for each in objects:
+        assert each["additionalProperties"] is False
+        assert sorted(each["required"]) == sorted(each["properties"])
+
+
+# To copy
+
+ODD_DATABASE, ODD_TABLE = "my: data", "o'pets \U0001f436\n- x: y"
+
+
+def test_the_yaml_reads_back_as_what_was_suggested():
+    config = CONFIG | {"facets": ["a: b", "- c", "yes", "1", "#d", "'", "\U0001f408"]}
+    read = yaml.safe_load(configuration.datasette_yaml(ODD_DATABASE, ODD_TABLE, config))
+    assert read["databases"][ODD_DATABASE]["tables"][ODD_TABLE] == {
+        "facets": config["facets"],
+        "sort_desc": "weight",
+        "label_column": "name",
+    }
+    metadata = yaml.safe_load(configuration.metadata_yaml(ODD_DATABASE, ODD_TABLE, config))
+    assert metadata["databases"][ODD_DATABASE]["tables"][ODD_TABLE] == {
+        "columns": {"weight": "How heavy it is (kg)"}
+    }
+
+
+def test_what_is_suggested_is_what_datasette_reads(make_datasette):
+    """The keys are those that Datasette itself moves into its configuration."""
+    from datasette.utils import _table_config_keys
+
+    written = configuration.datasette_yaml("d", "t", CONFIG | {"sort": "name"})
+    settings = yaml.safe_load(written)["databases"]["d"]["tables"]["t"]
+    assert set(settings) == {"facets", "sort", "sort_desc", "label_column"}
+    assert set(settings) <= set(_table_config_keys)
+
+
+def test_nothing_suggested_is_nothing_to_copy():
+    nothing = {name: [] if isinstance(value, list) else None for name, value in CONFIG.items()}
+    assert configuration.datasette_yaml("d", "t", nothing) == ""
+    assert configuration.metadata_yaml("d", "t", nothing) == ""
+    assert configuration.search_command("d", "t", nothing) == ""
+    assert configuration.hiding_query(nothing) == ""
+
+
+def test_the_command_and_the_address_hold_any_name():
+    config = CONFIG | {
+        "full_text_columns": ["--x", "a b; rm -rf"],
+        "hidden_columns": ["a&b", "c d"],
+    }
+    words = shlex.split(configuration.search_command("my data", "o'pets", config))
+    assert words[-4:] == ["my data.db", "o'pets", "--x", "a b; rm -rf"]
+    assert configuration.hiding_query(config) == "_nocol=a%26b&_nocol=c+d"
+
+
+def test_advice_is_plain_json():
+    assert json.loads(json.dumps(reviewed().advice)) == reviewed().advice
+
+
+def test_of_a_long_text_only_what_is_kept_is_looked_at():
+    class Watched(str):
+        seen = 0
+
+        def __iter__(self):
+            for each in str.__iter__(self):
+                Watched.seen += 1
+                yield each
+
+    text = advice.plain(Watched("x" * 50_000))
+    assert len(text) == advice.MAX_TEXT_CHARS + 1
+    assert Watched.seen <= advice.MAX_TEXT_CHARS + 1

@@ -1,0 +1,859 @@
+"""The profile of a table: what its figures are, of which rows, and what is never in it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from datasette.app import Datasette
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from datasette_llm.config.parse import parse_settings
+from datasette_llm.config.settings import ConsultantSettings
+from datasette_llm.consultant.profile import measure as measuring
+from datasette_llm.consultant.profile import sampling
+from datasette_llm.consultant.profile.measure import Measured, measure
+from datasette_llm.consultant.profile.profile import make_profile
+from datasette_llm.errors import ProfileError, TableNotFoundError
+
+Profile = Callable[..., Awaitable[dict[str, Any]]]
+
+
+def settings_with(**settings: Any) -> ConsultantSettings:
+    return parse_settings({"consultant": settings}).consultant
+
+
+class Clock:
+    """Goes on by so many seconds whenever it is looked at."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.times = itertools.count(0, step) if step else itertools.repeat(0)
+
+    def __call__(self) -> float:
+        return next(self.times)
+
+
+class LeapingClock:
+    """Stands still until it has leapt to the end of the time."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data.db"
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("pragma synchronous = off")
+        yield connection
+
+
+@pytest.fixture
+async def site(
+    make_datasette: Callable[..., Datasette], path: Path, connection: sqlite3.Connection
+) -> Datasette:
+    site = make_datasette(files=[str(path)])
+    await site.invoke_startup()
+    return site
+
+
+@pytest.fixture
+def profile(site: Datasette) -> Profile:
+    """A function that profiles a table with all the time in the world."""
+
+    async def of(table: str = "t", exclude: Any = (), clock: Any = None, **settings: Any) -> Any:
+        made = await make_profile(
+            site,
+            "data",
+            table,
+            exclude=exclude,
+            settings=settings_with(**settings),
+            clock=clock or Clock(),
+        )
+        json.dumps(made, allow_nan=False)
+        return made
+
+    return of
+
+
+def columns_of(profile: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {column["name"]: column for column in profile["columns"]}
+
+
+def measured_of(
+    connection: sqlite3.Connection, clock: Any = None, unwanted: Any = (), **settings: Any
+) -> Measured:
+    return measure(
+        connection,
+        database="data",
+        name="t",
+        unwanted=unwanted,
+        settings=settings_with(**settings),
+        clock=clock or Clock(),
+    )
+
+
+def rows_of(connection: sqlite3.Connection, count: int, start: int = 1) -> None:
+    connection.execute("create table if not exists t (id integer primary key, name, size real)")
+    numbers = range(start, start + count)
+    rows = [(number, f"name {number % 7}", number / 2) for number in numbers]
+    connection.execute("begin")
+    connection.executemany("insert into t values (?, ?, ?)", rows)
+    connection.execute("commit")
+
+
+async def test_the_figures_of_a_small_table_are_those_of_plain_sql(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 100)
+    connection.execute("insert into t values (1000, null, null), (1001, 'name 1', -0.5)")
+
+    made = await profile()
+
+    assert made["rows"] == {"count": 102, "exact": True}
+    assert (made["sample"], made["left_out"], made["kind"]) == (None, [], "table")
+    columns = columns_of(made)
+    assert list(columns) == ["id", "name", "size"]
+    for name, column in columns.items():
+        sql = f"""select count({name}), count(distinct {name}), min({name}), max({name}),
+            1.0 - 1.0 * count({name}) / count(*) from t"""
+        filled, distinct, low, high, empty = connection.execute(sql).fetchone()
+        assert (column["min"], column["max"]) == (low, high)
+        assert column["distinct"] == {"count": distinct, "exact": True}
+        assert column["null_fraction"] == pytest.approx(empty)
+        assert sum(column["observed_types"].values()) - filled == column["observed_types"].get(
+            "null", 0
+        )
+        assert (column["exact"], column["rows"]) == (True, 102)
+    averages = connection.execute("select avg(id), avg(size), avg(length(name)) from t").fetchone()
+    means = (columns["id"]["mean"], columns["size"]["mean"], columns["name"]["length"]["mean"])
+    assert means == pytest.approx(averages)
+    sql = "select name, count(*) from t where name not null group by 1 order by 2 desc, 1"
+    top = [(each["value"], each["count"]) for each in columns["name"]["top_values"]]
+    assert top == connection.execute(sql).fetchall()
+    assert columns["name"]["mean"] is None
+    assert columns["size"]["length"] is None
+
+
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+CELLS = (
+    st.none()
+    | st.sampled_from([0, 1, 1.0, -1, "", "a", "A", b"", b"a", "1"])
+    | INTEGERS
+    | st.floats(allow_nan=False)
+    # SQLite's length() ends at NUL, and text with a lone surrogate is none.
+    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=90)
+    | st.binary(max_size=5)
+)
+
+
+def naive(cells: list[Any]) -> dict[str, Any]:
+    """The figures of a column, as Python has them."""
+    kinds = {None: "null", int: "integer", float: "real", str: "text", bytes: "blob"}
+    types = Counter(kinds[None if cell is None else type(cell)] for cell in cells)
+    numbers = [cell for cell in cells if isinstance(cell, int | float)]
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    counts = Counter(cell for cell in numbers + texts)
+    ordered = [*sorted(numbers), *sorted(texts, key=str.encode)]
+    often = [(count, value) for value, count in counts.items() if count > 1]
+    return {
+        "rows": len(cells),
+        "observed_types": dict(types),
+        "null_fraction": types["null"] / len(cells) if cells else None,
+        "distinct": len({cell for cell in cells if cell is not None}),
+        "min": cut(ordered[0]) if ordered else None,
+        "max": cut(ordered[-1]) if ordered else None,
+        "lengths": [min(map(len, texts)), max(map(len, texts))] if texts else None,
+        "often": sorted((count for count, _ in often), reverse=True)[:10],
+        "of": {cut(value): count for count, value in often},
+    }
+
+
+def cut(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > 80:
+        return value[:80] + "…"
+    return "-Infinity" if value == -math.inf else "Infinity" if value == math.inf else value
+
+
+@hypothesis_settings(max_examples=60)
+@given(st.lists(CELLS, max_size=30), st.sampled_from(["", "collate nocase", "blob", "text"]))
+def test_the_figures_agree_with_a_naive_profile_of_any_values(
+    cells: list[Any], declared: str
+) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute(f"create table t (c {declared})")
+        connection.executemany("insert into t values (?)", [(cell,) for cell in cells])
+        stored = [row[0] for row in connection.execute("select c from t")]
+        exact = measured_of(connection)
+        sampled = sampled_of(connection)
+
+    assert (exact.exact, sampled.exact) == ({"c"}, set())
+    expected = naive(stored)
+    for figures in (exact.figures["c"], sampled.figures["c"]):
+        same = {name: figures[name] for name in ("rows", "observed_types", "min", "max")}
+        assert same == {name: expected[name] for name in same}
+        assert figures["null_fraction"] == pytest.approx(expected["null_fraction"])
+        assert figures["distinct"] == expected["distinct"]
+        length = figures["length"]
+        assert (length and [length["min"], length["max"]]) == expected["lengths"]
+        top = [(each["value"], each["count"]) for each in figures["top_values"]]
+        assert [count for _, count in top] == expected["often"]
+        assert all(expected["of"][value] == count for value, count in top)
+
+
+def sampled_of(connection: sqlite3.Connection, **settings: Any) -> Measured:
+    """Measured with a clock that leaps to the end as soon as the sample was taken."""
+    clock = LeapingClock()
+    real = measuring.sample_answers
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        clock.now = 1e9
+        return real(*args, **kwargs)
+
+    with patch.object(measuring, "sample_answers", late):
+        return measured_of(connection, clock, **settings)
+
+
+async def test_a_column_that_does_not_get_its_turn_is_sampled(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 6_000)
+    clock = LeapingClock()
+    real = measuring.sample_answers
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        clock.now = 1e9
+        return real(*args, **kwargs)
+
+    with patch.object(measuring, "sample_answers", slow):
+        made = await profile(clock=clock)
+
+    assert made["rows"] == {"count": 6_000, "exact": True}
+    rows = made["sample"]["rows"]
+    assert made["sample"] == {"rows": rows, "of": 6_000}
+    assert 4_000 < rows <= 6_000
+    columns = columns_of(made)
+    assert list(columns) == ["id", "name", "size"]
+    assert {column["exact"] for column in columns.values()} == {False}
+    assert {column["rows"] for column in columns.values()} == {rows}
+    assert columns["name"]["distinct"] == {"count": 7, "exact": False}
+    assert columns["id"]["mean"] == pytest.approx(3_000, rel=0.05)
+
+
+async def test_the_cheap_columns_come_first(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 100)
+    clock = LeapingClock()
+    real = measuring.figures_sql
+
+    def second_is_late(*args: Any, **kwargs: Any) -> str:
+        clock.now = 1e9 if asked else 0
+        asked.append(args)
+        return real(*args, **kwargs)
+
+    asked: list[Any] = []
+    with patch.object(measuring, "figures_sql", second_is_late):
+        columns = columns_of(await profile(clock=clock))
+
+    assert {name: column["exact"] for name, column in columns.items()} == {
+        "id": False,
+        "name": True,
+        "size": False,
+    }
+
+
+async def test_without_any_time_the_columns_are_there_without_figures(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 10)
+
+    made = await profile(clock=Clock(step=10.0))
+
+    assert made["rows"] == {"count": None, "exact": False}
+    assert made["sample"] == {"rows": 0, "of": None}
+    assert {(column["rows"], column["exact"]) for column in made["columns"]} == {(0, False)}
+    assert {column["null_fraction"] for column in made["columns"]} == {None}
+    assert [column["declared_type"] for column in made["columns"]] == ["INTEGER", "", "REAL"]
+
+
+async def test_counting_stops_in_time_and_the_count_is_then_an_estimate(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 20_000)
+    connection.execute("delete from t where id % 4 = 0")
+    stopped = patch.object(measuring, "COUNTED", 0.0)
+
+    with stopped:
+        made = await profile()
+
+    assert made["rows"]["exact"] is False
+    assert made["rows"]["count"] == pytest.approx(15_000, rel=0.05)
+    assert made["sample"]["of"] == made["rows"]["count"]
+
+
+async def test_a_view_without_end_stops_in_time(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute(
+        "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
+        "select i, i % 3 as third from n"
+    )
+
+    made = await profile(clock=Clock(step=0.001))
+
+    assert (made["kind"], made["rows"]) == ("view", {"count": None, "exact": False})
+    assert made["sample"]["rows"] > 100
+    assert columns_of(made)["third"]["distinct"] == {"count": 3, "exact": False}
+
+
+async def test_a_view_whose_first_row_never_comes_stops_in_time(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute(
+        "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
+        "select i from n where i < 0"
+    )
+
+    made = await profile(clock=Clock(step=0.001))
+
+    assert made["sample"] == {"rows": 0, "of": None}
+    assert made["columns"][0]["rows"] == 0
+
+
+async def test_a_profile_that_was_stopped_leaves_the_connection_usable(
+    site: Datasette, connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 5_000)
+
+    await profile(clock=Clock(step=10.0))
+
+    rows = await site.get_database("data").execute("select sum(id) from t, (values (1), (2))")
+    assert rows.single_value() == 5_000 * 5_001
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        "create table t (a, b)",
+        "create table t (a primary key, b) without rowid",
+        "create table u (a, b); create view t as select a, b from u",
+    ],
+    ids=["table", "without rowid", "view"],
+)
+def test_a_sample_is_spread_over_all_rows_and_always_the_same(
+    connection: sqlite3.Connection, create: str
+) -> None:
+    connection.executescript(create)
+    connection.execute("begin")
+    rows = [(number, "x") for number in range(50_000)]
+    into = "u" if "view" in create else "t"
+    connection.executemany(f"insert into {into} values (?, ?)", rows)
+    connection.execute("commit")
+
+    first, second = (measured_of(connection).sample for _ in range(2))
+
+    assert first == second
+    numbers = [value for value, _ in first.cells("a")]
+    assert len(set(numbers)) == len(numbers) == first.rows >= 5_000
+    parts = Counter(number // 6_250 for number in numbers)
+    assert set(parts) == set(range(8))
+    assert max(parts.values()) <= min(parts.values()) * 1.1
+
+
+def test_a_sample_is_not_misled_by_a_rowid_far_from_the_others(
+    connection: sqlite3.Connection,
+) -> None:
+    rows_of(connection, 20_000)
+    connection.execute(f"insert into t values ({2**63 - 1}, 'far', 0), ({-(2**63)}, 'off', 0)")
+
+    sample = measured_of(connection).sample
+
+    assert sample.rows == 5_000
+    assert max(value for value, _ in sample.cells("id")) > 17_000
+
+
+def test_a_sample_that_is_stopped_is_still_spread(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 20_000)
+    # The clock is looked at for each row, and once for each thousand instructions.
+    measured = measured_of(connection, Clock(step=0.01))
+
+    numbers = [value for value, _ in measured.sample.cells("id")]
+    assert 0 < len(numbers) < 5_000
+    assert min(numbers) < 5_000
+    assert max(numbers) > 15_000
+
+
+async def test_no_values_are_in_a_profile_without_values(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (secret text, pay integer, b blob)")
+    rows = [("hunter2", 424242, b"swordfish")] * 3
+    connection.executemany("insert into t values (?, ?, ?)", rows)
+
+    made = await profile(values="none")
+
+    text = json.dumps(made)
+    assert [word for word in ("hunter2", "424242", "swordfish") if word in text] == []
+    for column in made["columns"]:
+        assert (column["min"], column["max"], column["mean"]) == (None, None, None)
+        assert column["top_values"] == []
+    assert columns_of(made)["secret"]["length"] == {"min": 7, "max": 7, "mean": 7.0}
+    assert columns_of(made)["pay"]["distinct"] == {"count": 1, "exact": True}
+
+
+async def test_a_few_whole_rows_are_in_a_profile_with_a_sample_and_in_no_other(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (id integer primary key, b, long)")
+    rows = [(number, b"\x00\xff", "x" * 300) for number in range(10)]
+    connection.executemany("insert into t values (?, ?, ?)", rows)
+
+    made = await profile(values="sample", exclude=["t.B"])
+
+    assert [row["id"] for row in made["sample_rows"]] == [0, 2, 4, 6, 8]
+    assert made["sample_rows"][0] == {"id": 0, "long": "x" * 80 + "…"}
+    assert made["sample"] == {"rows": 10, "of": 10}
+    assert "sample_rows" not in await profile(values="top")
+    blobs = await profile(values="sample")
+    assert blobs["sample_rows"][0]["b"] == {"blob_size": 2}
+
+
+@pytest.mark.parametrize("name", ["secret", "SECRET", "t.secret", "Data.T.Secret"])
+@pytest.mark.parametrize("where", ["configuration", "argument"])
+async def test_a_column_that_is_left_out_is_named_and_not_read(
+    site: Datasette, connection: sqlite3.Connection, profile: Profile, name: str, where: str
+) -> None:
+    connection.execute("create table t (id integer primary key, secret)")
+    connection.execute("insert into t values (1, 'hunter2')")
+    given = {"exclude": [name]} if where == "configuration" else {}
+    made = await make_profile(
+        site,
+        "data",
+        "t",
+        exclude=() if given else [name],
+        settings=settings_with(values="sample", **given),
+    )
+
+    assert made["left_out"] == ["secret"]
+    assert [column["name"] for column in made["columns"]] == ["id"]
+    assert "hunter2" not in json.dumps(made)
+
+
+def test_sqlite_is_not_asked_for_a_column_that_is_left_out(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 6_000)
+    read: set[str] = set()
+
+    def see(action: int, table: Any, column: Any, *_: Any) -> int:
+        if action == sqlite3.SQLITE_READ and table == "t":
+            read.add(column)
+        return sqlite3.SQLITE_OK
+
+    connection.set_authorizer(see)
+    measured_of(connection, unwanted=["name"], values="sample")
+
+    # The empty name is that of the row itself, which is counted.
+    assert read - {""} == {"id", "size"}
+
+
+async def test_names_of_other_tables_columns_leave_nothing_out(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (a, b)")
+
+    made = await profile(exclude=["u.a", "other.t.b", "c"])
+
+    assert made["left_out"] == []
+
+
+async def test_all_columns_may_be_left_out(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 3)
+
+    made = await profile(exclude=["id", "name", "size"], values="sample")
+
+    assert (made["columns"], made["left_out"]) == ([], ["id", "name", "size"])
+    assert made["rows"] == {"count": 3, "exact": True}
+    assert made["sample_rows"] == []
+
+
+async def test_an_empty_table_has_columns_without_figures(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (a text, b blob)")
+
+    made = await profile(values="sample")
+
+    assert made["rows"] == {"count": 0, "exact": True}
+    for column in made["columns"]:
+        assert column["observed_types"] == {}
+        assert column["null_fraction"] is None
+        assert (column["distinct"], column["exact"]) == ({"count": 0, "exact": True}, True)
+
+
+@pytest.mark.parametrize("name", ["a b", 'a"b', "a'b", "ü😀", "[x]", "select", "a;--", "%", "`"])
+async def test_names_of_tables_and_columns_may_hold_anything(
+    connection: sqlite3.Connection, profile: Profile, name: str
+) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    connection.execute(f"create table {quoted} ({quoted} text, rowid, _rowid_)")
+    connection.execute(f"insert into {quoted} values ('x', 1, 2)")
+
+    made = await profile(name)
+
+    assert columns_of(made)[name]["min"] == "x"
+    assert made["table"] == name
+
+
+@pytest.mark.parametrize("count", [500, 2_000])
+async def test_a_table_may_have_very_many_columns(
+    connection: sqlite3.Connection, profile: Profile, count: int
+) -> None:
+    names = [f"column {number}" for number in range(count)]
+    connection.execute(f"create table t ({', '.join(json.dumps(name) for name in names)})")
+    connection.execute(f"insert into t values ({', '.join('1' for _ in names)})")
+
+    made = await profile(values="sample")
+
+    assert [column["name"] for column in made["columns"]] == names
+    assert {column["mean"] for column in made["columns"]} == {1.0}
+    assert set(made["sample_rows"][0]) == set(names)
+
+
+async def test_a_long_text_is_cut_with_a_mark_and_no_blob_is_shown(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (long, b)")
+    rows = [("y" * 10_000_000, b"SECRETBLOB" * 1_000_000)] * 2 + [("short", None)]
+    connection.executemany("insert into t values (?, ?)", rows)
+
+    made = await profile(values="sample")
+
+    columns = columns_of(made)
+    assert columns["long"]["max"] == "y" * 80 + "…"
+    assert columns["long"]["top_values"] == [{"value": "y" * 80 + "…", "count": 2}]
+    assert columns["long"]["length"]["max"] == 10_000_000
+    b = columns["b"]
+    assert b["blob_size"] == {"min": 10_000_000, "max": 10_000_000, "mean": 10_000_000}
+    assert (b["min"], b["max"], b["top_values"], b["length"]) == (None, None, [], None)
+    assert b["distinct"]["count"] == 1
+    assert "SECRETBLOB" not in json.dumps(made)
+
+
+async def test_a_column_that_holds_too_much_to_be_sorted_is_sampled(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (id integer primary key, long)")
+    connection.executemany("insert into t (long) values (?)", [("z" * 1_000,)] * 20)
+
+    with patch.object(measuring, "MOST_SORTED_BYTES", 10_000):
+        columns = columns_of(await profile())
+
+    assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, False)
+    assert columns["long"]["rows"] == 20
+
+
+async def test_text_that_is_not_utf8_is_shown_with_replacements(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (c text)")
+    connection.execute("insert into t values (cast(x'61ff62' as text)), (cast(x'61ff62' as text))")
+
+    column = columns_of(await profile(values="sample"))["c"]
+
+    assert column["observed_types"] == {"text": 2}
+    assert column["top_values"] == [{"value": "a�b", "count": 2}]
+
+
+async def test_sums_beyond_integers_and_infinity_are_no_errors(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (big integer, inf real, both real)")
+    connection.execute(f"insert into t values ({2**63 - 1}, 1e999, 1e999)")
+    connection.execute(f"insert into t values ({2**63 - 1}, 1.5, -1e999)")
+
+    columns = columns_of(await profile())
+
+    assert columns["big"]["mean"] == pytest.approx(2**63)
+    assert columns["big"]["top_values"] == [{"value": 2**63 - 1, "count": 2}]
+    assert (columns["inf"]["min"], columns["inf"]["max"]) == (1.5, "Infinity")
+    assert columns["inf"]["mean"] == "Infinity"
+    assert (columns["both"]["min"], columns["both"]["mean"]) == ("-Infinity", None)
+
+
+async def test_a_value_that_is_in_one_row_only_is_not_a_top_value(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (c)")
+    connection.executemany("insert into t values (?)", [("a",), ("b",), ("b",), ("c",)])
+
+    assert columns_of(await profile())["c"]["top_values"] == [{"value": "b", "count": 2}]
+
+
+async def test_values_are_told_apart_by_their_bytes_whatever_the_collation(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (c text collate nocase)")
+    connection.executemany("insert into t values (?)", [("a",), ("A",), ("B",), ("B",)])
+
+    column = columns_of(await profile())["c"]
+
+    assert column["distinct"] == {"count": 3, "exact": True}
+    assert (column["min"], column["max"]) == ("A", "a")
+    assert column["top_values"] == [{"value": "B", "count": 2}]
+
+
+async def test_generated_columns_are_profiled(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (a, twice as (a * 2), thrice as (a * 3) stored)")
+    connection.executemany("insert into t values (?)", [(1,), (2,)])
+
+    columns = columns_of(await profile())
+
+    assert {name: column["max"] for name, column in columns.items()} == {
+        "a": 2,
+        "twice": 4,
+        "thrice": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("create", "values"),
+    [("fts5 (a, b)", "1, 2"), ("fts4 (a, b)", "1, 2"), ("rtree (a, b, c)", "null, 2, 2")],
+)
+async def test_virtual_tables_are_profiled(
+    connection: sqlite3.Connection, profile: Profile, create: str, values: str
+) -> None:
+    connection.execute(f"create virtual table t using {create}")
+    connection.execute(f"insert into t values ({values}), ({values})")
+
+    made = await profile()
+
+    assert made["rows"] == {"count": 2, "exact": True}
+    assert list(columns_of(made))[:2] == ["a", "b"]
+    assert all(column["exact"] for column in made["columns"])
+
+
+async def test_what_datasette_knows_of_a_table_is_in_its_profile(
+    make_datasette: Callable[..., Datasette], connection: sqlite3.Connection, path: Path
+) -> None:
+    connection.executescript(
+        """
+        create table u (id integer primary key);
+        create table t (id integer primary key, u references u (id), body text, mail text,
+            at text, foreign key (at, mail) references v (x, y));
+        create virtual table f using fts5 (body, content="t");
+        """
+    )
+    of_t = {
+        "description": "Letters",
+        "columns": {"body": "What was written", "at": "When"},
+        "units": {"id": "pieces"},
+    }
+    site = make_datasette(
+        files=[str(path)], metadata={"databases": {"data": {"tables": {"t": of_t}}}}
+    )
+    await site.invoke_startup()
+    await site.set_column_type("data", "t", "mail", "email")
+    await site.set_column_metadata("data", "t", "at", "unit", "s")
+
+    made = await make_profile(site, "data", "t", settings=settings_with())
+
+    columns = columns_of(made)
+    assert made["description"] == "Letters"
+    assert [name for name, each in columns.items() if each["primary_key"]] == ["id"]
+    assert columns["u"]["foreign_key"] == {"table": "u", "column": "id"}
+    assert columns["at"]["foreign_key"] is None
+    assert [name for name, each in columns.items() if each["full_text_search"]] == ["body"]
+    assert {name: each["description"] for name, each in columns.items() if each["description"]} == {
+        "body": "What was written",
+        "at": "When",
+    }
+    assert (columns["id"]["unit"], columns["at"]["unit"]) == ("pieces", "s")
+    assert columns["mail"]["column_type"] == "email"
+
+
+async def test_a_profile_is_the_same_every_time(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    rows_of(connection, 6_000)
+
+    made = [json.dumps(await profile(values="sample")) for _ in range(3)]
+
+    assert len(set(made)) == 1
+
+
+@pytest.mark.parametrize(("database", "table"), [("data", "gone"), ("gone", "t")])
+async def test_a_table_that_is_gone_is_told_as_such(
+    site: Datasette, connection: sqlite3.Connection, database: str, table: str
+) -> None:
+    with pytest.raises(TableNotFoundError, match=r"There is no table or view '.*gone"):
+        await make_profile(site, database, table, settings=settings_with())
+
+
+async def test_a_table_that_is_dropped_meanwhile_is_told_as_gone(
+    connection: sqlite3.Connection, profile: Profile, path: Path
+) -> None:
+    rows_of(connection, 10)
+    real = measuring.sample_answers
+
+    def drop(*args: Any, **kwargs: Any) -> Any:
+        with closing(sqlite3.connect(path)) as another:
+            another.execute("drop table t")
+        return real(*args, **kwargs)
+
+    with patch.object(measuring, "sample_answers", drop), pytest.raises(TableNotFoundError):
+        await profile()
+
+
+async def test_a_view_of_a_table_that_is_gone_cannot_be_profiled(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.executescript("create table u (a); create view t as select a from u; drop table u")
+
+    with pytest.raises(ProfileError, match="'t' cannot be read: no such table"):
+        await profile()
+
+
+def test_what_a_sample_holds_in_memory_has_a_bound(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 20_000)
+
+    sample = measured_of(connection).sample
+
+    assert sum(len(list(sample.cells(name))) for name in sample.names) <= sampling.MOST_CELLS
+
+
+@pytest.mark.parametrize("name", ["g", "G", "t", "cells", "main"])
+async def test_a_table_may_be_called_like_a_part_of_our_queries(
+    profile: Profile, connection: sqlite3.Connection, name: str
+) -> None:
+    connection.execute(f"create table {name} (v, n, t)")
+    connection.execute(f"insert into {name} values (1, 2, 3)")
+
+    made = await profile(name)
+
+    assert [column["max"] for column in made["columns"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "create table t (c any) strict; insert into t values (1), (1.0), (1.0)",
+        "create table a (c integer); insert into a values (1);"
+        "create table b (c real); insert into b values (1), (1);"
+        "create view t as select c from a union all select c from b",
+    ],
+)
+def test_equal_numbers_of_both_types_are_told_apart_wherever_they_can_be(
+    connection: sqlite3.Connection, sql: str
+) -> None:
+    connection.executescript(sql)
+
+    measured = measured_of(connection)
+
+    assert measured.figures["c"]["observed_types"] == {"integer": 1, "real": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([1_700_000_000_123_456] * 2, 1_700_000_000_123_456),
+        ([1e308] * 3, None),
+        ([math.inf, 1.0], "Infinity"),
+    ],
+)
+def test_a_mean_is_never_beyond_the_extremes(
+    connection: sqlite3.Connection, values: list[float], mean: Any
+) -> None:
+    connection.execute("create table t (c)")
+    connection.executemany("insert into t values (?)", [(value,) for value in values])
+
+    assert measured_of(connection).figures["c"]["mean"] == mean
+
+
+def test_a_column_that_is_dropped_meanwhile_is_no_column_of_its_name(
+    connection: sqlite3.Connection,
+) -> None:
+    rows_of(connection, 3)
+    looks = itertools.count()
+
+    def clock() -> float:
+        if next(looks) == 2:
+            connection.execute("alter table t drop column name")
+        return 0.0
+
+    with pytest.raises(ProfileError, match=r"no such column: t\.name"):
+        measured_of(connection, clock)
+
+
+def test_rows_of_megabytes_do_not_take_more_than_the_time(connection: sqlite3.Connection) -> None:
+    clock = LeapingClock()
+
+    def read(number: int) -> str:
+        clock.now += 0.04
+        return str(number) * 60_000
+
+    connection.create_function("read", 1, read)
+    connection.execute(
+        "create view t as with recursive n(i) as (select 10 union all select i + 1 from n "
+        "where i < 99) select read(i) as long, i from n"
+    )
+
+    measured = measured_of(connection, clock)
+
+    assert clock.now <= 2.0
+    assert 5 <= measured.sample.rows < 90
+    assert "long" not in measured.exact
+
+
+async def test_a_profile_that_nobody_waits_for_any_more_is_stopped(
+    site: Datasette, connection: sqlite3.Connection
+) -> None:
+    connection.execute(
+        "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
+        "select i from n where i < 0"
+    )
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    looks = itertools.count()
+    left = threading.Event()
+
+    def clock() -> float:
+        loop.call_soon_threadsafe(begun.set)
+        left.wait()  # so that what follows does not depend on which thread is the faster one
+        return 0.0 if next(looks) < 20_000 else 1e9
+
+    task = asyncio.create_task(
+        make_profile(site, "data", "t", settings=settings_with(), clock=clock)
+    )
+    await begun.wait()
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    left.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(site.executor.shutdown, wait=True)
+    assert next(looks) < 20_000

@@ -1,0 +1,247 @@
+"""What a call cost: from configured prices, else from the table of genai-prices."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import genai_prices
+import llm
+import pytest
+
+from datasette_llm import LLM
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.config.settings import PriceSettings
+from datasette_llm.log.cost import UNKNOWN, cost_columns
+from datasette_llm.testing import ScriptedModel
+
+
+def row(given=None, made=None, resolved=None, **details):
+    return {
+        "input_tokens": given,
+        "output_tokens": made,
+        "resolved_model": resolved,
+        "token_details": json.dumps(details) if details else None,
+    }
+
+
+def cost(row, model_id="gpt-4o-mini", price=None, **more):
+    columns = cost_columns(row, model_id, price, **more)
+    assert columns.keys() == {"cost_nanodollars", "price_source"}
+    assert (columns["cost_nanodollars"] is None) == (columns["price_source"] is None)
+    return columns["cost_nanodollars"], columns["price_source"]
+
+
+# genai-prices' table: 0.15 and 0.60 dollars a million tokens, 0.075 for what was cached.
+MINI = "genai-prices openai/gpt-4o-mini"
+PRICE = PriceSettings(input=1.0, output=2.5)
+
+
+@pytest.mark.parametrize(
+    ("counted", "nanodollars"),
+    [
+        (row(1000, 100), 210_000),
+        (row(1000, 0), 150_000),
+        (row(0, 100), 60_000),
+        (row(1000, None), 150_000),
+        (row(None, 100), 60_000),
+        (row(0, 0), 0),
+        (row(1000, 100, prompt_tokens_details={"cached_tokens": 400}), 180_000),
+        (row(1000, 100, input_tokens_details={"cached_tokens": 400}), 180_000),
+        (row(1000, 100, cachedContentTokenCount=400), 180_000),
+        (row(1000, 100, prompt_tokens_details={"cached_tokens": 1000}), 135_000),
+        (row(1000, 100, prompt_tokens_details={"cached_tokens": 0}), 210_000),
+        (row(1000, 100, prompt_tokens_details={}), 210_000),
+        (row(1000, 100, other=1), 210_000),
+    ],
+)
+def test_a_known_model_costs_what_the_table_says(counted, nanodollars):
+    assert cost(counted) == (nanodollars, MINI)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 1001}},
+        {"prompt_tokens_details": {"cached_tokens": -1}},
+        {"prompt_tokens_details": {"cached_tokens": "many"}},
+        {"prompt_tokens_details": [400]},
+        {"prompt_tokens_details": None},
+        {"cache_read_input_tokens": 0.5},
+    ],
+)
+def test_a_cached_part_that_cannot_be_is_no_part(details):
+    assert cost(row(1000, 100, **details)) == (210_000, MINI)
+
+
+# Anthropic counts what was cached beside the input: 3 and 15 dollars a million, 0.30 for what was
+# read from the cache, 3.75 for what was written into it.
+@pytest.mark.parametrize(
+    ("details", "nanodollars"),
+    [
+        ({}, 4_500_000),
+        ({"cache_read_input_tokens": 10_000}, 7_500_000),
+        ({"cache_creation_input_tokens": 2_000}, 12_000_000),
+        ({"cache_read_input_tokens": 10_000, "cache_creation_input_tokens": 2_000}, 15_000_000),
+        ({"cache_read_input_tokens": 0, "cache_creation_input_tokens": None}, 4_500_000),
+    ],
+)
+def test_what_anthropic_read_or_wrote_in_its_cache_is_paid_beside_the_input(details, nanodollars):
+    counted = row(1000, 100, **details)
+    source = "genai-prices anthropic/claude-sonnet-4-5"
+    assert cost(counted, "anthropic/claude-sonnet-4-5") == (nanodollars, source)
+
+
+def test_a_model_of_ones_own_costs_something_only_under_the_very_name_of_a_public_one():
+    local = "deepseek-r1:8b"  # of which the table says that it is another name of a public one
+    assert cost(row(1000, 100), local)[1] == "genai-prices deepseek/deepseek-reasoner"
+    assert cost(row(1000, 100), local, exact=True) == (None, None)
+    assert cost(row(1000, 100), local, PRICE, exact=True)[1] == "configuration"
+    assert cost(row(1000, 100), exact=True) == (210_000, MINI)
+
+
+def test_a_configured_price_is_paid_for_all_of_the_input():
+    assert cost(row(1000, 0, cache_read_input_tokens=500), price=PRICE)[0] == 1_500_000
+
+
+def test_a_table_that_breaks_costs_nobody_a_row(monkeypatch):
+    def breaks(*args, **kwargs):
+        raise AttributeError("a price of another shape")
+
+    monkeypatch.setattr(genai_prices, "calc_price", breaks)
+    assert cost(row(1000, 100)) == (None, None)
+
+
+def test_no_network_is_asked_for_a_price(monkeypatch):
+    monkeypatch.setattr(socket, "socket", None)
+    monkeypatch.setattr(socket, "create_connection", None)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    assert cost(row(1000, 100)) == (210_000, MINI)
+    assert cost(row(1000, 100), "a-name-that-nobody-has") == (None, None)
+
+
+def test_the_table_of_prices_is_not_loaded_before_there_is_a_price_to_look_up():
+    code = "import sys, datasette_llm.log.recorder; print('genai_prices' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert told.stdout == "False\n"
+
+
+async def test_the_table_of_prices_is_looked_up_in_another_thread(costs_of, monkeypatch):
+    threads = set()
+    real = genai_prices.calc_price
+
+    def noting(*args, **kwargs):
+        threads.add(threading.current_thread())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(genai_prices, "calc_price", noting)
+    await costs_of("gpt-4o-mini", llm.Usage(1000, 100))
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("details", ["[1, 2]", "7", "null", '"text"'])
+def test_details_of_another_shape_tell_nothing_of_a_cache(details):
+    assert cost(row(1000, 100) | {"token_details": details}) == (210_000, MINI)
+
+
+@pytest.mark.parametrize(
+    "model_id", ["gpt-4o-mini", "openai/gpt-4o-mini", "gpt-4o-mini-2024-07-18"]
+)
+def test_llms_ids_find_their_price(model_id):
+    assert cost(row(1000, 100), model_id) == (210_000, MINI)
+
+
+def test_a_provider_before_the_slash_tells_whose_price_it_is():
+    nanodollars, source = cost(row(1000, 100), "anthropic/claude-sonnet-4-5")
+    assert (nanodollars, source) == (4_500_000, "genai-prices anthropic/claude-sonnet-4-5")
+
+
+def test_the_model_that_answered_is_what_is_paid_for():
+    assert cost(row(1000, 100, "gpt-4o"), "my-own-name") == (
+        3_500_000,
+        "genai-prices openai/gpt-4o",
+    )
+
+
+def test_where_the_one_that_answered_is_unknown_the_one_that_was_asked_is_looked_up():
+    assert cost(row(1000, 100, "a-name-that-nobody-has")) == (210_000, MINI)
+
+
+@pytest.mark.parametrize("model_id", ["a-name-that-nobody-has", "nobody/has-this", "/", "a/", ""])
+@pytest.mark.parametrize("resolved", [None, "nor-has-anybody-this"])
+def test_a_model_without_a_known_price_costs_none_and_not_zero(model_id, resolved):
+    assert cost(row(1000, 100, resolved), model_id) == (None, None)
+
+
+@pytest.mark.parametrize("price", [None, PRICE])
+def test_without_tokens_the_cost_is_none_and_not_zero(price):
+    assert cost_columns(row(), "gpt-4o-mini", price) == UNKNOWN
+
+
+def test_a_configured_price_goes_before_the_table():
+    assert cost(row(1000, 100), price=PRICE) == (1_250_000, "configuration")
+    assert cost(row(1000, 100), "a-name-that-nobody-has", PRICE) == (1_250_000, "configuration")
+    assert cost(row(None, 100), price=PRICE) == (250_000, "configuration")
+
+
+def test_a_configured_price_of_zero_is_zero_and_not_none():
+    free = PriceSettings(input=0.0, output=0.0)
+    assert cost(row(1000, 100), price=free) == (0, "configuration")
+
+
+def test_a_price_is_told_to_the_nanodollar_without_the_errors_of_floats():
+    price = PriceSettings(input=0.1, output=0.2)
+    assert cost(row(3, 0), price=price) == (300, "configuration")
+    assert cost(row(10**9, 10**9), price=price) == (300 * 10**9, "configuration")
+
+
+def test_a_cost_that_sqlite_cannot_hold_is_none():
+    dear = PriceSettings(input=1e300, output=0.0)
+    assert cost(row(1000, 100), price=dear) == (None, None)
+    assert cost(row(10**16, 0)) == (None, None)
+
+
+@pytest.fixture
+def costs_of(make_datasette, register_models, tmp_path):
+    """A function that prompts a model once, and gives the cost columns of its row."""
+
+    async def costs_of(model_id, usage, prices=None):
+        register_models(ScriptedModel(model_id, ["a", *([usage] if usage else [])]))
+        internal = tmp_path / "internal.db"
+        datasette = make_datasette({"log": {"prices": prices or {}}}, internal=str(internal))
+        await datasette.invoke_startup()
+        await (await (await LLM(datasette).model(model_id)).prompt("x")).text()
+        await state_of(datasette).recorder(datasette).writer.flush()
+        (found,) = await datasette.get_internal_database().execute(
+            "select cost_nanodollars, price_source from llm_calls"
+        )
+        return tuple(found)
+
+    return costs_of
+
+
+async def test_the_row_of_a_known_model_has_its_cost(costs_of):
+    assert await costs_of("gpt-4o-mini", llm.Usage(1000, 100)) == (210_000, MINI)
+
+
+async def test_the_row_of_an_unknown_model_has_none(costs_of):
+    assert await costs_of("pelican", llm.Usage(1000, 100)) == (None, None)
+
+
+async def test_the_row_of_a_model_that_counts_no_tokens_has_none(costs_of):
+    prices = {"pelican": {"input": 1, "output": 2.5}}
+    assert await costs_of("pelican", None, prices) == (None, None)
+
+
+async def test_the_row_of_a_model_with_a_configured_price_has_that(costs_of):
+    prices = {"pelican": {"input": 1, "output": 2.5}, "heron": {"input": 9, "output": 9}}
+    assert await costs_of("pelican", llm.Usage(1000, 100), prices) == (1_250_000, "configuration")
+
+
+async def test_the_cached_tokens_of_a_row_cost_what_they_do(costs_of):
+    usage = llm.Usage(1000, 100, {"prompt_tokens_details": {"cached_tokens": 400}})
+    assert await costs_of("gpt-4o-mini", usage) == (180_000, MINI)

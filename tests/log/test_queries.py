@@ -1,0 +1,541 @@
+"""What is read from the record: filters, pages, totals, days, choices, and the chart of them."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from random import Random
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ulid import ULID
+
+from datasette_llm.console.log.chart import STEPS, Chart, round_up, svg
+from datasette_llm.log import queries, totals
+from datasette_llm.log import totals as tallies
+from datasette_llm.log.queries import BadFilterError, Filter
+from datasette_llm.log.rows import started_row
+from datasette_llm.log.schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, migrate
+from datasette_llm.log.totals_cache import QueryCache
+
+NOW = datetime.datetime(2026, 2, 1, 12, tzinfo=datetime.UTC)
+TODAY = NOW.date()
+DAY = datetime.timedelta(days=1)
+COLUMNS = STARTED_COLUMNS + FINISHED_COLUMNS
+_numbers = itertools.count(1)
+
+
+def id_at(moment: datetime.datetime) -> str:
+    """An id of that moment; each is larger than those made before for the same moment."""
+    milliseconds = int(moment.timestamp() * 1000)
+    return str(ULID(milliseconds.to_bytes(6, "big") + next(_numbers).to_bytes(10, "big"))).lower()
+
+
+def call_row(moment: datetime.datetime = NOW, **columns: Any) -> dict[str, Any]:
+    """A row of `llm_calls`: a call that succeeded at that moment, but for what is given."""
+    started = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    row = started_row(id_at(moment), "session", "pelican", None, None)
+    row |= dict.fromkeys(FINISHED_COLUMNS)
+    return row | {"started_at": started, "outcome": "ok", "duration_ms": 10.0} | columns
+
+
+def add(connection: sqlite3.Connection, *rows: dict[str, Any]) -> list[str]:
+    """Put rows into the record; their ids."""
+    places = ", ".join(f":{name}" for name in COLUMNS)
+    sql = f"insert into llm_calls ({', '.join(COLUMNS)}) values ({places})"
+    connection.executemany(sql, rows)
+    return [row["id"] for row in rows]
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    """A connection to an empty record."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection)
+        yield connection
+
+
+def ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["id"] for row in rows]
+
+
+# Calls
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "chat": {"purpose": "chat", "actor_id": "ana"},
+    "chat-heron": {"purpose": "chat", "model_id": "heron", "actor_id": "ben"},
+    "failed": {"purpose": "chat", "outcome": "error"},
+    "grouped": {"purpose": "rows", "group_id": "g1", "actor_id": "ana"},
+    "running": {"outcome": None, "duration_ms": None},
+}
+FILTERS = [
+    ({}, ["plain", "chat", "chat-heron", "failed", "grouped", "running"]),
+    ({"model": "heron"}, ["chat-heron"]),
+    ({"purpose": "chat"}, ["chat", "chat-heron", "failed"]),
+    ({"purpose": ""}, ["plain", "running"]),
+    ({"actor": "ana"}, ["chat", "grouped"]),
+    ({"actor": ""}, ["plain", "failed", "running"]),
+    ({"group": "g1"}, ["grouped"]),
+    ({"group": ""}, ["plain", "chat", "chat-heron", "failed", "running"]),
+    ({"outcome": "error"}, ["failed"]),
+    ({"outcome": "running"}, ["running"]),
+    ({"purpose": "chat", "model": "pelican"}, ["chat", "failed"]),
+    ({"purpose": "chat", "model": "pelican", "outcome": "ok"}, ["chat"]),
+    ({"purpose": "rows", "model": "heron"}, []),
+    ({"purpose": "", "outcome": "ok", "actor": "", "group": "", "model": "pelican"}, ["plain"]),
+    ({"model": "it's"}, []),
+]
+
+
+@pytest.mark.parametrize(("wanted", "kinds"), FILTERS)
+def test_a_filter_lets_through_what_meets_all_of_it(
+    connection, wanted: dict[str, str], kinds: list[str]
+) -> None:
+    known = dict(zip(KINDS, add(connection, *(call_row(**k) for k in KINDS.values())), strict=True))
+
+    found = ids(queries.calls(connection, Filter(**wanted), limit=10))
+
+    assert found == [known[kind] for kind in reversed(kinds)]
+
+
+@pytest.mark.parametrize(("wanted", "kinds"), FILTERS)
+def test_a_filter_counts_what_it_lets_through(
+    connection, wanted: dict[str, str], kinds: list[str]
+) -> None:
+    add(connection, *(call_row(**columns) for columns in KINDS.values()))
+
+    assert totals.tally(connection, Filter(**wanted)).calls == len(kinds)
+    assert totals.totals(
+        connection, Filter(**wanted), "model", NOW, QueryCache()
+    ).total.calls == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "places"),
+    [
+        ("2026-01-31", None, [1, 2]),
+        (None, "2026-01-31", [0]),
+        ("2026-01-31", "2026-02-01", [1]),
+        ("2026-01-31T00:00:00.001", None, [2]),
+        ("2026-01-31T01:00+01:00", "2026-02-01T01:00+02:00", [1]),
+        ("0001-01-01", "9999-12-31", [0, 1, 2]),
+    ],
+)
+def test_a_range_of_time_has_its_first_moment_and_not_its_last(
+    connection, since: str | None, until: str | None, places: list[int]
+) -> None:
+    january = datetime.datetime(2026, 1, 30, 23, 59, 59, 999000, tzinfo=datetime.UTC)
+    midnights = [january + datetime.timedelta(milliseconds=1), NOW.replace(hour=0)]
+    known = add(connection, call_row(january), *map(call_row, midnights))
+
+    found = ids(queries.calls(connection, Filter(since=since, until=until), limit=10))
+
+    assert found == [known[place] for place in reversed(places)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"outcome": "great"}, "There is no outcome 'great'; use one of ok, error, cancelled, "),
+        ({"since": "yesterday"}, "since: 'yesterday' is no date or time; write it like 2026-01-31"),
+        ({"until": "2026-02-30"}, "until: '2026-02-30' is no date or time"),
+    ],
+)
+def test_a_filter_that_makes_no_sense_is_told(wanted: dict[str, str], message: str) -> None:
+    with pytest.raises(BadFilterError) as raised:
+        Filter(**wanted).where()
+
+    assert str(raised.value).startswith(message)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=30),
+    wanted=st.sampled_from([wanted for wanted, _ in FILTERS]),
+    limit=st.integers(1, 7),
+)
+def test_pages_have_every_call_once_in_order(
+    kinds: list[str], wanted: dict[str, str], limit: int
+) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection)
+        add(connection, *(call_row(**KINDS[kind]) for kind in kinds))
+        whole = ids(queries.calls(connection, Filter(**wanted), limit=100))
+
+        paged: list[str] = []
+        while page := queries.calls(
+            connection, Filter(**wanted), before=paged[-1] if paged else None, limit=limit
+        ):
+            paged += ids(page)
+
+    assert paged == whole == sorted(set(whole), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(),
+        Filter(purpose="chat"),
+        Filter(purpose="chat", model="heron"),
+        Filter(purpose="", actor="ana", outcome="ok", since="2026-01-01"),
+    ],
+)
+def test_a_page_is_read_through_indexes_and_sorts_nothing(connection, wanted: Filter) -> None:
+    seen: list[str] = []
+    connection.set_trace_callback(seen.append)
+    queries.calls(connection, wanted, limit=10)
+    connection.set_trace_callback(None)
+
+    plan = [row[3] for row in connection.execute(f"explain query plan {seen[-1]}")]
+
+    assert not [step for step in plan if "TEMP B-TREE FOR ORDER" in step], plan
+    for step in plan:
+        if step.startswith(("SEARCH llm_calls USING", "SCAN llm_calls USING")):
+            assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan
+
+
+def test_an_empty_purpose_and_an_empty_actor_are_recorded_as_none() -> None:
+    row = started_row("id", "session", "pelican", "", {"id": ""})
+
+    assert (row["purpose"], row["actor_id"]) == (None, None)
+    assert started_row("id", "session", "pelican", "0", {"id": 0})["actor_id"] == "0"
+
+
+def test_a_database_without_the_tables_has_no_record() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        assert not queries.has_record(connection)
+
+
+# Totals
+
+
+def test_totals_add_up_what_is_known(connection) -> None:
+    known = {"input_tokens": 100, "output_tokens": 10, "cost_nanodollars": 2_000_000}
+    add(
+        connection,
+        call_row(**known),
+        call_row(**known),
+        call_row(input_tokens=5),
+        call_row(outcome="error"),
+        call_row(outcome="lost"),
+        call_row(outcome="blocked"),
+        call_row(outcome=None),
+    )
+
+    found = totals.totals(connection, Filter(), "purpose", NOW, QueryCache()).total.summary()
+
+    assert found == {
+        "calls": 7,
+        "failures": 2,
+        "outcomes": {"ok": 3, "error": 1, "cancelled": 0, "blocked": 1, "lost": 1, "running": 1},
+        "input_tokens": 205,
+        "output_tokens": 20,
+        "cost_nanodollars": 4_000_000,
+        "cost_dollars": 0.004,
+        "calls_without_cost": 1,
+    }
+
+
+def test_what_nobody_knows_is_none_and_not_zero(connection) -> None:
+    add(connection, call_row())
+
+    found = totals.totals(connection, Filter(), "purpose", NOW, QueryCache()).total.summary()
+
+    assert (found["input_tokens"], found["cost_nanodollars"], found["cost_dollars"]) == (None,) * 3
+
+
+def test_numbers_that_no_provider_should_give_do_not_break_the_totals(connection) -> None:
+    add(connection, *(call_row(input_tokens=2**63 - 1) for _ in range(3)))
+
+    found = totals.totals(connection, Filter(), "purpose", NOW, QueryCache()).total.summary()
+
+    assert found["input_tokens"] == 3 * 2**63
+
+
+def test_no_calls_cost_nothing(connection) -> None:
+    found = totals.totals(connection, Filter(), "purpose", NOW, QueryCache()).total.summary()
+
+    assert (found["calls"], found["input_tokens"], found["cost_dollars"]) == (0, 0, 0)
+
+
+def test_the_totals_of_a_filter_without_time_are_of_the_last_thirty_days() -> None:
+    assert totals.with_days(Filter(model="a"), NOW) == Filter(model="a", since="2026-01-03")
+
+
+@pytest.mark.parametrize("wanted", [Filter(since="2020-01-01"), Filter(until="2026-01-01")])
+def test_the_totals_of_a_filter_with_a_time_are_of_that_time(wanted: Filter) -> None:
+    assert totals.with_days(wanted, NOW) == wanted
+
+
+def test_each_day_is_a_day_of_utc(connection) -> None:
+    midnight = NOW.replace(hour=0)
+    instant = datetime.timedelta(milliseconds=1)
+    add(connection, call_row(midnight - instant), call_row(midnight), call_row(NOW))
+
+    days = totals.totals(connection, Filter(since="2026-01-30"), "model", NOW, QueryCache()).days
+
+    counts = {day: sum(tally.calls for tally in found.values()) for day, found in days.items()}
+    assert counts == {TODAY - 2 * DAY: 0, TODAY - DAY: 1, TODAY: 2}
+
+
+def test_a_part_of_a_day_is_counted_as_the_filter_says(connection) -> None:
+    hours = [NOW.replace(hour=hour) for hour in (1, 5, 9)]
+    add(connection, *map(call_row, hours))
+    wanted = Filter(since="2026-02-01T03:00", until="2026-02-01T09:00")
+
+    found = totals.totals(connection, wanted, "model", NOW, QueryCache())
+
+    assert found.total.calls == 1
+    assert {day: found.days[day]["pelican"].calls for day in found.days} == {TODAY: 1}
+
+
+def test_a_call_from_a_clock_that_is_ahead_is_counted_today(connection) -> None:
+    add(connection, call_row(NOW + 3 * DAY))
+
+    assert (
+        totals.totals(
+            connection, Filter(since="2026-02-01"), "model", NOW, QueryCache()
+        ).total.calls
+        == 1
+    )
+
+
+TIMES = (None, "1970-01-01", "2025-11-30T07:00", "2026-02-01", "2026-02-02", "2027-01-01")
+
+
+@pytest.mark.parametrize(("by", "seed"), [("purpose", 1), ("model", 2)])
+def test_the_totals_are_of_the_calls_that_the_list_has(connection, by: Any, seed: int) -> None:
+    random = Random(seed)
+    days = [*range(40), 70, 364, 365, 366, 900, -1, -90, -500]
+    for _ in range(100):
+        outcome = random.choice([*OUTCOMES, None])
+        duration = None if outcome is None else random.uniform(0, 2_000)
+        purpose, cost = random.choice(["chat", None]), random.choice([None, 7 * 10**9])
+        time = NOW - random.choice(days) * DAY - random.random() * DAY
+        values = {"purpose": purpose, "cost_nanodollars": cost, "duration_ms": duration}
+        add(connection, call_row(time, outcome=outcome, **values))
+    kept = QueryCache()
+
+    for purpose, outcome, since, until in itertools.product((None, ""), (None, "ok"), TIMES, TIMES):
+        wanted = Filter(purpose=purpose, outcome=outcome, since=since, until=until)
+        found = totals.totals(connection, wanted, by, NOW, kept)
+        rows = list(queries.all_calls(connection, wanted))
+        left = [row for row in rows if row["outcome"] not in ("blocked", queries.RUNNING)]
+        durations = sorted(int(row["duration_ms"]) for row in left)
+        nearest = [math.ceil(len(durations) * part) - 1 for part in (0.5, 0.95)]
+
+        assert found.total.outcomes == Counter(row["outcome"] for row in rows)
+        assert found.total.cost_nanodollars == sum_of(row["cost_nanodollars"] for row in rows)
+        assert list(found.latency().values()) == [
+            durations[place] if durations else None for place in nearest
+        ]
+
+
+def sum_of(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(since="2020-01-01"), Filter(since="0001-01-01"), Filter(until="2026-02-02")]
+)
+def test_the_days_begin_with_the_first_call_and_end_today(connection, wanted: Filter) -> None:
+    add(connection, call_row(NOW - 3 * DAY), call_row(NOW))
+
+    found = totals.totals(connection, wanted, "model", NOW, QueryCache())
+
+    assert list(found.days) == [TODAY - 3 * DAY, TODAY - 2 * DAY, TODAY - DAY, TODAY]
+    assert not found.earlier
+
+
+def test_calls_before_the_days_that_are_shown_are_in_the_totals(connection) -> None:
+    add(connection, call_row(NOW - 1000 * DAY), call_row(NOW - 365 * DAY), call_row(NOW))
+
+    found = totals.totals(connection, Filter(since="2020-01-01"), "model", NOW, QueryCache())
+
+    assert (found.total.calls, found.earlier) == (3, True)
+    assert len(found.days) == totals.MAX_DAYS
+    assert next(iter(found.days)) == TODAY - 365 * DAY
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(since="9999-01-01"),
+        Filter(until="1970-01-01"),
+        Filter(until="0001-01-01"),
+        Filter(since="0001-01-01", until="0001-01-02"),
+    ],
+)
+def test_a_time_without_any_calls_has_totals_of_nothing(connection, wanted: Filter) -> None:
+    add(connection, call_row())
+
+    found = totals.totals(connection, wanted, "model", NOW, QueryCache())
+
+    assert found.total.calls == 0
+    assert found.latency() == {"median_ms": None, "p95_ms": None}
+
+
+def test_latency_is_that_of_calls_that_left_and_ended(connection) -> None:
+    add(
+        connection,
+        *(call_row(duration_ms=float(number)) for number in range(1, 101)),
+        call_row(outcome="blocked", duration_ms=0.0),
+        call_row(outcome="lost", duration_ms=None),
+        call_row(outcome=None, duration_ms=None),
+        call_row(NOW - 3 * DAY, duration_ms=5000.0),
+    )
+
+    found = totals.totals(connection, Filter(since="2026-02-01"), "model", NOW, QueryCache())
+
+    assert found.latency() == {"median_ms": 50, "p95_ms": 95}
+
+
+@given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 100))
+def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
+    values: list[int], percent: int
+) -> None:
+    counts = {value: values.count(value) for value in values}
+
+    found = tallies.percentile(counts, percent)
+
+    assert found in values
+    assert sum(value <= found for value in values) * 100 >= percent * len(values)
+    assert sum(value < found for value in values) * 100 < percent * len(values)
+
+
+# Choices
+
+
+def test_the_choices_are_each_value_once_in_order(connection) -> None:
+    add(connection, *(call_row(**columns) for columns in KINDS.values() for _ in range(3)))
+
+    assert totals.choices(connection) == {
+        "model": {"values": ["heron", "pelican"], "more": False, "none": False},
+        "purpose": {"values": ["chat", "rows"], "more": False, "none": True},
+        "actor": {"values": ["ana", "ben"], "more": False, "none": True},
+    }
+
+
+def test_the_choices_are_bounded(connection) -> None:
+    add(connection, *(call_row(actor_id=f"user{n:03}") for n in range(totals.MAX_CHOICES + 1)))
+
+    found = totals.choices(connection)["actor"]
+
+    assert found["more"]
+    assert found["values"] == [f"user{n:03}" for n in range(totals.MAX_CHOICES)]
+
+
+def test_an_empty_record_has_no_choices(connection) -> None:
+    nothing = {"values": [], "more": False, "none": False}
+    assert totals.choices(connection) == dict.fromkeys(("model", "purpose", "actor"), nothing)
+
+
+# The chart
+
+
+def chart_of(connection, measure="calls", by="purpose", since="2026-01-31") -> Chart:
+    return Chart.of(
+        totals.totals(connection, Filter(since=since), by, NOW, QueryCache()), by, measure
+    )
+
+
+def test_the_chart_has_the_largest_series_first(connection) -> None:
+    add(connection, call_row(purpose="chat"), call_row(), call_row(), call_row(NOW - DAY))
+
+    series = chart_of(connection).payload()["series"]
+
+    assert series == [
+        {"name": None, "is_rest": False, "total": 3, "values": [1, 2]},
+        {"name": "chat", "is_rest": False, "total": 1, "values": [0, 1]},
+    ]
+
+
+def test_the_chart_measures_tokens_and_cost_too(connection) -> None:
+    add(connection, call_row(input_tokens=7, output_tokens=2, cost_nanodollars=1_500_000_000))
+
+    tokens, cost = (chart_of(connection, measure).payload() for measure in ("tokens", "cost"))
+
+    assert (tokens["unit"], tokens["series"][0]["values"]) == ("tokens", [0, 9])
+    assert (cost["unit"], cost["series"][0]["values"]) == ("dollars", [0, 1.5])
+
+
+def test_a_day_whose_cost_nobody_knows_has_none_and_a_day_without_calls_has_zero(
+    connection,
+) -> None:
+    add(connection, call_row())
+
+    (series,) = chart_of(connection, "cost").series
+
+    assert (series.values, series.total) == ((0, None), None)
+
+
+@pytest.mark.parametrize(("count", "shown", "rest"), [(8, 8, None), (9, 8, 2), (30, 8, 23)])
+def test_the_smallest_series_are_drawn_together(
+    connection, count: int, shown: int, rest: int | None
+) -> None:
+    for number in range(count):
+        add(connection, call_row(model_id=f"m{number:02}"))
+
+    chart = chart_of(connection, by="model")
+
+    assert len(chart.series) == shown
+    assert sum(series.total for series in chart.series) == count
+    assert [series.total for series in chart.series if series.is_rest] == ([rest] if rest else [])
+
+
+@given(st.floats(1e-9, 1e15) | st.integers(1, 10**15))
+def test_the_axis_ends_at_a_round_number_that_is_not_far_above(value: float) -> None:
+    top = round_up(value)
+
+    assert value <= top <= 2 * value * (1 + 1e-9)
+    assert any(f"{top:.6e}".startswith(f"{str(step)[0]}.000000") for step in STEPS)
+
+
+def test_the_drawing_says_what_it_shows_and_escapes_names(connection) -> None:
+    add(connection, call_row(purpose='<script>"&'), call_row(NOW - DAY))
+    chart = chart_of(connection)
+
+    drawn = svg(chart, "What <it> shows", lambda series, place: f"{series.name} {place}")
+
+    assert "<script" not in drawn
+    root = ElementTree.fromstring(drawn)
+    title, description = root.find("title"), root.find("desc")
+    assert root.get("role") == "img"
+    assert root.get("aria-labelledby", "").split() == [title.get("id"), description.get("id")]
+    assert (title.text, description.text) == ("Calls per day by purpose", "What <it> shows")
+    bars = [(rect.find("title").text, rect.get("height")) for rect in root.findall("rect")]
+    assert bars == [("None 0", "100.000"), ('<script>"& 1', "100.000")]
+
+
+def test_the_days_of_a_drawing_are_added_up_once_however_many_there_are(
+    connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(connection, call_row(NOW - 300 * DAY), call_row())
+    chart = chart_of(connection, since="2025-01-01")
+    added: list[Chart] = []
+    day_totals = Chart.day_totals
+    monkeypatch.setattr(Chart, "day_totals", lambda self: added.append(self) or day_totals(self))
+
+    svg(chart, "", lambda series, place: "")
+
+    assert len(chart.days) > 300
+    assert len(added) == 1
+
+
+def test_bars_of_a_day_stand_on_each_other(connection) -> None:
+    add(connection, call_row(purpose="a"), call_row(purpose="a"), call_row(purpose="b"))
+
+    drawn = svg(chart_of(connection, since="2026-02-01"), "", lambda series, place: "")
+
+    rects = ElementTree.fromstring(drawn).findall("rect")
+    bars = [(float(rect.get("y", "")), float(rect.get("height", ""))) for rect in rects]
+    assert bars == [(50.0, 50.0), (25.0, 25.0)]

@@ -1,0 +1,426 @@
+"""The one way out of the record: `log.keep_days`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ulid import ULID
+
+from datasette_llm import LLM
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.log import retention
+from datasette_llm.log.schema import migrate
+from datasette_llm.testing import ScriptedModel
+
+BOUND_S = 20
+NOW_MS = 1_790_000_000_000
+DAY_MS = 24 * 60 * 60 * 1000
+OLD_MS = 1_000_000_000_000
+
+
+def id_of(milliseconds: int, number: int = 0) -> str:
+    return str(ULID(milliseconds.to_bytes(6, "big") + number.to_bytes(10, "big"))).lower()
+
+
+class Record:
+    """A file with the tables of the record, by a connection that waits for nobody."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        migrate(self.connection)
+
+    def add(
+        self,
+        call_id: str,
+        outcome: str | None = "ok",
+        session_id: str = "gone",
+        content: bool = False,
+    ) -> str:
+        self.connection.execute(
+            "insert into llm_calls (id, session_id, started_at, model_id, streaming, "
+            "prompt_chars, system_chars, message_count, attachment_count, outcome) "
+            "values (?, ?, '2026-01-01T00:00:00.000Z', 'm', 1, 0, 0, 1, 0, ?)",
+            (call_id, session_id, outcome),
+        )
+        for part in ("request", "response") if content else ():
+            sql = "insert into llm_call_content (call_id, part, content) values (?, ?, 'x')"
+            self.connection.execute(sql, (call_id, part))
+        return call_id
+
+    def add_many(self, count: int, milliseconds: int = OLD_MS) -> list[str]:
+        return [self.add(id_of(milliseconds, number)) for number in range(count)]
+
+    def open_session(self, session_id: str) -> None:
+        sql = "insert into llm_log_sessions (id, opened_at) values (?, '')"
+        self.connection.execute(sql, (session_id,))
+
+    def ids(self) -> list[str]:
+        return self._column("select id from llm_calls order by id")
+
+    def with_content(self) -> list[str]:
+        return self._column("select distinct call_id from llm_call_content order by call_id")
+
+    def removals(self) -> list[tuple[Any, ...]]:
+        sql = "select below_id, call_count, keep_days from llm_log_removals order by id"
+        return self.connection.execute(sql).fetchall()
+
+    def remove_batch(self, below_id: str, keep_days: int = 7) -> int:
+        self.connection.execute("begin immediate")
+        count = retention.remove_batch(self.connection, below_id, keep_days)
+        self.connection.execute("commit")
+        return count
+
+    def _column(self, sql: str) -> list[str]:
+        return [row[0] for row in self.connection.execute(sql)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "internal.db"
+
+
+@pytest.fixture
+def record(path: Path) -> Iterator[Record]:
+    record = Record(path)
+    yield record
+    record.connection.close()
+
+
+# What goes, and what stays
+
+
+def test_calls_with_smaller_ids_go_with_their_content_and_the_others_stay(record: Record) -> None:
+    for number in (1, 2, 3, 4):
+        record.add(id_of(number), content=number != 2)
+
+    assert record.remove_batch(id_of(3)) == 2
+
+    assert record.ids() == [id_of(3), id_of(4)]
+    assert record.with_content() == [id_of(3), id_of(4)]
+    assert record.removals() == [(id_of(3), 2, 7)]
+
+
+@pytest.mark.parametrize("outcome", ["ok", "error", "cancelled", "blocked", "lost"])
+def test_a_call_that_has_ended_goes_by_its_age_however_it_ended(
+    record: Record, outcome: str
+) -> None:
+    record.open_session("here")
+    record.add(id_of(1), outcome, "here")
+
+    assert record.remove_batch(id_of(2)) == 1
+    assert record.ids() == []
+
+
+def test_a_call_that_may_still_end_stays_until_it_has(record: Record) -> None:
+    record.open_session("here")
+    running = record.add(id_of(1), None, "here")
+    record.add(id_of(2), "ok", "here", content=True)
+
+    assert record.remove_batch(id_of(3)) == 1
+    assert record.ids() == [running]
+
+    record.connection.execute("update llm_calls set outcome = 'ok' where id = ?", (running,))
+    assert record.remove_batch(id_of(3)) == 1
+    assert record.ids() == []
+    assert [count for _, count, _ in record.removals()] == [1, 1]
+
+
+def test_a_call_that_nobody_can_end_any_more_goes_by_its_age(record: Record) -> None:
+    record.open_session("another")
+    record.add(id_of(1), None, "closed")
+
+    assert record.remove_batch(id_of(2)) == 1
+    assert record.ids() == []
+
+
+def test_content_that_was_left_without_its_call_goes_too(record: Record) -> None:
+    record.add(id_of(2))
+    sql = "insert into llm_call_content (call_id, part, content) values (?, 'response', 'x')"
+    record.connection.execute(sql, (id_of(1),))
+
+    assert record.remove_batch(id_of(3)) == 1
+    assert record.with_content() == []
+
+
+def test_what_is_removed_cannot_be_read_from_the_file(record: Record, path: Path) -> None:
+    record.connection.execute("pragma secure_delete = off")
+    record.add(id_of(1))
+    sql = "insert into llm_call_content (call_id, part, content) values (?, 'response', ?)"
+    record.connection.execute(sql, (id_of(1), "a secret of theirs"))
+    assert b"a secret of theirs" in path.read_bytes()
+
+    record.remove_batch(id_of(2))
+
+    assert b"a secret of theirs" not in path.read_bytes()
+
+
+def test_where_nothing_is_too_old_nothing_is_written(record: Record) -> None:
+    record.add(id_of(5))
+
+    assert record.remove_batch(id_of(5)) == 0
+    assert record.removals() == []
+
+
+def test_a_batch_takes_the_oldest_and_says_up_to_which(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCH", 3)
+    ids = record.add_many(8)
+    end = id_of(NOW_MS)
+
+    assert [record.remove_batch(end) for _ in range(4)] == [3, 3, 2, 0]
+
+    assert record.ids() == []
+    assert record.removals() == [(ids[3], 3, 7), (ids[6], 3, 7), (end, 2, 7)]
+
+
+def test_a_batch_has_at_most_a_thousand_rows() -> None:
+    assert retention.MAX_BATCH <= 1_000
+
+
+def test_a_call_that_stays_does_not_hold_up_the_younger_ones(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCH", 2)
+    record.open_session("here")
+    running = [record.add(id_of(1, number), None, "here") for number in range(3)]
+    record.add_many(5)
+
+    assert [record.remove_batch(id_of(NOW_MS)) for _ in range(4)] == [2, 2, 1, 0]
+    assert record.ids() == running
+
+
+def test_what_is_not_too_old_still_cannot_be_deleted_after_a_removal(record: Record) -> None:
+    record.add(id_of(1))
+    record.add(id_of(3), content=True)
+    record.remove_batch(id_of(2))
+
+    for table in ("llm_calls", "llm_call_content", "llm_log_removals"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            record.connection.execute(f"delete from {table}")
+    assert record.ids() == record.with_content() == [id_of(3)]
+
+
+def test_a_batch_that_is_rolled_back_leaves_calls_and_removals_as_they_were(
+    record: Record,
+) -> None:
+    ids = record.add_many(3)
+
+    record.connection.execute("begin immediate")
+    retention.remove_batch(record.connection, id_of(NOW_MS), 7)
+    record.connection.execute("rollback")
+
+    assert (record.ids(), record.removals()) == (ids, [])
+
+
+@pytest.mark.parametrize(
+    ("keep_days", "milliseconds"),
+    [(1, NOW_MS - DAY_MS), (365, NOW_MS - 365 * DAY_MS), (30_000, 0), (10**30, 0)],
+)
+def test_days_are_counted_back_from_now(
+    keep_days: int, milliseconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "time", SimpleNamespace(time=lambda: NOW_MS / 1000))
+
+    assert retention.first_id(keep_days) == id_of(milliseconds)
+
+
+# The background task
+
+
+class Naps:
+    """Takes the place of `asyncio.sleep` in the task, and lets the test say when to go on."""
+
+    def __init__(self) -> None:
+        self.pauses = 0
+        self._begun: asyncio.Queue[float] = asyncio.Queue()
+        self._over = asyncio.Event()
+        self.at_pause: Callable[[], Any] = lambda: None
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == retention.PAUSE_S:
+            self.pauses += 1
+            result = self.at_pause()
+            if asyncio.iscoroutine(result):
+                await result
+            return
+        self._over.clear()
+        self._begun.put_nowait(seconds)
+        await self._over.wait()
+
+    def end(self) -> None:
+        self._over.set()
+
+    async def next(self) -> float:
+        """Let the current nap end, and wait for the next; gives its length in seconds."""
+        self.end()
+        return await asyncio.wait_for(self._begun.get(), BOUND_S)
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> Naps:
+    naps = Naps()
+    monkeypatch.setattr(retention, "asyncio", SimpleNamespace(sleep=naps.sleep))
+    return naps
+
+
+def tasks_of(datasette: Any) -> list[Any]:
+    return [task for task in datasette._background_tasks.tasks() if "retention" in task.name]
+
+
+async def test_what_is_too_old_goes_at_the_start_and_then_every_hour(
+    make_datasette, path: Path, record: Record, naps: Naps
+) -> None:
+    old = record.add_many(2)
+    young = record.add(str(ULID()).lower())
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.start_background_tasks()
+
+    assert await naps.next() == 3600
+    assert record.ids() == [young]
+
+    record.add(old[0])
+    assert await naps.next() == 3600
+    assert record.ids() == [young]
+    assert [(count, days) for _, count, days in record.removals()] == [(2, 7), (1, 7)]
+    await datasette.invoke_shutdown()
+
+
+async def test_other_work_gets_its_turn_between_two_batches(
+    make_datasette,
+    register_models,
+    path: Path,
+    record: Record,
+    naps: Naps,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCH", 2)
+    register_models(ScriptedModel("scripted"))
+    record.add_many(5)
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    responses = []
+
+    async def prompt() -> None:
+        model = await LLM(datasette).model("scripted")
+        responses.append(await model.prompt("hi"))
+        # And a process of its own, which does not wait for a lock.
+        record.connection.execute("begin immediate")
+        record.connection.execute("commit")
+
+    naps.at_pause = prompt
+    await datasette.start_background_tasks()
+    await naps.next()
+
+    assert naps.pauses == len(responses) == 2
+    assert record.ids() == [response.id for response in responses]
+    assert [count for _, count, _ in record.removals()] == [2, 2, 1]
+    await datasette.invoke_shutdown()
+
+
+@pytest.mark.parametrize("config", [None, {"log": False}, {"log": True}, {"log": {}}])
+async def test_without_the_setting_there_is_no_such_task(make_datasette, config: Any) -> None:
+    datasette = make_datasette(config)
+    await datasette.start_background_tasks()
+
+    assert tasks_of(datasette) == []
+    await datasette.invoke_shutdown()
+
+
+async def test_a_locked_database_is_logged_once_and_tried_again(
+    make_datasette, path: Path, record: Record, naps: Naps, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = record.add_many(2)
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.invoke_startup()
+    await datasette.get_internal_database().execute_write_fn(
+        lambda connection: connection.execute("pragma busy_timeout = 0"), transaction=False
+    )
+    record.connection.execute("begin immediate")
+    with caplog.at_level(logging.ERROR, "datasette_llm"):
+        await datasette.start_background_tasks()
+        lengths = [await naps.next() for _ in range(3)]
+    assert record.ids() == ids
+    record.connection.execute("rollback")
+
+    assert lengths == [60] * 3
+    assert caplog.messages == ["Old records of LLM calls cannot be removed: database is locked"]
+
+    assert await naps.next() == 3600
+    assert record.ids() == []
+
+    record.connection.execute("begin immediate")
+    assert await naps.next() == 60
+    record.connection.execute("rollback")
+    assert len(caplog.messages) == 2
+    await datasette.invoke_shutdown()
+
+
+async def test_a_database_that_could_not_be_opened_at_the_start_is_tried_again(
+    make_datasette, path: Path, naps: Naps, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+        await datasette.get_internal_database().execute_write_fn(
+            lambda connection: connection.execute("pragma busy_timeout = 0"), transaction=False
+        )
+        writer = state_of(datasette).recorder(datasette).writer
+        other.execute("begin immediate")
+        keeping = asyncio.create_task(retention.keep(datasette, writer=writer, keep_days=7))
+        assert await naps.next() == 60
+        other.execute("rollback")
+
+    assert await naps.next() == 3600
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert caplog.messages == ["Old records of LLM calls cannot be removed: database is locked"]
+
+
+async def test_the_task_ends_when_datasette_stops(
+    make_datasette, path: Path, naps: Naps, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.start_background_tasks()
+    await naps.next()
+    [task] = tasks_of(datasette)
+    assert task.state == "running"
+
+    await datasette.invoke_shutdown()
+
+    assert task.task.done()
+    assert task.state == "cancelled"
+    assert caplog.messages == []
+
+
+async def test_the_task_ends_when_datasette_is_closed_without_a_shutdown(
+    make_datasette, path: Path, naps: Naps, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.start_background_tasks()
+    await naps.next()
+    [task] = tasks_of(datasette)
+
+    datasette.close()
+    naps.end()
+    await asyncio.wait_for(task.task, BOUND_S)
+
+    assert caplog.messages == []
+
+
+async def test_a_command_that_only_starts_datasette_removes_nothing(
+    make_datasette, path: Path, record: Record
+) -> None:
+    ids = record.add_many(2)
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.invoke_startup()  # as `datasette llm prompt` does
+    await datasette.invoke_shutdown()
+
+    assert record.ids() == ids

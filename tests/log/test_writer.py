@@ -1,0 +1,1064 @@
+"""Tables that only grow, transactions that are shared, databases that fail: promises L3 to L5."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sqlite3
+import sys
+import weakref
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+import pytest
+from datasette.app import Datasette
+from datasette.database import DatasetteClosedError
+from datasette.utils import StartupError
+from sqlite_utils import Database, Migrations
+
+from datasette_llm import LLM
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.errors import NewerDatabaseError, NotRecordedError
+from datasette_llm.log import recorder as record
+from datasette_llm.log import schema, writer
+from datasette_llm.log.rows import started_row
+from datasette_llm.log.schema import STARTED_COLUMNS, migrate
+from datasette_llm.log.sessions import Session
+from datasette_llm.log.writer import Writer
+from datasette_llm.testing import ScriptedModel
+
+BOUND_S = 20.0
+CURRENT = ContextVar("CURRENT")
+APPEND_ONLY = "append-only"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The file of the internal database."""
+    return tmp_path / "internal.db"
+
+
+@pytest.fixture
+def connection(path):
+    """A connection to a database with the tables of the record, and some rows in them."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection)
+        connection.execute("insert into llm_log_sessions values ('session', 'then')")
+        for call_id in ("a", "b", "c", "d"):
+            start(connection, call_id)
+        for call_id in ("a", "b"):
+            finish(connection, call_id)
+            for part in ("request", "response"):
+                connection.execute(
+                    "insert into llm_call_content values (?, ?, 'text')", (call_id, part)
+                )
+        connection.execute("insert into llm_log_removals values (1, 'then', 'b', 1, 30)")
+        yield connection
+
+
+def start(connection, call_id):
+    row = started_row(call_id, "session", "model", "chat", {"id": "ana"})
+    places = ", ".join("?" * len(row))
+    connection.execute(
+        f"insert into llm_calls ({', '.join(row)}) values ({places})", tuple(row.values())
+    )
+
+
+def finish(connection, call_id, outcome="ok"):
+    connection.execute(
+        "update llm_calls set outcome = ?, finished_at = 'then' where id = ?", (outcome, call_id)
+    )
+
+
+def dumped(connection):
+    return list(connection.iterdump())
+
+
+def rows_of(path, columns="id, outcome"):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"select {columns} from llm_calls order by id").fetchall()
+
+
+# L3: what is recorded stays
+
+
+CALL = "id, session_id, started_at, model_id, streaming, prompt_chars, system_chars, "
+CALL += "message_count, attachment_count"
+FORGED = "'s', 'then', 'forged', 0, 0, 0, 0, 0"
+
+TAMPERING = [
+    # a second finish, and changes of what is finished
+    "update llm_calls set outcome = 'error' where id = 'a'",
+    "update llm_calls set outcome = 'ok' where id = 'a'",
+    "update llm_calls set outcome = null where id = 'a'",
+    "update llm_calls set cost_nanodollars = 0 where id = 'a'",
+    "update llm_calls set outcome = outcome",
+    "update llm_calls set outcome = 'lost' where id in ('c', 'a')",
+    "update or ignore llm_calls set outcome = 'error' where id = 'a'",
+    "update or replace llm_calls set outcome = 'error' where id = 'a'",
+    # the first part of what is not finished, together with a second one or without
+    *(f"update llm_calls set {name} = 'forged' where id = 'c'" for name in STARTED_COLUMNS),
+    *(
+        f"update llm_calls set outcome = 'ok', {name} = 'forged' where id = 'c'"
+        for name in STARTED_COLUMNS
+    ),
+    "update llm_calls set purpose = null, outcome = 'ok' where id = 'c'",
+    # half a second part, and an outcome that there is not
+    "update llm_calls set finished_at = 'then' where id = 'c'",
+    "update llm_calls set error_message = 'forged' where id = 'c'",
+    "update llm_calls set outcome = 'fine' where id = 'c'",
+    # one row in the place of another
+    "update or replace llm_calls set id = 'a' where id = 'c'",
+    "update or replace llm_calls set id = 'a', outcome = 'ok' where id = 'c'",
+    *(
+        f"{verb} into llm_calls ({CALL}) values ('{call_id}', {FORGED})"
+        for verb in ("replace", "insert or replace", "insert", "insert or fail")
+        for call_id in ("a", "c")
+    ),
+    f"insert into llm_calls ({CALL}) values ('a', {FORGED}) on conflict (id) do update set "
+    "outcome = 'error'",
+    f"replace into llm_calls ({CALL}) select id, {FORGED} from llm_calls",
+    # removal
+    "delete from llm_calls",
+    "delete from llm_calls where id = 'b'",
+    "delete from llm_calls where id = 'c'",
+    "delete from llm_calls where outcome is null",
+    # contents
+    "update llm_call_content set content = 'forged'",
+    "update llm_call_content set call_id = 'A' where call_id = 'a'",
+    "update or replace llm_call_content set part = 'response' where call_id = 'b'",
+    "delete from llm_call_content",
+    "delete from llm_call_content where call_id = 'b'",
+    *(
+        f"{verb} into llm_call_content values ('{call_id}', 'request', 'forged')"
+        for verb in ("replace", "insert or replace", "insert")
+        for call_id in ("a", "b")
+    ),
+    "insert into llm_call_content values ('b', 'request', '') on conflict do update set "
+    "content = 'forged'",
+    # what retention says that it removed
+    "update llm_log_removals set below_id = 'zzz'",
+    "update llm_log_removals set call_count = 0",
+    "delete from llm_log_removals",
+    "replace into llm_log_removals values (1, 'then', 'zzz', 0, 30)",
+    "insert or replace into llm_log_removals values (1, 'then', 'zzz', 0, 30)",
+    "update or replace llm_log_removals set id = 1",
+    "insert into llm_log_removals values (1, 'then', '', 0, 1) on conflict do update set "
+    "below_id = 'zzz'",
+]
+
+
+@pytest.mark.parametrize("recursive", [False, True], ids=["plain", "recursive_triggers"])
+@pytest.mark.parametrize("statement", TAMPERING)
+def test_l3_what_is_recorded_can_be_neither_changed_nor_removed(connection, statement, recursive):
+    # Without recursive triggers, REPLACE removes the old row without asking any trigger.
+    connection.execute(f"pragma recursive_triggers = {int(recursive)}")
+    before = dumped(connection)
+    with pytest.raises(sqlite3.IntegrityError):
+        connection.execute(statement)
+    assert dumped(connection) == before
+
+
+@pytest.mark.parametrize("outcome", schema.OUTCOMES)
+def test_l3_a_call_that_was_started_can_be_finished_once(connection, outcome):
+    finish(connection, "c", outcome)
+    for second in schema.OUTCOMES:
+        with pytest.raises(sqlite3.IntegrityError, match=APPEND_ONLY):
+            finish(connection, "c", second)
+    assert connection.execute("select outcome from llm_calls where id = 'c'").fetchone() == (
+        outcome,
+    )
+
+
+def test_l3_a_row_can_be_written_whole(connection):
+    connection.execute(f"insert into llm_calls ({CALL}, outcome) values ('e', {FORGED}, 'blocked')")
+    with pytest.raises(sqlite3.IntegrityError, match=APPEND_ONLY):
+        finish(connection, "e")
+
+
+def test_l3_only_what_is_below_the_last_removal_can_be_removed(connection):
+    connection.execute("delete from llm_calls where id < 'b'")
+    connection.execute("delete from llm_call_content where call_id < 'b'")
+    assert [i for (i,) in connection.execute("select id from llm_calls order by id")] == [*"bcd"]
+    for table, column in (("llm_calls", "id"), ("llm_call_content", "call_id")):
+        with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+            connection.execute(f"delete from {table} where {column} = 'b'")
+
+
+def test_l3_a_removal_that_reaches_too_far_removes_nothing(connection):
+    before = dumped(connection)
+    with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+        connection.execute("delete from llm_calls where id <= 'b'")
+    assert dumped(connection) == before
+
+
+def test_l3_a_removal_by_a_clock_that_was_ahead_opens_nothing_for_good(connection):
+    connection.execute("insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
+    connection.execute("insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
+    for statement in ("delete from llm_calls", "delete from llm_call_content"):
+        with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+            connection.execute(statement)
+
+
+def test_l3_without_any_removal_on_record_nothing_can_be_removed(path):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection)
+        start(connection, "")
+        start(connection, "a")
+        for statement in ("delete from llm_calls", "delete from llm_calls where id = ''"):
+            with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+                connection.execute(statement)
+
+
+# Migrations
+
+
+def newer(connection):
+    connection.execute(
+        "insert into _sqlite_migrations (migration_set, name, applied_at) "
+        "values ('datasette_llm', 'm999_of_tomorrow', 'tomorrow')"
+    )
+
+
+async def test_a_database_of_a_newer_version_stops_datasette_with_what_to_do(make_datasette, path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        migrate(connection)
+        newer(connection)
+    with pytest.raises(StartupError) as raised:
+        await make_datasette(internal=str(path)).invoke_startup()
+    assert isinstance(raised.value, NewerDatabaseError)
+    assert str(raised.value) == (
+        "The internal database was written by a newer datasette-llm (it knows "
+        "m999_of_tomorrow). Upgrade datasette-llm, or use another --internal database"
+    )
+
+
+async def test_a_database_of_a_newer_version_does_not_matter_without_a_log(make_datasette, path):
+    with closing(sqlite3.connect(path)) as connection, connection:
+        migrate(connection)
+        newer(connection)
+    await make_datasette({"log": False}, internal=str(path)).invoke_startup()
+
+
+def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(connection, monkeypatch):
+    before = connection.execute("select * from llm_calls order by id").fetchall()
+    later = Migrations("datasette_llm")
+    later._migrations = list(schema.migrations._migrations)
+
+    @later()
+    def m003_tomorrow(db):
+        db.execute("alter table llm_calls add column tomorrow text")
+
+    monkeypatch.setattr(schema, "migrations", later)
+    migrate(connection)
+    migrate(connection)
+    after = connection.execute("select * from llm_calls order by id").fetchall()
+    assert after == [(*row, None) for row in before]
+    applied = [m.name for m in later.applied(Database(connection))]
+    assert applied == ["m001_record", "m002_attempts", "m003_tomorrow"]
+
+
+async def test_a_database_from_before_the_log_gets_its_tables(
+    make_datasette, register_models, path
+):
+    register_models(ScriptedModel("scripted", ["a"]))
+    before = make_datasette({"log": False}, internal=str(path))
+    await before.invoke_startup()
+    await before.invoke_shutdown()
+    datasette = make_datasette(internal=str(path))
+    await datasette.invoke_startup()
+    await prompted(await LLM(datasette).model("scripted"))
+    await datasette.invoke_shutdown()
+    assert [outcome for _, outcome in rows_of(path)] == ["ok"]
+
+
+def test_a_migration_that_is_cut_short_leaves_nothing_behind(path, monkeypatch):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        monkeypatch.setattr(schema, "OUTCOMES", ("it's broken",))
+        with pytest.raises(sqlite3.Error):
+            migrate(connection)
+        monkeypatch.undo()
+        migrate(connection)
+        start(connection, "a")
+        finish(connection, "a")
+
+
+# L4: one transaction for many
+
+
+class Gated:
+    """Runs work in a database in memory, one transaction at a time, each when it is let go."""
+
+    def __init__(self):
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection.execute("create table done (value)")
+        self.transactions = []
+        self.begun = asyncio.Condition()
+        self.may_go = asyncio.Semaphore(0)
+        self.errors = []
+
+    async def execute(self, work):
+        if work is opened:
+            return None
+        async with self.begun:
+            self.transactions.append(None)
+            self.begun.notify_all()
+        await self.may_go.acquire()
+        if self.errors:
+            raise self.errors.pop(0)
+        before = set(self.done())
+        self.connection.execute("begin")
+        result = work(self.connection)
+        self.connection.commit()  # as Datasette does, also where there is nothing to commit
+        self.transactions[-1] = sorted(set(self.done()) - before)
+        return result
+
+    async def reached(self, number):
+        async with asyncio.timeout(BOUND_S), self.begun:
+            await self.begun.wait_for(lambda: len(self.transactions) >= number)
+
+    def let(self, count=1):
+        for _ in range(count):
+            self.may_go.release()
+
+    def done(self):
+        return [value for (value,) in self.connection.execute("select value from done")]
+
+
+def opened(connection):
+    pass
+
+
+def row(value):
+    return ("insert into done values (:value)", {"value": value})
+
+
+@pytest.fixture
+def gated():
+    gated = Gated()
+    yield gated
+    gated.connection.close()
+
+
+async def test_l4_a_lone_call_is_committed_at_once(gated):
+    log = Writer(gated.execute, opened)
+    committing = asyncio.create_task(log.commit(row(1)))
+    for _ in range(10):  # a few steps of the event loop, and no clock
+        await asyncio.sleep(0)
+    assert len(gated.transactions) == 1
+    gated.let()
+    assert await soon(committing) is True
+    assert gated.transactions == [[1]]
+
+
+async def test_l4_what_waits_while_a_transaction_runs_shares_the_next(gated):
+    log = Writer(gated.execute, opened)
+    first = asyncio.create_task(log.commit(row(0)))
+    await gated.reached(1)
+    others = [asyncio.create_task(log.commit(row(number))) for number in range(1, 65)]
+    log.later(row(65))
+    await asyncio.sleep(0)
+    gated.let()
+    assert await soon(first) is True
+    assert not any(task.done() for task in others)
+    gated.let()
+    assert await soon(asyncio.gather(*others)) == [True] * 64
+    assert [len(rows) for rows in gated.transactions] == [1, 65]
+
+
+async def test_l4_a_transaction_takes_a_bounded_number_of_writes(gated, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_BATCH", 10)
+    log = Writer(gated.execute, opened)
+    for number in range(25):
+        log.later(row(number))
+    gated.let(3)
+    await soon(log.flush())
+    assert [len(rows) for rows in gated.transactions] == [10, 10, 5]
+    assert gated.done() == list(range(25))
+
+
+async def test_l4_writes_keep_their_order(gated):
+    log = Writer(gated.execute, opened)
+    commits = [asyncio.create_task(log.commit(row(number))) for number in range(5)]
+    await asyncio.sleep(0)
+    for number in range(5, 10):
+        log.later(row(number))
+    gated.let(10)
+    await soon(asyncio.gather(*commits))
+    await soon(log.flush())
+    assert gated.done() == list(range(10))
+
+
+async def test_l4_a_call_does_not_wait_for_what_nobody_waits_for(gated, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH_S", 0.0)  # what nobody waits for goes one by one
+    log = Writer(gated.execute, opened)
+    for number in range(4):
+        log.later(row(number))
+    await gated.reached(1)
+    committing = [asyncio.create_task(log.commit(row(number))) for number in (10, 11)]
+    await asyncio.sleep(0)
+    gated.let(2)
+    assert await soon(asyncio.gather(*committing)) == [True, True]
+    gated.let(10)
+    await soon(log.flush())
+    assert gated.transactions == [[0], [10, 11], [1], [2], [3]]
+
+
+async def test_l4_a_transaction_that_failed_is_tried_again_before_what_came_later(
+    gated, monkeypatch
+):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    gated.errors = [sqlite3.OperationalError("disk I/O error")]
+    log = Writer(gated.execute, opened)
+    first = asyncio.create_task(log.commit(row(0)))
+    await gated.reached(1)
+    log.later(row(1))
+    gated.let(5)
+    assert await soon(first) is False
+    await gated.reached(2)
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    assert gated.done() == [0, 1]
+
+
+async def test_l4_concurrent_calls_share_transactions_in_the_internal_database(
+    make_datasette, register_models, path
+):
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette(internal=str(path))
+    await datasette.invoke_startup()
+    statements = []
+    await datasette.get_internal_database().execute_write_fn(
+        lambda connection: connection.set_trace_callback(statements.append), transaction=False
+    )
+    model = await LLM(datasette).model("scripted")
+    await asyncio.gather(*[prompted(model) for _ in range(200)])
+    await datasette.invoke_shutdown()
+    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 200
+    assert 2 <= statements.count("COMMIT") < 100  # of 400 parts
+
+
+# L5: a database that cannot be written
+
+
+async def soon(awaitable):
+    async with asyncio.timeout(BOUND_S):
+        return await awaitable
+
+
+async def until(condition):
+    async with asyncio.timeout(BOUND_S):
+        while not condition():  # noqa: ASYNC110  # it is the writing that tells, in its time
+            await asyncio.sleep(0.001)
+
+
+async def prompted(model):
+    return await (await model.prompt("x")).text()
+
+
+LOCKING = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("begin exclusive")
+print("locked", flush=True)
+sys.stdin.readline()
+connection.execute("commit")
+"""
+
+
+@asynccontextmanager
+async def locked(datasette, path):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LOCKING, str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert await soon(process.stdout.readline()) == b"locked\n"
+        yield
+        await soon(process.communicate(b"\n"))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def read_only(datasette, path):
+    await pragma(datasette, "query_only = 1")
+    yield
+    await pragma(datasette, "query_only = 0")
+
+
+@asynccontextmanager
+async def full(datasette, path):
+    await pragma(datasette, "max_page_count = 1")  # SQLite makes that the size that there is
+    yield
+    await pragma(datasette, "max_page_count = 1000000")
+
+
+@asynccontextmanager
+async def corrupt(datasette, path):
+    whole = path.read_bytes()
+    # One that stays open: closing any would let go of the locks of this whole process.
+    file = os.open(path, os.O_RDWR)
+    try:
+        os.pwrite(file, b"not a database at all".ljust(len(whole), b"?"), 0)
+        yield
+        os.pwrite(file, whole, 0)
+    finally:
+        os.close(file)
+
+
+async def pragma(datasette, statement):
+    with suppress(DatasetteClosedError):  # it may have stopped meanwhile
+        await datasette.get_internal_database().execute_write_fn(
+            lambda connection: connection.execute(f"pragma {statement}").fetchall(),
+            transaction=False,
+        )
+
+
+BREAKING = [locked, read_only, full, corrupt]
+# No row of this fits into the space that a page still has.
+LONG = "p" * 10_000
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What is waited for in seconds takes hundredths."""
+    monkeypatch.setattr(writer, "COMMIT_WAIT_S", 0.05)
+    monkeypatch.setattr(writer, "RETRY_S", 0.01)
+
+
+@pytest.fixture
+def logged(make_datasette, register_models, path):
+    """A function that starts a Datasette, and gives it, a scripted model, and its wrapper."""
+
+    async def logged(*scripts, **log):
+        scripted = ScriptedModel("scripted", *scripts)
+        register_models(scripted)
+        datasette = make_datasette({"log": log}, internal=str(path))
+        await datasette.invoke_startup()
+        return datasette, scripted, await LLM(datasette).model("scripted", purpose=LONG)
+
+    return logged
+
+
+def writer_of(datasette):
+    return state_of(datasette).recorder(datasette).writer
+
+
+def told(caplog, level):
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if (record.name, record.levelno) == ("datasette_llm", level)
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("breaking", BREAKING)
+async def test_l5_calls_go_on_and_are_recorded_when_writing_works_again(
+    logged, path, caplog, breaking
+):
+    datasette, scripted, model = await logged(["a"])
+    log = writer_of(datasette)
+    await prompted(model)
+    await soon(log.flush())
+    async with breaking(datasette, path):
+        for _ in range(5):
+            assert await soon(prompted(model)) == "a"
+        assert log.failure is not None
+        assert len(scripted.calls) == 6
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 6
+    assert log.dropped == 0
+    # Once each time that it breaks, which a slow machine may see more than once; not once a call.
+    failures = told(caplog, logging.ERROR)
+    assert {line.partition(": ")[0] for line in failures} == {
+        "The record of LLM calls cannot be written"
+    }
+    recovered = told(caplog, logging.WARNING)
+    assert recovered == ["The record of LLM calls is written again"] * len(failures)
+
+
+async def test_l5_a_failure_is_logged_once_however_often_it_is_tried(gated, caplog, monkeypatch):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    gated.errors = [sqlite3.OperationalError(f"disk I/O error {number}") for number in range(5)]
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    log.later(row(1))
+    await until(lambda: gated.done() == [1])
+    await soon(log.flush())
+    said = "The record of LLM calls cannot be written: disk I/O error 0"
+    assert told(caplog, logging.ERROR) == [said]
+    assert len(told(caplog, logging.WARNING)) == 1
+    assert len(gated.transactions) == 6
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("breaking", "said"),
+    [
+        (read_only, "OperationalError: attempt to write a readonly database"),
+        (full, "OperationalError: database or disk is full"),
+        (corrupt, "DatabaseError: "),
+    ],
+)
+async def test_l5_the_reason_is_kept(logged, path, breaking, said):
+    datasette, _, model = await logged(["a"])
+    async with breaking(datasette, path):
+        await soon(prompted(model))
+        assert writer_of(datasette).failure.startswith(said)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("breaking", BREAKING)
+async def test_l5_no_call_is_made_off_the_record_where_it_is_required(
+    logged, path, caplog, monkeypatch, breaking
+):
+    datasette, scripted, model = await logged(["a"], required=True)
+    log = writer_of(datasette)
+    monkeypatch.setattr(writer, "COMMIT_WAIT_S", BOUND_S)  # while it can be written, however slowly
+    await prompted(model)
+    async with breaking(datasette, path):
+        monkeypatch.setattr(writer, "COMMIT_WAIT_S", 0.05)
+        for ask in (prompted, chained, prompted):
+            with pytest.raises(NotRecordedError, match=r"log\.required"):
+                await soon(ask(model))
+        assert len(scripted.calls) == 1
+        monkeypatch.setattr(writer, "COMMIT_WAIT_S", BOUND_S)
+    await until(lambda: log.failure is None)
+    assert await soon(prompted(model)) == "a"
+    await soon(log.flush())
+    columns = "outcome, blocked_by, error_type"
+    blocked = ("blocked", "configuration (log.required)", "NotRecordedError")
+    assert rows_of(path, columns) == [("ok", None, None), *[blocked] * 3, ("ok", None, None)]
+    assert len(told(caplog, logging.ERROR)) == 1
+
+
+async def chained(model):
+    return await model.chain("x").text()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_calls_that_run_while_it_breaks_get_their_end_when_it_works_again(
+    make_datasette, register_models, path
+):
+    gate = asyncio.Event()
+    register_models(ScriptedModel("scripted", ["a", gate, "b"]))
+    datasette = make_datasette(internal=str(path))
+    await datasette.invoke_startup()
+    response = await (await LLM(datasette).model("scripted")).prompt("x")
+    async with read_only(datasette, path):
+        gate.set()
+        assert await soon(response.text()) == "ab"
+        await until(lambda: writer_of(datasette).failure is not None)
+        assert rows_of(path, "outcome") == [(None,)]
+    await until(lambda: writer_of(datasette).failure is None)
+    await soon(writer_of(datasette).flush())
+    assert rows_of(path, "outcome") == [("ok",)]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_memory_is_bounded_while_nothing_can_be_written(logged, path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_WAITING", 10)
+    datasette, scripted, model = await logged(["a"])
+    log = writer_of(datasette)
+    async with read_only(datasette, path):
+        for _ in range(30):
+            assert await soon(prompted(model)) == "a"
+            assert log._count() <= 10
+        assert log.dropped == 50
+    assert len(scripted.calls) == 30
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    assert 1 <= len(rows_of(path)) <= 10
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_of_many_rows_that_wait_only_the_first_have_their_content(
+    logged, path, monkeypatch
+):
+    monkeypatch.setattr(writer, "MAX_WAITING_LARGE", 5)
+    datasette, _, model = await logged(["a"], content=True)
+    log = writer_of(datasette)
+    async with read_only(datasette, path):
+        for _ in range(10):
+            assert await soon(prompted(model)) == "a"
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 10
+    has_content = "(select count(*) from llm_call_content where call_id = id)"
+    with_content = [count for (count,) in rows_of(path, has_content)]
+    assert 0 < with_content.count(2) < 10
+    assert with_content.count(0) == 10 - with_content.count(2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_a_row_that_waits_does_not_keep_a_response_that_is_not_recorded(logged, path):
+    datasette, scripted, model = await logged(["a"])
+    async with read_only(datasette, path):
+        response = await model.prompt("x")
+        assert await soon(response.text()) == "a"
+        await until(lambda: not state_of(datasette).calls)
+        kept = weakref.ref(response)
+        del response
+        scripted.calls.clear()
+        await until(lambda: gc.collect() >= 0 and kept() is None)  # its task ends first
+        assert writer_of(datasette).failure is not None
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(sys.platform == "win32", reason="there an open file cannot be removed")
+async def test_l5_a_database_whose_file_is_removed_is_told_and_calls_go_on(logged, path, caplog):
+    datasette, scripted, model = await logged(["a"])
+    await prompted(model)
+    await soon(writer_of(datasette).flush())
+    path.unlink()
+    for _ in range(3):
+        assert await soon(prompted(model)) == "a"
+    assert len(scripted.calls) == 4
+    assert "readonly" in writer_of(datasette).failure
+    assert len(told(caplog, logging.ERROR)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_a_required_call_is_refused_when_memory_is_full(logged, path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_WAITING", 0)
+    _, scripted, model = await logged(["a"], required=True)
+    with pytest.raises(NotRecordedError):
+        await soon(prompted(model))
+    assert scripted.calls == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("breaking", BREAKING)
+async def test_l5_a_database_that_broke_before_does_not_keep_datasette_from_stopping(
+    logged, path, caplog, breaking
+):
+    datasette, _, model = await logged(["a"])
+    await pragma(datasette, "busy_timeout = 100")  # Datasette waits for the one that is locked
+    async with breaking(datasette, path):
+        await soon(prompted(model))
+        await soon(datasette.invoke_shutdown())
+    said = "Datasette stopped before the record of LLM calls could be written: 3 writes lost"
+    assert said in told(caplog, logging.ERROR)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("breaking", [read_only, full])
+async def test_l5_a_database_that_breaks_at_the_last_moment_does_not_either(logged, path, breaking):
+    datasette, _, model = await logged(["a"])
+    await prompted(model)
+    await soon(writer_of(datasette).flush())
+    async with breaking(datasette, path):
+        for _ in range(3):  # the last words of a session are not the first that fail here
+            recorder = state_of(datasette).recorder(datasette)
+            row = recorder.started_row("scripted", LONG, None)
+            recorder.refused(row, "nobody", ValueError("no"))
+        await soon(datasette.invoke_shutdown())
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_l5_a_record_that_cannot_be_opened_keeps_nothing_from_starting(
+    make_datasette, register_models, path, caplog, monkeypatch
+):
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette(internal=str(path))
+    broken = [sqlite3.OperationalError("unable to open database file")]
+
+    def cannot(connection):
+        if broken:
+            raise broken[0]
+        migrate(connection)
+
+    monkeypatch.setattr(record, "migrate", cannot)
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("scripted")
+    assert await soon(prompted(model)) == "a"
+    assert "unable to open" in writer_of(datasette).failure
+    broken.clear()
+    await until(lambda: writer_of(datasette).failure is None)
+    await soon(writer_of(datasette).flush())
+    assert rows_of(path, "outcome") == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.IntegrityError("refused"),
+        sqlite3.InterfaceError("a type that SQLite has not"),
+        sqlite3.ProgrammingError("the same in Python 3.12"),
+        sqlite3.DataError("too big"),
+        TypeError("can't multiply"),
+        AttributeError("no such attribute"),
+        ArithmeticError("no such number"),
+        RecursionError("too deep"),
+        OverflowError("too large"),
+        LookupError("no such price"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_l5_one_row_that_cannot_be_written_does_not_keep_the_others_from_it(
+    gated, caplog, error
+):
+    def refuse(connection):
+        raise error
+
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    log.later(row(1))
+    log.later(refuse)
+    log.later(row(2))
+    assert await soon(log.commit(row(3))) is True
+    await soon(log.flush())
+    assert sorted(gated.done()) == [1, 2, 3]
+    assert log.failure is None
+    assert told(caplog, logging.ERROR) == ["A row of the record of LLM calls was refused"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("disk I/O error"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+        sqlite3.InternalError("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_l5_what_is_wrong_with_the_database_is_tried_again_and_not_given_up(
+    gated, monkeypatch, error
+):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    errors = [error, error]
+
+    def fails_twice(connection):
+        if errors:
+            gated.connection.execute("rollback")
+            raise errors.pop()
+        connection.execute(*row(1))
+
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    log.later(fails_twice)
+    await until(lambda: gated.done() == [1])
+    await soon(log.flush())
+    assert log.failure is None
+
+
+async def test_l5_a_row_that_takes_the_transaction_with_it_loses_no_other(gated, monkeypatch):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    errors = [MemoryError()]
+
+    def runs_out_of_memory(connection):
+        if errors:
+            gated.connection.execute("rollback")
+            raise errors.pop()
+
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    log.later(row(1))
+    log.later(runs_out_of_memory)
+    await until(lambda: gated.done() == [1])
+    await soon(log.flush())
+
+
+async def test_l5_a_datasette_that_stops_tries_once_more_after_a_failure(gated, monkeypatch):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    gated.errors = [sqlite3.OperationalError("database is locked")]
+    log = Writer(gated.execute, opened)
+    log.later(row(1))
+    gated.let(1)
+    await until(lambda: log.failure is not None)
+    gated.let(10)
+    await soon(log.close())
+    assert gated.done() == [1]
+    assert log.dropped == 0
+
+
+async def test_l5_a_datasette_that_stops_tells_what_it_gives_up(gated, monkeypatch, caplog):
+    monkeypatch.setattr(writer, "RETRY_S", 0.001)
+    gated.errors = [sqlite3.OperationalError("database is locked")] * 10
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    log.later(row(1))
+    log.later(row(2))
+    await soon(log.close())
+    assert log.dropped == 2
+    assert told(caplog, logging.ERROR)[1:] == [
+        "Datasette stopped before the record of LLM calls could be written: 2 writes lost"
+    ]
+
+
+async def test_the_writer_belongs_to_no_call_and_to_no_trace(gated):
+    seen = []
+
+    async def execute(work):
+        seen.append(CURRENT.get(None))
+        return await gated.execute(work)
+
+    gated.let(1)
+    log = Writer(execute, opened)
+    CURRENT.set("a call")
+    assert await soon(log.commit(row(1))) is True
+    assert set(seen) == {None}
+
+
+async def test_l5_a_commit_that_was_refused_is_not_called_committed(gated):
+    log = Writer(gated.execute, opened)
+    gated.let(10)
+    assert await soon(log.commit(row(object()))) is False
+    assert await soon(log.commit(row(1))) is True
+
+
+# Sessions
+
+
+@pytest.fixture
+def session(connection):
+    """A function that opens a session; its lock is let go of when the test ends."""
+    with ExitStack() as stack:
+
+        def opened(session_id, moment="then"):
+            session = Session(session_id)
+            stack.callback(session.release)
+            session.lost = session.open(connection, moment)
+            return session
+
+        connection.execute("delete from llm_log_sessions")
+        yield opened
+
+
+@pytest.fixture
+def first(session, connection):
+    """The session of the rows that there are, opened before they were written."""
+    connection.execute("delete from llm_log_sessions")
+    connection.execute("insert into llm_log_sessions values ('session', 'then')")
+    return session("session")
+
+
+def session_ids(connection):
+    return [i for (i,) in connection.execute("select id from llm_log_sessions order by id")]
+
+
+def locks_of(path):
+    return sorted(
+        file.name.partition("-llm-")[2] for file in path.parent.glob(f"{path.name}-llm-*")
+    )
+
+
+def test_the_rows_of_a_session_that_lives_are_left_alone(connection, path, first, session):
+    assert session("second").lost == 0
+    assert session_ids(connection) == locks_of(path) == ["second", "session"]
+
+
+def test_a_session_that_opens_twice_is_one(connection, path, first):
+    assert first.open(connection, "later") == 0
+    assert session_ids(connection) == locks_of(path) == ["session"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_unfinished_rows_of_a_session_without_its_lock_are_lost_exactly_once(
+    connection, path, first, session, killed
+):
+    first.release()
+    if killed:  # its file is still there
+        path.with_name(f"{path.name}-llm-session").touch()
+    assert session("second", "later").lost == 2
+    assert session("third", "even later").lost == 0
+    assert session_ids(connection) == locks_of(path) == ["second", "third"]
+    columns = "id, outcome, finished_at"
+    assert connection.execute(f"select {columns} from llm_calls order by id").fetchall() == [
+        ("a", "ok", "then"),
+        ("b", "ok", "then"),
+        ("c", "lost", "later"),
+        ("d", "lost", "later"),
+    ]
+
+
+def test_a_session_of_which_nothing_can_be_told_is_left_alone(connection, path, session):
+    path.with_name(f"{path.name}-llm-session").mkdir()  # which SQLite cannot open
+    connection.execute("insert into llm_log_sessions values ('session', 'then')")
+    assert session("second").lost == 0
+
+
+def test_a_session_that_closes_with_unfinished_rows_loses_them_when_its_lock_is_gone(
+    connection, first, session
+):
+    first.close(connection)
+    assert session("second").lost == 0  # it may still finish them
+    finish(connection, "c")
+    first.release()
+    assert session("third", "later").lost == 1
+    assert connection.execute("select outcome from llm_calls where id = 'd'").fetchone() == (
+        "lost",
+    )
+
+
+def test_a_session_that_closes_with_nothing_unfinished_is_forgotten(connection, path, first):
+    finish(connection, "c")
+    finish(connection, "d")
+    first.close(connection)
+    first.release()
+    first.release()
+    assert session_ids(connection) == locks_of(path) == []
+
+
+def test_unfinished_rows_of_a_session_that_nobody_knows_are_lost(session):
+    assert session("second", "later").lost == 2
+
+
+async def test_a_temporary_database_gets_no_lock_beside_it(make_datasette, register_models):
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette()
+    await datasette.invoke_startup()
+    await prompted(await LLM(datasette).model("scripted"))
+    assert locks_of(Path(datasette.get_internal_database().path)) == []
+
+
+async def test_two_datasettes_in_one_process_leave_each_others_rows_alone(
+    make_datasette, register_models, path
+):
+    gate = asyncio.Event()
+    register_models(ScriptedModel("slow", ["a", gate, "b"]), ScriptedModel("quick", ["c"]))
+    first = make_datasette(internal=str(path))
+    await first.invoke_startup()
+    response = await (await LLM(first).model("slow")).prompt("x")
+    second = make_datasette(internal=str(path))
+    await second.invoke_startup()
+    await prompted(await LLM(second).model("quick"))
+    await second.invoke_shutdown()
+    assert rows_of(path, "model_id, outcome") == [("slow", None), ("quick", "ok")]
+    gate.set()
+    await response.text()
+    await first.invoke_shutdown()
+    assert rows_of(path, "model_id, outcome") == [("slow", "ok"), ("quick", "ok")]
+
+
+@pytest.mark.parametrize("stopped_while_writing", [False, True])
+def test_a_datasette_that_is_dropped_without_a_shutdown_goes_with_its_lock_and_descriptors(
+    path, register_models, stopped_while_writing
+):
+    class Forgetful(ScriptedModel):  # a ScriptedModel keeps its calls, and so the Datasette
+        async def execute(self, *args, **kwargs):
+            yield "a"
+
+    async def use():
+        datasette = Datasette(internal=str(path))
+        await prompted(await LLM(datasette).model("scripted"))
+        if not stopped_while_writing:
+            await state_of(datasette).recorder(datasette).writer.flush()
+        datasette.close()
+        return weakref.ref(datasette)
+
+    register_models(Forgetful("scripted"))
+    gone = asyncio.run(use())
+    gc.collect()
+    assert gone() is None
+    gc.collect()  # now of what belonged to it
+    assert locks_of(path) == []

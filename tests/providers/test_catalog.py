@@ -1,0 +1,660 @@
+"""Which models llm knows: the snapshot, when it is taken anew, and what may go wrong with it."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llm
+import llm.plugins
+import pytest
+import yaml
+
+from datasette_llm import LLM, ModelNotFoundError
+from datasette_llm.access.snapshot import state_of
+from datasette_llm.providers import catalog
+from datasette_llm.providers.catalog import CatalogSource
+from datasette_llm.testing import ScriptedModel
+
+EXTRA_MODEL = {"model_id": "local", "model_name": "local", "api_base": "http://127.0.0.1:9/v1"}
+
+
+class SyncModel(llm.Model):
+    """A model without an async version."""
+
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+
+    def execute(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        yield "sync"
+
+
+class Provider:
+    """An llm plugin that provides some models, and notes how it is asked for them."""
+
+    def __init__(self, *model_ids: str, aliases: tuple[str, ...] = ()) -> None:
+        self.model_ids = list(model_ids)
+        self.aliases = aliases
+        self.threads: list[int] = []
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    @llm.hookimpl
+    def register_models(self, register: Callable[..., None]) -> None:
+        self.threads.append(threading.get_ident())
+        self.asked.set()
+        assert self.may_answer.wait(20), "the test never let the provider answer"
+        for model_id in self.model_ids:
+            register(SyncModel(model_id), ScriptedModel(model_id), aliases=self.aliases)
+
+
+@pytest.fixture
+def llm_plugin() -> Iterator[Callable[..., Any]]:
+    """A function that registers an llm plugin until the end of the test, and returns it."""
+    registered = []
+
+    def register(implementations: Any, name: str | None = None) -> Any:
+        llm.plugins.pm.register(implementations, name=name)
+        registered.append(implementations)
+        return implementations
+
+    yield register
+    for implementations in registered:
+        if isinstance(implementations, Provider):
+            implementations.may_answer.set()
+        if llm.plugins.pm.is_registered(implementations):
+            llm.plugins.pm.unregister(implementations)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time that the catalog sees, which stands still until a test sets `now`."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(catalog, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+async def test_a_model_is_found_by_its_id_and_by_each_alias(
+    make_datasette, llm_plugin, llm_folder: Path
+) -> None:
+    llm_plugin(Provider("pelican-1-large", aliases=("pelican", "big")))
+    (llm_folder / "aliases.json").write_text('{"mine": "pelican-1-large"}')
+    models = LLM(make_datasette())
+
+    names = ["pelican-1-large", "pelican", "big", "mine"]
+    found = [(await models.model(name)).model_id for name in names]
+
+    assert found == ["pelican-1-large"] * 4
+    assert (await models.explain("mine")).model_id == "pelican-1-large"
+
+
+async def test_models_are_listed_once_each_however_many_names_they_have(
+    make_datasette, llm_plugin
+) -> None:
+    llm_plugin(Provider("pelican-1", aliases=("p", "pel")))
+
+    listed = [model.model_id for model in await LLM(make_datasette()).models()]
+
+    assert listed.count("pelican-1") == 1
+    assert not {"p", "pel"} & set(listed)
+
+
+async def test_one_model_that_two_plugins_provide_is_the_later_ones_as_in_llm(llm_plugin) -> None:
+    llm_plugin(Provider("pelican", aliases=("bird",)))
+    llm_plugin(Provider("pelican", "heron", aliases=("bird",)))
+
+    taken = await CatalogSource().current()
+
+    theirs = llm.get_async_model_aliases()
+    for name in ("pelican", "heron", "bird"):
+        assert taken.canonical(name) == theirs[name].model_id
+    assert [name for name in taken.entries if name in ("pelican", "heron")].count("pelican") == 1
+
+
+async def test_every_name_that_llm_knows_leads_to_the_same_model(llm_plugin) -> None:
+    llm_plugin(Provider("pelican", aliases=("bird",)))
+
+    taken = await CatalogSource().current()
+
+    theirs = {**llm.get_model_aliases(), **llm.get_async_model_aliases()}
+    assert dict(taken.names) == {name: model.model_id for name, model in theirs.items()}
+
+
+async def test_the_order_is_llms(llm_plugin) -> None:
+    llm_plugin(Provider("pelican", "albatross"))
+
+    taken = await CatalogSource().current()
+
+    theirs = dict.fromkeys(item.model.model_id for item in llm.get_models_with_aliases())
+    assert list(taken.entries) == list(theirs)
+
+
+class Broken:
+    @llm.hookimpl
+    def register_models(self, register: Callable[..., None]) -> None:
+        register(SyncModel("before-the-failure"), ScriptedModel("before-the-failure"))
+        raise ConnectionError("the provider is down")
+
+
+async def test_an_llm_plugin_that_breaks_while_listing_leaves_the_others_with_a_warning(
+    make_datasette, llm_plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm_plugin(Provider("earlier"))
+    llm_plugin(Broken(), name="llm-broken")
+    llm_plugin(Provider("later"))
+
+    listed = {model.model_id for model in await LLM(make_datasette()).models()}
+
+    assert {"earlier", "later", "before-the-failure", "echo"} <= listed
+    assert caplog.messages == [
+        "llm plugin 'llm-broken' failed while listing its models: "
+        "ConnectionError: the provider is down"
+    ]
+
+
+@pytest.mark.parametrize(
+    "nonsense", [None, "pelican", SyncModel, object()], ids=["None", "text", "class", "object"]
+)
+async def test_an_llm_plugin_that_registers_something_else_leaves_the_others_with_a_warning(
+    make_datasette, llm_plugin, caplog: pytest.LogCaptureFixture, nonsense: object
+) -> None:
+    class Nonsense:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(nonsense)
+
+    llm_plugin(Provider("sane"))
+    llm_plugin(Nonsense(), name="llm-nonsense")
+
+    assert (await LLM(make_datasette()).model("sane")).model_id == "sane"
+    assert "llm plugin 'llm-nonsense'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{not json",
+        b"",
+        b'["a", "list"]',
+        b"null",
+        b'{"alias": ["unhashable"]}',
+        b"\xff\xfe",
+    ],
+)
+async def test_a_malformed_aliases_json_costs_its_aliases_and_gives_a_warning(
+    make_datasette,
+    register_models,
+    llm_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes,
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    (llm_folder / "aliases.json").write_bytes(content)
+
+    model = await LLM(make_datasette()).model("pelican")
+
+    assert model.model_id == "pelican"
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("llm's aliases.json cannot be read, so its aliases are")
+
+
+async def test_an_aliases_json_that_was_repaired_is_read(
+    make_datasette, register_models, llm_folder: Path
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    models = LLM(make_datasette())
+    (llm_folder / "aliases.json").write_text("{")
+    with pytest.raises(ModelNotFoundError):
+        await models.model("bird")
+
+    (llm_folder / "aliases.json").write_text('{"bird": "pelican"}')
+
+    assert (await models.model("bird")).model_id == "pelican"
+
+
+async def test_registering_and_unregistering_an_llm_plugin_shows_at_once(
+    make_datasette, llm_plugin
+) -> None:
+    models = LLM(make_datasette())
+    assert "pelican" not in {model.model_id for model in await models.models()}
+
+    provider = llm_plugin(Provider("pelican"))
+    assert "pelican" in {model.model_id for model in await models.models()}
+    assert (await models.model("pelican")).model_id == "pelican"
+
+    llm.plugins.pm.unregister(provider)
+    assert "pelican" not in {model.model_id for model in await models.models()}
+    with pytest.raises(ModelNotFoundError):
+        await models.model("pelican")
+
+
+async def test_a_plugin_that_replaces_another_shows_at_once(make_datasette, llm_plugin) -> None:
+    models = LLM(make_datasette())
+    llm.plugins.pm.unregister(llm_plugin(Provider("old")))
+    await models.models()
+    old = llm_plugin(Provider("old"))
+    assert (await models.model("old")).model_id == "old"
+
+    llm.plugins.pm.unregister(old)
+    del old
+    llm_plugin(Provider("new"))
+
+    assert (await models.model("new")).model_id == "new"
+
+
+async def test_a_plugin_registered_while_a_snapshot_is_taken_is_in_what_the_next_user_sees(
+    llm_plugin,
+) -> None:
+    slow = llm_plugin(Provider("slow"))
+    slow.may_answer.clear()
+    source = CatalogSource()
+    first_user = asyncio.create_task(source.current())
+    await asyncio.to_thread(slow.asked.wait, 20)
+
+    llm_plugin(Provider("pelican"))
+    second_user = asyncio.create_task(source.current())
+    await asyncio.sleep(0)
+    slow.may_answer.set()
+
+    await first_user
+    assert "pelican" in (await second_user).entries
+
+
+async def test_another_folder_of_llm_is_seen_at_once(
+    make_datasette, register_models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    models = LLM(make_datasette())
+    await models.models()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "aliases.json").write_text('{"bird": "pelican"}')
+
+    monkeypatch.setenv("LLM_USER_PATH", str(other))
+
+    assert (await models.model("bird")).model_id == "pelican"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "name", "model_id"),
+    [
+        ("aliases.json", json.dumps({"bird": "pelican"}), "bird", "pelican"),
+        ("extra-openai-models.yaml", yaml.safe_dump([EXTRA_MODEL]), "local", "local"),
+    ],
+)
+async def test_a_changed_file_is_seen_for_a_name_that_was_unknown(
+    make_datasette,
+    register_models,
+    llm_folder: Path,
+    clock: SimpleNamespace,
+    file: str,
+    content: str,
+    name: str,
+    model_id: str,
+) -> None:
+    register_models(ScriptedModel("pelican"))
+    models = LLM(make_datasette())
+    with pytest.raises(ModelNotFoundError):
+        await models.model(name)
+    assert not await models.explain(name)
+
+    (llm_folder / file).write_text(content)
+
+    assert (await models.model(name)).model_id == model_id
+    assert await models.explain(name)
+
+
+async def test_a_changed_file_is_seen_by_everyone_after_a_second(
+    make_datasette, register_models, llm_folder: Path, clock: SimpleNamespace
+) -> None:
+    aliases = llm_folder / "aliases.json"
+    aliases.write_text('{"bird": "pelican"}')
+    register_models(ScriptedModel("pelican"), ScriptedModel("heron"))
+    models = LLM(make_datasette())
+    assert (await models.model("bird")).model_id == "pelican"
+
+    aliases.write_text('{"bird": "heron"}')
+    assert (await models.model("bird")).model_id == "pelican"
+    clock.now += 1.1
+    assert (await models.model("bird")).model_id == "heron"
+
+    aliases.unlink()
+    clock.now += 1.1
+    with pytest.raises(ModelNotFoundError):
+        await models.model("bird")
+
+
+async def test_an_unchanged_folder_costs_no_new_snapshot(
+    make_datasette, llm_plugin, clock: SimpleNamespace
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    for _ in range(10):
+        await models.model("pelican")
+        with pytest.raises(ModelNotFoundError):
+            await models.model("unknown")
+        clock.now += 1.1
+
+    assert len(provider.threads) == 1
+
+
+async def test_c8_llms_registry_is_never_asked_on_the_event_loops_thread(
+    make_datasette, llm_plugin
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    uses: list[Callable[[Any], Any]] = [
+        lambda models: models.model("pelican"),
+        lambda models: models.models(),
+        lambda models: models.explain("pelican"),
+        lambda models: models.explain("unknown"),
+        lambda models: models.group("pelican").__aenter__(),
+        lambda models: models.datasette.invoke_startup(),
+        lambda models: models.datasette.client.get("/-/secrets"),
+    ]
+    for use in uses:
+        await use(LLM(make_datasette()))
+
+    assert len(provider.threads) == len(uses)
+    assert threading.get_ident() not in provider.threads
+
+
+async def test_c8_the_event_loop_runs_on_while_a_provider_takes_its_time(
+    make_datasette, llm_plugin
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    provider.may_answer.clear()
+    waiting = asyncio.create_task(LLM(make_datasette()).model("pelican"))
+    await asyncio.to_thread(provider.asked.wait, 20)
+    assert not waiting.done()
+
+    provider.may_answer.set()
+
+    assert (await waiting).model_id == "pelican"
+
+
+async def test_users_at_the_same_time_share_one_snapshot(make_datasette, llm_plugin) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+
+    found = await asyncio.gather(*[models.model("pelican") for _ in range(20)])
+
+    assert len({id(model._model) for model in found}) == 1
+    assert len(provider.threads) == 1
+
+
+async def test_a_user_who_is_cancelled_does_not_take_the_snapshot_from_the_others(
+    make_datasette, llm_plugin
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    provider.may_answer.clear()
+    models = LLM(make_datasette())
+    leaves, stays = [asyncio.create_task(models.model("pelican")) for _ in range(2)]
+    await asyncio.to_thread(provider.asked.wait, 20)
+
+    leaves.cancel()
+    provider.may_answer.set()
+
+    assert (await stays).model_id == "pelican"
+    with pytest.raises(asyncio.CancelledError):
+        await leaves
+    assert len(provider.threads) == 1
+
+
+async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_answers(
+    make_datasette, llm_plugin, clock: SimpleNamespace
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    await models.model("pelican")
+    provider.model_ids.append("heron")
+    provider.asked.clear()
+    provider.may_answer.clear()
+
+    clock.now += 59
+    await models.model("pelican")
+    assert not provider.asked.is_set()
+
+    clock.now += 2
+    await models.model("pelican")
+    await asyncio.to_thread(provider.asked.wait, 20)
+    # The provider has not answered yet, and nobody has to wait for it.
+    assert "heron" not in {model.model_id for model in await models.models()}
+
+    provider.may_answer.set()
+    await state_of(models.datasette)._source._refresh
+    assert "heron" in {model.model_id for model in await models.models()}
+    assert len(provider.threads) == 2
+
+
+async def test_a_model_without_an_async_version_is_known_by_every_name(
+    make_datasette, llm_plugin, llm_folder: Path
+) -> None:
+    class SyncOnly:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(SyncModel("old-pelican"), aliases=["old"])
+
+    llm_plugin(SyncOnly())
+    (llm_folder / "aliases.json").write_text('{"mine": "old-pelican"}')
+    models = LLM(make_datasette())
+
+    assert "old-pelican" in {model.model_id for model in await models.models()}
+    for name in ("old-pelican", "old", "mine"):
+        assert (await models.model(name)).model_id == "old-pelican"
+    assert await (await (await models.model("old")).prompt("Hi")).text() == "sync"
+
+
+@pytest.mark.parametrize("last", ["sync", "async"])
+async def test_of_two_models_with_one_id_the_later_one_wins_whichever_is_async(
+    make_datasette, llm_plugin, last: str
+) -> None:
+    class Both:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            models = {"sync": SyncModel("pelican"), "async": SyncModel("pelican")}
+            for kind in sorted(models, key=lambda kind: kind == last):
+                twin = ScriptedModel("pelican", ["async"]) if kind == "async" else None
+                register(models[kind], twin)
+
+    llm_plugin(Both())
+    model = await LLM(make_datasette()).model("pelican")
+
+    assert await (await model.prompt("Hi")).text() == last
+
+
+async def test_a_model_with_an_async_version_is_not_run_in_a_thread(
+    make_datasette, llm_plugin
+) -> None:
+    llm_plugin(Provider("pelican"))
+    model = await LLM(make_datasette()).model("pelican")
+
+    assert isinstance(model._model, ScriptedModel)
+
+
+async def test_what_llm_could_not_prompt_is_no_model(make_datasette, llm_plugin) -> None:
+    class Odd:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(SimpleNamespace(model_id="odd"))
+
+    llm_plugin(Odd(), "odd-plugin")
+    llm_plugin(Provider("pelican"))
+    view = await state_of(datasette := make_datasette()).view(datasette)
+
+    assert "odd" not in view.catalog.entries
+    assert "pelican" in view.catalog.entries
+    assert any("odd-plugin" in problem for problem in view.catalog.problems)
+
+
+async def test_an_unknown_model_is_told_with_what_to_do(make_datasette) -> None:
+    with pytest.raises(ModelNotFoundError) as raised:
+        await LLM(make_datasette()).model("pelican")
+
+    assert str(raised.value) == (
+        "Unknown model: 'pelican'. Install the llm plugin that provides it with "
+        "'datasette install', or see the known models with 'llm models'"
+    )
+
+
+def test_a_datasette_is_used_from_two_event_loops_one_after_the_other(
+    make_datasette, llm_plugin, clock: SimpleNamespace
+) -> None:
+    llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette({"default_model": "pelican"}))
+
+    async def use() -> list[str]:
+        response = await (await models.model()).prompt("hi")
+        clock.now += 61  # so that the loop ends with a refresh on its way
+        return [await response.text(), (await models.models())[0].model_id]
+
+    assert asyncio.run(use()) == ["Hello", "pelican"]
+    llm_plugin(Provider("heron"))
+    assert asyncio.run(use()) == ["Hello", "pelican"]
+
+
+def test_an_event_loop_does_not_wait_for_the_snapshot_of_one_that_stands_still(
+    make_datasette, llm_plugin, clock: SimpleNamespace
+) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    with asyncio.Runner() as still:
+        still.run(models.model("pelican"))
+        clock.now += 61
+        provider.may_answer.clear()
+        still.run(models.model("pelican"))  # leaves a refresh that is under way
+
+        llm.plugins.pm.unregister(provider)
+        llm_plugin(Provider("heron"))
+        assert asyncio.run(models.model("heron")).model_id == "heron"
+
+        provider.may_answer.set()
+
+
+async def test_each_datasette_has_a_snapshot_of_its_own(make_datasette, llm_plugin) -> None:
+    provider = llm_plugin(Provider("pelican"))
+    one, other = make_datasette(), make_datasette()
+
+    first = await LLM(one).model("pelican")
+    second = await LLM(other).model("pelican")
+
+    assert first._model is not second._model
+    assert len(provider.threads) == 2
+
+
+async def test_a_failure_whose_message_has_percent_signs_is_logged_as_it_is(
+    llm_plugin, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Percent:
+        @llm.hookimpl
+        def register_models(self) -> None:
+            raise ValueError("100% %s")
+
+    llm_plugin(Percent(), name="percent")
+    await CatalogSource().current()
+
+    assert caplog.messages[0].endswith("ValueError: 100% %s")
+
+
+def in_a_process_of_its_own(program: str) -> str:
+    environment = {**os.environ, "LLM_LOAD_PLUGINS": "llm-echo"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_instances_that_start_together_know_the_same_models() -> None:
+    program = """
+import asyncio
+from datasette.app import Datasette
+from datasette_llm import LLM
+
+async def main():
+    async def later(seconds):
+        await asyncio.sleep(seconds)
+        return (await LLM(Datasette(memory=True)).explain("gpt-4o-mini")).steps[0].passed
+    print(await asyncio.gather(*[later(n / 50) for n in range(4)]))
+
+asyncio.run(main())
+"""
+    assert in_a_process_of_its_own(program).strip() == "[True, True, True, True]"
+
+
+async def test_an_id_that_is_another_models_alias_gives_that_model_as_in_llm(
+    make_datasette, register_models, llm_folder: Path
+) -> None:
+    register_models(ScriptedModel("dear"), ScriptedModel("cheap"))
+    (llm_folder / "aliases.json").write_text('{"dear": "cheap"}')
+    models = LLM(make_datasette())
+
+    assert (await models.model("dear")).model_id == llm.get_async_model("dear").model_id == "cheap"
+    assert "dear" not in [model.model_id for model in await models.models()]
+    blocked = LLM(make_datasette({"blocked_models": ["dear"]}))
+    assert "cheap" not in [model.model_id for model in await blocked.models()]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep")])
+async def test_a_plugin_that_ends_the_program_while_listing_leaves_the_others(
+    make_datasette, error: BaseException
+) -> None:
+    class Ends:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            raise error
+
+    plugin = Ends()
+    llm.plugins.pm.register(plugin)
+    try:
+        models = await LLM(make_datasette()).models()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+    assert "echo" in [model.model_id for model in models]
+
+
+@pytest.mark.parametrize("aliases", [[["a list"]], [None], [5]])
+async def test_a_plugin_with_an_alias_that_is_no_text_leaves_the_others(
+    make_datasette, aliases: list[Any]
+) -> None:
+    class Odd:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(ScriptedModel("odd"), ScriptedModel("odd"), aliases=aliases)
+
+    plugin = Odd()
+    llm.plugins.pm.register(plugin)
+    try:
+        models = await LLM(make_datasette()).models()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+    assert "echo" in [model.model_id for model in models]
+    assert "odd" not in [model.model_id for model in models]
+
+
+@pytest.mark.parametrize("file", ["aliases.json", "keys.json"])
+async def test_a_file_nested_too_deeply_to_read_costs_only_itself(
+    make_datasette, llm_folder: Path, file: str
+) -> None:
+    (llm_folder / file).write_text("[" * 5_000)
+    assert "echo" in [model.model_id for model in await LLM(make_datasette()).models()]
+
+
+async def test_a_model_is_known_by_the_name_of_its_sync_version_too(make_datasette) -> None:
+    class Two:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(ScriptedModel("vendor/sync"), ScriptedModel("vendor/async"))
+
+    plugin = Two()
+    llm.plugins.pm.register(plugin)
+    try:
+        assert (await LLM(make_datasette()).model("vendor/sync")).model_id == "vendor/async"
+    finally:
+        llm.plugins.pm.unregister(plugin)

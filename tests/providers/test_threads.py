@@ -1,0 +1,168 @@
+"""What comes out of a thread item by item, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+
+from datasette_llm.providers.threads import LOOK_AHEAD, ThreadStream
+
+BOUND_S = 10.0
+
+
+async def happens(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, BOUND_S)
+
+
+def started(work):
+    """A stream that has begun, and an event that is set once its thread has ended."""
+    over = asyncio.Event()
+    stream = ThreadStream(work, over.set)
+    stream.start("a thread of the tests")
+    return stream, over
+
+
+async def test_it_is_no_further_ahead_than_allowed() -> None:
+    made, reached = [], {LOOK_AHEAD + 1: threading.Event(), LOOK_AHEAD + 2: threading.Event()}
+
+    def work():
+        for number in range(1, 1_000):
+            made.append(number)
+            if number in reached:
+                reached[number].set()
+            yield number
+
+    stream, over = started(work)
+    await happens(reached[LOOK_AHEAD + 1])  # made, and waits for room
+    assert await anext(stream) == 1
+    await happens(reached[LOOK_AHEAD + 2])
+
+    assert len(made) == LOOK_AHEAD + 2
+    stream.stop()
+    await over.wait()
+    assert len(made) == LOOK_AHEAD + 2
+
+
+async def test_all_items_come_in_order() -> None:
+    stream, over = started(lambda: iter(range(2_000)))
+
+    assert [item async for item in stream] == list(range(2_000))
+    assert over.is_set()
+
+
+@pytest.mark.parametrize("when", ["before the first item", "after the first item"])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
+async def test_what_is_raised_reaches_the_reader_as_it_is(error, when) -> None:
+    def work():
+        if when == "after the first item":
+            yield 1
+        raise error
+
+    stream, over = started(work)
+    seen = []
+    with pytest.raises(type(error)) as raised:
+        async for item in stream:
+            seen.append(item)
+
+    assert raised.value is error
+    assert seen == ([1] if when == "after the first item" else [])
+    await over.wait()
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+async def test_what_would_end_a_loop_is_told_as_an_error(error) -> None:
+    def work():
+        raise error("odd")
+
+    stream, _ = started(work)
+    with pytest.raises(RuntimeError, match=f"raised {error.__name__}") as raised:
+        await anext(stream)
+    assert isinstance(raised.value.__cause__, error)
+
+
+class Unclosable:
+    """An iterator without close()."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return "again"
+
+
+def stubborn():
+    """A generator that ignores its end the first time."""
+    with contextlib.suppress(GeneratorExit):
+        while True:
+            yield "again"
+    yield "still here"
+
+
+@pytest.mark.parametrize("work", [Unclosable, stubborn, lambda: ["x"] * 99])
+async def test_whatever_it_iterates_over_it_stops_when_told(work) -> None:
+    stream, over = started(work)
+    await anext(stream)
+
+    stream.stop()
+
+    async with asyncio.timeout(BOUND_S):
+        await over.wait()
+
+
+@pytest.mark.parametrize("abandoned", ["stopped", "forgotten"])
+def test_the_event_loop_may_be_closed_meanwhile(abandoned, monkeypatch) -> None:
+    monkeypatch.setattr("datasette_llm.providers.threads.LOOP_CHECK_S", 0.01)
+    go_on, closed, threads = threading.Event(), threading.Event(), []
+
+    def work():
+        threads.append(threading.current_thread())
+        try:
+            yield 0
+            assert go_on.wait(BOUND_S)
+            yield from range(1, 100)
+        finally:
+            closed.set()
+
+    async def main():
+        stream, _ = started(work)
+        await anext(stream)
+        if abandoned == "stopped":
+            stream.stop()
+
+    asyncio.run(main())
+    go_on.set()
+
+    assert closed.wait(BOUND_S)
+    threads[0].join(BOUND_S)
+    assert not threads[0].is_alive()
+
+
+def test_a_thread_that_waits_for_room_ends_with_the_event_loop(monkeypatch) -> None:
+    monkeypatch.setattr("datasette_llm.providers.threads.LOOP_CHECK_S", 0.01)
+    crowded, closed = threading.Event(), threading.Event()
+
+    def work():
+        try:
+            for number in range(1_000):
+                if number == LOOK_AHEAD:
+                    crowded.set()
+                yield number
+        finally:
+            closed.set()
+
+    async def main():
+        started(work)
+        await happens(crowded)
+
+    asyncio.run(main())
+
+    assert closed.wait(BOUND_S)
+
+
+async def test_nobody_waits_for_the_thread_when_the_process_ends() -> None:
+    stream, _ = started(lambda: [threading.current_thread().daemon])
+
+    assert [item async for item in stream] == [True]

@@ -1,0 +1,275 @@
+"""The pages as a person uses them: a real browser on a real Datasette."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasette.utils.sqlite import sqlite3
+
+from datasette_llm.log.schema import migrate
+
+from ..log.test_queries import add, call_row
+from ..support import consultant as consulting
+from ..support.browser import browser, fits, needs_browser, picture, visit
+from ..support.openai_server import OpenAIServer, write_model
+from ..support.server import Served, alone
+
+pytestmark = needs_browser
+
+PHONE = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}
+
+
+@pytest.fixture
+async def served(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
+    """A Datasette whose record has a week of calls, open to everybody."""
+    internal = tmp_path / "internal.db"
+    connection = sqlite3.connect(internal)
+    migrate(connection)
+    with connection:
+        add(connection, *_week())
+    connection.close()
+    config = tmp_path / "datasette.json"
+    config.write_text(json.dumps({"permissions": {"view-llm-log": True}}))
+    served = await Served.start(
+        alone(llm_folder), "--memory", "--internal", str(internal), "--config", str(config)
+    )
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await served.kill()
+
+
+def _week() -> list[dict[str, Any]]:
+    now = datetime.now(UTC)
+    purposes = ("chat", "enrichments", None)
+    outcomes = ("ok", "ok", "ok", "error")
+    return [
+        call_row(
+            now - timedelta(hours=2 * number),
+            purpose=purposes[number % 3],
+            outcome=outcomes[number % 4],
+            input_tokens=10**11 + number,
+            output_tokens=number,
+            cost_nanodollars=1_000_000 * number,
+        )
+        for number in range(80)
+    ]
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+async def test_a_person_filters_the_log_pages_through_it_and_opens_a_call(served, javascript):
+    async with (
+        browser() as chromium,
+        visit(chromium, served.url, java_script_enabled=javascript) as page,
+    ):
+        await page.goto("/-/llm/log")
+        await picture(page, "log")
+        await page.get_by_role("combobox", name="Outcome").select_option("error")
+        await page.get_by_role("button", name="Filter").click()
+        shown = page.get_by_role("table", name="Calls, the newest first")
+        assert await shown.get_by_role("row").count() == 1 + 20
+        await page.get_by_role("combobox", name="Outcome").select_option("")
+        await page.get_by_role("button", name="Filter").click()
+        assert await shown.get_by_role("row").count() == 1 + 50
+        await page.get_by_role("link", name="Older calls").click()
+        assert await shown.get_by_role("row").count() == 1 + 30
+        await shown.get_by_role("link").first.click()
+        await page.get_by_role("heading", name="LLM call of").wait_for()
+        await picture(page, "call")
+
+
+async def test_the_log_fits_a_phone_and_the_dark(served):
+    async with browser() as chromium, visit(chromium, served.url, **PHONE) as page:
+        await page.goto("/-/llm/log")
+        await picture(page, "log-phone-dark")
+        assert await fits(page)
+        ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
+        assert brightness < 150
+        chart = page.get_by_role("img", name="Calls per day by purpose")
+        assert (await chart.bounding_box())["width"] > 200
+        await page.set_viewport_size({"width": 320, "height": 800})
+        assert await fits(page)
+        cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"
+        assert await page.locator(".llm-tile").evaluate_all(cut) == 0
+
+
+async def test_the_numbers_of_the_chart_are_there_for_those_who_cannot_see_it(served):
+    async with browser() as chromium, visit(chromium, served.url) as page:
+        await page.goto("/-/llm/log?measure=cost")
+        numbers = page.get_by_role("table", name="Cost per day by purpose")
+        assert not await numbers.is_visible()
+        await page.get_by_text("The same numbers in a table").focus()
+        await page.keyboard.press("Enter")
+        assert await numbers.get_by_role("row").count() == 1 + 30
+        assert "$" in await numbers.inner_text()
+
+
+# The console
+
+
+@pytest.fixture
+async def site(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
+    """A Datasette with llm-echo, which root may manage."""
+    root = {"id": "root"}
+    config = {
+        "permissions": {"manage-llm": root, "view-llm-log": root},
+        "plugins": {"datasette-llm": {"purposes": {"pets": {"models": ["echo", "gpt-4o"]}}}},
+    }
+    file = tmp_path / "datasette.json"
+    file.write_text(json.dumps(config))
+    environment = alone(llm_folder) | {"LLM_LOAD_PLUGINS": "llm-echo"}
+    internal = str(tmp_path / "internal.db")
+    options = ("--memory", "--root", "--internal", internal, "--config", str(file))
+    served = await Served.start(environment, *options)
+    try:
+        await served.ready()
+        yield served
+    finally:
+        await served.kill()
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+async def test_an_administrator_logs_in_assigns_tests_and_explains(site, javascript):
+    async with (
+        browser() as chromium,
+        visit(chromium, site.url, java_script_enabled=javascript) as page,
+    ):
+        refused = await page.goto("/-/llm")
+        assert refused.status == 403
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        await page.goto("/-/llm")
+        await picture(page, "console")
+        await page.get_by_role("link", name="Purposes").click()
+        await page.get_by_label("Model for purpose pets").select_option("echo")
+        await page.get_by_role("button", name="Use for purpose pets").click()
+        choices = page.get_by_role("table", name="Purposes and their models")
+        await choices.get_by_text("by root").wait_for()
+        await picture(page, "console-purposes")
+
+        await page.get_by_role("link", name="Test pets").click()
+        await page.get_by_role("button", name="Test", exact=True).click()
+        await page.get_by_text("1 of 2 answered").wait_for()
+        results = page.get_by_role("table", name="What became of each test")
+        assert await results.get_by_role("row").count() == 1 + 2
+        assert "Reply with the single word" in await results.inner_text()
+        await picture(page, "console-test")
+
+        await page.get_by_role("link", name="Explain").click()
+        await page.get_by_label("Model", exact=True).fill("o1")
+        await page.get_by_label("Purpose").fill("pets")
+        await page.get_by_label("Actor").fill('{"id": "ana"}')
+        await page.get_by_role("button", name="Explain").click()
+        await page.get_by_text("it is not on the allowlist").first.wait_for()
+        await picture(page, "console-explain")
+
+        await page.get_by_role("link", name="Call log", exact=True).click()
+        await page.get_by_role("cell", name="echo").first.wait_for()
+
+
+async def test_the_console_fits_a_phone_and_the_dark(site):
+    async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        for name in ("", "/models", "/purposes", "/test", "/explain", "/keys"):
+            await page.goto(f"/-/llm{name}")
+            await picture(page, f"console{name.replace('/', '-')}-phone-dark")
+            assert await fits(page), name
+
+
+# The consultant
+
+
+@pytest.fixture
+async def advised(tmp_path: Path, llm_folder: Path) -> AsyncIterator[tuple[Served, OpenAIServer]]:
+    """A Datasette with a table, and a model that gives advice about it over HTTP."""
+    database = tmp_path / "data.db"
+    connection = sqlite3.connect(database)
+    connection.executescript(consulting.SCHEMA)
+    connection.close()
+    config = tmp_path / "datasette.json"
+    settings = {"plugins": {"datasette-llm": {"default_model": "wire"}}}
+    config.write_text(json.dumps(settings))
+    (llm_folder / "keys.json").write_text(json.dumps({"wire": "sk-" + "0123456789abcdef"}))
+    async with OpenAIServer() as server:
+        write_model(llm_folder, server.url)
+        internal = str(tmp_path / "internal.db")
+        options = (str(database), "--root", "--internal", internal, "--config", str(config))
+        served = await Served.start(alone(llm_folder), *options)
+        try:
+            await served.ready()
+            yield served, server
+        finally:
+            await served.kill()
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+async def test_a_person_sees_what_would_be_sent_sends_it_and_gets_checked_advice(
+    advised, javascript
+):
+    site, server = advised
+    gate = asyncio.Event()
+    doubtful = consulting.flag("select name from pets where weight > 99", kind="other")
+    answer = consulting.answer(consulting.GOOD_FLAG, doubtful)
+    server.play([gate, json.dumps(answer)])
+    async with (
+        browser() as chromium,
+        visit(chromium, site.url, java_script_enabled=javascript) as page,
+    ):
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        await page.goto("/data/pets")
+        await page.locator(".actions-menu-links summary").click()
+        await page.get_by_role("menuitem", name="Analyze with AI").click()
+        await picture(page, "consultant-preview")
+        prompt = page.get_by_role("region", name="User prompt")
+        assert "Pancakes" in await page.content() or "Cleo" in await prompt.inner_text()
+        await page.get_by_text("Columns to leave out").click()
+        await page.get_by_label("owner").check()
+        if not javascript:
+            await page.get_by_role("button", name="Show what would be sent").click()
+        await page.get_by_text("Columns to leave out: 1 of 5").wait_for()
+        seen = await prompt.inner_text()
+        assert '"left_out": ["owner"]' in seen
+
+        sending = asyncio.create_task(page.get_by_role("button", name="Send", exact=True).click())
+        request = await server.received()
+        if javascript:
+            await page.get_by_text("Waiting for the answer of wire").wait_for()
+            await picture(page, "consultant-waiting")
+        gate.set()
+        await sending
+        await page.get_by_role("heading", name="AI advice about pets").wait_for()
+        assert request.body["messages"][1]["content"].strip() == seen.strip()
+        await picture(page, "consultant-advice")
+        yaml = await page.get_by_role("region", name="datasette.yaml").inner_text()
+        assert "sort_desc: weight" in yaml
+        assert await page.get_by_text("supported by its query").count() == 1
+        assert await page.get_by_text("its query returned nothing").count() == 1
+        assert "-1.0" in await page.get_by_role("region", name="Result of the query").inner_text()
+        await page.get_by_role("link", name="AI advice", exact=True).last.click()
+        await page.get_by_role("cell", name="data: pets").wait_for()
+        await picture(page, "consultant-list")
+
+
+async def test_the_consultant_fits_a_phone_and_the_dark(advised):
+    site, server = advised
+    server.play([json.dumps(consulting.answer())])
+    async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
+        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
+        await page.goto("/data/pets/-/llm-analyze")
+        await picture(page, "consultant-preview-phone-dark")
+        assert await fits(page)
+        await page.get_by_role("button", name="Send", exact=True).click()
+        await page.get_by_role("heading", name="AI advice about pets").wait_for()
+        await picture(page, "consultant-advice-phone-dark")
+        assert await fits(page)
+        await page.goto("/-/llm/consultations")
+        await picture(page, "consultant-list-phone-dark")
+        assert await fits(page)

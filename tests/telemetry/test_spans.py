@@ -1,0 +1,731 @@
+"""Traces and metrics: one span and one set of measurements for each request to a provider."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib.metadata
+import re
+import tomllib
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import llm
+import pytest
+from datasette import hookimpl
+from datasette.telemetry_testing import (
+    assert_metrics_conform,
+    assert_metrics_covered,
+    assert_no_forbidden_values,
+    assert_package_never_imports_sdk,
+    assert_spans_conform,
+    assert_spans_covered,
+    otel_meter_provider,
+    otel_metrics,
+    otel_provider,
+    otel_spans,
+)
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
+from packaging.requirements import Requirement
+
+from datasette_llm import LLM
+from datasette_llm.calls import response as readers
+from datasette_llm.calls import retry as answering
+from datasette_llm.calls.call import Call
+from datasette_llm.errors import NotRecordedError
+from datasette_llm.log.writer import Writer
+from datasette_llm.providers.names import ISSUERS
+from datasette_llm.telemetry import spans as telemetry
+from datasette_llm.telemetry.registry import METRICS, PROVIDERS, SCHEMA_URL, SPANS
+from datasette_llm.testing import ScriptedModel
+
+from ..support.plugins import Recorder, raises
+
+# Pytest finds the fixtures of a module by its names: these two install the SDK, once.
+SDK_FIXTURES = (otel_provider, otel_meter_provider, otel_spans, otel_metrics)
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-planted-0123456789"
+USAGE = llm.Usage(input=12, output=3)
+outer = trace.get_tracer("the caller")
+
+
+class ProviderDownError(Exception):
+    """What a provider's client raises: it has an HTTP status, and quotes the request."""
+
+    status_code = 422
+
+
+class Tracing(ScriptedModel):
+    """A provider whose HTTP client is traced, as it is by OpenTelemetry's instrumentation."""
+
+    async def execute(self, *args, **kwargs):
+        with outer.start_as_current_span("POST", kind=SpanKind.CLIENT):
+            pass
+        async for chunk in super().execute(*args, **kwargs):
+            yield chunk
+
+
+@pytest.fixture
+def spans(otel_spans):
+    """A function that gives our finished spans, in the order of their ends."""
+
+    def finished():
+        found = otel_spans.get_finished_spans()
+        return [s for s in found if s.instrumentation_scope.name == telemetry.SCOPE]
+
+    return finished
+
+
+@pytest.fixture
+def span(spans):
+    """A function that gives our only finished span."""
+
+    def only():
+        (found,) = spans()
+        return found
+
+    return only
+
+
+@pytest.fixture
+def points(otel_metrics):
+    """A function that collects what was measured since it was last called, by name."""
+
+    def collected():
+        otel_metrics.collect()
+        ours = [m for scope, m in otel_metrics.collected if scope == telemetry.SCOPE]
+        return {metric.name: list(metric.data.data_points) for metric in ours}
+
+    return collected
+
+
+@pytest.fixture
+def model_of(make_datasette, register_models):
+    """Register a scripted model, and get it through the facade."""
+
+    async def get(*scripts, model_class=ScriptedModel, config=None, scripted=None, **kwargs):
+        plan = model_class("scripted", *scripts, **(scripted or {}))
+        register_models(plan)
+        datasette = make_datasette({"log": False} if config is None else config)
+        return plan, await LLM(datasette).model("scripted", **kwargs)
+
+    return get
+
+
+def endless():
+    return ["One ", asyncio.Event()]
+
+
+async def first_of(response):
+    """Read one chunk, then go away."""
+    async for _ in response:
+        return
+
+
+# What a span says
+
+
+async def test_a_prompt_is_a_client_span_with_all_that_is_known_of_it(model_of, span):
+    _, model = await model_of(
+        ["a", "b", USAGE],
+        scripted={"needs_key": "openai"},
+        purpose="chat",
+    )
+    conversation = model.conversation()
+    response = await conversation.prompt("x", key=KEY, temperature=0, max_tokens=50)
+    await response.text()
+    attributes = dict(span().attributes)
+    first_chunk_s = attributes.pop("gen_ai.response.time_to_first_chunk")
+    assert (span().name, span().kind) == ("chat scripted", SpanKind.CLIENT)
+    assert span().status.status_code is StatusCode.UNSET
+    assert isinstance(first_chunk_s, float)
+    assert attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "scripted",
+        "gen_ai.request.stream": True,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.max_tokens": 50,
+        "gen_ai.conversation.id": conversation.id,
+        "gen_ai.usage.input_tokens": 12,
+        "gen_ai.usage.output_tokens": 3,
+        "datasette_llm.call.id": response.id,
+        "datasette_llm.purpose": "chat",
+        "datasette_llm.outcome": "ok",
+    }
+
+
+async def test_what_is_not_known_of_a_prompt_is_left_out(model_of, span):
+    _, model = await model_of(["a"], scripted={"can_stream": False})
+    response = await model.prompt("x")
+    await response.text()
+    assert dict(span().attributes) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "scripted",
+        "datasette_llm.call.id": response.id,
+        "datasette_llm.outcome": "ok",
+    }
+
+
+async def test_the_span_names_the_model_that_answered(model_of, span):
+    class Resolving(ScriptedModel):
+        async def execute(self, prompt, stream, response, *args, **kwargs):
+            response.set_resolved_model("scripted-2026-01-31")
+            async for chunk in super().execute(prompt, stream, response, *args, **kwargs):
+                yield chunk
+
+    _, model = await model_of(["a"], model_class=Resolving)
+    await (await model.prompt("x")).text()
+    assert span().attributes["gen_ai.request.model"] == "scripted"
+    assert span().attributes["gen_ai.response.model"] == "scripted-2026-01-31"
+
+
+@pytest.mark.parametrize(
+    ("needs_key", "provider"),
+    [
+        ("openai", "openai"),
+        ("claude", "anthropic"),
+        ("gemini", "gcp.gemini"),
+        ("openrouter", "openrouter"),
+        ("our-proxy", None),
+        (None, None),
+    ],
+)
+async def test_the_provider_is_told_by_the_name_of_the_key_or_not_at_all(
+    model_of, span, needs_key, provider
+):
+    _, model = await model_of(["a"], scripted={"needs_key": needs_key})
+    await (await model.prompt("x", key=KEY)).text()
+    assert span().attributes.get("gen_ai.provider.name") == provider
+
+
+def test_every_provider_whose_keys_we_know_has_a_name():
+    assert PROVIDERS.keys() == ISSUERS.keys()
+
+
+async def test_the_steps_of_a_chain_are_spans_side_by_side(model_of, spans):
+    call = llm.ToolCall(name="add", arguments={"a": 1, "b": 2}, tool_call_id="t1")
+    _, model = await model_of([call], ["3"])
+
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    with outer.start_as_current_span("request") as request:
+        await model.chain("1 + 2?", tools=[add]).text()
+    first, second = spans()
+    assert [s.attributes["datasette_llm.chain.step"] for s in spans()] == [1, 2]
+    assert len({s.attributes["gen_ai.conversation.id"] for s in spans()}) == 1
+    assert first.parent == second.parent == request.get_span_context()
+    assert first.end_time <= second.start_time
+
+
+async def test_the_prompts_of_a_group_carry_its_id(make_datasette, register_models, spans):
+    register_models(ScriptedModel("scripted", ["a"]))
+    async with LLM(make_datasette({"log": False})).group("scripted") as model:
+        await model.prompt("x")
+        await model.prompt("y")
+        group_id = model._group.id
+    assert [s.attributes["datasette_llm.group.id"] for s in spans()] == [group_id] * 2
+
+
+# Where it stands in the trace
+
+
+async def test_the_span_is_current_while_the_provider_runs(model_of, span, otel_spans):
+    _, model = await model_of(["a"], model_class=Tracing)
+    await (await model.prompt("x")).text()
+    (sent,) = [s for s in otel_spans.get_finished_spans() if s.name == "POST"]
+    assert sent.parent == span().context
+
+
+async def test_its_parent_is_the_span_of_the_caller_which_stays_current_there(model_of, span):
+    _, model = await model_of(["a", "b"])
+    with outer.start_as_current_span("request") as request:
+        response = await model.prompt("x")
+        assert trace.get_current_span() is request
+        await response.text()
+        assert trace.get_current_span() is request
+    assert span().parent == request.get_span_context()
+
+
+async def test_its_parent_is_the_span_that_a_hook_opened(model_of, plugin, span):
+    opened = []
+
+    class Hook:
+        @hookimpl
+        def llm_prompt_context(self):
+            @asynccontextmanager
+            async def context(result):
+                with outer.start_as_current_span("hook") as current:
+                    opened.append(current)
+                    yield
+                    assert trace.get_current_span() is current
+
+            return context
+
+    plugin(Hook())
+    _, model = await model_of(["a"])
+    with outer.start_as_current_span("request") as request:
+        await (await model.prompt("x")).text()
+    assert span().parent == opened[0].get_span_context()
+    assert opened[0].parent == request.get_span_context()
+
+
+async def test_prompts_at_the_same_time_have_spans_of_their_own(model_of, spans):
+    go_on = asyncio.Event()
+    plan, model = await model_of(["a", go_on, "b"])
+
+    async def ask(name):
+        with outer.start_as_current_span(name) as request:
+            response = await model.prompt(name)
+            await response.text()
+            return response.id, request.get_span_context()
+
+    asking = asyncio.gather(ask("one"), ask("two"))
+    await plan.received(2)
+    go_on.set()
+    parents = dict(await asking)
+    assert {s.attributes["datasette_llm.call.id"]: s.parent for s in spans()} == parents
+
+
+async def test_writing_the_record_is_not_part_of_the_request(model_of, span, otel_spans):
+    _, model = await model_of(["a"], config={})
+    await (await model.prompt("x")).text()
+    await model._log.recorder.writer.flush()
+    inside = [s.name for s in otel_spans.get_finished_spans() if s.parent == span().context]
+    assert inside == []
+
+
+# How it ends: always, and once
+
+
+@pytest.mark.parametrize("before", [[], ["a"]], ids=["before", "after"])
+async def test_a_failure_before_or_after_the_first_chunk_is_an_error(model_of, span, before):
+    error = ProviderDownError("no")
+    _, model = await model_of([*before, error])
+    with pytest.raises(ProviderDownError):
+        await (await model.prompt("x")).text()
+    assert span().attributes["datasette_llm.outcome"] == "error"
+    assert span().attributes["error.type"] == "ProviderDownError"
+    assert span().status.status_code is StatusCode.ERROR
+    assert span().status.description == "ProviderDownError (HTTP 422)"
+    assert ("gen_ai.response.time_to_first_chunk" in span().attributes) == bool(before)
+
+
+async def test_a_missing_key_is_an_error(model_of, span):
+    _, model = await model_of(scripted={"needs_key": "openai"})
+    with pytest.raises(llm.NeedsKeyException):
+        await model.prompt("x")
+    assert span().status.description == "NeedsKeyException"
+
+
+async def test_an_error_that_cannot_even_be_asked_is_told_by_its_class(model_of, span):
+    class HostileError(Exception):
+        @property
+        def status_code(self):
+            raise RuntimeError("ask me nothing")
+
+    _, model = await model_of([HostileError("no")])
+    with pytest.raises(HostileError):
+        await model.prompt("x")
+    assert span().status.description == "HostileError"
+
+
+async def test_a_request_whose_reader_is_cancelled_is_cancelled_and_no_error(model_of, span):
+    plan, model = await model_of(endless())
+    response = await model.prompt("x")
+    reading = asyncio.create_task(response.text())
+    await plan.received()
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert_cancelled(span())
+
+
+async def test_a_response_that_is_dropped_half_read_is_cancelled(
+    model_of, plugin, span, monkeypatch
+):
+    monkeypatch.setattr(readers, "RESUME_S", 0)
+    recorder = plugin(Recorder())
+    _, model = await model_of(endless())
+    await first_of(await model.prompt("x"))
+    await recorder.left.wait()
+    assert_cancelled(span())
+
+
+async def test_a_request_is_cancelled_when_its_group_is_torn_down(
+    make_datasette, register_models, span
+):
+    register_models(ScriptedModel("scripted", endless()))
+    with pytest.raises(KeyError):
+        async with LLM(make_datasette({"log": False})).group("scripted") as model:
+            await model.prompt("x")
+            raise KeyError
+    assert_cancelled(span())
+
+
+async def test_a_request_is_cancelled_by_the_timeout_of_a_plugin(model_of, plugin, span):
+    class Hurried:
+        @hookimpl
+        def llm_prompt_context(self):
+            @asynccontextmanager
+            async def context(result):
+                async with asyncio.timeout(0.01):
+                    yield
+
+            return context
+
+    plugin(Hurried())
+    _, model = await model_of(endless())
+    response = await model.prompt("x")
+    with pytest.raises(TimeoutError):
+        await response.text()
+    assert_cancelled(span())
+
+
+def assert_cancelled(ended):
+    assert ended.attributes["datasette_llm.outcome"] == "cancelled"
+    assert "error.type" not in ended.attributes
+    assert ended.status.status_code is StatusCode.UNSET
+
+
+async def test_tokens_that_were_told_before_the_failure_are_told(model_of, span):
+    _, model = await model_of(["a", USAGE, ProviderDownError("no")])
+    with pytest.raises(ProviderDownError):
+        await (await model.prompt("x")).text()
+    assert span().attributes["gen_ai.usage.input_tokens"] == 12
+
+
+async def test_a_count_of_tokens_may_be_zero_and_what_is_no_number_is_left_out(
+    model_of, span, points
+):
+    _, model = await model_of(["a", llm.Usage(input=0, output="several")])
+    assert await (await model.prompt("x")).text() == "a"
+    (tokens,) = points()["gen_ai.client.token.usage"]
+    assert span().attributes["gen_ai.usage.input_tokens"] == 0
+    assert "gen_ai.usage.output_tokens" not in span().attributes
+    assert tokens.attributes["gen_ai.token.type"] == "input"
+
+
+@pytest.mark.parametrize("odd", [True, -1, 2**70, 1.5, "12"])
+async def test_an_odd_count_of_tokens_is_neither_told_nor_measured(model_of, span, points, odd):
+    _, model = await model_of(["a", llm.Usage(input=odd, output=3)])
+    await (await model.prompt("x")).text()
+    (tokens,) = points()["gen_ai.client.token.usage"]
+    assert tokens.attributes["gen_ai.token.type"] == "output"
+    assert "gen_ai.usage.input_tokens" not in span().attributes
+
+
+async def test_what_an_exporter_cannot_write_is_not_told(model_of, span):
+    _, model = await model_of(["a"], purpose="\ud800" + "p" * 10_000)
+    await (await model.prompt("x", max_tokens=2**70)).text()
+    assert "gen_ai.request.max_tokens" not in span().attributes
+    assert len(span().attributes["datasette_llm.purpose"].encode()) < 3_000
+
+
+async def test_no_key_that_a_provider_or_a_caller_repeats_is_told(model_of, otel_spans):
+    class Leaking(ScriptedModel):
+        async def execute(self, prompt, stream, response, conversation, key=None):
+            response.set_resolved_model(f"model-{key}")
+            yield "a"
+
+    _, model = await model_of(model_class=Leaking, purpose=f"for {KEY}")
+    conversation = model.conversation()
+    conversation.id = f"about {KEY}"
+    await (await conversation.prompt("x", key=KEY)).text()
+    (told,) = otel_spans.get_finished_spans()
+    assert told.attributes["gen_ai.response.model"] == "model-[key removed]"
+    assert_no_forbidden_values({KEY}, [told], None)
+
+
+async def test_a_call_that_a_hook_blocks_is_no_request(model_of, plugin, spans, points):
+    plugin(Recorder(before=raises(PermissionError("no budget"))))
+    _, model = await model_of(["a"])
+    with pytest.raises(PermissionError):
+        await model.prompt("x")
+    assert spans() == []
+    assert points() == {}
+
+
+async def test_a_call_that_cannot_be_recorded_and_has_to_be_is_no_request(
+    model_of, spans, points, monkeypatch
+):
+    async def refuse(self, statement):
+        return False
+
+    monkeypatch.setattr(Writer, "commit", refuse)
+    _, model = await model_of(["a"], config={"log": {"required": True}})
+    with pytest.raises(NotRecordedError):
+        await model.prompt("x")
+    assert spans() == []
+    assert points() == {}
+
+
+async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
+    model_of, spans, points, caplog
+):
+    _, model = await model_of(["a"])
+    response = await model.prompt("x")
+    await response.text()
+    call = Call(model, "x", is_chain=False)
+
+    async def drive():
+        with telemetry.RequestSpan(call.attempt_at(response)):
+            await asyncio.Event().wait()
+
+    left_behind = drive()
+    contextvars.copy_context().run(left_behind.send, None)
+    left_behind.close()
+    assert [s.attributes["datasette_llm.outcome"] for s in spans()] == ["ok", "cancelled"]
+    assert caplog.records == []
+
+
+# The log beside it
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [(["a"], "ok"), ([ProviderDownError("no")], "error"), (endless(), "cancelled")],
+    ids=["ok", "error", "cancelled"],
+)
+async def test_the_row_of_the_log_has_the_id_and_the_outcome_of_the_span(
+    model_of, plugin, span, monkeypatch, script, outcome
+):
+    monkeypatch.setattr(readers, "RESUME_S", 0)
+    recorder = plugin(Recorder())
+    _, model = await model_of(script, config={})
+    if outcome == "error":
+        with pytest.raises(ProviderDownError):
+            await model.prompt("x")
+    else:
+        await first_of(await model.prompt("x"))
+    await recorder.left.wait()
+    await model._log.recorder.writer.flush()
+    internal = model._datasette.get_internal_database()
+    (row,) = (await internal.execute("select id, outcome from llm_calls")).rows
+    assert row["id"] == span().attributes["datasette_llm.call.id"]
+    assert row["outcome"] == span().attributes["datasette_llm.outcome"] == outcome
+
+
+# What is measured
+
+
+async def test_a_request_is_measured_under_few_attributes(model_of, points):
+    _, model = await model_of(["a", USAGE], scripted={"needs_key": "openai"}, purpose="chat")
+    for _ in range(2):
+        await (await model.prompt("x", key=KEY)).text()
+    measured = points()
+    asked = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "scripted",
+    }
+    (duration,) = measured["gen_ai.client.operation.duration"]
+    (first_chunk,) = measured["gen_ai.client.operation.time_to_first_chunk"]
+    tokens = {p.attributes["gen_ai.token.type"]: p for p in measured["gen_ai.client.token.usage"]}
+    assert duration.attributes == asked | {"datasette_llm.outcome": "ok"}
+    assert first_chunk.attributes == asked
+    assert duration.count == first_chunk.count == 2
+    assert 0 <= first_chunk.sum <= duration.sum
+    assert {name: (p.count, p.sum) for name, p in tokens.items()} == {
+        "input": (2, 24),
+        "output": (2, 6),
+    }
+    for name, point in tokens.items():
+        assert point.attributes == asked | {"gen_ai.token.type": name}
+
+
+async def test_what_a_provider_does_not_tell_is_not_measured(model_of, points):
+    _, model = await model_of(["a"], scripted={"can_stream": False})
+    await (await model.prompt("x")).text()
+    assert points().keys() == {"gen_ai.client.operation.duration"}
+
+
+async def test_failures_and_cancellations_are_measured_apart_from_successes(
+    model_of, points, plugin, monkeypatch
+):
+    monkeypatch.setattr(readers, "RESUME_S", 0)
+    _, model = await model_of(["a"], [ProviderDownError("no")], endless())
+    await (await model.prompt("x")).text()
+    with pytest.raises(ProviderDownError):
+        await model.prompt("x")
+    recorder = plugin(Recorder())
+    await first_of(await model.prompt("x"))
+    await recorder.left.wait()
+    told = [
+        (p.attributes["datasette_llm.outcome"], p.attributes.get("error.type"), p.count)
+        for p in points()["gen_ai.client.operation.duration"]
+    ]
+    assert sorted(told, key=str) == [
+        ("cancelled", None, 1),
+        ("error", "ProviderDownError", 1),
+        ("ok", None, 1),
+    ]
+
+
+async def test_durations_and_tokens_have_the_buckets_of_the_conventions(model_of, points):
+    _, model = await model_of(["a", USAGE])
+    await (await model.prompt("x")).text()
+    measured = points()
+    assert {m: measured[m][0].explicit_bounds for m in METRICS} == {m: m.buckets for m in METRICS}
+    assert METRICS[2].buckets[-1] == 67_108_864
+
+
+# What it costs where nobody looks
+
+
+async def test_without_a_provider_no_attribute_is_put_together(model_of, monkeypatch):
+    _, model = await model_of(["a"])
+    monkeypatch.setattr(telemetry, "tracer", NoOpTracer())
+    monkeypatch.setattr(telemetry, "_request", not_to_be_called)
+    monkeypatch.setattr(telemetry.otel_context, "attach", not_to_be_called)
+    assert await (await model.prompt("x")).text() == "a"
+
+
+async def test_a_trace_that_is_not_sampled_costs_no_attributes_and_is_measured_all_the_same(
+    model_of, monkeypatch, points
+):
+    unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer(telemetry.SCOPE)
+    monkeypatch.setattr(telemetry, "tracer", unsampled)
+    monkeypatch.setattr(telemetry, "_request", not_to_be_called)
+    seen = []
+
+    class Looking(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            seen.append(trace.get_current_span().get_span_context())
+            async for chunk in super().execute(*args, **kwargs):
+                yield chunk
+
+    _, model = await model_of(["a"], model_class=Looking)
+    await (await model.prompt("x")).text()
+    assert seen[0].is_valid
+    assert not seen[0].trace_flags.sampled
+    assert points()["gen_ai.client.operation.duration"][0].count == 1
+
+
+def not_to_be_called(*args, **kwargs):
+    raise AssertionError("this costs time, and nobody looks at it")
+
+
+def test_the_package_does_not_import_the_sdk():
+    assert_package_never_imports_sdk("datasette_llm", "datasette_llm.telemetry.spans")
+
+
+def test_the_api_is_asked_for_as_datasette_asks_for_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ours = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    datasettes = {
+        r.name: r.specifier for r in map(Requirement, importlib.metadata.requires("datasette"))
+    }
+    assert ours["opentelemetry-api"] == datasettes["opentelemetry-api"]
+
+
+# The registry and what is emitted
+
+
+async def everything(model_of, register_models, make_datasette, plugin):
+    """Every kind of request there is, with what must never be told planted in all of them."""
+    call = llm.ToolCall(name="planted-tool", arguments={}, tool_call_id="t1")
+    error = ProviderDownError(f"planted-prompt with {KEY} failed")
+    done = ["planted-answer", USAGE]
+
+    class Full(ScriptedModel):
+        async def execute(self, prompt, stream, response, *args, **kwargs):
+            response.set_resolved_model("full-2026")
+            async for chunk in super().execute(prompt, stream, response, *args, **kwargs):
+                yield chunk
+
+    register_models(
+        Full("full", done, [error], ["planted-answer", asyncio.Event()], needs_key="openai"),
+        Full("grouped", done, needs_key="openai"),
+        Full("chained", [call], done, needs_key="openai"),
+        Full("unsteady", [ConnectionError(f"planted-prompt {KEY}")], done, needs_key="openai"),
+    )
+    datasette = make_datasette({"log": False, "max_concurrency": 9})
+    who = {"purpose": "chat", "actor": {"id": "planted-actor"}}
+    secret = {"key": KEY, "system": "planted-system", "temperature": 0.5, "max_tokens": 9}
+    model = await LLM(datasette).model("full", **who)
+    await (await model.conversation().prompt("planted-prompt", **secret)).text()
+    with pytest.raises(ProviderDownError):
+        await model.prompt("planted-prompt", **secret)
+    recorder = plugin(Recorder())
+    await first_of(await model.prompt("planted-prompt", **secret))
+    await recorder.left.wait()
+    async with LLM(datasette).group("grouped", **who) as model:
+        await model.prompt("planted-prompt", **secret)
+    model = await LLM(datasette).model("chained", **who)
+
+    def planted_tool() -> str:
+        return "planted-result"
+
+    tool = llm.Tool.function(planted_tool, name="planted-tool")
+    await model.chain("planted-prompt", tools=[tool], key=KEY).text()
+    model = await LLM(datasette).model("unsteady", **who)
+    await (await model.prompt("planted-prompt", **secret)).text()
+
+
+@pytest.fixture
+async def workload(model_of, register_models, make_datasette, plugin, monkeypatch, spans, points):
+    monkeypatch.setattr(readers, "RESUME_S", 0)
+    monkeypatch.setattr(answering, "WAIT_INITIAL_S", 0)
+    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
+    await everything(model_of, register_models, make_datasette, plugin)
+
+
+async def test_every_span_and_attribute_that_is_emitted_is_registered(workload, spans):
+    assert_spans_conform(SPANS, spans(), telemetry.SCOPE)
+
+
+async def test_every_span_and_attribute_that_is_registered_is_emitted(workload, spans):
+    assert_spans_covered(SPANS, spans(), telemetry.SCOPE)
+    emitted = {key for each in spans() for key in each.attributes}
+    assert emitted == {a for name in SPANS for a in name.attributes}  # the optional ones too
+
+
+async def test_every_metric_that_is_emitted_is_registered(workload, otel_metrics):
+    otel_metrics.collect()
+    assert_metrics_conform(METRICS, otel_metrics, telemetry.SCOPE)
+
+
+async def test_every_metric_that_is_registered_is_emitted(workload, otel_metrics):
+    otel_metrics.collect()
+    assert_metrics_covered(METRICS, otel_metrics, telemetry.SCOPE)
+    for metric in METRICS:
+        emitted = {key for p in otel_metrics.points(metric) for key in p.attributes}
+        assert emitted == set(metric.attributes), metric
+
+
+async def test_no_prompt_answer_error_key_or_actor_is_ever_told(
+    workload,
+    otel_spans,
+    otel_metrics,
+):
+    otel_metrics.collect()
+    assert_no_forbidden_values({"planted", KEY}, otel_spans.get_finished_spans(), otel_metrics)
+
+
+async def test_a_failure_leaves_no_event_that_would_hold_its_message(workload, spans):
+    assert [each.events for each in spans()] == [()] * len(spans())
+
+
+async def test_the_telemetry_says_whose_it_is_and_how_it_is_spelt(workload, spans):
+    scope = spans()[0].instrumentation_scope
+    version = importlib.metadata.version("datasette-llm")
+    assert (scope.name, scope.version, scope.schema_url) == ("datasette_llm", version, SCHEMA_URL)
+
+
+def test_the_readme_has_every_attribute_and_metric():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.split("\n## Traces and metrics\n")[1].split("\n## ")[0]
+    signals = [*SPANS, *METRICS]
+    registered = {*METRICS, *(a for signal in signals for a in signal.attributes)}
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    told = {name for line in rows for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    assert told == registered - set(METRICS)
+    assert {f"`{name}`" for name in METRICS} <= set(re.findall(r"`[^`]+`", section))
+    assert SCHEMA_URL.rpartition("/")[2] in section
