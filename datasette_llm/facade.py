@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .access import policy
-from .access.call_policy import Fallback
+from .access.call_policy import Fallback, fallback_call_policy
 from .access.keys import KeyStatus, read_status
-from .access.snapshot import Snapshot, state_of
+from .access.snapshot import Snapshot, find_model, snapshot_of
 from .calls.group import Group
 from .calls.model import WrappedAsyncModel
 from .decision import Decision, Step
 from .errors import ModelNotAllowedError, ModelNotFoundError
 from .hooks import dispatch
-from .log.recorder import ModelLog
+from .log.recorder import ModelLog, Recorder
 from .providers.catalog import Entry
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LLM:
         self, model_id: str, purpose: str | None, actor: Actor, ask: AskFilters
     ) -> Decision:
         try:
-            view, entry = await state_of(self.datasette).find(self.datasette, model_id)
+            view, entry = await find_model(self.datasette, model_id)
         except ModelNotFoundError as error:
             steps = (Step("known", False, str(error)),)
             return Decision(model_id, purpose, actor, steps)
@@ -166,8 +166,8 @@ class LLM:
     async def _allowed(
         self, name: str, purpose: str | None, actor: Actor
     ) -> tuple[Snapshot, Entry]:
-        view, entry = await state_of(self.datasette).find(self.datasette, name)
-        if self._has_filters() or not view.rules(purpose).permits(entry.model_id):
+        view, entry = await find_model(self.datasette, name)
+        if self._has_filters() or not view.for_purpose(purpose).rules.permits(entry.model_id):
             decision = await self._decide(view, entry, purpose, actor, dispatch.filter_models)
             if not decision.available:
                 raise ModelNotAllowedError(decision)
@@ -178,7 +178,10 @@ class LLM:
         purpose, actor = asked.purpose, asked.actor
         view, entry = await self._allowed(fallback.model_id, purpose, actor)
         model = self._wrapped(view, entry, purpose, actor, asked._group)
-        model._play(fallback.reference, view.fallback_call_policy(purpose, fallback))
+        model._play(
+            fallback.reference,
+            fallback_call_policy(view.settings, view.catalog, purpose, fallback, model._plan),
+        )
         return model
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
@@ -199,21 +202,21 @@ class LLM:
         answer = await dispatch.default_model(self.datasette, purpose, actor)
         if answer is not None:
             return answer[1]
-        default = view.default(purpose)
+        default = view.for_purpose(purpose).default()
         return default.model_id if default is not None else None
 
     async def _decide(
         self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, ask: AskFilters
     ) -> Decision:
         model_id = entry.model_id
-        rules = view.rules(purpose)
+        rules = view.for_purpose(purpose).rules
         steps = [Step("known", True, f"Model {model_id!r} is known to llm")]
         steps += rules.steps(model_id, purpose)
         if all(step.passed for step in steps):
             status = await read_status(self.datasette)
             steps.append(policy.key_step(entry, rules, status, view.settings.require_keys))
             # Only the order of the list depends on the default, so no hook is asked for it.
-            default = view.default(purpose)
+            default = view.for_purpose(purpose).default()
             first = default.model_id if default is not None else None
             shown = await self._shown(view, purpose, first, status)
             asked = list(dict.fromkeys([*shown, model_id]))
@@ -230,7 +233,7 @@ class LLM:
         status: KeyStatus | None = None,
     ) -> list[str]:
         """The ids that configuration and keys leave, in the order of `models()`."""
-        rules = view.rules(purpose)
+        rules = view.for_purpose(purpose).rules
         first = view.catalog.canonical(default) if default else None
         ids = policy.listing(rules, view.catalog, first)
         if not view.settings.require_keys:
@@ -250,7 +253,7 @@ class LLM:
         return dispatch.implemented(self.datasette, "llm_filter_models")
 
     async def _view(self) -> Snapshot:
-        return await state_of(self.datasette).view(self.datasette)
+        return await snapshot_of(self.datasette)
 
     def _note_refusal(
         self, view: Snapshot, decision: Decision, group: Group | None, error: Exception
@@ -258,7 +261,7 @@ class LLM:
         step = decision.refusal
         if view.settings.log is None or step is None:
             return
-        recorder = state_of(self.datasette).recorder(self.datasette)
+        recorder = Recorder.of(self.datasette)
         row = recorder.started_row(decision.model_id, decision.purpose, decision.actor)
         row["group_id"] = group.id if group else None
         recorder.refused(row, step.plugin or f"configuration ({step.rule})", error)
@@ -266,7 +269,7 @@ class LLM:
     def _wrapped(
         self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, group: Group | None
     ) -> WrappedAsyncModel:
-        rules = view.rules(purpose)
+        rules = view.for_purpose(purpose).rules
         return WrappedAsyncModel(
             self.datasette,
             entry.model,
@@ -276,7 +279,7 @@ class LLM:
             secret_names=rules.secret_names(entry.model_id),
             group=group,
             log=self._log_of(view, entry.model_id, purpose),
-            plan=view.plan(purpose, entry.model_id),
+            plan=view.for_purpose(purpose).call_policy(entry.model_id),
             facade=self,
         )
 
@@ -287,7 +290,7 @@ class LLM:
         own = view.settings.purposes.get(purpose) if purpose is not None else None
         content = own.log.content if own is not None else None
         return ModelLog(
-            state_of(self.datasette).recorder(self.datasette),
+            Recorder.of(self.datasette),
             content=settings.content if content is None else content,
             required=settings.required,
             price=view.price(model_id),

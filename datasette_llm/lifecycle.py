@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 import stamina.instrumentation
 from datasette.utils.sqlite import sqlite3
 
-from .access.config_warnings import warnings
+from . import instance
+from .access.assignments import Assignments
+from .access.config_warnings import StartupCheck, warnings
 from .access.secrets import secrets_to_register
-from .access.snapshot import state_of
+from .access.snapshot import settings_of, snapshot_of
+from .calls.call import RunningCalls
 from .config.settings import secret_names
 from .errors import NewerDatabaseError
 from .log import retention
 from .log.queries import has_record
+from .log.recorder import Recorder
 from .log.schema import migrate
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ async def start(datasette: Datasette) -> None:
         ConfigError: the configuration cannot be used; Datasette does not start.
         NewerDatabaseError: a newer version of datasette-llm wrote the internal database.
     """
-    settings = await state_of(datasette).settings(datasette)
+    settings = await settings_of(datasette)
     # stamina would look for what it reports retries to at the first retry, on the event loop.
     await asyncio.to_thread(stamina.instrumentation.get_on_retry_hooks)
     if settings.log is not None:
@@ -48,25 +52,25 @@ async def start(datasette: Datasette) -> None:
         await _update_record(datasette)
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
-    state_of(datasette).startup_check = check
+    instance.of(datasette, StartupCheck).task = check
     await asyncio.wait([check], timeout=CATALOG_WAIT_S)
 
 
 async def stop(datasette: Datasette) -> None:
     """Cancel the calls under way, and wait for their contexts to clean up."""
-    calls = [call for call in state_of(datasette).calls if call.runs_here()]
+    calls = [call for call in instance.of(datasette, RunningCalls) if call.runs_here()]
     for call in calls:
         call.cancel("Datasette is shutting down")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SHUTDOWN_S):
             for call in calls:
                 await call.closed.wait()
-    await state_of(datasette).close_record()
+    await Recorder.of(datasette).close()
 
 
 async def _open_record(datasette: Datasette) -> None:
     try:
-        await state_of(datasette).recorder(datasette).writer.prepare()
+        await Recorder.of(datasette).writer.prepare()
     except sqlite3.Error as error:
         # The site comes first: calls go on, and the writer tries again.
         logger.error("The record of LLM calls cannot be opened: %s", error)
@@ -83,7 +87,7 @@ async def _update_record(datasette: Datasette) -> None:
 
 
 async def _load_assignments(datasette: Datasette) -> None:
-    assignments = state_of(datasette).assignments
+    assignments = instance.of(datasette, Assignments)
     await assignments.load(datasette)
     if not datasette.get_internal_database().is_temp_disk:
         datasette.add_background_task(assignments.follow, name="datasette-llm assignments")
@@ -91,22 +95,21 @@ async def _load_assignments(datasette: Datasette) -> None:
 
 def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
     if keep_days is not None:
-        writer = state_of(datasette).recorder(datasette).writer
+        writer = Recorder.of(datasette).writer
         work = partial(retention.keep, writer=writer, keep_days=keep_days)
         datasette.add_background_task(work, name="datasette-llm retention")
 
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
     """The secrets that models may use, for datasette-secrets to list."""
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     models = [entry.model for entry in view.catalog.entries.values()]
     return secrets_to_register(models, secret_names(view.settings))
 
 
 async def _warn(datasette: Datasette) -> None:
-    state = state_of(datasette)
-    view = await state.view(datasette)
-    state.warnings = tuple(warnings(view.settings, view.catalog))
-    for warning in state.warnings:
+    view = await snapshot_of(datasette)
+    instance.of(datasette, StartupCheck).warnings = tuple(warnings(view.settings, view.catalog))
+    for warning in instance.of(datasette, StartupCheck).warnings:
         if warning not in view.catalog.problems:  # those are logged where they are found
             logger.warning("%s", warning)

@@ -14,8 +14,9 @@ import pytest
 from datasette import hookimpl
 from datasette.utils import StartupError
 
-from datasette_llm import LLM, ConfigError, ResponseCancelledError, lifecycle
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, ConfigError, ResponseCancelledError, instance, lifecycle
+from datasette_llm.access.config_warnings import StartupCheck
+from datasette_llm.calls.call import RunningCalls
 from datasette_llm.testing import ScriptedModel
 
 BAD_CONFIG = {
@@ -93,7 +94,7 @@ async def test_what_is_odd_is_logged_and_kept_for_the_console(
     with caplog.at_level(logging.WARNING, "datasette_llm"):
         await datasette.invoke_startup()
 
-    warnings = state_of(datasette).warnings
+    warnings = instance.of(datasette, StartupCheck).warnings
     assert [line.partition(": ")[0] for line in warnings] == [
         "plugins.datasette-llm.blocked_models[1]",
         "plugins.datasette-llm.default_model",
@@ -109,7 +110,7 @@ async def test_a_sound_configuration_starts_without_a_word(
 
     await datasette.invoke_startup()
 
-    assert state_of(datasette).warnings == ()
+    assert instance.of(datasette, StartupCheck).warnings == ()
     assert caplog.messages == []
 
 
@@ -145,11 +146,11 @@ async def test_a_provider_that_hangs_while_listing_does_not_keep_datasette_from_
 
     assert await asyncio.to_thread(hanging.asked.wait, 20)
     assert (await datasette.client.get("/-/versions.json")).status_code == 200
-    assert state_of(datasette).warnings == ()
+    assert instance.of(datasette, StartupCheck).warnings == ()
 
     hanging.may_answer.set()
-    await state_of(datasette).startup_check
-    assert len(state_of(datasette).warnings) == 1
+    await instance.of(datasette, StartupCheck).task
+    assert len(instance.of(datasette, StartupCheck).warnings) == 1
 
 
 async def test_datasette_can_be_stopped_while_a_provider_hangs(
@@ -162,7 +163,7 @@ async def test_datasette_can_be_stopped_while_a_provider_hangs(
     await datasette.invoke_shutdown()
 
     hanging.may_answer.set()
-    await state_of(datasette).startup_check
+    await instance.of(datasette, StartupCheck).task
 
 
 # Stopping
@@ -183,7 +184,7 @@ async def test_shutdown_cancels_the_calls_under_way_and_their_contexts_see_it(
     assert [type(error) for error in contexts.ended_with] == [ResponseCancelledError] * 3
     assert {str(error) for error in contexts.ended_with} == {"Datasette is shutting down"}
     assert [call.outcome for call in model.calls] == ["cancelled"] * 3
-    assert state_of(datasette).calls == set()
+    assert instance.of(datasette, RunningCalls) == set()
     for response in responses:
         with pytest.raises(ResponseCancelledError, match="shutting down"):
             await response.text()
@@ -269,7 +270,7 @@ async def test_a_context_that_hangs_in_its_cleanup_does_not_keep_datasette_from_
     plugin(Contexts(hang))
     datasette = make_datasette()
     await (await LLM(datasette).model("endless")).prompt("hi")
-    (call,) = state_of(datasette).calls
+    (call,) = instance.of(datasette, RunningCalls)
 
     await datasette.invoke_shutdown()
 

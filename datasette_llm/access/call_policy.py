@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config.references import AttemptSettings, CallSettings, FallbackReference, ModelReference
-from ..config.settings import EndpointSettings, Settings, path_of
+from ..config.settings import EndpointSettings, PriceSettings, Settings, path_of
 from ..providers.catalog import Catalog
 from ..providers.sync_adapter import ThreadedModel
 
@@ -59,6 +59,21 @@ class CallPolicy:
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class LogPolicy:
+    """How the calls of one model for one purpose are recorded.
+
+    Attributes:
+        content: whether prompts and responses are recorded too.
+        required: whether a call that cannot be recorded is refused.
+        price: the configured price of the model, or None.
+    """
+
+    content: bool
+    required: bool
+    price: PriceSettings | None
+
+
 # Without any setting.
 DEFAULT_CALL_POLICY = CallPolicy()
 
@@ -88,23 +103,31 @@ def call_policy_of(
 
 
 def fallback_call_policy(
-    settings: Settings, catalog: Catalog, purpose: str | None, fallback: Fallback
+    settings: Settings,
+    catalog: Catalog,
+    purpose: str | None,
+    fallback: Fallback,
+    own: CallPolicy,
 ) -> CallPolicy:
-    """The plan for a model that is asked because others have failed.
+    """How the prompts of a model are made that is asked because others have failed.
 
-    It has no timeout and no fallbacks: those of the model that was asked for go on counting.
+    While it stands in, the timeout and the fallbacks of the model that was asked for go on
+    counting. Its own are those of the replies to its answer.
 
     Args:
         settings: the parsed configuration.
         catalog: what turns aliases into ids.
         purpose: the purpose, as for `call_policy_of`.
         fallback: the role in which it is asked.
+        own: the policy that it has when it is asked for.
     """
     known = _about_model(settings, catalog, purpose, fallback.model_id)
     about_model = [((), fallback.reference), *known]
     levels = [*about_model, *_about_purpose(settings, purpose), ((), settings)]
     limits = _limits(settings, catalog, purpose, fallback.model_id, about_model)
     return CallPolicy(
+        timeout_s=own.timeout_s,
+        fallbacks=own.fallbacks,
         idle_timeout_s=_value(_first(levels, "idle_timeout")),
         retries=_value(_first(levels, "retries"), DEFAULT_RETRIES),
         # It is not shown where they come from, and of its own reference there is no path here.
@@ -191,7 +214,7 @@ def _numbered(named: tuple[Path, Any] | None) -> list[tuple[Path, FallbackRefere
 
 
 # What a gate is for: a model, a purpose, or the threads of an instance; and its name.
-GateName = tuple[str, str]
+LimiterName = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +227,6 @@ class Limit:
         setting: the path of the setting that says so; empty where it is the default.
     """
 
-    gate: GateName
+    gate: LimiterName
     count: int
     setting: str = field(default="", compare=False)

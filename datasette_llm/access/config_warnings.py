@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pydantic
@@ -12,6 +13,19 @@ from ..providers.catalog import Catalog
 from .policy import Rules
 
 Path = tuple[str | int, ...]
+
+
+class StartupCheck:
+    """What is odd about the configuration, as found when Datasette started.
+
+    Attributes:
+        warnings: one line each.
+        task: finds them; None before the start.
+    """
+
+    def __init__(self) -> None:
+        self.warnings: tuple[str, ...] = ()
+        self.task: asyncio.Task[None] | None = None
 
 
 def warnings(settings: Settings, catalog: Catalog) -> list[str]:

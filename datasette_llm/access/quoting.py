@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from ..redaction import without_keys
 from ..sanitize import message_of, well_formed
 from .keys import every_key
-from .snapshot import state_of
+from .snapshot import snapshot_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -27,7 +27,7 @@ async def quoted(datasette: Datasette, text: str) -> str:
         text: what was said.
     """
     try:
-        catalog = (await state_of(datasette).view(datasette)).catalog
+        catalog = (await snapshot_of(datasette)).catalog
     except ConfigError:
         models = []
     else:

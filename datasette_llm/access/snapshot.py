@@ -1,4 +1,8 @@
-"""What we keep for each Datasette instance, and let go with it."""
+"""The settings, the models and the assignments of one moment, and what follows from them.
+
+A snapshot is taken anew when one of its parts has changed. Whoever decides about a model takes
+one, so that the decision is of one moment.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +11,162 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from ..calls.limiter import Gates
+from .. import instance
 from ..config.parse import parse_settings
 from ..config.settings import PriceSettings, Settings, path_of
 from ..errors import ConfigError
-from ..log.recorder import Recorder
-from ..log.totals_cache import QueryCache
 from ..providers.catalog import Catalog, CatalogSource, Entry
 from .assignments import Assignment, Assignments
-from .call_policy import CallPolicy, Fallback, call_policy_of, fallback_call_policy
-from .policy import Default, Rules, default_of
+from .call_policy import CallPolicy, Fallback, LogPolicy, call_policy_of, fallback_call_policy
+from .policy import Default, Rules, default_of, listing
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..calls.call import Call
+    from ..providers.registry import AsyncLLM
 
 PLUGIN = "datasette-llm"
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """A model for a purpose, with all that the configuration says of it.
+
+    Attributes:
+        model: llm's own model object.
+        options: the configured options, as defaults for the caller's.
+        secret_names: the secrets that may hold its key, the most specific first.
+        call_policy: how its prompts are made.
+        log: how its calls are recorded; None where they are not.
+    """
+
+    model: AsyncLLM
+    options: Mapping[str, Any]
+    secret_names: tuple[str, ...]
+    call_policy: CallPolicy
+    log: LogPolicy | None
+
+
+@dataclass(frozen=True, slots=True)
+class PurposeSnapshot:
+    """What holds for one purpose.
+
+    Attributes:
+        snapshot: the snapshot it is part of.
+        purpose: the purpose where it has settings of its own, else None.
+        rules: what the configuration says about which models it may use.
+        assigned: the model that an administrator chose for it, or None.
+    """
+
+    snapshot: Snapshot
+    purpose: str | None
+    rules: Rules
+    assigned: str | None
+    _call_policies: dict[str, CallPolicy] = field(default_factory=dict, repr=False)
+
+    def default(self) -> Default | None:
+        """The default, hooks aside: by assignment, then by configuration."""
+        return default_of(self.rules, self.snapshot.catalog, self.assigned)
+
+    def permits(self, model_id: str) -> bool:
+        """Whether the configuration lets a known model be used."""
+        return self.rules.permits(model_id)
+
+    def listing(self, default: str | None) -> list[str]:
+        """The ids that the configuration permits, in the order of `LLM.models()`.
+
+        Args:
+            default: an id or alias, which comes first; None for no default.
+        """
+        catalog = self.snapshot.catalog
+        return listing(self.rules, catalog, catalog.canonical(default) if default else None)
+
+    def call_policy(self, model_id: str) -> CallPolicy:
+        """How the prompts of a model are made, worked out once."""
+        found = self._call_policies.get(model_id)
+        if found is None:
+            snapshot = self.snapshot
+            found = call_policy_of(snapshot.settings, snapshot.catalog, self.purpose, model_id)
+            self._call_policies[model_id] = found
+        return found
+
+    def route(self, model_id: str) -> ModelRoute:
+        """A known model with all that the configuration says of it.
+
+        Args:
+            model_id: a canonical id.
+        """
+        return ModelRoute(
+            self.snapshot.catalog.entries[model_id].model,
+            self.rules.options(model_id),
+            self.rules.secret_names(model_id),
+            self.call_policy(model_id),
+            self._log_policy(model_id),
+        )
+
+    def fallback_route(self, fallback: Fallback, model_id: str) -> ModelRoute:
+        """A known model in the role of a fallback, with the key and the options of that role.
+
+        Args:
+            fallback: the role.
+            model_id: a canonical id.
+        """
+        snapshot, reference = self.snapshot, fallback.reference
+        own = self.route(model_id)
+        names = own.secret_names if reference.key is None else (reference.key, *own.secret_names)
+        policy = fallback_call_policy(
+            snapshot.settings, snapshot.catalog, self.purpose, fallback, own.call_policy
+        )
+        options = {**own.options, **reference.plain_options()}
+        return ModelRoute(own.model, options, names, policy, own.log)
+
+    def _log_policy(self, model_id: str) -> LogPolicy | None:
+        log = self.snapshot.settings.log
+        if log is None:
+            return None
+        own = self.snapshot.settings.purposes.get(self.purpose) if self.purpose else None
+        content = own.log.content if own is not None else None
+        return LogPolicy(
+            content=log.content if content is None else content,
+            required=log.required,
+            price=self.snapshot.price(model_id),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The settings, the catalog and the assignments of one moment, and what follows from them."""
+    """The settings, the catalog and the assignments of one moment.
+
+    Attributes:
+        settings: the parsed configuration.
+        catalog: the models that llm knows.
+        assigned: the models that administrators chose, by purpose.
+    """
 
     settings: Settings
     catalog: Catalog
     assigned: Mapping[str, Assignment]
-    _rules: dict[str | None, Rules] = field(default_factory=dict, repr=False)
+    _purposes: dict[str | None, PurposeSnapshot] = field(default_factory=dict, repr=False)
     _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
-    _plans: dict[tuple[str | None, str], CallPolicy] = field(default_factory=dict, repr=False)
 
-    @property
-    def made_of(self) -> tuple[Settings, Catalog, Mapping[str, Assignment]]:
-        """The settings, the catalog and the assignments."""
-        return self.settings, self.catalog, self.assigned
+    def for_purpose(self, purpose: str | None) -> PurposeSnapshot:
+        """What holds for a purpose, worked out once where it has settings of its own.
 
-    def rules(self, purpose: str | None) -> Rules:
-        """The rules for a purpose, worked out once."""
+        Args:
+            purpose: any name; one without settings has what holds for all.
+        """
         key = purpose if purpose in self.settings.purposes else None
-        if key not in self._rules:
-            self._rules[key] = Rules.of(self.settings, self.catalog, key)
-        return self._rules[key]
-
-    def default(self, purpose: str | None) -> Default | None:
-        """The default for a purpose, hooks aside: by assignment, then by configuration."""
-        choice = self.assigned.get(purpose) if purpose is not None else None
-        return default_of(self.rules(purpose), self.catalog, choice.model_id if choice else None)
-
-    def plan(self, purpose: str | None, model_id: str) -> CallPolicy:
-        """How the prompts of a model for a purpose are made, worked out once."""
-        key = (purpose if purpose in self.settings.purposes else None, model_id)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = call_policy_of(self.settings, self.catalog, *key)
-        return plan
-
-    def fallback_call_policy(self, purpose: str | None, fallback: Fallback) -> CallPolicy:
-        """How a model is asked that stands in for another."""
-        return fallback_call_policy(self.settings, self.catalog, purpose, fallback)
+        found = self._purposes.get(key)
+        if found is None:
+            rules = Rules.of(self.settings, self.catalog, key)
+            found = PurposeSnapshot(self, key, rules, self._assigned(key))
+            self._purposes[key] = found
+        if key == purpose or purpose not in self.assigned:
+            return found
+        return PurposeSnapshot(
+            self, None, found.rules, self._assigned(purpose), found._call_policies
+        )
 
     def price(self, model_id: str) -> PriceSettings | None:
         """The configured price of a model, or None."""
@@ -75,57 +175,21 @@ class Snapshot:
             self._prices.update({self.catalog.canonical(k): v for k, v in log.prices.items()})
         return self._prices.get(model_id)
 
+    def _assigned(self, purpose: str | None) -> str | None:
+        choice = self.assigned.get(purpose) if purpose is not None else None
+        return choice.model_id if choice is not None else None
 
-class State:
-    """What belongs to one Datasette instance.
 
-    Attributes:
-        calls: the calls under way; this is also what keeps them alive.
-        warnings: what is odd about the configuration, as found at startup.
-        startup_check: the task that finds the warnings.
-        assignments: the models that administrators chose for purposes.
-        gates: where requests wait for their turn.
-        query_cache: what was found about the record, for as long as it is still true.
-    """
+class _Source:
+    """Takes the snapshots of a Datasette instance."""
 
     def __init__(self) -> None:
-        self.calls: set[Call] = set()
-        self.warnings: tuple[str, ...] = ()
-        self.startup_check: asyncio.Task[None] | None = None
-        self.assignments = Assignments()
-        self.query_cache = QueryCache()
-        self.gates = Gates()
-        self._source = CatalogSource()
+        self.catalogs = CatalogSource()
         self._raw: object = None
         self._settings: Settings | None = None
-        self._view: Snapshot | None = None
-        self._recorder: Recorder | None = None
-
-    async def view(self, datasette: Datasette) -> Snapshot:
-        """The settings and the catalog as of now.
-
-        Raises:
-            ConfigError: the configuration cannot be used.
-        """
-        return self._viewed(await self.settings(datasette), await self._source.current())
-
-    async def find(self, datasette: Datasette, name: str) -> tuple[Snapshot, Entry]:
-        """The model with this id or alias, and the view it was found in.
-
-        Raises:
-            ConfigError: the configuration cannot be used.
-            ModelNotFoundError: there is no such model.
-        """
-        settings = await self.settings(datasette)
-        catalog, entry = await self._source.find(name)
-        return self._viewed(settings, catalog), entry
+        self._snapshot: Snapshot | None = None
 
     async def settings(self, datasette: Datasette) -> Settings:
-        """The parsed configuration; parsed again when the raw one has changed.
-
-        Raises:
-            ConfigError: it cannot be used.
-        """
         raw = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
         if self._settings is None or raw != self._raw:
             # A copy from before we wait, since the configuration may change meanwhile.
@@ -136,36 +200,52 @@ class State:
             except OSError as error:
                 raise ConfigError([f"{path_of()}: a $file cannot be read: {error}"]) from None
             self._settings = parse_settings(resolved)
-            self._source.endpoints = self._settings.endpoints
+            self.catalogs.endpoints = self._settings.endpoints
             self._raw = raw
         return self._settings
 
-    def recorder(self, datasette: Datasette) -> Recorder:
-        """The record of the instance's calls; made when first asked for."""
-        if self._recorder is None:
-            self._recorder = Recorder(datasette)
-        return self._recorder
-
-    async def close_record(self) -> None:
-        """Write what is still to be recorded; no more calls will come."""
-        if self._recorder is not None:
-            await self._recorder.close()
-
-    def _viewed(self, settings: Settings, catalog: Catalog) -> Snapshot:
-        view = self._view
-        now = (settings, catalog, self.assignments.current)
+    def taken(self, datasette: Datasette, settings: Settings, catalog: Catalog) -> Snapshot:
+        assigned = instance.of(datasette, Assignments).current
+        known = self._snapshot
         # By identity: each is replaced when it changes, and comparing them would take long.
-        if view is None or any(a is not b for a, b in zip(view.made_of, now, strict=True)):
-            view = self._view = Snapshot(*now)
-        return view
+        if (
+            known is None
+            or known.settings is not settings
+            or known.catalog is not catalog
+            or known.assigned is not assigned
+        ):
+            known = self._snapshot = Snapshot(settings, catalog, assigned)
+        return known
 
 
-_states: WeakKeyDictionary[Datasette, State] = WeakKeyDictionary()
+async def settings_of(datasette: Datasette) -> Settings:
+    """The parsed configuration; parsed again when the raw one has changed.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return await instance.of(datasette, _Source).settings(datasette)
 
 
-def state_of(datasette: Datasette) -> State:
-    """The state of a Datasette instance; made when first asked for."""
-    state = _states.get(datasette)
-    if state is None:
-        state = _states[datasette] = State()
-    return state
+async def snapshot_of(datasette: Datasette) -> Snapshot:
+    """The snapshot as of now.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    source = instance.of(datasette, _Source)
+    settings = await source.settings(datasette)
+    return source.taken(datasette, settings, await source.catalogs.current())
+
+
+async def find_model(datasette: Datasette, name: str) -> tuple[Snapshot, Entry]:
+    """The model with this id or alias, and the snapshot it was found in.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        ModelNotFoundError: there is no such model.
+    """
+    source = instance.of(datasette, _Source)
+    settings = await source.settings(datasette)
+    catalog, entry = await source.catalogs.find(name)
+    return source.taken(datasette, settings, catalog), entry

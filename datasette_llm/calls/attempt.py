@@ -7,11 +7,11 @@ import contextlib
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from ..access.snapshot import state_of
+from .. import instance
 from ..redaction import Keys, redact
 from ..sanitize import new_id
 from ..telemetry.spans import RequestSpan
-from .limiter import Turn
+from .limiter import LimiterRegistry, Turn
 from .timeout import Deadline
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Attempt:
                 flight.deadline = None  # the next attempt may have none
 
     async def _take_turn(self) -> None:
-        self.turn, gates = Turn(), state_of(self.model._datasette).gates
+        self.turn, gates = Turn(), instance.of(self.model._datasette, LimiterRegistry)
         loop = asyncio.get_running_loop()
         began = loop.time()
         self.call.awaits_turn = True

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .response import PromptResponse
 
 
+class RunningCalls(set["Call"]):
+    """The calls of a Datasette instance that have begun and not ended; keeps them alive."""
+
+
 class Call(Lifetime):
     """A prompt or a chain under way.
 

@@ -1,6 +1,6 @@
-"""Gates: only so many go through at once, and the others wait in the order in which they came.
+"""FIFO concurrency limiters, one per model and per purpose, and one for threads.
 
-A request takes its turn at all gates that limit it, and gives it back when it has ended.
+A request acquires a permit of all limiters that hold for it, and releases it when it has ended.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar, Token
 from weakref import WeakKeyDictionary
 
-from ..access.call_policy import GateName, Limit
+from ..access.call_policy import Limit, LimiterName
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Counts those inside, and lets those who wait in as others leave.
 
     The limit comes with each of them, since it may stand in different settings: whoever is at
@@ -28,7 +28,7 @@ class Gate:
         self._waiting: OrderedDict[asyncio.Future[None], int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Gate {self._inside} inside, {len(self._waiting)} waiting>"
+        return f"<ConcurrencyLimiter {self._inside} inside, {len(self._waiting)} waiting>"
 
     @property
     def inside(self) -> int:
@@ -78,23 +78,23 @@ class Gate:
                 turn.set_result(None)
 
 
-class Gates:
+class LimiterRegistry:
     """The gates of one Datasette instance, by name; made when first asked for.
 
     Each event loop has its own, since one that has ended may have left somebody inside.
     """
 
     def __init__(self) -> None:
-        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[GateName, Gate]] = (
-            WeakKeyDictionary()
-        )
+        self._by_loop: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, dict[LimiterName, ConcurrencyLimiter]
+        ] = WeakKeyDictionary()
 
-    def named(self, name: GateName) -> Gate:
+    def named(self, name: LimiterName) -> ConcurrencyLimiter:
         """The gate with this name, for the event loop that is running."""
         gates = self._by_loop.setdefault(asyncio.get_running_loop(), {})
-        return gates.setdefault(name, Gate())
+        return gates.setdefault(name, ConcurrencyLimiter())
 
-    def busy(self) -> dict[GateName, Gate]:
+    def busy(self) -> dict[LimiterName, ConcurrencyLimiter]:
         """Those of the event loop that is running where somebody is, by name."""
         gates = self._by_loop.get(asyncio.get_running_loop(), {})
         return {name: gate for name, gate in gates.items() if not gate.idle}
@@ -112,12 +112,12 @@ class Turn:
         while around is not None and not around._gates:
             around = around._around  # what has ended is let go of
         self._around: Turn | None = around
-        self._gates: list[Gate] = []
-        self._of_purpose: Gate | None = None  # one of them
+        self._gates: list[ConcurrencyLimiter] = []
+        self._of_purpose: ConcurrencyLimiter | None = None  # one of them
         self._token: Token[Turn | None] | None = None
         self._handed_over = False
 
-    async def take(self, gates: Gates, limits: Iterable[Limit]) -> None:
+    async def take(self, gates: LimiterRegistry, limits: Iterable[Limit]) -> None:
         """Go through some gates, one after the other; those passed stay so if one is cancelled."""
         self._token = _current.set(self)
         for limit in limits:
@@ -154,7 +154,7 @@ class Turn:
             self._gates.remove(self._of_purpose)
             self._of_purpose.leave()
 
-    def _is_inside(self, gate: Gate) -> bool:
+    def _is_inside(self, gate: ConcurrencyLimiter) -> bool:
         return gate in self._gates or (self._around is not None and self._around._is_inside(gate))
 
     def _give_back(self) -> None:

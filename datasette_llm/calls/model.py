@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import llm
 from llm.parts import StreamEvent
 
+from .. import instance
 from ..access.call_policy import DEFAULT_CALL_POLICY, CallPolicy
-from ..access.snapshot import state_of
 from ..errors import ConversationBusyError, LLMError
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
 from ..structured import AsksForObjects
-from .call import Call
+from .call import Call, RunningCalls
 from .chain import WrappedChain
 from .response import PromptResponse
 
@@ -181,9 +181,7 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         self._options = {**self._options, **reference.plain_options()}
         if reference.key is not None:
             self._secret_names = (reference.key, *self._secret_names)
-        # While it stands in, others have the say about these; then come the replies to its answer.
-        own = self._plan
-        self._plan = replace(plan, timeout_s=own.timeout_s, fallbacks=own.fallbacks)
+        self._plan = plan
 
     def _ask_once(self) -> None:
         """Make one request for each prompt, to this model and to no other."""
@@ -194,7 +192,7 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
     def _enter(self, call: Call) -> None:
         if self._group is not None:
             self._group._enter(call)
-        state_of(self._datasette).calls.add(call)
+        instance.of(self._datasette, RunningCalls).add(call)
 
     def _sent(self, response: PromptResponse) -> None:
         if self._group is not None:
@@ -203,7 +201,7 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
     def _leave(self, call: Call) -> None:
         if self._group is not None:
             self._group._leave(call)
-        state_of(self._datasette).calls.discard(call)
+        instance.of(self._datasette, RunningCalls).discard(call)
 
 
 class WrappedConversation(AsksForObjects, llm.AsyncConversation):

@@ -20,7 +20,7 @@ import llm
 import uvicorn
 from datasette.app import Datasette
 
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..facade import LLM
 from ..providers.catalog import CatalogSource
 from .demo_data import write_harbour
@@ -241,7 +241,7 @@ async def _default(datasette: Datasette) -> tuple[str, list[str]]:
     models = await LLM(datasette).models(ROOT, PURPOSE)
     keyed = [model.model_id for model in models if model.needs_key]
     preferred = await asyncio.to_thread(llm.get_default_model)
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     model_id = view.catalog.canonical(preferred)
     return (model_id if model_id in keyed else [*keyed, ECHO][0]), keyed
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .. import instance
 from ..access.keys import KeyStatus, candidates
-from ..access.snapshot import Snapshot, state_of
+from ..access.snapshot import Snapshot
+from ..calls.limiter import LimiterRegistry
 from ..config.settings import references
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class CallPolicies:
         """
         self._view = view
         self._status = status
-        self._busy = state_of(datasette).gates.busy()
+        self._busy = instance.of(datasette, LimiterRegistry).busy()
 
     def payload(self, purpose: str | None, model_id: str) -> Row:
         """The plan of a model for a purpose, as JSON gives it.
@@ -44,7 +46,7 @@ class CallPolicies:
             way and waiting at each; `fallbacks` with what keeps each from being used; `settings`
             with the path of each setting that is not the default.
         """
-        plan = self._view.plan(purpose, model_id)
+        plan = self._view.for_purpose(purpose).call_policy(model_id)
         return {
             "timeout_s": plan.timeout_s,
             "idle_timeout_s": plan.idle_timeout_s,
@@ -80,7 +82,7 @@ class CallPolicies:
         if purpose is None:
             common = self._paths(None, model_id)
             for name in self._view.settings.purposes:
-                if model_id in self._view.rules(name).references and (
+                if model_id in self._view.for_purpose(name).rules.references and (
                     self._paths(name, model_id) - common - self._paths(name, ANY_MODEL)
                 ):
                     names.append(name)
@@ -89,7 +91,7 @@ class CallPolicies:
     def problem(self, purpose: str | None, fallback: Fallback) -> str | None:
         """Why the configuration, or the want of a key, keeps a fallback from answering."""
         view, model_id = self._view, fallback.model_id
-        entry, rules = view.catalog.entries.get(model_id), view.rules(purpose)
+        entry, rules = view.catalog.entries.get(model_id), view.for_purpose(purpose).rules
         if entry is None:
             return view.catalog.why_unknown(model_id)
         refusal = next((s for s in rules.steps(model_id, purpose) if not s.passed), None)
@@ -118,7 +120,7 @@ class CallPolicies:
         return limits
 
     def _paths(self, purpose: str | None, model_id: str) -> set[str]:
-        return set(_settings(self._view.plan(purpose, model_id)))
+        return set(_settings(self._view.for_purpose(purpose).call_policy(model_id)))
 
 
 def has_limits(settings: Settings) -> bool:
@@ -134,7 +136,7 @@ def queues(datasette: Datasette) -> list[Row]:
     A request may be counted for its purpose and for its model; it waits at one of them.
     """
     found = []
-    for name, gate in state_of(datasette).gates.busy().items():
+    for name, gate in instance.of(datasette, LimiterRegistry).busy().items():
         kind, of = name
         found.append({kind: of or None, "running": gate.inside, "waiting": gate.waiting})
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..access.keys import read_status
 from ..access.quoting import quoted, quoted_error
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..facade import LLM
 from ..hooks import dispatch
 from ..web import refused
@@ -85,7 +85,7 @@ async def explained(
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     default = await resolved_default(datasette, view, purpose, actor)
     name = model_id or (default["model_id"] if default else None)
     decision = plan = None
@@ -144,7 +144,7 @@ async def resolved_default(
         error = await quoted_error(datasette, named) if isinstance(named, Exception) else None
         model_id = None if isinstance(named, Exception) else named
         return {"model_id": model_id, "rule": "hook", "plugin": plugin, "error": error}
-    default = view.default(purpose)
+    default = view.for_purpose(purpose).default()
     if default is None:
         return None
     return {"model_id": default.model_id, "rule": default.rule, "plugin": None, "error": None}
@@ -178,7 +178,7 @@ async def _told(datasette: Datasette, decision: Decision) -> dict[str, Any]:
 async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]:
     """The decision that was asked for, or the form alone."""
     given = {name: (request.args.get(name) or "").strip() for name in FIELDS}
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     purposes, problems = await purpose_names(datasette, view)
     about: dict[str, Any] = {
         "form": given,

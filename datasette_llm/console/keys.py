@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..access.keys import ENVIRONMENT_PREFIX, KeyStatus, Place, can_store, candidates, read_status
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..lifecycle import secrets
 from .choices import purpose_names, secret_pages, words
 
@@ -100,7 +100,7 @@ async def keys(datasette: Datasette) -> Row:
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     status = await read_status(datasette)
     names, problems = await purpose_names(datasette, view)
     by_model = _model_groups(view, status)
@@ -167,7 +167,7 @@ def _uses(view: Snapshot) -> dict[str, dict[tuple[str, ...], list[str | None]]]:
     found: dict[str, dict[tuple[str, ...], list[str | None]]] = {}
     needy = [name for name, entry in view.catalog.entries.items() if entry.model.needs_key]
     for purpose in (None, *view.settings.purposes):
-        rules = view.rules(purpose)
+        rules = view.for_purpose(purpose).rules
         for model_id in filter(rules.permits, needy):
             names = rules.secret_names(model_id)
             found.setdefault(model_id, {}).setdefault(names, []).append(purpose)
@@ -180,7 +180,7 @@ def _purposes(
     """For each secret the purposes whose default may use it."""
     found: dict[str, list[Row]] = {}
     for purpose in purposes:
-        rules, default = view.rules(purpose), view.default(purpose)
+        rules, default = view.for_purpose(purpose).rules, view.for_purpose(purpose).default()
         entry = view.catalog.entries.get(default.model_id) if default else None
         if entry is None or not entry.model.needs_key or not rules.permits(entry.model_id):
             continue

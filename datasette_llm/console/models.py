@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..access.keys import KeyStatus, candidates, read_status
 from ..access.policy import Rules
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..decision import Step
 from ..hooks import dispatch
 from ..providers.catalog import Entry
@@ -64,8 +64,8 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await state_of(datasette).view(datasette)
-    rules, default = view.rules(purpose), view.default(purpose)
+    view = await snapshot_of(datasette)
+    rules, default = view.for_purpose(purpose).rules, view.for_purpose(purpose).default()
     status = await read_status(datasette)
     plans = CallPolicies(datasette, view, status)
     rows = [
@@ -174,7 +174,7 @@ async def model_page(datasette: Datasette, request: Request) -> dict[str, Any]:
     """The models that a search finds, with the search and what else could be searched for."""
     given = {name: (request.args.get(name) or "").strip() for name in FILTERS}
     listed = await models(datasette, given["purpose"] or None)
-    purposes, problems = await purpose_names(datasette, await state_of(datasette).view(datasette))
+    purposes, problems = await purpose_names(datasette, await snapshot_of(datasette))
     providers = {row["provider"] for row in listed["models"]}
     # Also one that has no models any more, so that the form shows what was asked for.
     wanted = {given["provider"]} - {""}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .. import instance
+from ..access.config_warnings import StartupCheck
 from ..access.keys import read_status
 from ..access.policy import has_key
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from .call_policies import has_limits, queues
 from .choices import purpose_names
 from .log.payloads import record_status
@@ -18,15 +20,15 @@ if TYPE_CHECKING:
 
 async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
     """Warnings about the configuration and the record, and the numbers of models and purposes."""
-    state = state_of(datasette)
-    view = await state.view(datasette)
-    rules = view.rules(None)
+    view = await snapshot_of(datasette)
+    rules = view.for_purpose(None).rules
     status = await read_status(datasette)
     entries = view.catalog.entries.values()
     permitted = [entry for entry in entries if rules.permits(entry.model_id)]
     purposes, problems = await purpose_names(datasette, view)
     record = await record_status(datasette)
-    default = view.default(None)
+    default = view.for_purpose(None).default()
+    odd = instance.of(datasette, StartupCheck).warnings
     return {
         "ok": True,
         "default_model": default.model_id if default is not None else None,
@@ -43,5 +45,5 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
         "limited": has_limits(view.settings),
         "queues": queues(datasette),
         "record": {name: record[name] for name in ("recording", "content_recorded")},
-        "warnings": [*state.warnings, *problems, *record["warnings"]],
+        "warnings": [*odd, *problems, *record["warnings"]],
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..access import policy
 from ..access.keys import read_status
 from ..access.quoting import MAX_MESSAGE_CHARS, quoted
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..errors import ConfigError, LLMError, ModelNotFoundError
 from ..facade import LLM
 from ..providers.failures import FailureKind, failure_message, kind_of
@@ -247,7 +247,7 @@ async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
     if attempt.model is not None:
         return attempt.model.model_id, provider_of(attempt.model._model)
     try:
-        view = await state_of(attempt.datasette).view(attempt.datasette)
+        view = await snapshot_of(attempt.datasette)
         entry = view.catalog.get(attempt.name)
     except (ConfigError, ModelNotFoundError):
         return _shown(attempt.name, (), MAX_TEXT_CHARS), None
@@ -313,13 +313,13 @@ async def candidates(datasette: Datasette, purpose: str, actor: Actor = None) ->
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     default = await resolved_default(datasette, view, purpose, actor) or {}
     problem = default.get("error") and f"llm_default_model: {default['error']}"
     # Where a plugin failed to name the default, the others are worth trying all the same.
-    configured = view.default(purpose) if problem else None
+    configured = view.for_purpose(purpose).default() if problem else None
     name = configured.model_id if configured else default.get("model_id")
-    rules = view.rules(purpose)
+    rules = view.for_purpose(purpose).rules
     first = [] if name is None else [view.catalog.canonical(name)]
     ids = policy.listing(rules, view.catalog, first[0] if first else None)
     if rules.allowed is None:

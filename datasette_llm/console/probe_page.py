@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette import Response
 
-from ..access.snapshot import state_of
+from ..access.snapshot import snapshot_of
 from ..permissions import VIEW_LOG
 from ..providers.failures import LABELS
 from ..web import PostError, posted, refused, wants_html
@@ -73,7 +73,7 @@ async def _tried(
 
 async def _form(datasette: Datasette, request: Request, given: Mapping[str, str]) -> dict[str, Any]:
     """What the form needs, with what it was filled in with."""
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     model_id, purpose = given.get("model_id"), given.get("purpose")
     names, problems = await purpose_names(datasette, view)
     wanted = None

@@ -10,11 +10,12 @@ from datasette import Response
 from datasette.utils.sqlite import sqlite3
 from markupsafe import Markup
 
+from .. import instance
 from ..access import policy
-from ..access.assignments import HISTORY_ROWS, history
+from ..access.assignments import HISTORY_ROWS, Assignments, history
 from ..access.keys import KeyStatus, read_status
 from ..access.purposes import Purpose
-from ..access.snapshot import Snapshot, State, state_of
+from ..access.snapshot import Snapshot, find_model, snapshot_of
 from ..decision import Decision
 from ..errors import ModelNotFoundError, NewerDatabaseError
 from ..hooks import dispatch
@@ -54,11 +55,10 @@ async def purposes(datasette: Datasette) -> Row:
         its `plan` how prompts of that model are made. The `plan` of all is what holds where
         nothing is said about purpose and model.
     """
-    state = state_of(datasette)
-    view = await state.view(datasette)
+    view = await snapshot_of(datasette)
     status = await read_status(datasette)
     registered, warnings = await registered_purposes(datasette)
-    past, unread = await _history(datasette, state)
+    past, unread = await _history(datasette)
     names = sorted({*registered, *view.settings.purposes, *view.assigned})
     menus, numbers = _menus(view, status, names)
     rows = [_row(view, status, name, registered.get(name)) for name in names]
@@ -89,13 +89,13 @@ def refusal(view: Snapshot, name: str, purpose: str) -> str | None:
     model_id = view.catalog.canonical(name)
     if model_id not in view.catalog.entries:
         return view.catalog.why_unknown(name)
-    steps = tuple(view.rules(purpose).steps(model_id, purpose))
+    steps = tuple(view.for_purpose(purpose).rules.steps(model_id, purpose))
     decision = Decision(model_id, purpose, None, steps)
     return None if decision.available else decision.reason
 
 
-async def _history(datasette: Datasette, state: State) -> tuple[list[Row], list[str]]:
-    problem = state.assignments.failure
+async def _history(datasette: Datasette) -> tuple[list[Row], list[str]]:
+    problem = instance.of(datasette, Assignments).failure
     try:
         past = [asdict(each) for each in await history(datasette)]
     except sqlite3.Error as error:
@@ -106,7 +106,7 @@ async def _history(datasette: Datasette, state: State) -> tuple[list[Row], list[
 
 
 def _row(view: Snapshot, status: KeyStatus, name: str, registered: Purpose | None) -> Row:
-    default = view.default(name)
+    default = view.for_purpose(name).default()
     return {
         "purpose": name,
         "description": registered.description if registered else None,
@@ -130,7 +130,7 @@ def _problem(
         return "There is no default model, so a prompt that names no model is refused"
     problem = refusal(view, default.model_id, purpose)
     if problem is None:
-        entry, rules = view.catalog.entries[default.model_id], view.rules(purpose)
+        entry, rules = view.catalog.entries[default.model_id], view.for_purpose(purpose).rules
         if not policy.has_key(entry, rules, status):
             return policy.key_step(entry, rules, status, view.settings.require_keys).detail
     return problem
@@ -175,7 +175,7 @@ def _menus(
 def _allowed(
     view: Snapshot, status: KeyStatus, purpose: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    rules = view.rules(purpose)
+    rules = view.for_purpose(purpose).rules
     ids = policy.listing(rules, view.catalog, rules.default)
     keyed = dict.fromkeys(policy.with_key(ids, view.catalog, rules, status))
     return tuple(keyed), tuple(model_id for model_id in ids if model_id not in keyed)
@@ -215,15 +215,14 @@ async def assign(
         `{ok, purpose, model_id, resolves_to, rule}` with the model's id, None for none; or why
         the choice was refused, and then nothing has changed.
     """
-    state = state_of(datasette)
-    view = await state.view(datasette)
+    view = await snapshot_of(datasette)
     known = await known_purposes(datasette, view)
     if purpose not in known and (name is not None or purpose not in view.assigned):
         return refused(_unknown(purpose))
     model_id = None
     if name is not None:
         try:
-            view, entry = await state.find(datasette, name)
+            view, entry = await find_model(datasette, name)
         except ModelNotFoundError as error:
             return refused(str(error))
         model_id = entry.model_id
@@ -232,13 +231,13 @@ async def assign(
             return refused(problem)
     actor_id = storable({"id": (actor or {}).get("id")})["id"]
     try:
-        await state.assignments.assign(datasette, purpose, model_id, actor_id)
+        await instance.of(datasette, Assignments).assign(datasette, purpose, model_id, actor_id)
     except UnicodeEncodeError as error:
         return refused(f"The name of the purpose or model is no valid Unicode: {error}")
     except (sqlite3.Error, NewerDatabaseError) as error:
         message = f"The internal database cannot be written, so nothing has changed: {error}"
         return refused(message, 503)
-    default = (await state.view(datasette)).default(purpose)
+    default = (await snapshot_of(datasette)).for_purpose(purpose).default()
     return {
         "ok": True,
         "purpose": purpose,

@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from .. import instance
 from ..errors import NotRecordedError
 from ..sanitize import brief, new_id, now, storable
 from .cost import cost_columns, may_be_own
@@ -53,6 +54,11 @@ class Recorder:
         session_id: stands in every row that this process writes.
         writer: writes to the internal database.
     """
+
+    @classmethod
+    def of(cls, datasette: Datasette) -> Recorder:
+        """The recorder of a Datasette instance; made when first asked for."""
+        return instance.of(datasette, cls, partial(cls, datasette))
 
     def __init__(self, datasette: Datasette) -> None:
         self.session_id = new_id()

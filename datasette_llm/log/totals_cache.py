@@ -37,6 +37,12 @@ class QueryCache:
         self._answers: dict[Key, tuple[object, Rows]] = {}
         self._chars = 0
 
+    def clear(self) -> None:
+        """Forget every answer."""
+        with self._lock:
+            self._answers.clear()
+            self._chars = 0
+
     def rows(self, connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]) -> Rows:
         """What a query about a period finds.
 

@@ -18,10 +18,10 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from sqlite_utils import Database, Migrations
 
-from datasette_llm import LLM, NewerDatabaseError
+from datasette_llm import LLM, NewerDatabaseError, instance
 from datasette_llm.access import assignments
 from datasette_llm.access.assignments import Assignments, history
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.log.schema import m001_record
 from datasette_llm.testing import ScriptedModel
 
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> str:
 async def started(make: Make, config: object = None, **kwargs: Any) -> tuple[Datasette, Any]:
     datasette = make(config, **kwargs)
     await datasette.invoke_startup()
-    return datasette, state_of(datasette).assignments
+    return datasette, instance.of(datasette, Assignments)
 
 
 async def default(datasette: Datasette, purpose: str = "chat") -> str:
@@ -256,11 +256,11 @@ async def test_another_process_on_the_database_follows(
 async def test_what_did_not_change_makes_no_new_view(make_datasette: Make) -> None:
     datasette, chosen = await started(make_datasette)
     await chosen.assign(datasette, "chat", "heron", None)
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
 
     await chosen.load(datasette)
 
-    assert await state_of(datasette).view(datasette) is view
+    assert await snapshot_of(datasette) is view
 
 
 async def test_nobody_follows_where_no_other_process_can_be(make_datasette: Make) -> None:

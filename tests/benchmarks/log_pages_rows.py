@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from datasette.app import Datasette
 
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import instance
 from datasette_llm.console.log.payloads import fingerprint
 from datasette_llm.log.queries import Filter, first_id
 from datasette_llm.log.totals_cache import QueryCache
@@ -191,7 +191,7 @@ async def _seconds(datasette: Datasette, address: str) -> float:
 
 async def _seconds_anew(datasette: Datasette, address: str) -> float:
     """As by the first who asks after Datasette has started."""
-    state_of(datasette).query_cache = QueryCache()
+    instance.of(datasette, QueryCache).clear()
     return await _seconds(datasette, address)
 
 

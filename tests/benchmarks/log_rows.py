@@ -19,9 +19,9 @@ from unittest.mock import patch
 from datasette.app import Datasette
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.model import WrappedAsyncModel
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
 from datasette_llm.redaction import redact
 from datasette_llm.telemetry.spans import RequestSpan
@@ -215,7 +215,7 @@ async def _median_seconds(
 
 
 async def written(datasette: Datasette) -> None:
-    await state_of(datasette).recorder(datasette).writer.flush()
+    await Recorder.of(datasette).writer.flush()
 
 
 async def _unfinished(datasette: Datasette) -> int:

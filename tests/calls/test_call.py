@@ -16,7 +16,7 @@ from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError
 from datasette_llm.calls import task as lifetimes
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Accountant, Recorder, raises
+from ..support.plugins import Accountant, Observer, raises
 
 span: ContextVar[str] = ContextVar("span", default="outside")
 
@@ -36,7 +36,7 @@ def model_of(make_datasette, register_models):
 async def test_h1_a_prompt_opens_the_contexts_once_in_hook_order(model_of, plugin):
     events: list[str] = []
     for name in ("third", "second", "first"):  # pluggy asks the last one registered first
-        plugin(Recorder(name, events))
+        plugin(Observer(name, events))
     _, model = await model_of(["a", "b"])
     response = await model.prompt("x")
     assert await response.text() == "ab"
@@ -52,7 +52,7 @@ async def test_h1_a_prompt_opens_the_contexts_once_in_hook_order(model_of, plugi
 
 
 async def test_h1_a_reply_counts_as_a_prompt(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(["a"], ["b"], purpose="chat", actor={"id": "ana"})
     response = await model.prompt("x")
     reply = await response.reply("y")
@@ -65,9 +65,9 @@ async def test_h1_a_reply_counts_as_a_prompt(model_of, plugin):
 
 async def test_h2_an_exception_before_the_yield_blocks_the_call(model_of, plugin):
     events: list[str] = []
-    plugin(Recorder("never", events))
-    plugin(Recorder("blocks", events, before=raises(PermissionError("over budget"))))
-    outer = plugin(Recorder("outer", events))
+    plugin(Observer("never", events))
+    plugin(Observer("blocks", events, before=raises(PermissionError("over budget"))))
+    outer = plugin(Observer("outer", events))
     scripted, model = await model_of(["a"])
     with pytest.raises(PermissionError, match="over budget"):
         await model.prompt("x")
@@ -78,7 +78,7 @@ async def test_h2_an_exception_before_the_yield_blocks_the_call(model_of, plugin
 
 async def test_h3_contexts_stay_open_until_the_response_ends(model_of, plugin):
     gate = asyncio.Event()
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["a", gate, "b"])
     response = await model.prompt("x")
     assert recorder.events == ["hook opens"]
@@ -96,7 +96,7 @@ async def test_h3_after_the_yield_the_response_is_complete(model_of, plugin):
         seen["both"] = await asyncio.gather(result.response.text(), result.response.tool_calls())
         await result.response.on_done(lambda response: seen.setdefault("done", response))
 
-    plugin(Recorder(after=after))
+    plugin(Observer(after=after))
     _, model = await model_of(["a", "b", llm.Usage(input=3, output=2)])
     response = await model.prompt("x")
     await response.text()
@@ -113,7 +113,7 @@ async def test_h3_a_reader_gets_the_end_only_after_the_contexts_have_closed(mode
         await asyncio.sleep(0)
         settled.append(True)
 
-    plugin(Recorder(after=after))
+    plugin(Observer(after=after))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     async for _ in response:
@@ -130,7 +130,7 @@ async def test_h3_a_reader_gets_the_end_only_after_the_contexts_have_closed(mode
     ],
 )
 async def test_h4_provider_failure_is_raised_at_the_yield(script, model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     accountant = plugin(Accountant())
     _, model = await model_of(script)
     with pytest.raises(ValueError, match="broke"):
@@ -142,7 +142,7 @@ async def test_h4_provider_failure_is_raised_at_the_yield(script, model_of, plug
 
 async def test_h4_a_cancelled_caller_is_seen_as_response_cancelled(model_of, plugin):
     gate = asyncio.Event()
-    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    recorder, accountant = plugin(Observer()), plugin(Accountant())
     scripted, model = await model_of([gate, "a"])
     task = asyncio.create_task(model.prompt("x"))
     await scripted.received()
@@ -165,7 +165,7 @@ async def test_h4_a_cancelled_reader_is_seen_as_response_cancelled(model_of, plu
 
 
 async def test_h4_a_dropped_reader_is_seen_as_response_cancelled(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
 
     async def drop():
@@ -185,8 +185,8 @@ async def test_h4_a_cancel_while_contexts_open_closes_those_already_open(model_o
         started.set()
         await asyncio.Event().wait()
 
-    plugin(Recorder("inner", before=hang))
-    outer = plugin(Recorder("outer"))
+    plugin(Observer("inner", before=hang))
+    outer = plugin(Observer("outer"))
     scripted, model = await model_of(["a"])
     task = asyncio.create_task(model.prompt("x"))
     await started.wait()
@@ -198,7 +198,7 @@ async def test_h4_a_cancel_while_contexts_open_closes_those_already_open(model_o
 
 
 async def test_h4_a_caller_cancelled_before_the_call_began_leaves_nothing(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["a"])
     task = asyncio.create_task(model.prompt("x"))
     await asyncio.sleep(0)  # prompt() has made the task of the call, which has not run yet
@@ -209,7 +209,7 @@ async def test_h4_a_caller_cancelled_before_the_call_began_leaves_nothing(model_
 
 
 async def test_h5_contexts_open_and_close_in_one_task_that_is_not_the_callers(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["a"])
     await (await model.prompt("x")).text()
     [(opened, closed)] = recorder.tasks
@@ -225,7 +225,7 @@ async def test_h5_context_variables_reach_the_provider_and_come_from_the_caller(
         seen.append(span.get())
         span.set("prompt")
 
-    plugin(Recorder(before=before))
+    plugin(Observer(before=before))
     scripted, model = await model_of(["a"])
     play = scripted.execute
 
@@ -300,7 +300,7 @@ async def test_h6_a_context_cannot_swallow_a_failure(model_of, plugin):
 
             return context
 
-    outer = Recorder("outer")
+    outer = Observer("outer")
     plugin(Swallows())
     plugin(outer)
     _, model = await model_of(["a", ValueError("broke")])
@@ -311,7 +311,7 @@ async def test_h6_a_context_cannot_swallow_a_failure(model_of, plugin):
 
 
 async def test_h6_an_error_on_the_way_out_does_not_hide_the_providers(model_of, plugin):
-    plugin(Recorder("ledger", cleanup=raises(RuntimeError("ledger is down"))))
+    plugin(Observer("ledger", cleanup=raises(RuntimeError("ledger is down"))))
     _, model = await model_of([ValueError("broke")])
     with pytest.raises(ValueError, match="broke") as caught:
         await model.prompt("x")
@@ -319,8 +319,8 @@ async def test_h6_an_error_on_the_way_out_does_not_hide_the_providers(model_of, 
 
 
 async def test_h6_an_error_after_the_yield_reaches_the_caller(model_of, plugin):
-    outer = Recorder("outer")
-    plugin(Recorder("inner", after=raises(RuntimeError("too expensive"))))
+    outer = Observer("outer")
+    plugin(Observer("inner", after=raises(RuntimeError("too expensive"))))
     plugin(outer)
     _, model = await model_of(["a", asyncio.Event()])
     model._model.scripts = (["a"],)
@@ -334,7 +334,7 @@ async def test_h6_an_error_after_the_yield_reaches_the_caller(model_of, plugin):
 async def test_h7_every_context_is_torn_down_in_reverse_order(model_of, plugin):
     events: list[str] = []
     for name in ("third", "second", "first"):
-        plugin(Recorder(name, events, cleanup=raises(RuntimeError(f"{name} fails"))))
+        plugin(Observer(name, events, cleanup=raises(RuntimeError(f"{name} fails"))))
     _, model = await model_of(["a"])
     with pytest.raises(RuntimeError, match="third fails") as caught:
         await (await model.prompt("x")).text()
@@ -352,7 +352,7 @@ async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, p
             await asyncio.sleep(0.001)
         finished.append(True)
 
-    plugin(Recorder(cleanup=slow))
+    plugin(Observer(cleanup=slow))
     scripted, model = await model_of([asyncio.Event()])
     task = asyncio.create_task(model.prompt("x"))
     await scripted.received()
@@ -365,8 +365,8 @@ async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, p
 async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch):
     monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
     events: list[str] = []
-    plugin(Recorder("hangs", events, cleanup=lambda result: asyncio.Event().wait()))
-    plugin(Recorder("outer", events))
+    plugin(Observer("hangs", events, cleanup=lambda result: asyncio.Event().wait()))
+    plugin(Observer("outer", events))
     scripted, model = await model_of([asyncio.Event()])
     task = asyncio.create_task(model.prompt("x"))
     await scripted.received()
@@ -380,7 +380,7 @@ async def test_h8_cleanup_after_a_success_is_cut_short_once_the_reader_is_cancel
     model_of, plugin, monkeypatch
 ):
     monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
-    plugin(Recorder(after=lambda result: asyncio.Event().wait()))
+    plugin(Observer(after=lambda result: asyncio.Event().wait()))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     with pytest.raises(TimeoutError):
@@ -388,7 +388,7 @@ async def test_h8_cleanup_after_a_success_is_cut_short_once_the_reader_is_cancel
 
 
 async def test_a_prompt_result_tells_about_its_call(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["a"], purpose="chat", actor={"id": "ana"})
     response = await model.prompt("x")
     await response.text()
@@ -415,7 +415,7 @@ async def test_on_response_done_runs_every_callback_and_then_raises_the_first_er
         await result.on_response_done(fails)
         await result.on_response_done(counts)
 
-    recorder = plugin(Recorder(before=before))
+    recorder = plugin(Observer(before=before))
     _, model = await model_of(["a", llm.Usage(input=7)])
     response = await model.prompt("x")
     with pytest.raises(RuntimeError, match="cannot count"):
@@ -427,7 +427,7 @@ async def test_on_response_done_runs_every_callback_and_then_raises_the_first_er
 
 async def test_on_response_done_after_the_yield_runs_at_once(model_of, plugin):
     ran = []
-    plugin(Recorder(after=lambda result: result.on_response_done(ran.append)))
+    plugin(Observer(after=lambda result: result.on_response_done(ran.append)))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     await response.text()
@@ -435,7 +435,7 @@ async def test_on_response_done_after_the_yield_runs_at_once(model_of, plugin):
 
 
 async def test_a_context_that_reads_its_response_too_early_is_told_so(model_of, plugin):
-    plugin(Recorder(before=lambda result: result.response.text()))
+    plugin(Observer(before=lambda result: result.response.text()))
     _, model = await model_of(["a"])
     with pytest.raises(LLMError, match="after the yield"):
         await model.prompt("x")
@@ -450,7 +450,7 @@ async def test_a_context_that_reads_a_failed_response_gets_its_error(model_of, p
         except ValueError as error:
             seen.append(str(error))
 
-    plugin(Recorder(cleanup=cleanup))
+    plugin(Observer(cleanup=cleanup))
     _, model = await model_of([ValueError("broke")])
     with pytest.raises(ValueError, match="broke"):
         await model.prompt("x")
@@ -468,7 +468,7 @@ async def test_a_hook_may_watch_the_stream_from_a_task_of_its_own(model_of, plug
 
         watchers.append(asyncio.create_task(watch()))
 
-    plugin(Recorder(before=before, after=lambda result: asyncio.wait(watchers)))
+    plugin(Observer(before=before, after=lambda result: asyncio.wait(watchers)))
     _, model = await model_of(["a", "b"])
     assert await (await model.prompt("x")).text() == "ab"
     assert chunks == ["a", "b"]
@@ -550,7 +550,7 @@ async def test_the_seeds_example_hook_counts_tokens(model_of, plugin):
 
 
 async def test_a_provider_that_swallows_cancellation_is_stopped_at_its_next_chunk(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(["a"])
     waiting, reached = asyncio.Event(), []
 
@@ -577,7 +577,7 @@ async def test_h5_a_cancellation_that_the_provider_swallowed_is_over_for_the_con
     model_of, plugin
 ):
     cancelling = []
-    plugin(Recorder(cleanup=lambda result: cancelling.append(asyncio.current_task().cancelling())))
+    plugin(Observer(cleanup=lambda result: cancelling.append(asyncio.current_task().cancelling())))
     scripted, model = await model_of(["a"])
     waiting = asyncio.Event()
 
@@ -622,7 +622,7 @@ async def test_a_context_may_read_its_response_from_another_task_while_it_is_lef
         }
         await work[how]()
 
-    plugin(Recorder(before=before if how == "watcher" else None, cleanup=cleanup))
+    plugin(Observer(before=before if how == "watcher" else None, cleanup=cleanup))
     _, model = await model_of(["a", ValueError("broke")] if fails else ["a"])
     with pytest.raises(ValueError, match="broke") if fails else contextlib.nullcontext():
         await (await model.prompt("x")).text()
@@ -648,7 +648,7 @@ async def test_h4_an_exception_that_is_no_exception_releases_the_reservation(
 
 
 async def test_an_exception_that_is_no_exception_in_a_hook_fails_the_call(model_of, plugin):
-    plugin(Recorder(after=raises(Odd("odd"))))
+    plugin(Observer(after=raises(Odd("odd"))))
     _, model = await model_of(["a"])
     with pytest.raises(ResponseCancelledError, match="did not finish") as caught:
         await (await model.prompt("x")).text()
@@ -657,7 +657,7 @@ async def test_an_exception_that_is_no_exception_in_a_hook_fails_the_call(model_
 
 async def test_the_provider_cleans_up_in_its_task_and_before_the_contexts(model_of, plugin):
     order = []
-    plugin(Recorder(cleanup=lambda result: order.append("context")))
+    plugin(Observer(cleanup=lambda result: order.append("context")))
     scripted, model = await model_of(["a"])
 
     async def endless(prompt, stream, response, conversation, key=None):
@@ -688,7 +688,7 @@ async def test_a_cancel_that_a_hook_swallows_still_keeps_the_request_from_being_
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    recorder = plugin(Recorder(before=swallow))
+    recorder = plugin(Observer(before=swallow))
     scripted, model = await model_of(["a"])
     task = asyncio.create_task(model.prompt("x"))
     await opening.wait()
@@ -710,7 +710,7 @@ async def test_h5_an_outer_timeout_during_an_inner_cleanup_is_the_outer_ones(mod
 
             return context
 
-    inner = plugin(Recorder(after=lambda result: asyncio.Event().wait()))
+    inner = plugin(Observer(after=lambda result: asyncio.Event().wait()))
     plugin(Timeouts())
     _, model = await model_of(["a"])
     response = await model.prompt("x")
@@ -731,7 +731,7 @@ async def test_a_callback_that_is_cancelled_from_inside_does_not_stop_the_others
         await result.on_response_done(awaits_a_cancelled_task)
         await result.on_response_done(ran.append)
 
-    plugin(Recorder(before=before))
+    plugin(Observer(before=before))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     with pytest.raises(HookError, match="cancelled from inside"):
@@ -781,7 +781,7 @@ async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, pl
         return work
 
     for name in ("inner", "outer"):
-        plugin(Recorder(name, cleanup=cleanup(name)))
+        plugin(Observer(name, cleanup=cleanup(name)))
     scripted, model = await model_of([asyncio.Event()])
     task = asyncio.create_task(model.prompt("x"))
     await scripted.received()
@@ -807,7 +807,7 @@ async def test_h8_a_call_that_is_cancelled_while_it_hurries_has_one_timer(
     monkeypatch.setattr(lifetimes, "CLEANUP_S", 50.0)
     monkeypatch.setattr(loop, "call_later", call_later)
     cleaned = asyncio.Event()
-    recorder = plugin(Recorder(after=lambda result: cleaned.wait()))
+    recorder = plugin(Observer(after=lambda result: cleaned.wait()))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     call = response._flight.call

@@ -13,7 +13,7 @@ from datasette_llm import LLM, ResponseCancelledError
 from datasette_llm.calls import task as lifetimes
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Accountant, Recorder, raises
+from ..support.plugins import Accountant, Observer, raises
 
 
 def shout(word: str) -> str:
@@ -65,7 +65,7 @@ WAYS = [by_text, by_iteration, by_responses, by_unread_responses, by_events]
 
 @pytest.mark.parametrize("read", WAYS)
 async def test_h1_a_chain_opens_the_contexts_once_however_it_is_consumed(read, model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS, purpose="agent", actor={"id": "ana"})
     chain = model.chain("Shout pelican", tools=[shout])
     assert recorder.events == []
@@ -80,7 +80,7 @@ async def test_h1_a_chain_opens_the_contexts_once_however_it_is_consumed(read, m
 
 @pytest.mark.parametrize("again", WAYS)
 async def test_a_chain_runs_once_however_often_it_is_read(again, model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
     await chain.text()
@@ -97,7 +97,7 @@ async def test_two_readers_of_one_chain_share_its_steps(model_of):
 
 
 async def test_h2_a_blocked_chain_raises_at_its_first_step(model_of, plugin):
-    plugin(Recorder(before=raises(PermissionError("over budget"))))
+    plugin(Observer(before=raises(PermissionError("over budget"))))
     scripted, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
     for _ in range(2):
@@ -122,7 +122,7 @@ async def test_a_step_is_not_sent_before_it_is_asked_for(model_of):
 
 
 async def test_h3_the_contexts_of_a_chain_stay_open_until_its_end(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     events = []
     async for response in model.chain("x", tools=[shout]).responses():
@@ -133,7 +133,7 @@ async def test_h3_the_contexts_of_a_chain_stay_open_until_its_end(model_of, plug
 
 
 async def test_h4_a_failure_inside_a_step_closes_the_contexts_at_once(model_of, plugin):
-    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    recorder, accountant = plugin(Observer()), plugin(Accountant())
     _, model = await model_of(["I call.", call_shout()], ["D", ValueError("broke")])
     steps = model.chain("x", tools=[shout]).responses()
     await (await anext(steps)).text()
@@ -148,7 +148,7 @@ async def test_h4_a_failure_inside_a_step_closes_the_contexts_at_once(model_of, 
 
 
 async def test_h4_an_abandoned_chain_closes_its_contexts(model_of, plugin):
-    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    recorder, accountant = plugin(Observer()), plugin(Accountant())
     _, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
     async for response in chain.responses():
@@ -163,7 +163,7 @@ async def test_h4_an_abandoned_chain_closes_its_contexts(model_of, plugin):
 
 
 async def test_a_chain_left_after_its_last_step_is_complete(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["Done."])
     async for response in model.chain("x", tools=[shout]).responses():
         await response.text()
@@ -174,7 +174,7 @@ async def test_a_chain_left_after_its_last_step_is_complete(model_of, plugin):
 
 
 async def test_h4_a_chain_whose_reader_is_cancelled_stops_the_provider(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(model.chain("x", tools=[shout]).text(), 0.2)
@@ -190,7 +190,7 @@ async def test_h4_a_chain_cancelled_while_a_tool_runs_closes_its_contexts(model_
         await asyncio.Event().wait()
         return "never"
 
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of([llm.ToolCall(name="slow", arguments={})], ["Done."])
     task = asyncio.create_task(model.chain("x", tools=[slow]).text())
     await started.wait()
@@ -201,7 +201,7 @@ async def test_h4_a_chain_cancelled_while_a_tool_runs_closes_its_contexts(model_
 
 
 async def test_h5_the_contexts_of_a_chain_open_and_close_in_one_task(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     await model.chain("x", tools=[shout]).text()
     [(opened, closed)] = recorder.tasks
@@ -227,7 +227,7 @@ async def test_a_pause_is_an_orderly_end(model_of, plugin):
         raise llm.PauseChain
 
     asking = llm.ToolCall(name="ask", arguments={"question": "why?"}, tool_call_id="c1")
-    recorder, accountant = plugin(Recorder()), plugin(Accountant())
+    recorder, accountant = plugin(Observer()), plugin(Accountant())
     scripted, model = await model_of(["Let me ask.", asking], ["Thanks."])
     chain = model.chain("x", tools=[ask])
     for _ in range(2):
@@ -255,7 +255,7 @@ async def test_resumed_tools_do_not_run_for_a_blocked_chain(model_of, plugin):
         ran.append(True)
         return "x"
 
-    plugin(Recorder(before=raises(PermissionError("no"))))
+    plugin(Observer(before=raises(PermissionError("no"))))
     _, model = await model_of(["a"])
     part = llm.parts.ToolCallPart(name="noted", arguments={}, tool_call_id="c1")
     history = [llm.user("x"), llm.Message(role="assistant", parts=[part])]
@@ -265,7 +265,7 @@ async def test_resumed_tools_do_not_run_for_a_blocked_chain(model_of, plugin):
 
 
 async def test_a_chain_limit_ends_the_chain_with_an_error_that_the_contexts_see(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["Again.", call_shout()])
     with pytest.raises(ValueError, match="Chain limit of 2 exceeded"):
         await model.chain("x", tools=[shout], chain_limit=2).text()
@@ -274,7 +274,7 @@ async def test_a_chain_limit_ends_the_chain_with_an_error_that_the_contexts_see(
 
 async def test_on_response_done_is_called_for_every_step(model_of, plugin):
     done = []
-    plugin(Recorder(before=lambda result: result.on_response_done(done.append)))
+    plugin(Observer(before=lambda result: result.on_response_done(done.append)))
     _, model = await model_of(*TWO_STEPS)
     await model.chain("x", tools=[shout]).text()
     assert [response.text_or_raise() for response in done] == ["I call.", "Done."]
@@ -284,7 +284,7 @@ async def test_a_failing_callback_ends_the_chain_and_reaches_the_caller(model_of
     def too_much(response):
         raise RuntimeError("over the reservation")
 
-    recorder = plugin(Recorder(before=lambda result: result.on_response_done(too_much)))
+    recorder = plugin(Observer(before=lambda result: result.on_response_done(too_much)))
     scripted, model = await model_of(*TWO_STEPS)
     with pytest.raises(RuntimeError, match="over the reservation"):
         await model.chain("x", tools=[shout]).text()
@@ -306,7 +306,7 @@ async def test_h3_a_chain_that_a_callback_ends_gets_no_step_while_its_contexts_a
         await result.on_response_done(raises(RuntimeError("over the reservation")))
 
     # The inner of the two gives the reader time to ask for the next step.
-    recorder = plugin(Recorder(before=before, after=after))
+    recorder = plugin(Observer(before=before, after=after))
     _, model = await model_of(*TWO_STEPS)
     with pytest.raises(RuntimeError, match="over the reservation"):
         await model.chain("x", tools=[shout]).text()
@@ -317,7 +317,7 @@ async def test_h3_a_chain_that_a_callback_ends_gets_no_step_while_its_contexts_a
 async def test_h6_the_chain_limit_does_not_hide_a_providers_failure_from_another_reader(
     model_of, plugin
 ):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["I call.", call_shout()], [ValueError("broke")])
     chain = model.chain("x", tools=[shout], chain_limit=2)
     outcomes = await asyncio.gather(
@@ -361,7 +361,7 @@ async def test_before_and_after_call_run_as_in_llm(model_of):
 
 
 async def test_a_chain_never_read_sends_nothing_and_runs_no_hook(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS)
     model.chain("x", tools=[shout])
     await asyncio.sleep(0)
@@ -417,7 +417,7 @@ async def test_h8_a_chain_cancelled_while_its_contexts_open_ends_at_once(model_o
         opening.set()
         await asyncio.Event().wait()
 
-    plugin(Recorder(before=wait))
+    plugin(Observer(before=wait))
     scripted, model = await model_of(["a"])
     task = asyncio.create_task(model.chain("x", tools=[shout]).text())
     await opening.wait()
@@ -442,7 +442,7 @@ async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatc
         reached.set()
         return asyncio.Event().wait()
 
-    plugin(Recorder(cleanup=cleanup))
+    plugin(Observer(cleanup=cleanup))
     first = ["a", llm.ToolCall(name="slow", arguments={})] if when == "a tool runs" else ["a"]
     _, model = await model_of(first, ["b"])
     task = asyncio.create_task(model.chain("x", tools=[slow]).text())
@@ -479,7 +479,7 @@ async def test_h2_a_second_reader_waits_for_admission_too(model_of, plugin):
         await gate.wait()
         raise PermissionError("no")
 
-    plugin(Recorder(before=hold))
+    plugin(Observer(before=hold))
     _, model = await model_of(["a"])
     part = llm.parts.ToolCallPart(name="noted", arguments={}, tool_call_id="c1")
     history = [llm.user("x"), llm.Message(role="assistant", parts=[part])]
@@ -494,7 +494,7 @@ async def test_h2_a_second_reader_waits_for_admission_too(model_of, plugin):
 
 
 async def test_an_exception_thrown_into_the_steps_closes_the_contexts(model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     steps = model.chain("x", tools=[shout]).responses()
     await (await anext(steps)).text()
@@ -512,7 +512,7 @@ async def test_c4_a_reader_cancelled_while_contexts_open_leaves_the_chain_to_the
         opening.set()
         await gate.wait()
 
-    plugin(Recorder(before=hold))
+    plugin(Observer(before=hold))
     _, model = await model_of(["one"])
     chain = model.chain("x", tools=[shout])
     first, second = (asyncio.create_task(chain.text()) for _ in range(2))

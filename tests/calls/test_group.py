@@ -11,7 +11,7 @@ from datasette_llm import LLM, GroupClosedError, GroupError, LLMError, ResponseC
 from datasette_llm.calls import group as groups
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Accountant, Recorder
+from ..support.plugins import Accountant, Observer
 
 
 class ExitHook:
@@ -137,7 +137,7 @@ async def test_g3_leaving_by_an_exception_stops_what_is_in_flight(leave, group_o
 
 async def test_g3_leaving_by_cancellation_stops_what_is_in_flight(group_of, plugin):
     hook = plugin(ExitHook())
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, group = group_of(["a", asyncio.Event(), "b"])
 
     async def work():
@@ -274,7 +274,7 @@ async def test_g5_after_the_block_the_model_is_closed(group_of):
 async def test_a_chain_abandoned_in_a_group_ends_with_it(group_of, plugin):
     import llm
 
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, group = group_of(["I call.", llm.ToolCall(name="shout", arguments={})], ["Done."])
 
     def shout() -> str:
@@ -289,7 +289,7 @@ async def test_a_chain_abandoned_in_a_group_ends_with_it(group_of, plugin):
 
 
 async def test_the_contexts_of_a_group_know_it(group_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, group = group_of(["a"])
     async with group as model:
         await asyncio.gather(*[model.prompt(str(n)) for n in range(3)])
@@ -321,7 +321,7 @@ async def test_g2_a_hook_that_reads_along_does_not_hide_a_failure(group_of, plug
     def before(result):
         watchers.append(asyncio.create_task(result.response.text()))
 
-    plugin(Recorder(before=before, cleanup=lambda result: asyncio.wait(watchers)))
+    plugin(Observer(before=before, cleanup=lambda result: asyncio.wait(watchers)))
     gate = asyncio.Event()
     _, group = group_of(["a", gate, ValueError("row")])
     with pytest.raises(GroupError):
@@ -343,7 +343,7 @@ async def test_g4_the_exit_hook_runs_after_every_response_however_often_it_is_ca
             await asyncio.sleep(0.001)
 
     hook = plugin(ExitHook(work=note))
-    plugin(Recorder(cleanup=slow))
+    plugin(Observer(cleanup=slow))
     scripted, group = group_of(["a", asyncio.Event()])
 
     async def work():

@@ -1,4 +1,4 @@
-"""Gates: how many go through at once, in which order, and what those who give up leave behind."""
+"""Concurrency limiters: how many at once, in which order, and what cancelled waiters leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasette_llm.calls import limiter as gates
-from datasette_llm.calls.limiter import Gate, Gates
+from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 
 
 async def settled() -> None:
@@ -23,7 +23,7 @@ class Crowd:
     """Tasks that want through one gate, and who of them got in, in order."""
 
     def __init__(self) -> None:
-        self.gate = Gate()
+        self.gate = ConcurrencyLimiter()
         self.entered: list[int] = []
         self.inside: set[int] = set()
         self.limits: dict[int, int] = {}
@@ -55,12 +55,12 @@ class Crowd:
 
 
 async def test_who_finds_room_enters_without_giving_way_to_others() -> None:
-    gate, ran = Gate(), []
+    gate, ran = ConcurrencyLimiter(), []
     asyncio.get_running_loop().call_soon(ran.append, "other")
     await gate.enter(2)
     await gate.enter(2)
     assert ran == []
-    assert repr(gate) == "<Gate 2 inside, 0 waiting>"
+    assert repr(gate) == "<ConcurrencyLimiter 2 inside, 0 waiting>"
 
 
 async def test_those_who_wait_enter_in_the_order_in_which_they_came() -> None:
@@ -135,7 +135,7 @@ async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     crowd.tasks[1].cancel()
     crowd.tasks[2].cancel()
     await settled()
-    assert repr(crowd.gate) == "<Gate 1 inside, 1 waiting>"
+    assert repr(crowd.gate) == "<ConcurrencyLimiter 1 inside, 1 waiting>"
     crowd.leave(0)
     await settled()
     assert crowd.entered == [0, 3]
@@ -187,12 +187,12 @@ async def test_one_who_is_cancelled_and_then_has_its_turn_does_not_take_it() -> 
 
 
 async def test_a_waiter_whose_coroutine_is_closed_was_never_inside() -> None:
-    gate = Gate()
+    gate = ConcurrencyLimiter()
     await gate.enter(1)
     waiter = gate.enter(1)
     waiter.send(None)
     waiter.close()
-    assert repr(gate) == "<Gate 1 inside, 0 waiting>"
+    assert repr(gate) == "<ConcurrencyLimiter 1 inside, 0 waiting>"
     gate.leave()
     assert gate.idle
 
@@ -280,14 +280,14 @@ def _check_inside(crowd: Crowd) -> None:
 
 
 async def test_each_name_has_one_gate() -> None:
-    named = Gates().named
+    named = LimiterRegistry().named
     assert named("a") is named("a")
     assert named("a") is not named("b")
     assert named(("model", "a")) is not named(("purpose", "a"))
 
 
 def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
-    all_gates = Gates()
+    all_gates = LimiterRegistry()
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def enter_and_stay() -> None:
@@ -303,7 +303,7 @@ def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
 
 
 async def test_two_loops_at_once_do_not_wait_for_each_other() -> None:
-    all_gates = Gates()
+    all_gates = LimiterRegistry()
     await all_gates.named("model").enter(1)
 
     async def enter() -> str:
@@ -311,6 +311,6 @@ async def test_two_loops_at_once_do_not_wait_for_each_other() -> None:
         return repr(all_gates.named("model"))
 
     other = await asyncio.gather(*(asyncio.to_thread(asyncio.run, enter()) for _ in range(4)))
-    assert other == ["<Gate 1 inside, 0 waiting>"] * 4
+    assert other == ["<ConcurrencyLimiter 1 inside, 0 waiting>"] * 4
     all_gates.named("model").leave()
     assert all_gates.named("model").idle

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
-from datasette_llm import LLM, ResponseTimeoutError
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, ResponseTimeoutError, instance
 from datasette_llm.calls import retry as answering
+from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.limiter import LimiterRegistry
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Accountant
@@ -30,7 +32,7 @@ async def turns():
 
 
 async def rows_of(llms):
-    await state_of(llms.datasette).recorder(llms.datasette).writer.flush()
+    await Recorder.of(llms.datasette).writer.flush()
     internal = llms.datasette.get_internal_database()
     return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
 
@@ -81,7 +83,7 @@ async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over
     await asyncio.gather(*prompts, more, free, return_exceptions=True)
     assert all(
         gate.idle
-        for gates in state_of(llms.datasette).gates._by_loop.values()
+        for gates in instance.of(llms.datasette, LimiterRegistry)._by_loop.values()
         for gate in gates.values()
     )
 
@@ -219,7 +221,7 @@ async def test_callbacks_of_a_complete_response_run_after_its_turn(site):
 
     first = asyncio.create_task(chat.prompt("Hi"))
     await model.received(1)
-    (call,) = state_of(llms.datasette).calls
+    (call,) = instance.of(llms.datasette, RunningCalls)
     await call.result.on_response_done(ask_for_a_title)
     # This one is inside the gate of its purpose, and waits for that of the model.
     second = asyncio.create_task(titles.prompt("of another chat"))
@@ -229,4 +231,4 @@ async def test_callbacks_of_a_complete_response_run_after_its_turn(site):
         assert await (await first).text() == "ok"
         assert await (await second).text() == "ok"
     assert len(model.calls) == 3
-    assert state_of(llms.datasette).gates.busy() == {}
+    assert instance.of(llms.datasette, LimiterRegistry).busy() == {}

@@ -14,12 +14,12 @@ import sqlite_utils
 from llm.parts import StreamEvent
 
 from datasette_llm import LLM, ConversationBusyError, LLMError, ResponseCancelledError
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.calls import response as readers
 from datasette_llm.calls.response import PromptResponse
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel, registered
 
-from ..support.plugins import Recorder
+from ..support.plugins import Observer
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def model_of(make_datasette, register_models):
     ],
 )
 async def test_c1_arguments_are_checked_before_any_hook_runs(arguments, error, model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     scripted, model = await model_of(["a"], supports_schema=False, supports_tools=False)
     with pytest.raises(error):
         await model.prompt("x", **arguments)
@@ -74,7 +74,7 @@ async def test_c2_a_failure_before_the_first_event_raises_at_prompt(model_of):
 
 @pytest.mark.parametrize("how", ["model", "call"])
 async def test_c2_without_streaming_prompt_returns_at_the_end(how, model_of, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(["a", 0, "b"], can_stream=how != "model")
     response = await model.prompt("x", stream=how != "call")
     assert recorder.events == ["hook opens", "hook succeeds"]
@@ -406,7 +406,7 @@ async def test_a_finished_response_keeps_no_task_alive(model_of):
     response = await model.prompt("x")
     await response.text()
     assert response._flight is None
-    await state_of(model._datasette).recorder(model._datasette).writer.flush()
+    await Recorder.of(model._datasette).writer.flush()
     assert len(asyncio.all_tasks()) == 1
 
 

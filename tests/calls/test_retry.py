@@ -14,9 +14,10 @@ from datasette import hookimpl
 
 from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
 from datasette_llm.calls import retry as answering
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Accountant, Recorder, raises
+from ..support.plugins import Accountant, Observer, raises
 
 
 class StatusError(Exception):
@@ -60,9 +61,8 @@ def site(make_datasette, register_models):
 async def rows_of(site):
     datasette = site.datasette
     await datasette.invoke_startup()
-    from datasette_llm.access.snapshot import state_of
 
-    await state_of(datasette).recorder(datasette).writer.flush()
+    await Recorder.of(datasette).writer.flush()
     internal = datasette.get_internal_database()
     return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
 
@@ -270,7 +270,7 @@ class Leaving(ScriptedModel):
 
 
 async def test_nothing_of_a_failed_attempt_is_in_the_answer(site, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     model = Leaving("m", [down()], ["Hello"])
     wrapped = await site(model, log={"content": True}).model("m")
     response = await wrapped.prompt("Hi")
@@ -318,7 +318,7 @@ async def test_the_log_has_a_row_for_every_attempt(site):
 
 
 async def test_one_context_of_the_hooks_spans_all_attempts(site, plugin):
-    accountant, recorder = plugin(Accountant()), plugin(Recorder())
+    accountant, recorder = plugin(Accountant()), plugin(Observer())
     model = ScriptedModel("m", [down()], [down()], ["Hello"])
     response = await (await site(model).model("m")).prompt("Hi")
     await response.text()
@@ -328,7 +328,7 @@ async def test_one_context_of_the_hooks_spans_all_attempts(site, plugin):
 
 
 async def test_h4_the_last_failure_is_raised_at_the_yield_once(site, plugin):
-    accountant, recorder = plugin(Accountant()), plugin(Recorder())
+    accountant, recorder = plugin(Accountant()), plugin(Observer())
     last = ConnectionError("the last one")
     model = ScriptedModel("m", [down()], [down()], [last])
     with pytest.raises(ConnectionError, match="the last one"):
@@ -355,7 +355,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_makes_no_other_attempt(site, 
 
 
 async def test_what_a_hook_raises_is_not_tried_again(site, plugin):
-    plugin(Recorder(before=raises(ConnectionError("the hook's own"))))
+    plugin(Observer(before=raises(ConnectionError("the hook's own"))))
     model = ScriptedModel("m")
     with pytest.raises(ConnectionError, match="own"):
         await (await site(model, fallbacks=["other"]).model("m")).prompt("Hi")
@@ -366,7 +366,7 @@ async def test_what_a_hook_raises_is_not_tried_again(site, plugin):
 
 
 async def test_a_fallback_answers_when_the_model_has_failed_for_good(site, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
     llms = site(first, second, log=True, retries=1, fallbacks=["second"])
     response = await (await llms.model("first")).prompt("Hi")
@@ -410,7 +410,7 @@ async def test_fallbacks_are_tried_in_order_and_each_as_often_as_it_says(site):
 
 
 async def test_when_all_have_failed_the_response_is_of_the_model_that_was_asked_for(site, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     first, second = ScriptedModel("first", [down()]), ScriptedModel("second", [StatusError(500)])
     llms = site(first, second, retries=0, fallbacks=["second"])
     with pytest.raises(ConnectionError, match="refused"):

@@ -7,14 +7,15 @@ import sqlite3
 import llm
 import pytest
 
-from datasette_llm import LLM, LLMError, ResponseTimeoutError
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, LLMError, ResponseTimeoutError, instance
 from datasette_llm.calls import retry as answering
 from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.timeout import Deadline
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Accountant, Recorder
+from ..support.plugins import Accountant, Observer
 
 SHORT_S = 0.05
 RECORDED_S = 0.3  # enough for the row to be written first, on a busy machine too
@@ -51,7 +52,7 @@ async def failure_of(awaitable):
 async def test_a_timeout_is_an_error_of_its_own_kind_at_the_yield_and_at_the_caller(
     site, plugin, setting
 ):
-    accountant, recorder = plugin(Accountant()), plugin(Recorder())
+    accountant, recorder = plugin(Accountant()), plugin(Observer())
     model = ScriptedModel("m", [forever()])
     llms = site(model, retries=0, log=True, **{setting: RECORDED_S})
     await llms.datasette.invoke_startup()
@@ -66,8 +67,7 @@ async def test_a_timeout_is_an_error_of_its_own_kind_at_the_yield_and_at_the_cal
     # None was made where the record alone took that long.
     assert {call.outcome for call in model.calls} <= {"cancelled"}
     assert asyncio.current_task().cancelling() == 0
-    state = state_of(llms.datasette)
-    await state.recorder(llms.datasette).writer.flush()
+    await Recorder.of(llms.datasette).writer.flush()
     internal = llms.datasette.get_internal_database()
     [row] = (await internal.execute("select * from llm_calls")).rows
     assert (row["outcome"], row["error_type"]) == ("error", "ResponseTimeoutError")
@@ -120,7 +120,7 @@ async def test_the_time_in_total_ends_a_wait_for_the_record(site, monkeypatch):
     model = ScriptedModel("m", ["Hello"])
     llms = site(model, timeout=SHORT_S, log=True)
     wrapped = await llms.model("m")
-    writer = state_of(llms.datasette).recorder(llms.datasette).writer
+    writer = Recorder.of(llms.datasette).writer
     going_on, execute = asyncio.Event(), writer._execute
 
     async def slow(work):
@@ -157,7 +157,7 @@ async def test_callbacks_of_a_complete_response_may_take_their_time(site, plugin
         await asyncio.sleep(SHORT_S * 3)
         seen.append(response)
 
-    plugin(Recorder(before=lambda result: result.on_response_done(slow)))
+    plugin(Observer(before=lambda result: result.on_response_done(slow)))
     model = ScriptedModel("m", ["Hello"])
     llms = site(model, timeout=SHORT_S, idle_timeout=SHORT_S)
     response = await (await llms.model("m")).prompt("Hi")
@@ -189,7 +189,7 @@ async def test_a_provider_that_swallows_its_cancellation_is_ended(site, monkeypa
         return await (await (await llms.model("m")).prompt("Hi")).text()
 
     await failure_of(read())
-    assert not state_of(llms.datasette).calls
+    assert not instance.of(llms.datasette, RunningCalls)
 
 
 class Renaming(ScriptedModel):
@@ -210,7 +210,7 @@ async def test_what_a_provider_makes_of_the_cancellation_is_the_cause(site):
 
 
 async def test_the_caller_who_cancels_first_gets_a_cancellation(site, plugin):
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     model = ScriptedModel("m", [forever()])
     llms = site(model, timeout=60, idle_timeout=60)
     prompt = asyncio.create_task((await llms.model("m")).prompt("Hi"))
@@ -222,7 +222,7 @@ async def test_the_caller_who_cancels_first_gets_a_cancellation(site, plugin):
 
 
 async def test_a_hooks_own_timeout_stays_the_hooks(site, plugin):
-    class Impatient(Recorder):
+    class Impatient(Observer):
         pass
 
     from contextlib import asynccontextmanager
@@ -276,7 +276,7 @@ async def test_each_event_begins_the_idle_time_anew_and_the_total_goes_on() -> N
 async def test_the_wait_for_the_record_is_part_of_the_timeout(
     make_datasette, register_models, plugin, tmp_path
 ):
-    recorder, path = plugin(Recorder()), tmp_path / "internal.db"
+    recorder, path = plugin(Observer()), tmp_path / "internal.db"
     model = ScriptedModel("m", ["Hello"])
     register_models(model)
     datasette = make_datasette({"timeout": SHORT_S, "fallbacks": ["m"]}, internal=str(path))
@@ -287,6 +287,6 @@ async def test_the_wait_for_the_record_is_part_of_the_timeout(
         error = await failure_of(wrapped.prompt("Hi"))
     assert model.calls == []
     assert recorder.errors == [error]
-    await state_of(datasette).recorder(datasette).writer.flush()
+    await Recorder.of(datasette).writer.flush()
     [row] = (await datasette.get_internal_database().execute("select * from llm_calls")).rows
     assert (row["outcome"], row["error_type"]) == ("error", "ResponseTimeoutError")

@@ -16,8 +16,9 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, instance
+from datasette_llm.access.assignments import Assignments
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 from ..support.console import (
@@ -161,7 +162,7 @@ async def test_the_actor_is_used_for_nothing_but_the_decision(start: Start, bird
 
     assert asked.actors == [ACTOR]
     assert KEY not in response.text
-    await state_of(datasette).recorder(datasette).writer.flush()
+    await Recorder.of(datasette).writer.flush()
     database = datasette.get_internal_database()
     assert (await database.execute("select count(*) from llm_calls")).single_value() == 0
     sql = "select count(*) from datasette_secrets where last_used_at is not null"
@@ -231,7 +232,7 @@ async def test_a_default_by_assignment_and_one_by_a_plugin_are_told(
     start: Start, birds, plugin
 ) -> None:
     datasette = await start(CHAT)
-    await state_of(datasette).assignments.assign(datasette, "chat", "heron", "ana")
+    await instance.of(datasette, Assignments).assign(datasette, "chat", "heron", "ana")
     by_hand = (await get_json(datasette, "explain", purpose="chat"))["default"]
     chooser = plugin(Default("chooser", "gpt-4o"))
     by_plugin = (await get_json(datasette, "explain", purpose="chat", actor='{"id":1}'))["default"]

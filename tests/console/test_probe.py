@@ -17,18 +17,18 @@ from datasette.app import Datasette
 from datasette.cli import cli
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.calls import task as lifetimes
 from datasette_llm.console import probe as trial
 from datasette_llm.console import probe as trials
 from datasette_llm.console import probe_page as trial_page
 from datasette_llm.console.log import payloads
 from datasette_llm.console.probe import PROMPT, candidates, probe_model, probe_purpose
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
 from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
-from ..support.plugins import Recorder, raises
+from ..support.plugins import Observer, raises
 from .log.test_pages import HOSTILE, Page
 
 ANA = {"id": "ana"}
@@ -58,7 +58,7 @@ async def soon(awaitable: Any) -> Any:
 
 async def rows(datasette: Datasette) -> dict[str, dict[str, Any]]:
     """The record, by id."""
-    await payloads.flushed(state_of(datasette).recorder(datasette).writer)
+    await payloads.flushed(Recorder.of(datasette).writer)
     found = await datasette.get_internal_database().execute("select * from llm_calls")
     return {row["id"]: dict(row) for row in found}
 
@@ -83,7 +83,7 @@ async def test_a_trial_takes_part_in_options_key_hooks_and_record(
 ):
     model = ScriptedModel("scripted", PONG, needs_key="scripted")
     register_models(model)
-    hook = plugin(Recorder())
+    hook = plugin(Observer())
     monkeypatch.setenv("DATASETTE_SECRETS_CHAT_KEY", "sk-of-the-purpose")
     reference = {"model": "scripted", "key": "CHAT_KEY", "options": {"max_tokens": 7}}
     datasette = await start({"purposes": {"chat": {"model": reference}}})
@@ -189,7 +189,7 @@ async def test_h2_a_hook_that_refuses_is_told_by_its_name_and_by_its_row(
     refusal = type("HTTPError", (Exception,), {"status_code": 401})("Invalid API key for billing")
     model = ScriptedModel("scripted", PONG)
     register_models(model)
-    plugin(Recorder("budget", before=raises(refusal)))
+    plugin(Observer("budget", before=raises(refusal)))
     datasette = await start()
 
     result = await probe_model(datasette, "scripted", None, ANA)
@@ -203,7 +203,7 @@ async def test_h2_a_hook_that_refuses_is_told_by_its_name_and_by_its_row(
 
 async def test_a_hook_that_fails_after_the_answer_blocked_it(start, register_models, plugin):
     register_models(ScriptedModel("scripted", PONG))
-    plugin(Recorder(after=raises(ConnectionError("The moderation service is down"))))
+    plugin(Observer(after=raises(ConnectionError("The moderation service is down"))))
 
     result = await probe_model(await start(), "scripted")
 
@@ -238,7 +238,7 @@ async def test_without_a_record_there_is_no_id_of_a_call(start, register_models,
     datasette = await start({"log": False})
 
     assert (await probe_model(datasette, "scripted")).call_id is None
-    plugin(Recorder(before=raises(PermissionError("No"))))
+    plugin(Observer(before=raises(PermissionError("No"))))
     assert (await probe_model(datasette, "scripted")).call_id is None
 
 
@@ -275,7 +275,7 @@ async def test_a_hook_that_does_not_let_the_prompt_go_is_named(
     start, register_models, plugin, short_limit
 ):
     register_models(ScriptedModel("scripted", PONG))
-    plugin(Recorder("queue", before=lambda result: asyncio.Event().wait()))
+    plugin(Observer("queue", before=lambda result: asyncio.Event().wait()))
     datasette = await start()
 
     result = await soon(probe_model(datasette, "scripted"))
@@ -305,7 +305,7 @@ async def test_a_hook_that_hangs_after_the_answer_is_a_timeout_too(
     start, register_models, plugin, short_limit
 ):
     register_models(ScriptedModel("scripted", PONG))
-    plugin(Recorder(after=lambda result: asyncio.Event().wait()))
+    plugin(Observer(after=lambda result: asyncio.Event().wait()))
 
     result = await soon(probe_model(await start(), "scripted"))
 
@@ -321,7 +321,7 @@ async def test_h8_nobody_waits_longer_than_a_bound_for_a_cleanup_that_hangs(
     release = asyncio.Event()
     model = ScriptedModel("scripted", [asyncio.Event()])
     register_models(model)
-    hook = plugin(Recorder(cleanup=lambda result: release.wait()))
+    hook = plugin(Observer(cleanup=lambda result: release.wait()))
 
     result = await soon(probe_model(await start(), "scripted"))
 

@@ -19,9 +19,9 @@ from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.cli import cli
 
-from datasette_llm import LLM, Purpose
+from datasette_llm import LLM, Purpose, instance
 from datasette_llm.access import assignments
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.access.assignments import Assignments
 from datasette_llm.testing import ScriptedModel
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
@@ -140,7 +140,7 @@ async def test_nobody_and_the_wrong_actor_change_nothing_and_learn_nothing(
 
     assert response.status_code == 403
     assert purpose not in response.text
-    assert state_of(datasette).assignments.current == {}
+    assert instance.of(datasette, Assignments).current == {}
 
 
 async def test_the_right_actor_sees_page_json_and_the_way_to_it(start: Start) -> None:
@@ -164,7 +164,7 @@ async def test_a_post_from_another_site_is_refused(start: Start, site: str) -> N
     )
 
     assert response.status_code == 403
-    assert state_of(datasette).assignments.current == {}
+    assert instance.of(datasette, Assignments).current == {}
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
@@ -176,7 +176,7 @@ async def test_only_post_assigns(start: Start, method: str) -> None:
     )
 
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert state_of(datasette).assignments.current == {}
+    assert instance.of(datasette, Assignments).current == {}
 
 
 # What it shows
@@ -188,7 +188,7 @@ async def test_registered_configured_and_merely_assigned_purposes_are_shown(
     plugin(Registers(Purpose("sql", "Writes queries"), Purpose("pets")))
     config = {"default_model": "pelican", "purposes": {"pets": {}, "chat": {"model": "heron"}}}
     datasette = await start(config)
-    chosen = state_of(datasette).assignments
+    chosen = instance.of(datasette, Assignments)
     await chosen.assign(datasette, "old", "heron", "ana")
 
     rows = (await shown(datasette))["purposes"]
@@ -513,14 +513,14 @@ async def test_a_choice_that_the_configuration_no_longer_allows_is_shown_as_igno
 
 async def test_a_choice_whose_model_is_gone_is_shown_as_ignored(start: Start) -> None:
     datasette = await start()
-    await state_of(datasette).assignments.assign(datasette, "chat", "gone", "ana")
+    await instance.of(datasette, Assignments).assign(datasette, "chat", "gone", "ana")
 
     assert "Unknown model: 'gone'" in (await row(datasette))["assignment"]["ignored_because"]
 
 
 async def test_a_purpose_that_is_gone_can_only_go_back(start: Start) -> None:
     datasette = await start()
-    await state_of(datasette).assignments.assign(datasette, "gone", "heron", "ana")
+    await instance.of(datasette, Assignments).assign(datasette, "gone", "heron", "ana")
 
     await post(datasette, 400, purpose="gone", model_id="pelican")
     assert (await post(datasette, purpose="gone", reset=True))["resolves_to"] == "pelican"

@@ -51,7 +51,7 @@ from datasette_llm import (
 )
 from datasette_llm.access.config_warnings import warnings
 from datasette_llm.access.keys import provider_secret
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.cli import log as log_cli
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.references import CallSettings
@@ -343,7 +343,7 @@ async def test_the_configuration_does_what_its_comments_say(
     await (await models.model(purpose="sql")).prompt("x")
     assert sonnet.calls[0].key == "sk-of-the-sql-team"
     assert sonnet.calls[0].request.options.temperature == 0
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     assert warnings(view.settings, view.catalog) == []
 
 
@@ -367,7 +367,7 @@ async def test_the_endpoints_are_asked_as_the_page_says(
     assert asked[1:] == [("Qwen/Qwen3-8B", "sk-vllm"), ("team", "sk-litellm")]
     assert asked[0][0] == "llama3.2"
     assert not asked[0][1].startswith("sk-")
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     assert warnings(view.settings, view.catalog) == []
     assert {each["model_name"] for each in yaml.safe_load(litellm)["model_list"]} == {"team"}
     addresses = [each["api_base"] for each in ours(config)["endpoints"]]

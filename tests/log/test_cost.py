@@ -13,9 +13,9 @@ import llm
 import pytest
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.config.settings import PriceSettings
 from datasette_llm.log.cost import UNKNOWN, cost_columns
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 
@@ -215,7 +215,7 @@ def costs_of(make_datasette, register_models, tmp_path):
         datasette = make_datasette({"log": {"prices": prices or {}}}, internal=str(internal))
         await datasette.invoke_startup()
         await (await (await LLM(datasette).model(model_id)).prompt("x")).text()
-        await state_of(datasette).recorder(datasette).writer.flush()
+        await Recorder.of(datasette).writer.flush()
         (found,) = await datasette.get_internal_database().execute(
             "select cost_nanodollars, price_source from llm_calls"
         )

@@ -30,17 +30,19 @@ from datasette_llm import (
     ModelNotAllowedError,
     ModelNotFoundError,
     ResponseCancelledError,
+    instance,
 )
 from datasette_llm import sanitize as values
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.calls import response as readers
 from datasette_llm.calls import response as responses
+from datasette_llm.calls.call import RunningCalls
 from datasette_llm.log import recorder as record
 from datasette_llm.log import rows, writer
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Recorder, raises
+from ..support.plugins import Observer, raises
 
 BOUND_S = 20.0
 KEY = "sk-log-0123456789abcdef"
@@ -113,7 +115,7 @@ def recorded(path):
     """A function that waits for all that is being written, and gives the rows."""
 
     async def recorded(datasette, table="llm_calls"):
-        await soon(state_of(datasette).recorder(datasette).writer.flush())
+        await soon(Recorder.of(datasette).writer.flush())
         return rows_of(path, table)
 
     return recorded
@@ -239,7 +241,7 @@ async def test_l1_a_call_whose_caller_goes_away_before_the_commit_never_reaches_
     logged, recorded
 ):
     datasette, scripted, model = await logged(["a"])
-    log = state_of(datasette).recorder(datasette).writer
+    log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
         caller = asyncio.create_task(model.prompt("x"))
         await until(lambda: log._task is not None and not log._task.done())
@@ -355,7 +357,7 @@ async def is_under_way_when_datasette_stops(world):
 
 
 async def is_failed_by_a_hook_after_the_yield(world):
-    world.plugin(Recorder(after=raises(RuntimeError("no settling"))))
+    world.plugin(Observer(after=raises(RuntimeError("no settling"))))
     with pytest.raises(RuntimeError, match="no settling"):
         await prompted(world.model)
 
@@ -393,7 +395,7 @@ async def is_timed_out_by_a_hook(world):
 
 
 async def is_stopped_and_its_hook_fails_in_cleanup(world):
-    world.plugin(Recorder(cleanup=raises(RuntimeError("no cleanup"))))
+    world.plugin(Observer(cleanup=raises(RuntimeError("no cleanup"))))
     await loses_its_caller(world)
 
 
@@ -499,7 +501,7 @@ async def test_l2_a_call_gets_its_second_part_once_however_it_ends(
     scripts = [[i() if i is asyncio.Event else i for i in script] for script in scripts]
     datasette, scripted, model = await logged(*scripts)
     audit(path)
-    calls = state_of(datasette).calls
+    calls = instance.of(datasette, RunningCalls)
     world = SimpleNamespace(
         datasette=datasette,
         scripted=scripted,
@@ -657,7 +659,7 @@ async def test_l2_a_provider_that_swallows_its_cancellation_ends_as_cancelled(lo
 
     datasette, _, model = await logged(scripted=Stubborn("scripted", ["a"]))
     response = await model.prompt("x")
-    (call,) = state_of(datasette).calls
+    (call,) = instance.of(datasette, RunningCalls)
     call.cancel("enough")
     with pytest.raises(ResponseCancelledError):
         await soon(response.text())
@@ -756,9 +758,9 @@ async def test_l2_a_pair_that_came_in_two_chunks_leaves_row_and_content(logged, 
 
 
 async def test_l2_a_call_that_a_hook_blocks_names_its_plugin(logged, recorded, plugin):
-    plugin(Recorder("inner"))
-    plugin(Recorder("budget", before=raises(PermissionError("over budget"))))
-    plugin(Recorder("outer"))
+    plugin(Observer("inner"))
+    plugin(Observer("budget", before=raises(PermissionError("over budget"))))
+    plugin(Observer("outer"))
     datasette, scripted, model = await logged(["a"], purpose="chat", actor={"id": "ana"})
     with pytest.raises(PermissionError):
         await model.prompt("x")
@@ -820,7 +822,7 @@ class TimesOutBeforeTheYield:
 async def test_l2_whatever_way_a_hook_refuses_the_call_is_blocked_by_it(
     logged, recorded, plugin, hook, error, asked
 ):
-    plugin(Recorder("bystander"))
+    plugin(Observer("bystander"))
     plugin(hook(), name="refuser")
     datasette, scripted, model = await logged(["a"])
     with pytest.raises(error):
@@ -832,7 +834,7 @@ async def test_l2_whatever_way_a_hook_refuses_the_call_is_blocked_by_it(
 
 
 async def test_l2_the_row_of_a_blocked_call_says_what_was_asked(logged, recorded, plugin):
-    seen = plugin(Recorder("budget", before=raises(PermissionError(f"no money for {KEY}"))))
+    seen = plugin(Observer("budget", before=raises(PermissionError(f"no money for {KEY}"))))
     datasette, _, model = await logged(["a"])
     conversation = model.conversation()
     with pytest.raises(PermissionError):
@@ -857,7 +859,7 @@ async def test_l2_a_timeout_that_blocks_while_another_plugin_opens_is_blamed_on_
 
             return context
 
-    plugin(Recorder("slow", before=lambda result: asyncio.Event().wait()))
+    plugin(Observer("slow", before=lambda result: asyncio.Event().wait()))
     plugin(Timer(), name="impatient")
     datasette, scripted, model = await logged(["a"])
     with pytest.raises(TimeoutError):
@@ -877,11 +879,11 @@ async def test_l2_a_plugin_does_not_block_a_call_that_is_cancelled_while_it_open
         opening.set()
         await asyncio.Event().wait()
 
-    plugin(Recorder("slow", before=slowly))
+    plugin(Observer("slow", before=slowly))
     datasette, scripted, model = await logged(["a"])
     caller = asyncio.create_task(model.prompt("x"))
     await soon(opening.wait())
-    (call,) = state_of(datasette).calls
+    (call,) = instance.of(datasette, RunningCalls)
     (call._task if stop == "the loop" else caller).cancel()
     await asyncio.wait([caller])
     assert scripted.calls == []
@@ -909,7 +911,7 @@ async def test_l2_a_default_that_is_blocked_is_recorded_by_its_id(
 
 
 async def test_l2_a_call_that_a_hook_blocks_in_a_group_has_the_groups_id(logged, recorded, plugin):
-    plugin(Recorder("budget", before=raises(PermissionError("over budget"))))
+    plugin(Observer("budget", before=raises(PermissionError("over budget"))))
     datasette, _, _ = await logged(["a"])
     group = LLM(datasette).group("scripted")
     async with group as model:
@@ -980,7 +982,7 @@ async def test_l6_without_a_log_there_is_no_table_no_row_and_no_recorder(logged,
     before = path.read_bytes()
     await prompted(model)
     assert model._log is None
-    assert state_of(datasette)._recorder is None
+    assert not Recorder.of(datasette).writer.used
     await datasette.invoke_shutdown()
     assert {name for name in tables_of(path) if name.startswith("llm_")} == {"llm_assignments"}
     assert path.read_bytes() == before
@@ -990,7 +992,7 @@ async def test_l6_without_a_log_what_is_blocked_leaves_no_table_either(
     start, register_models, plugin, path
 ):
     register_models(ScriptedModel("scripted"))
-    plugin(Recorder(before=raises(PermissionError("over budget"))))
+    plugin(Observer(before=raises(PermissionError("over budget"))))
     datasette = await start(False, purposes={"chat": {"blocked_models": ["scripted"]}})
     with pytest.raises(ModelNotAllowedError):
         await LLM(datasette).model("scripted", purpose="chat")
@@ -1080,7 +1082,7 @@ async def test_l6_content_that_cannot_be_told_costs_neither_the_row_nor_the_rest
     mixed = [StreamEvent("text", "a", part_index=0), StreamEvent("reasoning", "b", part_index=0)]
     datasette, _, model = await logged(mixed, log={"content": True})
     await model.prompt("the question")
-    await until(lambda: not state_of(datasette).calls)
+    await until(lambda: not instance.of(datasette, RunningCalls))
     (row,) = await recorded(datasette)
     request, answer = await recorded(datasette, "llm_call_content")
     assert row["outcome"] == "ok"
@@ -1091,7 +1093,7 @@ async def test_l6_content_that_cannot_be_told_costs_neither_the_row_nor_the_rest
 
 async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(logged, recorded):
     datasette, _, model = await logged(["a"])
-    log = state_of(datasette).recorder(datasette).writer
+    log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
         log.failure = "as if the disk were full"  # so that nobody waits for the first part
         await prompted(model)  # the task that writes, which this starts, has its context
@@ -1099,7 +1101,7 @@ async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(lo
         await response.text()
         gone = weakref.ref(response)
         del response
-        await until(lambda: not state_of(datasette).calls)
+        await until(lambda: not instance.of(datasette, RunningCalls))
         await until(lambda: gc.collect() >= 0 and gone() is None)
     log.failure = None
     assert [row["outcome"] for row in await recorded(datasette)] == ["ok", "ok"]
@@ -1121,7 +1123,7 @@ async def test_l5_a_call_whose_first_part_was_given_up_leaves_no_content_of_nobo
 ):
     gate = asyncio.Event()
     datasette, _, model = await logged(["a", gate], log={"content": True})
-    log = state_of(datasette).recorder(datasette).writer
+    log = Recorder.of(datasette).writer
     log.failure = "as if the disk were full"
     with monkeypatch.context() as patch:
         patch.setattr(writer, "MAX_WAITING", 0)
@@ -1129,7 +1131,7 @@ async def test_l5_a_call_whose_first_part_was_given_up_leaves_no_content_of_nobo
     log.failure = None
     gate.set()
     await response.text()
-    await until(lambda: not state_of(datasette).calls)
+    await until(lambda: not instance.of(datasette, RunningCalls))
     assert await recorded(datasette) == []
     assert await recorded(datasette, "llm_call_content") == []
     assert log.dropped == 1
@@ -1271,7 +1273,7 @@ async def test_l6_no_key_that_a_caller_gives_for_a_purpose_or_an_actor_is_on_rec
 
 async def test_l6_no_key_of_a_call_that_never_left_is_on_record(logged, recorded, path):
     datasette, scripted, model = await logged(["a"], log={"content": True})
-    log = state_of(datasette).recorder(datasette).writer
+    log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
         caller = asyncio.create_task(model.prompt(f"my key is {KEY}", key=KEY))
         await until(lambda: log._task is not None and not log._task.done())
@@ -1406,7 +1408,7 @@ def test_a_loop_that_ends_while_the_second_part_is_being_written_leaves_one_seco
         await soon(asyncio.to_thread(held.wait, BOUND_S))
         end.set()
         await response.text()
-        await until(lambda: not state_of(datasette).recorder(datasette).writer._others)
+        await until(lambda: not Recorder.of(datasette).writer._others)
 
     async def goes_on():
         await prompted(await LLM(datasette).model("scripted"))

@@ -15,8 +15,8 @@ import pytest
 from ulid import ULID
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.log import retention
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import migrate
 from datasette_llm.testing import ScriptedModel
 
@@ -371,7 +371,7 @@ async def test_a_database_that_could_not_be_opened_at_the_start_is_tried_again(
         await datasette.get_internal_database().execute_write_fn(
             lambda connection: connection.execute("pragma busy_timeout = 0"), transaction=False
         )
-        writer = state_of(datasette).recorder(datasette).writer
+        writer = Recorder.of(datasette).writer
         other.execute("begin immediate")
         keeping = asyncio.create_task(retention.keep(datasette, writer=writer, keep_days=7))
         assert await naps.next() == 60

@@ -17,8 +17,8 @@ from datasette.cli import cli
 from sqlite_utils import Database, Migrations
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.log import retention, schema
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import migrate
 from datasette_llm.testing import ScriptedModel
 
@@ -183,7 +183,7 @@ async def test_what_is_new_stands_beside_what_is_old(start: Any, released: Path)
     datasette = await start()
     response = await (await LLM(datasette).model("m")).prompt("Hi")
     await response.text()
-    await state_of(datasette).close_record()
+    await Recorder.of(datasette).close()
     arguments = ["llm", "log", "--internal", str(released), "--json"]
     output = await asyncio.to_thread(click.testing.CliRunner().invoke, cli, arguments)
     rows = json.loads(output.output)

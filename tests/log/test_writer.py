@@ -19,11 +19,12 @@ from datasette.database import DatasetteClosedError
 from datasette.utils import StartupError
 from sqlite_utils import Database, Migrations
 
-from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, instance
+from datasette_llm.calls.call import RunningCalls
 from datasette_llm.errors import NewerDatabaseError, NotRecordedError
 from datasette_llm.log import recorder as record
 from datasette_llm.log import schema, writer
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
 from datasette_llm.log.schema import STARTED_COLUMNS, migrate
 from datasette_llm.log.sessions import Session
@@ -548,7 +549,7 @@ def logged(make_datasette, register_models, path):
 
 
 def writer_of(datasette):
-    return state_of(datasette).recorder(datasette).writer
+    return Recorder.of(datasette).writer
 
 
 def told(caplog, level):
@@ -705,7 +706,7 @@ async def test_l5_a_row_that_waits_does_not_keep_a_response_that_is_not_recorded
     async with read_only(datasette, path):
         response = await model.prompt("x")
         assert await soon(response.text()) == "a"
-        await until(lambda: not state_of(datasette).calls)
+        await until(lambda: not instance.of(datasette, RunningCalls))
         kept = weakref.ref(response)
         del response
         scripted.calls.clear()
@@ -758,7 +759,7 @@ async def test_l5_a_database_that_breaks_at_the_last_moment_does_not_either(logg
     await soon(writer_of(datasette).flush())
     async with breaking(datasette, path):
         for _ in range(3):  # the last words of a session are not the first that fail here
-            recorder = state_of(datasette).recorder(datasette)
+            recorder = Recorder.of(datasette)
             row = recorder.started_row("scripted", LONG, None)
             recorder.refused(row, "nobody", ValueError("no"))
         await soon(datasette.invoke_shutdown())
@@ -1052,7 +1053,7 @@ def test_a_datasette_that_is_dropped_without_a_shutdown_goes_with_its_lock_and_d
         datasette = Datasette(internal=str(path))
         await prompted(await LLM(datasette).model("scripted"))
         if not stopped_while_writing:
-            await state_of(datasette).recorder(datasette).writer.flush()
+            await Recorder.of(datasette).writer.flush()
         datasette.close()
         return weakref.ref(datasette)
 

@@ -16,8 +16,8 @@ import llm.plugins
 import pytest
 import yaml
 
-from datasette_llm import LLM, ModelNotFoundError
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, ModelNotFoundError, instance
+from datasette_llm.access.snapshot import _Source, snapshot_of
 from datasette_llm.providers import catalog
 from datasette_llm.providers.catalog import CatalogSource
 from datasette_llm.testing import ScriptedModel
@@ -428,7 +428,7 @@ async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_ans
     assert "heron" not in {model.model_id for model in await models.models()}
 
     provider.may_answer.set()
-    await state_of(models.datasette)._source._refresh
+    await instance.of(models.datasette, _Source).catalogs._refresh
     assert "heron" in {model.model_id for model in await models.models()}
     assert len(provider.threads) == 2
 
@@ -486,7 +486,7 @@ async def test_what_llm_could_not_prompt_is_no_model(make_datasette, llm_plugin)
 
     llm_plugin(Odd(), "odd-plugin")
     llm_plugin(Provider("pelican"))
-    view = await state_of(datasette := make_datasette()).view(datasette)
+    view = await snapshot_of(make_datasette())
 
     assert "odd" not in view.catalog.entries
     assert "pelican" in view.catalog.entries

@@ -18,7 +18,7 @@ from cryptography.fernet import Fernet
 from datasette_llm import LLM, GroupError, ResponseCancelledError
 
 from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
-from ..support.plugins import Recorder
+from ..support.plugins import Observer
 
 KEY = "sk-wire-0123456789abcdef"
 OTHER_KEY = "sk-other-fedcba9876543210"
@@ -59,7 +59,7 @@ async def model(server, start):
 @pytest.fixture
 def hook(plugin):
     """A plugin that notes what its contexts see."""
-    return plugin(Recorder())
+    return plugin(Observer())
 
 
 async def soon(awaitable):

@@ -12,15 +12,16 @@ import openai
 import pytest
 from datasette.app import Datasette
 
-from datasette_llm import LLM, ConfigError, ModelNotAllowedError
-from datasette_llm.access.config_warnings import warnings
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, ConfigError, ModelNotAllowedError, instance
+from datasette_llm.access.config_warnings import StartupCheck, warnings
+from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.config.parse import parse_settings
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
 from ..support.openai_server import OpenAIServer, Refuse
-from ..support.plugins import Recorder
+from ..support.plugins import Observer
 from .test_openai_clients import everything_said
 
 KEY = "sk-gpu-0123456789abcdef"
@@ -203,12 +204,12 @@ async def test_an_endpoint_is_listed_when_it_needs_no_key_or_has_one(start, monk
 
 
 async def test_credentials_in_headers_are_in_no_repr_and_in_no_error(server, start, plugin):
-    hook = plugin(Recorder())
+    hook = plugin(Observer())
     datasette = await start(headers={"Authorization": f"Basic {CREDENTIAL}", "X-Team": "pelicans"})
     server.play([Refuse(401, f"Basic {CREDENTIAL} is wrong: {CREDENTIAL} of pelicans")])
     with pytest.raises(openai.AuthenticationError) as raised:
         await answer(datasette)
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     headers = raised.value.request.headers
     said = [everything_said(raised.value), *headers.values(), repr(view), repr(hook.events)]
     assert CREDENTIAL not in "".join(said)
@@ -248,7 +249,7 @@ async def test_only_the_very_name_of_a_public_model_has_its_price(key, server, s
     datasette = await start({"endpoints": each})
     for name in names:
         await (await (await LLM(datasette).model(name)).prompt("x")).text()
-    await state_of(datasette).recorder(datasette).writer.flush()
+    await Recorder.of(datasette).writer.flush()
     rows = await datasette.get_internal_database().execute(
         "select model_id, price_source from llm_calls order by id"
     )
@@ -260,7 +261,7 @@ async def test_only_the_very_name_of_a_public_model_has_its_price(key, server, s
 
 async def test_the_provider_is_the_host_whatever_the_secret_is_called(server, start):
     datasette = await start(key="anthropic")
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     assert provider_of(view.catalog.entries["local"].model) == server.url.split("/")[2]
 
 
@@ -278,7 +279,7 @@ async def test_an_endpoint_comes_after_llms_own_models_and_obeys_the_same_rules(
     assert decision.refusal.rule == "blocklist"
     with pytest.raises(ModelNotAllowedError):
         await models.model("fast", purpose="pets")
-    view = await state_of(datasette).view(datasette)
+    view = await snapshot_of(datasette)
     assert list(view.catalog.entries)[-1] == "local"
     assert warnings(view.settings, view.catalog) == []
 
@@ -293,7 +294,7 @@ async def test_an_endpoint_takes_the_place_of_an_installed_model_with_a_warning(
     assert await answer(datasette) == "Hello"
     assert installed.calls == []
     assert (await LLM(datasette).explain("gpt-4o")).model_id == "local"
-    told = [w for w in state_of(datasette).warnings if "also the name" in w]
+    told = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
     assert told == [
         f"plugins.datasette-llm.endpoints[0]: {name!r} is also the name of an installed model, "
         "and means this endpoint now"

@@ -17,9 +17,10 @@ import pytest
 from llm.parts import StreamEvent
 from pydantic import Field
 
-from datasette_llm import LLM, GroupError, ModelNotAllowedError, ResponseCancelledError
-from datasette_llm.access.snapshot import state_of
-from datasette_llm.calls.limiter import Gate
+from datasette_llm import LLM, GroupError, ModelNotAllowedError, ResponseCancelledError, instance
+from datasette_llm.access.snapshot import _Source
+from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 from datasette_llm.errors import ResponseTimeoutError
 from datasette_llm.providers.sync_adapter import ThreadedModel
 from datasette_llm.providers.threads import ThreadStream
@@ -28,7 +29,7 @@ from datasette_llm.testing import ScriptedModel
 from ..access.test_keys import SECRETS, store
 from ..log.test_recorder import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
-from ..support.plugins import Accountant, Recorder
+from ..support.plugins import Accountant, Observer
 
 BOUND_S = 10.0
 KEY = "sk-local-0123456789"
@@ -394,7 +395,7 @@ async def test_schema_attachments_options_and_system_reach_the_model(local) -> N
 async def test_c1_what_the_model_does_not_take_is_refused_before_any_hook_runs(
     local, plugin
 ) -> None:
-    seen = plugin(Recorder())
+    seen = plugin(Observer())
     plain, model = await local(["never"])
 
     with pytest.raises(ValueError, match="temperature"):
@@ -501,7 +502,7 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
     try:
         models = LLM(make_datasette())
         await (await (await models.model("lazy")).prompt("Hi")).text()
-        await state_of(models.datasette)._source._refreshed()
+        await instance.of(models.datasette, _Source).catalogs._refreshed()
         await (await (await models.model("lazy")).prompt("Hi")).text()
     finally:
         llm.plugins.pm.unregister(plugin)
@@ -536,8 +537,8 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
             elif how == "dropped":
                 async for _ in await model.prompt("Hi"):
                     break
-                while state_of(model._datasette).calls:
-                    await next(iter(state_of(model._datasette).calls)).closed.wait()
+                while instance.of(model._datasette, RunningCalls):
+                    await next(iter(instance.of(model._datasette, RunningCalls))).closed.wait()
                 go_on.set()
             else:
                 assert await (await model.prompt("Hi")).text() == "Hello"
@@ -554,7 +555,7 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
 async def test_h4_a_failure_is_raised_at_the_yield_and_at_the_caller(
     local, plugin, before, error
 ) -> None:
-    seen = plugin(Recorder())
+    seen = plugin(Observer())
     _, model = await local([*before, error])
 
     with pytest.raises(type(error)) as raised:
@@ -584,7 +585,7 @@ async def test_a_key_in_a_failure_is_taken_out(provide, make_datasette, monkeypa
 
 
 async def test_a_model_that_hangs_is_given_up_after_the_idle_timeout(local, plugin) -> None:
-    seen, go_on = plugin(Recorder()), threading.Event()
+    seen, go_on = plugin(Observer()), threading.Event()
     plain, model = await local([go_on, "late"], config={"idle_timeout": 0.05, "retries": 0})
 
     with pytest.raises(ResponseTimeoutError):
@@ -617,7 +618,7 @@ async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_as
 
     assert await response.text() == "ok"
     assert len(hung.requests) == 1
-    busy = state_of(datasette).gates.busy()
+    busy = instance.of(datasette, LimiterRegistry).busy()
     assert {name: gate.inside for name, gate in busy.items()} == {
         ("model", "hung"): 1,
         ("threads", ""): 1,
@@ -645,7 +646,7 @@ async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next
     local, plugin, way: str, monkeypatch
 ) -> None:
     monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
-    budget, seen, go_on = plugin(Accountant()), plugin(Recorder()), threading.Event()
+    budget, seen, go_on = plugin(Accountant()), plugin(Observer()), threading.Event()
     went_on: list[Any] = []
     plain, model = await local(["one", go_on, "two", went_on.append, "three"])
 
@@ -659,7 +660,7 @@ async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next
     go_on.set()
     await happens(plain.requests[0].ended)
     assert went_on == []
-    assert state_of(model._datasette).calls == set()
+    assert instance.of(model._datasette, RunningCalls) == set()
 
 
 async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
@@ -737,11 +738,11 @@ def test_the_event_loop_may_be_closed_while_the_model_computes(provide, make_dat
 @pytest.fixture
 def queued(monkeypatch) -> Callable[[int], Any]:
     """A function that waits until so many requests have come for a thread."""
-    came: list[Gate] = []
+    came: list[ConcurrencyLimiter] = []
     changed = asyncio.Event()
-    enter = Gate.enter
+    enter = ConcurrencyLimiter.enter
 
-    async def noted(gate: Gate, limit: int) -> None:
+    async def noted(gate: ConcurrencyLimiter, limit: int) -> None:
         came.append(gate)
         changed.set()
         await enter(gate, limit)
@@ -751,7 +752,7 @@ def queued(monkeypatch) -> Callable[[int], Any]:
             changed.clear()
             await changed.wait()
 
-    monkeypatch.setattr(Gate, "enter", noted)
+    monkeypatch.setattr(ConcurrencyLimiter, "enter", noted)
     return queued
 
 
@@ -791,7 +792,7 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
 ) -> None:
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"], ["next"], config={"threads": 1})
-    gate = state_of(model._datasette).gates.named(("threads", ""))
+    gate = instance.of(model._datasette, LimiterRegistry).named(("threads", ""))
 
     await cancelled_by_the_caller(model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
@@ -804,7 +805,7 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
 
 
 async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, queued) -> None:
-    go_on, seen = threading.Event(), plugin(Recorder())
+    go_on, seen = threading.Event(), plugin(Observer())
     plain, model = await local([go_on, "ok"], config={"threads": 1})
 
     first = asyncio.create_task(model.prompt("first"))
@@ -821,7 +822,7 @@ async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, q
     assert sorted(seen.events) == sorted(
         ["hook opens", "hook opens", "hook sees ResponseCancelledError", "hook succeeds"]
     )
-    assert state_of(model._datasette).gates.named("threads").idle
+    assert instance.of(model._datasette, LimiterRegistry).named("threads").idle
 
 
 async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
@@ -844,7 +845,7 @@ async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
     response = await (await models.model("one")).prompt("Hi")
 
     assert await response.text() == "one says two says three"
-    assert state_of(models.datasette).gates.named("threads").idle
+    assert instance.of(models.datasette, LimiterRegistry).named("threads").idle
 
 
 async def test_a_tool_may_prompt_a_model_that_runs_in_a_thread(provide, make_datasette) -> None:

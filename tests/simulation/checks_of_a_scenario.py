@@ -206,8 +206,8 @@ def check_nothing_left(scene: Scene, stage: Stage) -> Problems:
     tasks = [task.get_name() for task in asyncio.all_tasks(stage.loop)]
     if tasks:
         yield f"tasks: {tasks}"
-    if stage.state.calls:
-        yield f"{len(stage.state.calls)} calls"
+    if stage.calls:
+        yield f"{len(stage.calls)} calls"
     if stage.loop.timers():
         yield f"timers: {stage.loop.timers()}"
     if scene.gates.waiting:

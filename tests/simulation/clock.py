@@ -63,22 +63,22 @@ class StoryLoop(asyncio.SelectorEventLoop):
 
 
 @dataclass(eq=False)
-class Gate:
+class ConcurrencyLimiter:
     """A place in somebody's script where they wait until the story lets them go on."""
 
     name: str
     opened: asyncio.Future[None]
 
 
-class Gates:
+class LimiterRegistry:
     """The gates at which somebody waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._gates: list[Gate] = []
+        self._gates: list[ConcurrencyLimiter] = []
 
     async def wait(self, name: str) -> None:
-        gate = Gate(name, self._loop.create_future())
+        gate = ConcurrencyLimiter(name, self._loop.create_future())
         self._gates.append(gate)
         try:
             await gate.opened
@@ -86,14 +86,14 @@ class Gates:
             self._gates.remove(gate)
 
     @property
-    def waiting(self) -> list[Gate]:
+    def waiting(self) -> list[ConcurrencyLimiter]:
         return [gate for gate in self._gates if not gate.opened.done()]
 
 
 class Cast:
     """What a director may do with those who take part, apart from gates and time."""
 
-    gates: Gates
+    gates: LimiterRegistry
     jumped_s = 0.0  # how long time has moved while somebody had something to do
 
     def cancellable(self) -> list[tuple[str, Callable[[], None]]]:
@@ -186,7 +186,7 @@ class Director:
             left = [task.get_name() for task in asyncio.all_tasks(self._loop)]
             self._stop(f"these never end: {sorted(left)}" if left else None)
 
-    def _open(self, gate: Gate) -> None:
+    def _open(self, gate: ConcurrencyLimiter) -> None:
         self._say(f"opens {gate.name}")
         gate.opened.set_result(None)
 

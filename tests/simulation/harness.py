@@ -9,8 +9,11 @@ from typing import Any, get_args, get_type_hints
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_llm import LLM, lifecycle
-from datasette_llm.access.snapshot import PLUGIN, state_of
+from datasette_llm import LLM, instance, lifecycle
+from datasette_llm.access.snapshot import PLUGIN, _Source
+from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.limiter import LimiterRegistry
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import registered
 
 from .clock import BEGINNING_S, Director, StoryLoop, clear, direct
@@ -22,7 +25,7 @@ from .scenarios import Spare, Story
 from .trace import Scene
 
 
-class _Calls(set[Any]):
+class _Calls(RunningCalls):
     """The calls under way, which tells the scene of each that begins."""
 
     def __init__(self, stage: Stage) -> None:
@@ -50,13 +53,13 @@ class Stage:
         self.loop.run_until_complete(self._prepare())
 
     async def _prepare(self) -> None:
+        self.calls = instance.of(self.datasette, RunningCalls, lambda: _Calls(self))
         await self.datasette.invoke_startup()
-        self.state = state_of(self.datasette)
-        self.state.calls = _Calls(self)
         await LLM(self.datasette).model("player")
         # It is never too old: looking again takes a thread and a clock.
-        self.state._source._taken_at = self.state._source._checked_at = math.inf
-        self.writer = self.state.recorder(self.datasette).writer
+        catalogs = instance.of(self.datasette, _Source).catalogs
+        catalogs._taken_at = catalogs._checked_at = math.inf
+        self.writer = Recorder.of(self.datasette).writer
         self._execute, self._note_failure = self.writer._execute, self.writer._note_failure
         self.path = self.datasette.get_internal_database().path
         # What is committed, as another process sees it; it need not outlive the machine.
@@ -72,7 +75,7 @@ class Stage:
         scene = self.scene = Scene(story, self.loop, self.reading)
         for player in self.players:
             player.scene = scene
-        scene.running = self.state.calls
+        scene.running = self.calls
         scene.shutdown = self._shut_down
         self.writer._execute = self._committing(scene)
         self.writer._note_failure = self._failing(scene)
@@ -83,7 +86,7 @@ class Stage:
             pm.register(plugin, name=plugin.__name__)
         try:
             director = Director(self.loop, scene, story.choices, story.cancels)
-            with watched(scene, self.state.gates):
+            with watched(scene, instance.of(self.datasette, LimiterRegistry)):
                 llms = LLM(self.datasette)
                 model = self.loop.run_until_complete(llms.model("player", purpose=PURPOSE))
                 self._begin(scene, model)

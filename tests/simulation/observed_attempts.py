@@ -11,7 +11,7 @@ from unittest import mock
 from datasette_llm import LLM
 from datasette_llm.calls import call as calls
 from datasette_llm.calls import retry as answering
-from datasette_llm.calls.limiter import Gate, Gates
+from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 from datasette_llm.calls.timeout import Deadline
 
 from .facts import Answer, Wait, acting, in_question
@@ -52,9 +52,9 @@ def _without_nothing(settings: Any) -> Any:
 
 
 @contextlib.contextmanager
-def watched(scene: Scene, gates: Gates) -> Iterator[None]:
+def watched(scene: Scene, gates: LimiterRegistry) -> Iterator[None]:
     """Write down answers and waits while a story is played; pauses are without chance."""
-    answer, enter, standing_in = calls.answer, Gate.enter, LLM._standing_in
+    answer, enter, standing_in = calls.answer, ConcurrencyLimiter.enter, LLM._standing_in
 
     async def noted_answer(call: Any, response: Any) -> None:
         noted = Answer(call, response, scene.moment(), scene.loop.time())
@@ -67,7 +67,7 @@ def watched(scene: Scene, gates: Gates) -> Iterator[None]:
         finally:
             noted.ended, noted.ended_at = scene.moment(), scene.loop.time()
 
-    async def noted_enter(gate: Gate, limit: int) -> None:
+    async def noted_enter(gate: ConcurrencyLimiter, limit: int) -> None:
         call: Any = asyncio.current_task().lifetime  # type: ignore[union-attr]
         noted = Wait(gate, call, call.row_id, scene.loop.time())
         _look_for_itself(scene, noted)
@@ -90,14 +90,14 @@ def watched(scene: Scene, gates: Gates) -> Iterator[None]:
     scene.watchers.append(lambda: _look_at_timers(scene))
     with (
         mock.patch.object(calls, "answer", noted_answer),
-        mock.patch.object(Gate, "enter", noted_enter),
+        mock.patch.object(ConcurrencyLimiter, "enter", noted_enter),
         mock.patch.object(LLM, "_standing_in", noted_standing_in),
         mock.patch.object(answering, "WAIT_JITTER_S", 0),
     ):
         yield
 
 
-def _look_at_gates(scene: Scene, gates: Gates) -> None:
+def _look_at_gates(scene: Scene, gates: LimiterRegistry) -> None:
     for name, gate in gates._by_loop.get(scene.loop, {}).items():
         first = next(iter(gate._waiting.values()), None)
         if first is not None and gate.inside < first:
@@ -108,7 +108,7 @@ def _look_at_gates(scene: Scene, gates: Gates) -> None:
             scene.broken.append(f"limits: {name} has {gate.inside} inside")
 
 
-def _with_reason(scene: Scene, gate: Gate) -> int:
+def _with_reason(scene: Scene, gate: ConcurrencyLimiter) -> int:
     """How many may be inside: their attempts have not ended."""
     failed = {request.row_id for request in scene.requests if request.ended is not None}
     over = {answer.call for answer in scene.answers if answer.ended}

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasette_llm.calls.group import Group
 
-from .clock import Cast, Gates, StoryLoop
+from .clock import Cast, LimiterRegistry, StoryLoop
 from .facts import Actor, Answer, Request, Run, Seat, Stop, Wait, acting
 from .scenarios import Story
 
@@ -23,7 +23,7 @@ class Scene(Cast):
     def __init__(self, story: Story, loop: StoryLoop, reading: sqlite3.Connection) -> None:
         self.story = story
         self.loop = loop
-        self.gates = Gates(loop)
+        self.gates = LimiterRegistry(loop)
         self.log_broken = False
         self._reading = reading
         self.runs = [Run(number, life) for number, life in enumerate(story.lives)]

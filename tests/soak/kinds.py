@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError, instance
+from datasette_llm.calls.call import RunningCalls
 
 from .account import Counts
 from .provider import CHUNKS
@@ -54,7 +54,7 @@ class World:
 
     async def queued(self, text: str) -> None:
         """Wait until a call waits for its turn."""
-        calls = state_of(self.models.datasette).calls
+        calls = instance.of(self.models.datasette, RunningCalls)
         while not any(call._text == text and call.admitted.is_set() for call in calls):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0)
 

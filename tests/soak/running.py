@@ -20,10 +20,11 @@ from pathlib import Path
 from datasette.app import Datasette
 from datasette.plugins import pm
 
-from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
+from datasette_llm import LLM, instance
 from datasette_llm.calls import response as responses
 from datasette_llm.calls import retry as answering
+from datasette_llm.calls.call import RunningCalls
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import registered
 
 from ..support.plugins import Accountant
@@ -59,7 +60,7 @@ class Soak:
     async def left(self) -> Left:
         """What there is, once nothing is under way."""
         datasette = self.world.models.datasette
-        await state_of(datasette).recorder(datasette).writer.flush()
+        await Recorder.of(datasette).writer.flush()
         await self.world.connections.close()
         for _ in range(3):
             await asyncio.sleep(0.05)  # for what the event loop closes by itself
@@ -71,7 +72,7 @@ class Soak:
             tasks=len(asyncio.all_tasks()),
             threads=threading.active_count(),
             descriptors=len(os.listdir("/proc/self/fd")),
-            calls=len(state_of(datasette).calls),
+            calls=len(instance.of(datasette, RunningCalls)),
             reservations=self.accountant.open,
         )
 

@@ -13,13 +13,13 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from datasette_llm import LLM, LLMError, SchemaError, Structured, StructuredOutputError
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.structured import closed_schema, prompt_text
 from datasette_llm.testing import ScriptedModel
 
 from ..log.test_recorder import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
-from ..support.plugins import Recorder
+from ..support.plugins import Observer
 
 GOOD = '{"name": "Pim", "age": 3}'
 BAD = '{"name": "Pim", "age": -1}'
@@ -198,7 +198,7 @@ class Anything(BaseModel):
 async def test_c1_arguments_of_structured_are_checked_before_any_hook_runs(
     start, plugin, arguments, error, message
 ):
-    hook = plugin(Recorder())
+    hook = plugin(Observer())
     model, scripted = await start(GOOD)
 
     with pytest.raises(error, match=message):
@@ -301,7 +301,7 @@ async def test_the_repair_has_the_key_options_and_schema_of_the_first_prompt(sta
 
 
 async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plugin, tmp_path):
-    hook = plugin(Recorder())
+    hook = plugin(Observer())
     internal = str(tmp_path / "internal.db")
     model, _ = await start(BAD, GOOD, internal=internal)
 
@@ -310,7 +310,7 @@ async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plu
     assert hook.events == ["hook opens", "hook succeeds"] * 2
     assert [seen.response for seen in hook.results] == list(result.attempts)
     assert [(seen.purpose, seen.actor) for seen in hook.results] == [("pets", {"id": "ada"})] * 2
-    await state_of(model._datasette).recorder(model._datasette).writer.flush()
+    await Recorder.of(model._datasette).writer.flush()
     rows = [(row["id"], row["outcome"], row["actor_id"]) for row in rows_of(internal)]
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
@@ -485,7 +485,7 @@ async def test_a_hook_may_block_the_repair(start, plugin):
         if len(hook.results) == 2:
             raise RuntimeError("The budget is spent")
 
-    hook = plugin(Recorder(before=block_the_second))
+    hook = plugin(Observer(before=block_the_second))
     model, scripted = await start(BAD, GOOD)
 
     with pytest.raises(StructuredOutputError, match="The budget is spent"):

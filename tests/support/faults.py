@@ -26,11 +26,13 @@ from datasette_llm import (
     ResponseCancelledError,
     ResponseTimeoutError,
     WrappedAsyncModel,
+    instance,
 )
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.limiter import LimiterRegistry
 
 from .openai_server import BOUND_S, Cut, Drop, Raw, Received, Refuse, Trickle
-from .plugins import Accountant, Recorder
+from .plugins import Accountant, Observer
 
 TEXT = "Hello you"
 DOWN = openai.APIConnectionError
@@ -122,7 +124,7 @@ class Witnesses:
     __name__ = "witnesses"
 
     def __init__(self) -> None:
-        self.recorders: dict[str | None, Recorder] = defaultdict(Recorder)
+        self.recorders: dict[str | None, Observer] = defaultdict(Observer)
         self.accountants: dict[str | None, Accountant] = defaultdict(Accountant)
 
     @hookimpl
@@ -144,7 +146,7 @@ class Sides:
 
     rows: list[dict[str, Any]]
     spans: list[tuple[str, str | None]]
-    hook: Recorder
+    hook: Observer
     accountant: Accountant
     requests: list[Received]
     pauses: list[float]
@@ -331,15 +333,15 @@ async def check_nothing_is_left(
         before: the tasks and the sockets that there were.
     """
     tasks_before, sockets_before = before
-    state = state_of(datasette)
     for server in servers:
         await server.idle()
     async with asyncio.timeout(BOUND_S):
         while tasks := asyncio.all_tasks() - tasks_before - {asyncio.current_task()}:
             await asyncio.wait(tasks)
     assert open_sockets() <= sockets_before
-    assert state.calls == set()
-    gates = [gate for gates in state.gates._by_loop.values() for gate in gates.values()]
+    assert instance.of(datasette, RunningCalls) == set()
+    registry = instance.of(datasette, LimiterRegistry)
+    gates = [gate for gates in registry._by_loop.values() for gate in gates.values()]
     assert all(gate.idle for gate in gates)
     timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
     ours = ("Deadline", "_cut_short", "_read_on")

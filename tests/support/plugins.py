@@ -10,7 +10,7 @@ from typing import Any
 from datasette import hookimpl
 
 
-class Recorder:
+class Observer:
     """Takes part in every call, and notes what happens at each side of its `yield`.
 
     Args:
@@ -102,7 +102,7 @@ class Accountant:
 
 
 def raises(error: BaseException) -> Callable[[Any], Any]:
-    """A step of a Recorder that raises."""
+    """A step of a Observer that raises."""
 
     def step(result: Any) -> None:
         raise error

@@ -21,10 +21,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.calls import response as readers
 from datasette_llm.calls import retry as answering
 from datasette_llm.calls import task as lifetimes
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.telemetry import registry as names
 from datasette_llm.telemetry import spans as telemetry
 
@@ -163,7 +163,7 @@ class Site:
 
     async def flush(self):
         """Have the record written."""
-        await state_of(self.datasette).recorder(self.datasette).writer.flush()
+        await Recorder.of(self.datasette).writer.flush()
 
     async def rows(self, text):
         internal = self.datasette.get_internal_database()

@@ -32,14 +32,14 @@ from datasette.telemetry_testing import (
 )
 
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
+from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.errors import ConfigError, GroupError
 from datasette_llm.testing import ScriptedModel
 
 from ..providers.test_sync_adapter import provide
 from ..support.openai_server import Drop, OpenAIServer, Refuse
-from ..support.plugins import Recorder
+from ..support.plugins import Observer
 
 pytestmark = [
     # The clients of providers leave connections of broken streams to the garbage collector.
@@ -332,7 +332,7 @@ async def stubborn(work: Awaitable[str]) -> None:
 async def test_no_key_is_told_by_calls_of_other_shapes(
     server, site, search, everything_else, plugin
 ) -> None:
-    plugin(Recorder())
+    plugin(Observer())
     models = LLM(site)
     for place in ("table", "keys.json", "retried"):
         model = await models.model(place, purpose="x", actor=ANA)
@@ -390,7 +390,7 @@ async def cancelled(model: Any) -> None:
 
 async def look_at_objects(site: Datasette, models: LLM, model: Any, search: Search) -> None:
     """What we hand out, or keep, as a debugger or a careless log line shows it."""
-    view = await state_of(site).view(site)
+    view = await snapshot_of(site)
     conversation = model.conversation()
     response = None
     try:
@@ -399,8 +399,8 @@ async def look_at_objects(site: Datasette, models: LLM, model: Any, search: Sear
     except Exception as error:
         search.error("conversation", error)
     handed = [models, model, conversation, conversation._turn, response, view, view.settings]
-    handed += [view.catalog, state_of(site), await models.explain(model.model_id)]
-    handed += [*view.catalog.entries.values(), view.rules(None), view.rules("chat")]
+    handed += [view.catalog, await models.explain(model.model_id)]
+    handed += [*view.catalog.entries.values(), view.for_purpose(None), view.for_purpose("chat")]
     handed += [vars(models), *(each.model for each in view.catalog.entries.values())]
     search.text("repr", *map(repr, handed), *map(str, handed))
 
@@ -558,7 +558,7 @@ async def test_no_key_is_told_by_a_hook_that_fails(
         known = [each for error in hook.errors for each in texts_of(error, {})]
         raise StatusError(f"{result!r} {result.responses!r} {known}")
 
-    hook = plugin(Recorder(**{step: fail}))
+    hook = plugin(Observer(**{step: fail}))
     model = await LLM(site).model("table", actor=ANA)
     await search.failure(step, prompted(model, key=None))
     server.play(["po", Refuse(500, "{key}")])

@@ -42,7 +42,7 @@ from datasette_llm.telemetry import spans as telemetry
 from datasette_llm.telemetry.registry import METRICS, PROVIDERS, SCHEMA_URL, SPANS
 from datasette_llm.testing import ScriptedModel
 
-from ..support.plugins import Recorder, raises
+from ..support.plugins import Observer, raises
 
 # Pytest finds the fixtures of a module by its names: these two install the SDK, once.
 SDK_FIXTURES = (otel_provider, otel_meter_provider, otel_spans, otel_metrics)
@@ -351,7 +351,7 @@ async def test_a_response_that_is_dropped_half_read_is_cancelled(
     model_of, plugin, span, monkeypatch
 ):
     monkeypatch.setattr(readers, "RESUME_S", 0)
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(endless())
     await first_of(await model.prompt("x"))
     await recorder.left.wait()
@@ -444,7 +444,7 @@ async def test_no_key_that_a_provider_or_a_caller_repeats_is_told(model_of, otel
 
 
 async def test_a_call_that_a_hook_blocks_is_no_request(model_of, plugin, spans, points):
-    plugin(Recorder(before=raises(PermissionError("no budget"))))
+    plugin(Observer(before=raises(PermissionError("no budget"))))
     _, model = await model_of(["a"])
     with pytest.raises(PermissionError):
         await model.prompt("x")
@@ -497,7 +497,7 @@ async def test_the_row_of_the_log_has_the_id_and_the_outcome_of_the_span(
     model_of, plugin, span, monkeypatch, script, outcome
 ):
     monkeypatch.setattr(readers, "RESUME_S", 0)
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     _, model = await model_of(script, config={})
     if outcome == "error":
         with pytest.raises(ProviderDownError):
@@ -554,7 +554,7 @@ async def test_failures_and_cancellations_are_measured_apart_from_successes(
     await (await model.prompt("x")).text()
     with pytest.raises(ProviderDownError):
         await model.prompt("x")
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     await first_of(await model.prompt("x"))
     await recorder.left.wait()
     told = [
@@ -653,7 +653,7 @@ async def everything(model_of, register_models, make_datasette, plugin):
     await (await model.conversation().prompt("planted-prompt", **secret)).text()
     with pytest.raises(ProviderDownError):
         await model.prompt("planted-prompt", **secret)
-    recorder = plugin(Recorder())
+    recorder = plugin(Observer())
     await first_of(await model.prompt("planted-prompt", **secret))
     await recorder.left.wait()
     async with LLM(datasette).group("grouped", **who) as model:

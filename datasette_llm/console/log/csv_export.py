@@ -8,9 +8,9 @@ import io
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ...access.snapshot import state_of
 from ...log import queries
 from ...log.queries import BATCH_ROWS, COLUMNS, Filter
+from ...log.recorder import Recorder
 from ...web import client_disconnected
 from . import payloads
 
@@ -31,7 +31,7 @@ async def csv_chunks(datasette: Datasette, wanted: Filter) -> AsyncIterator[str]
     Each chunk is read by itself, so that neither memory nor a lock of SQLite's grows with the
     number of calls, or with the time that somebody takes to read them.
     """
-    await payloads.flushed(state_of(datasette).recorder(datasette).writer)
+    await payloads.flushed(Recorder.of(datasette).writer)
     rows = await _batch(datasette, wanted, before=None)
     yield _csv([CSV_COLUMNS])
     while rows:

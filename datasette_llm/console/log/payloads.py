@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from datasette.utils.sqlite import sqlite3
 from datasette.views.base import DatasetteError
 
-from ...access.snapshot import state_of
+from ... import instance
+from ...access.snapshot import settings_of
 from ...log import queries, totals
 from ...log.queries import Filter
+from ...log.recorder import Recorder
 from ...log.totals import Aggregate, dollars
+from ...log.totals_cache import QueryCache
 from .chart import Chart
 from .list_request import LogListRequest, fingerprint
 
@@ -55,7 +58,7 @@ async def list_payload(
     page = read(datasette, lambda connection: _page(connection, wanted))
     if wanted.before is not None:
         return status | _listed(wanted, await page) | _NO_SUMS, None
-    kept = state_of(datasette).query_cache
+    kept = instance.of(datasette, QueryCache)
     found, days = await asyncio.gather(
         page, read(datasette, lambda c: totals.totals(c, covered, wanted.by, now, kept))
     )
@@ -172,10 +175,9 @@ def _parsed(text: str) -> Any:
 
 async def record_status(datasette: Datasette) -> dict[str, Any]:
     """Whether calls are recorded, and what is wrong with that, once all that waits is written."""
-    state = state_of(datasette)
-    writer = state.recorder(datasette).writer
+    writer = Recorder.of(datasette).writer
     in_time = await flushed(writer)
-    log = (await state.settings(datasette)).log
+    log = (await settings_of(datasette)).log
     return {
         "ok": True,
         "recording": log is not None,

@@ -11,7 +11,7 @@ from datasette.utils.sqlite import sqlite3
 from llm.utils import monotonic_ulid
 
 from ...access.purposes import Purpose
-from ...access.snapshot import state_of
+from ...access.snapshot import settings_of
 from ...calls.group import Group
 from ...errors import (
     HookError,
@@ -66,7 +66,7 @@ async def profile_of(datasette: Datasette, asked: ConsultationRequest) -> dict[s
     Raises:
         LLMError: the table is gone.
     """
-    settings = (await state_of(datasette).settings(datasette)).consultant
+    settings = (await settings_of(datasette)).consultant
     return await make_profile(
         datasette, asked.database, asked.table, exclude=asked.exclude, settings=settings
     )
@@ -231,7 +231,7 @@ class _Run:
 
     async def _unwanted(self) -> list[str]:
         """The columns that no query may read: of this table, and the configured ones of others."""
-        settings = (await state_of(self.datasette).settings(self.datasette)).consultant
+        settings = (await settings_of(self.datasette)).consultant
         return [*settings.exclude, *(self.profile or {}).get("left_out", ())]
 
     def failed(self, error: Exception) -> None:

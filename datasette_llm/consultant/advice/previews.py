@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from ...access.snapshot import state_of
+from ...access.snapshot import snapshot_of
 from ...errors import ModelNotFoundError
 from ...facade import LLM
 from ...log.cost import may_be_own
@@ -110,15 +110,15 @@ async def _estimate(
 ) -> Estimate:
     if model is None:
         return await estimate(prompts, asked.kind.schema, None)
-    price = (await state_of(datasette).view(datasette)).price(model.model_id)
+    price = (await snapshot_of(datasette)).price(model.model_id)
     own = may_be_own(model)
     return await estimate(prompts, asked.kind.schema, model.model_id, price, exact=own)
 
 
 async def _fallbacks(datasette: Datasette, model: WrappedAsyncModel | None) -> tuple[str, ...]:
     """Those that the configuration allows; whether plugins do is asked when it comes to it."""
-    view = await state_of(datasette).view(datasette)
-    rules, known = view.rules(PURPOSE), view.catalog.entries
+    view = await snapshot_of(datasette)
+    rules, known = view.for_purpose(PURPOSE).rules, view.catalog.entries
     ids = [each.model_id for each in model._plan.fallbacks] if model else []
     return tuple(model_id for model_id in ids if model_id in known and rules.permits(model_id))
 

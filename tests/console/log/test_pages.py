@@ -22,12 +22,12 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.access.snapshot import state_of
 from datasette_llm.console.log import call_page, csv_export, payloads
 from datasette_llm.console.log import formatting as words
 from datasette_llm.console.log import list_request as wanted
 from datasette_llm.log import queries
 from datasette_llm.log.queries import COLUMNS, Filter
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 from tests.log.test_queries import add, call_row
 
@@ -806,7 +806,7 @@ async def test_with_log_false_the_page_says_that_the_record_is_off(start: Start)
 async def test_what_keeps_the_record_from_being_written_is_on_every_page(start: Start) -> None:
     row = call_row(NOW)
     datasette = await start(row)
-    writer = state_of(datasette).recorder(datasette).writer
+    writer = Recorder.of(datasette).writer
     writer.failure, writer.dropped = "OperationalError: disk <is> full", 1234
 
     for path in (LOG, f"{LOG}/{row['id']}"):
@@ -855,7 +855,7 @@ async def test_a_page_does_not_wait_for_ever_for_what_is_being_written(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(payloads, "FLUSH_S", 0.01)
-    monkeypatch.setattr(state_of(datasette).recorder(datasette).writer, "flush", flush)
+    monkeypatch.setattr(Recorder.of(datasette).writer, "flush", flush)
 
     found = await get_json(datasette)
 

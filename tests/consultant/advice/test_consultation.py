@@ -23,7 +23,7 @@ from datasette_llm.consultant.table_access import Access
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, GOOD_FLAG, answer, flag, says
 from tests.support.openai_server import OpenAIServer, write_model
-from tests.support.plugins import Recorder, raises
+from tests.support.plugins import Observer, raises
 
 # Every kind of answer
 
@@ -172,7 +172,7 @@ async def test_a_missing_key_is_recorded(start_site, register_models):
 async def test_a_call_that_a_plugin_blocks_is_recorded(start_site, register_models, plugin):
     model = says(answer())
     register_models(model)
-    plugin(Recorder(before=raises(RuntimeError("The budget is spent"))))
+    plugin(Observer(before=raises(RuntimeError("The budget is spent"))))
     found = await (await start_site()).ask()
     assert (found["outcome"], found["error_message"]) == ("blocked", "The budget is spent")
     assert model.calls == []

@@ -1,0 +1,34 @@
+"""What belongs to one Datasette instance, by its type; let go with the instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+_T = TypeVar("_T")
+
+_objects: WeakKeyDictionary[Datasette, dict[type, object]] = WeakKeyDictionary()
+
+
+def of(datasette: Datasette, kind: type[_T], make: Callable[[], _T] | None = None) -> _T:
+    """The one object of a type that a Datasette instance has.
+
+    It must not hold on to the instance, or neither would ever be freed.
+
+    Args:
+        datasette: the instance.
+        kind: the type.
+        make: makes the object when it is first asked for; without it the type does, without
+            arguments.
+    """
+    objects = _objects.get(datasette)
+    if objects is None:
+        objects = _objects[datasette] = {}
+    found = objects.get(kind)
+    if found is None:
+        found = objects[kind] = (make or kind)()
+    return cast(_T, found)
