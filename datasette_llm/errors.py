@@ -32,7 +32,6 @@ import llm
 from datasette.utils import StartupError
 
 if TYPE_CHECKING:
-    from .calls.response import PromptResponse
     from .decision import Decision
 
 PROMPT_EXCERPT_CHARS = 60
@@ -138,7 +137,7 @@ class StructuredOutputError(LLMError):
         text: its raw text.
     """
 
-    def __init__(self, problems: Sequence[str], attempts: Sequence[PromptResponse]) -> None:
+    def __init__(self, problems: Sequence[str], attempts: Sequence[llm.AsyncResponse]) -> None:
         """
         Args:
             problems: at least one.
@@ -180,9 +179,9 @@ class GroupError(LLMError, ExceptionGroup[Exception]):
         responses: the failed responses, in the order of `exceptions`; each has its prompt.
     """
 
-    responses: tuple[PromptResponse, ...]
+    responses: tuple[llm.AsyncResponse, ...]
 
-    def __new__(cls, failures: Sequence[tuple[PromptResponse, Exception]]) -> GroupError:
+    def __new__(cls, failures: Sequence[tuple[llm.AsyncResponse, Exception]]) -> GroupError:
         lines = [f"  {_excerpt(response)}: {error}" for response, error in failures]
         noun = "response" if len(lines) == 1 else "responses"
         heading = f"{len(lines)} {noun} of the group failed without anyone reading them:"
@@ -190,7 +189,7 @@ class GroupError(LLMError, ExceptionGroup[Exception]):
         self.responses = tuple(response for response, _ in failures)
         return self
 
-    def __init__(self, failures: Sequence[tuple[PromptResponse, Exception]]) -> None:
+    def __init__(self, failures: Sequence[tuple[llm.AsyncResponse, Exception]]) -> None:
         """
         Args:
             failures: each failed response with its error; at least one.
@@ -202,7 +201,7 @@ class GroupError(LLMError, ExceptionGroup[Exception]):
         return ExceptionGroup(self.message, excs)
 
 
-def _excerpt(response: PromptResponse) -> str:
+def _excerpt(response: llm.AsyncResponse) -> str:
     text = response.prompt.prompt
     if len(text) > PROMPT_EXCERPT_CHARS:
         text = text[:PROMPT_EXCERPT_CHARS] + "…"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .access import policy
-from .access.call_policy import Fallback, fallback_call_policy
+from .access.call_policy import Fallback
 from .access.keys import KeyStatus, read_status
-from .access.snapshot import Snapshot, find_model, snapshot_of
+from .access.snapshot import ModelRoute, PurposeSnapshot, Snapshot, find_model, snapshot_of
 from .calls.group import Group
 from .calls.model import WrappedAsyncModel
+from .calls.route import Route
 from .decision import Decision, Step
 from .errors import ModelNotAllowedError, ModelNotFoundError
+from .events import Outcome, never_sent, unsent
 from .hooks import dispatch
-from .log.recorder import ModelLog, Recorder
-from .providers.catalog import Entry
+from .log.recorder import Recorder
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -79,13 +81,13 @@ class LLM:
         Raises:
             ConfigError: the configuration cannot be used.
         """
-        view = await self._view()
-        default = await self._resolved_default(view, purpose, actor)
-        shown = await self._shown(view, purpose, default)
-        answers = await self._filter_answers(view, shown, purpose, actor)
+        held = await self._for_purpose(purpose)
+        default = await self._resolved_default(held, purpose, actor)
+        ids = await self._listed(held, default)
+        answers = await self._filter_answers(held, ids, purpose, actor)
         return [
-            self._wrapped(view, view.catalog.entries[model_id], purpose, actor, None)
-            for model_id in policy.narrowed(shown, answers)
+            self._wrapped(held.route(model_id), purpose, actor, None)
+            for model_id in policy.narrowed(ids, answers)
         ]
 
     def group(
@@ -93,7 +95,7 @@ class LLM:
         model_id: str | None = None,
         purpose: str | None = None,
         actor: Actor = None,
-    ) -> Group:
+    ) -> Group[WrappedAsyncModel]:
         """Prompts that belong together: `async with llm.group(purpose="x") as model: ...`
 
         Args:
@@ -105,7 +107,8 @@ class LLM:
             An async context manager that gives the model. Leaving it waits for every
             response; leaving it by an exception stops them.
         """
-        return Group(self, model_id, purpose, actor)
+        open_model = partial(self._model_for, model_id, purpose, actor)
+        return Group(self.datasette, open_model, model_id, purpose, actor)
 
     async def has_default(self, purpose: str | None = None, actor: Actor = None) -> bool:
         """Whether `model()` without an id would find a name to look up.
@@ -117,7 +120,8 @@ class LLM:
         Raises:
             ConfigError: the configuration cannot be used.
         """
-        return await self._resolved_default(await self._view(), purpose, actor) is not None
+        held = await self._for_purpose(purpose)
+        return await self._resolved_default(held, purpose, actor) is not None
 
     async def explain(
         self,
@@ -138,160 +142,154 @@ class LLM:
         Raises:
             ConfigError: the configuration cannot be used.
         """
-        return await self._explained(model_id, purpose, actor, dispatch.filter_models)
+        return await self.explain_with(dispatch.filter_models, model_id, purpose, actor)
 
-    async def _explained(
-        self, model_id: str, purpose: str | None, actor: Actor, ask: AskFilters
+    async def explain_with(
+        self, ask: AskFilters, model_id: str, purpose: str | None, actor: Actor
     ) -> Decision:
+        """As `explain()`, with the filter hooks asked in another way.
+
+        Args:
+            ask: asks the filter hooks.
+            model_id: an id or alias, of an unknown model too.
+            purpose: what it would be for.
+            actor: who would use it.
+        """
         try:
-            view, entry = await find_model(self.datasette, model_id)
+            snapshot, entry = await find_model(self.datasette, model_id)
         except ModelNotFoundError as error:
             steps = (Step("known", False, str(error)),)
             return Decision(model_id, purpose, actor, steps)
-        return await self._decide(view, entry, purpose, actor, ask)
+        held = snapshot.for_purpose(purpose)
+        return await self._decide(held, entry.model_id, purpose, actor, ask)
 
     async def _model_for(
-        self, model_id: str | None, purpose: str | None, actor: Actor, group: Group | None
+        self,
+        model_id: str | None,
+        purpose: str | None,
+        actor: Actor,
+        group: Group[Any] | None,
     ) -> WrappedAsyncModel:
         if model_id is not None and not isinstance(model_id, str):
             raise ModelNotFoundError(f"A model id is text, not {type(model_id).__name__}")
         name = model_id or await self._default_name(purpose, actor)
         try:
-            view, entry = await self._allowed(name, purpose, actor)
+            held, canonical = await self._allowed(name, purpose, actor)
         except ModelNotAllowedError as error:
-            self._note_refusal(await self._view(), error.decision, group, error)
+            self._record_refusal(await self._snapshot(), error.decision, group, error)
             raise
-        return self._wrapped(view, entry, purpose, actor, group)
+        return self._wrapped(held.route(canonical), purpose, actor, group)
 
     async def _allowed(
         self, name: str, purpose: str | None, actor: Actor
-    ) -> tuple[Snapshot, Entry]:
-        view, entry = await find_model(self.datasette, name)
-        if self._has_filters() or not view.for_purpose(purpose).rules.permits(entry.model_id):
-            decision = await self._decide(view, entry, purpose, actor, dispatch.filter_models)
+    ) -> tuple[PurposeSnapshot, str]:
+        """What holds for the purpose, and the id of a model that is allowed."""
+        snapshot, entry = await find_model(self.datasette, name)
+        held, model_id = snapshot.for_purpose(purpose), entry.model_id
+        if self._has_filters() or not held.permits(model_id):
+            decision = await self._decide(held, model_id, purpose, actor, dispatch.filter_models)
             if not decision.available:
                 raise ModelNotAllowedError(decision)
-        return view, entry
+        return held, model_id
 
-    async def _standing_in(self, asked: WrappedAsyncModel, fallback: Fallback) -> WrappedAsyncModel:
+    async def _resolve_fallback(self, route: Route, fallback: Fallback) -> WrappedAsyncModel:
         """The model of a fallback, by the policy of the model that it stands in for."""
-        purpose, actor = asked.purpose, asked.actor
-        view, entry = await self._allowed(fallback.model_id, purpose, actor)
-        model = self._wrapped(view, entry, purpose, actor, asked._group)
-        model._play(
-            fallback.reference,
-            fallback_call_policy(view.settings, view.catalog, purpose, fallback, model._plan),
-        )
-        return model
+        held, model_id = await self._allowed(fallback.model_id, route.purpose, route.actor)
+        return WrappedAsyncModel(route.as_fallback(held.fallback_route(fallback, model_id)))
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
-        view = await self._view()
-        name = await self._resolved_default(view, purpose, actor)
+        name = await self._resolved_default(await self._for_purpose(purpose), purpose, actor)
         if name is None:
-            wanted = "" if purpose is None else f" for purpose {purpose!r}"
+            suffix = "" if purpose is None else f" for purpose {purpose!r}"
             raise ModelNotFoundError(
-                f"No model was named{wanted} and there is no default. Name one, or set "
+                f"No model was named{suffix} and there is no default. Name one, or set "
                 "default_model in the configuration of datasette-llm"
             )
         return name
 
     async def _resolved_default(
-        self, view: Snapshot, purpose: str | None, actor: Actor
+        self, held: PurposeSnapshot, purpose: str | None, actor: Actor
     ) -> str | None:
         """The default by hooks, by assignment, then by configuration; None without any."""
         answer = await dispatch.default_model(self.datasette, purpose, actor)
         if answer is not None:
             return answer[1]
-        default = view.for_purpose(purpose).default()
+        default = held.default()
         return default.model_id if default is not None else None
 
     async def _decide(
-        self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, ask: AskFilters
+        self,
+        held: PurposeSnapshot,
+        model_id: str,
+        purpose: str | None,
+        actor: Actor,
+        ask: AskFilters,
     ) -> Decision:
-        model_id = entry.model_id
-        rules = view.for_purpose(purpose).rules
+        snapshot, rules = held.snapshot, held.rules
         steps = [Step("known", True, f"Model {model_id!r} is known to llm")]
         steps += rules.steps(model_id, purpose)
         if all(step.passed for step in steps):
             status = await read_status(self.datasette)
-            steps.append(policy.key_step(entry, rules, status, view.settings.require_keys))
+            entry, require_keys = snapshot.catalog.entries[model_id], snapshot.settings.require_keys
+            steps.append(policy.key_step(entry, rules, status, require_keys))
             # Only the order of the list depends on the default, so no hook is asked for it.
-            default = view.for_purpose(purpose).default()
+            default = held.default()
             first = default.model_id if default is not None else None
-            shown = await self._shown(view, purpose, first, status)
-            asked = list(dict.fromkeys([*shown, model_id]))
-            models = [view.catalog.entries[each].model for each in asked]
+            ids = await self._listed(held, first, status)
+            models = _models(held, list(dict.fromkeys([*ids, model_id])))
             answers = await ask(self.datasette, models, purpose, actor)
             steps += policy.filter_steps(model_id, purpose, answers)
         return Decision(model_id, purpose, actor, tuple(steps))
 
-    async def _shown(
-        self,
-        view: Snapshot,
-        purpose: str | None,
-        default: str | None,
-        status: KeyStatus | None = None,
+    async def _listed(
+        self, held: PurposeSnapshot, default: str | None, status: KeyStatus | None = None
     ) -> list[str]:
         """The ids that configuration and keys leave, in the order of `models()`."""
-        rules = view.for_purpose(purpose).rules
-        first = view.catalog.canonical(default) if default else None
-        ids = policy.listing(rules, view.catalog, first)
-        if not view.settings.require_keys:
+        ids = held.listing(default)
+        if not held.snapshot.settings.require_keys:
             return ids
         status = status or await read_status(self.datasette)
-        return policy.with_key(ids, view.catalog, rules, status)
+        return policy.with_key(ids, held.snapshot.catalog, held.rules, status)
 
     async def _filter_answers(
-        self, view: Snapshot, ids: list[str], purpose: str | None, actor: Actor
+        self, held: PurposeSnapshot, ids: list[str], purpose: str | None, actor: Actor
     ) -> list[tuple[str, frozenset[str]]]:
         if not self._has_filters():
             return []
-        models = [view.catalog.entries[model_id].model for model_id in ids]
-        return await dispatch.filter_models(self.datasette, models, purpose, actor)
+        return await dispatch.filter_models(self.datasette, _models(held, ids), purpose, actor)
 
     def _has_filters(self) -> bool:
         return dispatch.implemented(self.datasette, "llm_filter_models")
 
-    async def _view(self) -> Snapshot:
+    async def _snapshot(self) -> Snapshot:
         return await snapshot_of(self.datasette)
 
-    def _note_refusal(
-        self, view: Snapshot, decision: Decision, group: Group | None, error: Exception
+    async def _for_purpose(self, purpose: str | None) -> PurposeSnapshot:
+        return (await self._snapshot()).for_purpose(purpose)
+
+    def _record_refusal(
+        self, snapshot: Snapshot, decision: Decision, group: Group[Any] | None, error: Exception
     ) -> None:
         step = decision.refusal
-        if view.settings.log is None or step is None:
+        if snapshot.settings.log is None or step is None:
             return
-        recorder = Recorder.of(self.datasette)
-        row = recorder.started_row(decision.model_id, decision.purpose, decision.actor)
-        row["group_id"] = group.id if group else None
-        recorder.refused(row, step.plugin or f"configuration ({step.rule})", error)
+        group_id = group.id if group else None
+        started = never_sent(decision.model_id, decision.purpose, decision.actor, group_id)
+        blocked_by = step.plugin or f"configuration ({step.rule})"
+        finished = unsent(started, Outcome.BLOCKED, error, blocked_by=blocked_by)
+        Recorder.of(self.datasette).never_sent(started, finished)
 
     def _wrapped(
-        self, view: Snapshot, entry: Entry, purpose: str | None, actor: Actor, group: Group | None
+        self, target: ModelRoute, purpose: str | None, actor: Actor, group: Group[Any] | None
     ) -> WrappedAsyncModel:
-        rules = view.for_purpose(purpose).rules
-        return WrappedAsyncModel(
-            self.datasette,
-            entry.model,
-            purpose=purpose,
-            actor=actor,
-            options=rules.options(entry.model_id),
-            secret_names=rules.secret_names(entry.model_id),
-            group=group,
-            log=self._log_of(view, entry.model_id, purpose),
-            plan=view.for_purpose(purpose).call_policy(entry.model_id),
-            facade=self,
+        recorder = Recorder.of(self.datasette) if target.log is not None else None
+        route = Route(
+            self.datasette, target, purpose, actor, group, recorder, self._resolve_fallback
         )
+        return WrappedAsyncModel(route)
 
-    def _log_of(self, view: Snapshot, model_id: str, purpose: str | None) -> ModelLog | None:
-        settings = view.settings.log
-        if settings is None:
-            return None
-        own = view.settings.purposes.get(purpose) if purpose is not None else None
-        content = own.log.content if own is not None else None
-        return ModelLog(
-            Recorder.of(self.datasette),
-            content=settings.content if content is None else content,
-            required=settings.required,
-            price=view.price(model_id),
-        )
+
+def _models(held: PurposeSnapshot, ids: list[str]) -> list[AsyncLLM]:
+    """llm's own model objects, as filter hooks get them."""
+    entries = held.snapshot.catalog.entries
+    return [entries[model_id].model for model_id in ids]

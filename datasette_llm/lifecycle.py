@@ -8,7 +8,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
-import stamina.instrumentation
 from datasette.utils.sqlite import sqlite3
 
 from . import instance
@@ -43,8 +42,6 @@ async def start(datasette: Datasette) -> None:
         NewerDatabaseError: a newer version of datasette-llm wrote the internal database.
     """
     settings = await settings_of(datasette)
-    # stamina would look for what it reports retries to at the first retry, on the event loop.
-    await asyncio.to_thread(stamina.instrumentation.get_on_retry_hooks)
     if settings.log is not None:
         await _open_record(datasette)
         _start_retention(datasette, settings.log.keep_days)

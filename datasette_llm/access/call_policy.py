@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config.references import AttemptSettings, CallSettings, FallbackReference, ModelReference
-from ..config.settings import EndpointSettings, PriceSettings, Settings, path_of
+from ..config.settings import EndpointSettings, Settings, path_of
 from ..providers.catalog import Catalog
 from ..providers.sync_adapter import ThreadedModel
 
@@ -66,12 +66,10 @@ class LogPolicy:
     Attributes:
         content: whether prompts and responses are recorded too.
         required: whether a call that cannot be recorded is refused.
-        price: the configured price of the model, or None.
     """
 
     content: bool
     required: bool
-    price: PriceSettings | None
 
 
 # Without any setting.

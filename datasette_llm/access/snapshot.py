@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import instance
@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..providers.catalog import Catalog, CatalogSource, Entry
 from .assignments import Assignment, Assignments
 from .call_policy import CallPolicy, Fallback, LogPolicy, call_policy_of, fallback_call_policy
+from .keys import endpoint_secret
 from .policy import Default, Rules, default_of, listing
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class ModelRoute:
         secret_names: the secrets that may hold its key, the most specific first.
         call_policy: how its prompts are made.
         log: how its calls are recorded; None where they are not.
+        price: its configured price, or None.
+        exact_price: whether only the very name of a public model has a public price, since this
+            one may well run on a machine of one's own.
     """
 
     model: AsyncLLM
@@ -46,6 +50,8 @@ class ModelRoute:
     secret_names: tuple[str, ...]
     call_policy: CallPolicy
     log: LogPolicy | None
+    price: PriceSettings | None
+    exact_price: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +103,15 @@ class PurposeSnapshot:
         Args:
             model_id: a canonical id.
         """
+        model = self.snapshot.catalog.entries[model_id].model
         return ModelRoute(
-            self.snapshot.catalog.entries[model_id].model,
+            model,
             self.rules.options(model_id),
             self.rules.secret_names(model_id),
             self.call_policy(model_id),
-            self._log_policy(model_id),
+            self._log_policy(),
+            self.snapshot.price(model_id),
+            exact_price=not model.needs_key or endpoint_secret(model) is not None,
         )
 
     def fallback_route(self, fallback: Fallback, model_id: str) -> ModelRoute:
@@ -119,19 +128,15 @@ class PurposeSnapshot:
             snapshot.settings, snapshot.catalog, self.purpose, fallback, own.call_policy
         )
         options = {**own.options, **reference.plain_options()}
-        return ModelRoute(own.model, options, names, policy, own.log)
+        return replace(own, options=options, secret_names=names, call_policy=policy)
 
-    def _log_policy(self, model_id: str) -> LogPolicy | None:
+    def _log_policy(self) -> LogPolicy | None:
         log = self.snapshot.settings.log
         if log is None:
             return None
         own = self.snapshot.settings.purposes.get(self.purpose) if self.purpose else None
         content = own.log.content if own is not None else None
-        return LogPolicy(
-            content=log.content if content is None else content,
-            required=log.required,
-            price=self.snapshot.price(model_id),
-        )
+        return LogPolicy(log.content if content is None else content, log.required)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,44 @@
-"""One attempt to have a response answered: its turn, its row, its span, its deadline."""
+"""One attempt to have a response answered: the one door to the provider.
+
+Its permit, its row in the call log, its span, its timeouts, its key and the request itself stand
+here, in the order in which they come.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+import copy
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
+from typing import Any
+
+import llm
+from llm.parts import StreamEvent
 
 from .. import instance
+from ..errors import NotRecordedError
+from ..events import (
+    Outcome,
+    RequestFinished,
+    RequestStarted,
+    request_finished,
+    request_started,
+    unsent,
+)
+from ..log.rows import content_statements
+from ..providers.openai_clients import Clients
+from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
 from ..sanitize import new_id
 from ..telemetry.spans import RequestSpan
-from .limiter import LimiterRegistry, Turn
+from .context import CallContext
+from .limiter import LimiterRegistry, Permit
+from .response import PromptResponse
+from .route import RoutedModel
 from .timeout import Deadline
-
-if TYPE_CHECKING:
-    from .call import Call
-    from .model import WrappedAsyncModel
-    from .response import PromptResponse
 
 _NOTHING = contextlib.nullcontext()
 
@@ -28,35 +49,43 @@ class Attempt:
     Attributes:
         call: the call that it is made for.
         response: what it fills.
-        model: who is asked.
+        model: the model that is asked.
         number: 1 for the first attempt at this response.
-        id: of its row in the record; of a first attempt the response's.
-        end: when the time of the prompt is over, by the clock of the event loop, or None.
-        turn: what it has gone through for its turn; None where nothing is limited.
-        waited_s: how long it waited for its turn, in seconds; None where nothing is limited.
+        id: of its row in the call log; of a first attempt the response's.
+        permit: its places in the concurrency limiters; None where nothing is limited.
     """
 
-    __slots__ = ("call", "end", "id", "model", "number", "response", "turn", "waited_s")
+    __slots__ = (
+        "_began",
+        "_end",
+        "_started",
+        "_waited_s",
+        "call",
+        "id",
+        "model",
+        "number",
+        "permit",
+        "response",
+        "route",
+    )
 
     def __init__(
-        self, call: Call, response: PromptResponse, model: WrappedAsyncModel, number: int = 1
+        self, call: CallContext, response: PromptResponse, model: RoutedModel, number: int = 1
     ) -> None:
         self.call = call
         self.response = response
         self.model = model
+        self.route = model.route
         self.number = number
         self.id = response.id if number == 1 else new_id()
-        self.end: float | None = None
-        self.turn: Turn | None = None
-        self.waited_s: float | None = None
+        self.permit: Permit | None = None
+        self._began = 0.0
+        self._end: float | None = None
+        self._started: RequestStarted | None = None
+        self._waited_s: float | None = None
 
-    @property
-    def key(self) -> Keys:
-        """What to keep off the record: before a key is found, what the caller gave may be one."""
-        return self.call.used_keys or self.response._key
-
-    async def make(self, end: float | None) -> None:
-        """Wait for its turn, and run the request to its end.
+    async def run(self, end: float | None) -> None:
+        """Make the request, and run it to its end.
 
         Args:
             end: when the time of the prompt is over, by the clock of the event loop, or None.
@@ -64,61 +93,200 @@ class Attempt:
         Raises:
             Exception: what the provider raised, without the key.
             ResponseTimeoutError: it took too long.
+            NotRecordedError: it cannot be recorded, and the configuration requires it.
         """
-        log, plan = self.model._log, self.model._plan
         clean: BaseException | None = None
-        self.call.row_id, self.end = self.id, end
+        self.call.row_id, self._end = self.id, end
         try:
-            if plan.limits:
-                await self._take_turn()
-            async with _NOTHING if log is None else log.recording(self):
-                with RequestSpan(self):
-                    if end is None and plan.idle_timeout_s is None:
-                        await self.response._drive()
-                    else:
-                        await self._drive_until_it_is_over()
+            if self.route.call_policy.limits:
+                await self._acquire_permit()
+            if self.route.recorder is not None:
+                await self._commit_row()
+            await self._send()
         except Exception as error:
             clean = redact(error, self.call.used_keys)
             if clean is error:
                 raise
         finally:
-            if self.turn is not None:
-                self.turn.end()
+            if self.permit is not None:
+                self.permit.end()
         if clean is not None:
             raise clean  # out here, so that its context is not what says the key
 
-    def while_time_is_left(self) -> AbstractAsyncContextManager[object]:
+    @property
+    def started(self) -> RequestStarted:
+        """The request as values; made once."""
+        if self._started is None:
+            result = self.call.result
+            self._started = request_started(
+                self.response,
+                request_id=self.id,
+                attempt=self.number,
+                model_id=self.model.model_id,
+                purpose=self.model.purpose,
+                actor=self.model.actor,
+                group_id=self.route.group_id,
+                chain=result.responses if result.is_chain else None,
+                waited_s=self._waited_s,
+                keys=self._keys,
+            )
+        return self._started
+
+    @property
+    def outlives_request(self) -> bool:
+        """Whether the request has ended and the thread that computes it has not."""
+        return self.permit is not None and self.permit.outlives_request
+
+    @property
+    def _keys(self) -> Keys:
+        # Before a key is found, what the caller gave may be one.
+        return self.call.used_keys or self.response.caller_key
+
+    def _while_time_is_left(self) -> AbstractAsyncContextManager[object]:
         """What ends a wait before the request when the time of the prompt is over."""
-        if self.end is None:
+        if self._end is None:
             return _NOTHING
-        return Deadline(self.end, self.call.model._plan.timeout_s)
+        return Deadline(self._end, self.call.route.call_policy.timeout_s)
 
-    async def _drive_until_it_is_over(self) -> None:
-        flight = self.response._flight
-        assert flight is not None
-        timeout_s, idle_timeout_s = self.call.model._plan.timeout_s, self.model._plan.idle_timeout_s
-        async with Deadline(self.end, timeout_s, idle_timeout_s) as deadline:
-            flight.deadline = deadline
-            try:
-                await self.response._drive()
-            finally:
-                flight.deadline = None  # the next attempt may have none
+    # The steps, in their order
 
-    async def _take_turn(self) -> None:
-        self.turn, gates = Turn(), instance.of(self.model._datasette, LimiterRegistry)
+    async def _acquire_permit(self) -> None:
+        self.permit = Permit()
+        limiters = instance.of(self.route.datasette, LimiterRegistry)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self.call.awaits_turn = True
+        self.call.awaits_permit = True
         try:
-            async with self.while_time_is_left():
-                await self.turn.take(gates, self.model._plan.limits)
+            async with self._while_time_is_left():
+                await self.permit.acquire(limiters, self.route.call_policy.limits)
         except BaseException as error:
-            self.waited_s = loop.time() - began
-            if self.model._log is not None:
-                self.model._log.not_made(self, error)
+            self._waited_s = loop.time() - began
+            self._record_unsent(error)
             raise
         finally:
-            self.call.awaits_turn = False
-        self.waited_s = loop.time() - began
-        if self.response._flight is not None:
-            self.response._flight.turn = self.turn
+            self.call.awaits_permit = False
+        self._waited_s = loop.time() - began
+
+    async def _commit_row(self) -> None:
+        recorder, policy = self.route.recorder, self.route.log_policy
+        assert recorder is not None
+        assert policy is not None
+        self._began = time.monotonic()
+        try:
+            async with self._while_time_is_left():
+                committed = await recorder.commit(self.started)
+        except BaseException as error:
+            # Ended while it waits: the row may be written already, and needs its end.
+            self._record(self._finished(error))
+            raise
+        if not committed and policy.required:
+            failed = recorder.writer.failure or "a row that was not taken; see the log"
+            refusal = NotRecordedError(
+                "The call was not made, because it cannot be recorded and log.required is set. "
+                f"Writing failed with {failed}"
+            )
+            blocked_by = "configuration (log.required)"
+            self._record(self._finished(refusal, Outcome.BLOCKED, blocked_by))
+            raise refusal
+
+    async def _send(self) -> None:
+        """Send the request inside a span, and record how it ended."""
+        span = RequestSpan(self.model.model_id, self.model.needs_key, lambda: self.started)
+        self._began = time.monotonic()
+        error: BaseException | None = None
+        try:
+            await self._fill()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            finished = self._finished(error)
+            detach = type(error) is not GeneratorExit
+            span.end(finished, streaming=self.response.stream, detach=detach)
+            self._record(finished)
+
+    async def _fill(self) -> None:
+        """Fill the response, within the timeouts."""
+        state, policy = self.response.stream_state, self.route.call_policy
+        assert state is not None
+        # Callbacks of a complete response that prompt would wait for others, who wait for us.
+        state.on_done = self.permit.end if self.permit is not None else None
+        if self._end is None and policy.idle_timeout_s is None:
+            await self.response.fill(self._request())
+            return
+        timeout_s = self.call.route.call_policy.timeout_s
+        async with Deadline(self._end, timeout_s, policy.idle_timeout_s) as deadline:
+            state.on_event, state.on_done = deadline.event, partial(self._done, deadline)
+            try:
+                await self.response.fill(self._request())
+            finally:
+                state.on_event = state.on_done = None  # the next attempt may have none
+
+    def _done(self, deadline: Deadline) -> None:
+        deadline.stop()
+        if self.permit is not None:
+            self.permit.end()
+
+    async def _request(self) -> AsyncGenerator[str | StreamEvent, None]:
+        """What comes from the provider."""
+        response, model = self.response, self.route.model
+        arguments: dict[str, Any] = {"stream": response.stream, "response": response}
+        key = await self.call.key(self.model, response.caller_key)
+        if isinstance(model, llm.AsyncKeyModel):
+            arguments["key"] = key
+        if isinstance(model, ThreadedModel) and self.permit is not None:
+            arguments["ended"] = self.permit.transfer()
+        source = model.execute(response.prompt, conversation=response.conversation, **arguments)
+        # llm asks for no more than an async iterator, which need not have aclose().
+        closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        async with Clients(), closing:
+            async for chunk in source:
+                yield chunk
+
+    # How it ended
+
+    def _finished(
+        self,
+        error: BaseException | None,
+        outcome: Outcome | None = None,
+        blocked_by: str | None = None,
+    ) -> RequestFinished:
+        outcome = outcome or self.call.outcome(error)
+        if error is not None and outcome is Outcome.CANCELLED:
+            error = self.call.public_error(error)
+        state = self.response.stream_state
+        first = state.first_event_at if state is not None else None
+        return request_finished(
+            self.id,
+            self.response,
+            outcome,
+            error,
+            keys=self._keys,
+            duration_s=time.monotonic() - self._began,
+            first_chunk_s=None if first is None else first - self._began,
+            blocked_by=blocked_by,
+        )
+
+    def _record(self, finished: RequestFinished) -> None:
+        recorder, policy = self.route.recorder, self.route.log_policy
+        if recorder is None or policy is None:
+            return
+        content = None
+        if policy.content:
+            response = self.response
+            if finished.outcome is not Outcome.OK and finished.first_chunk_s is None:
+                response = copy.copy(response)  # which may be asked again before this is written
+            content = partial(content_statements, self.id, response, self._keys)
+        recorder.finish(
+            finished,
+            model_id=self.model.model_id,
+            price=self.route.target.price,
+            exact_price=self.route.target.exact_price,
+            content=content,
+        )
+
+    def _record_unsent(self, error: BaseException) -> None:
+        if self.route.recorder is not None:
+            outcome, shown = self.call.outcome(error), self.call.public_error(error)
+            finished = unsent(self.started, outcome, shown, self._keys)
+            self.route.recorder.never_sent(self.started, finished)

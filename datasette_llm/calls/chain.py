@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import llm
 from llm.models import AsyncChainResponse
 
 from .call import Call
 from .response import PromptResponse
+from .route import RoutedModel
 
-if TYPE_CHECKING:
-    from .model import WrappedAsyncModel
+
+class TurnTaker(Protocol):
+    """The conversation that a chain is the next turn of."""
+
+    responses: list[Any]
+
+    def begin_turn(self, call: Call, turns_before: int) -> None:
+        """Begin a turn."""
 
 
 class WrappedChain(AsyncChainResponse):
@@ -34,15 +41,25 @@ class WrappedChain(AsyncChainResponse):
     _source: AsyncGenerator[llm.AsyncResponse, None]
 
     @classmethod
-    def adopt(cls, chain: AsyncChainResponse, model: WrappedAsyncModel) -> Self:
-        """Make a chain of llm's one of ours; see `PromptResponse.adopt` for why so."""
+    def adopt(cls, chain: AsyncChainResponse, model: RoutedModel, text: str | None) -> Self:
+        """Make a chain of llm's one of ours; see `PromptResponse.adopt` for why so.
+
+        Args:
+            chain: llm's chain.
+            model: the model that is asked.
+            text: the text of its first prompt, or None.
+        """
         chain.__class__ = cls
         ours = cast(Self, chain)
-        ours._call = Call(model, ours.prompt._prompt, is_chain=True)
-        ours._steps = []
-        ours._advancing = asyncio.Lock()
-        ours._turns_before = len(ours.conversation.responses) if ours.conversation else 0
+        ours.prepare(Call(model, text, is_chain=True))
         return ours
+
+    def prepare(self, call: Call) -> None:
+        """Set what llm's own constructor does not (called by `adopt`)."""
+        self._call = call
+        self._steps = []
+        self._advancing = asyncio.Lock()
+        self._turns_before = len(self.conversation.responses) if self.conversation else 0
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
         """The response of each step; a step is sent to the provider when it is read.
@@ -95,14 +112,16 @@ class WrappedChain(AsyncChainResponse):
             except Exception as error:
                 await self._close(error)
                 raise
-            self._steps.append(PromptResponse.adopt(step, self._call))
+            response = PromptResponse.adopt(step, self._call)
+            self._call.add(response)
+            self._steps.append(response)
             return True
 
     def _take_turn(self) -> None:
         """Refuse to begin while the conversation is busy; the chain can be read again later."""
         if not self._started:
-            conversation: Any = self.conversation  # ours, which llm's class does not say
-            conversation._begin_turn(self._call, self._turns_before)
+            conversation = cast(TurnTaker, self.conversation)
+            conversation.begin_turn(self._call, self._turns_before)
 
     async def _admitted(self) -> None:
         if not self._started:
@@ -148,7 +167,7 @@ class WrappedChain(AsyncChainResponse):
             pass  # a group waits for what was sent
         elif self._finished and not self._interrupted:
             self._call.hurry()  # it was about to end by itself
-        elif not self._interrupted and self._steps and self._steps[-1].is_last_word():
+        elif not self._interrupted and self._steps and self._steps[-1].ends_chain:
             self._call.drain(reason)
             self._call.hurry()
         else:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
+from typing_extensions import TypeVar
 from ulid import ULID
 
 from ..errors import GroupClosedError, GroupError, HookError
 from ..hooks import dispatch
+from .response import PromptResponse
+from .route import RoutedModel
 
 if TYPE_CHECKING:
-    from ..facade import LLM
-    from .call import Call
-    from .model import WrappedAsyncModel
-    from .response import PromptResponse
+    from datasette.app import Datasette
+
+_Model = TypeVar("_Model", bound=RoutedModel, default=RoutedModel)
 
 # How long each llm_group_exit hook may take once the caller was cancelled.
 EXIT_HOOKS_S = 5.0
@@ -32,8 +34,24 @@ class GroupState(enum.Enum):
     CLOSED = "closed"
 
 
-class Group:
-    """The block that `LLM.group()` opens, and what `llm_group_exit` is told about it.
+class GroupMember(Protocol):
+    """A call of a group, as the group knows it.
+
+    Attributes:
+        closed: set when everything is over.
+    """
+
+    closed: asyncio.Event
+
+    def cancel(self, reason: str) -> None:
+        """Stop it."""
+
+    def drain(self, reason: str) -> None:
+        """Let what was sent finish, and nothing more be sent."""
+
+
+class Group(Generic[_Model]):
+    """The block that `LLM.group()` opens, and what `llm_group_exit` gets.
 
     Attributes:
         id: a ULID.
@@ -43,25 +61,37 @@ class Group:
         responses: every response whose prompt was sent, in that order; a step of a chain is
             one.
         error: what the block ends with; None while it runs, and after a success.
+        on_call: called with each call that begins, or None.
     """
 
     def __init__(
         self,
-        llm: LLM,
+        datasette: Datasette,
+        open_model: Callable[[Group[Any]], Awaitable[_Model]],
         model_id: str | None,
         purpose: str | None,
         actor: Mapping[str, Any] | None,
     ) -> None:
+        """
+        Args:
+            datasette: the Datasette instance.
+            open_model: gives the model of a group that is entered.
+            model_id: an id or alias; None for the default.
+            purpose: what it is for, or None.
+            actor: Datasette's actor dictionary, or None.
+        """
         self.id = str(ULID())
         self.model_id = model_id
         self.purpose = purpose
         self.actor = actor
         self.responses: list[PromptResponse] = []
         self.error: BaseException | None = None
-        self._llm = llm
+        self.on_call: Callable[[Any], None] | None = None
+        self._datasette = datasette
+        self._open_model = open_model
         self._state = GroupState.NEW
-        self._calls: set[Call] = set()
-        self._telling: asyncio.Task[list[Exception]] | None = None
+        self._calls: set[GroupMember] = set()
+        self._exit_hooks_task: asyncio.Task[list[Exception]] | None = None
         self._hurried = asyncio.Event()
 
     @property
@@ -71,7 +101,7 @@ class Group:
     def __repr__(self) -> str:
         return f"<Group {self.id} {self.model_id!r} {self._state.value}>"
 
-    async def __aenter__(self) -> WrappedAsyncModel:
+    async def __aenter__(self) -> _Model:
         """Enter the block.
 
         Returns:
@@ -83,7 +113,7 @@ class Group:
         """
         if self._state is not GroupState.NEW:
             raise GroupClosedError("A group can be entered once; make another with llm.group()")
-        model = await self._llm._model_for(self.model_id, self.purpose, self.actor, self)
+        model = await self._open_model(self)
         self.model_id = model.model_id
         self._state = GroupState.OPEN
         return model
@@ -121,9 +151,9 @@ class Group:
             call.drain("The group was left before the chain ended")
         await self._ended()
         unseen = [
-            (response, response._failure)
+            (response, response.failure)
             for response in self.responses
-            if response._failure is not None and not response._failure_seen
+            if response.failure is not None and not response.failure_seen
         ]
         if unseen:
             raise GroupError(unseen)
@@ -138,16 +168,16 @@ class Group:
         await self._ended()
 
     async def _close(self) -> None:
-        """Tell the plugins, exactly once, also if the caller is cancelled meanwhile."""
-        if not self._calls and not dispatch.implemented(self._llm.datasette, "llm_group_exit"):
-            self._state = GroupState.CLOSED  # nobody to tell: most groups are cheap
+        """Run the exit hooks, exactly once, also if the caller is cancelled meanwhile."""
+        if not self._calls and not dispatch.implemented(self._datasette, "llm_group_exit"):
+            self._state = GroupState.CLOSED  # no hook to run: most groups are cheap
             return
-        self._telling = asyncio.create_task(self._tell())
+        self._exit_hooks_task = asyncio.create_task(self._run_exit_hooks())
         try:
-            errors = await asyncio.shield(self._telling)
+            errors = await asyncio.shield(self._exit_hooks_task)
         except asyncio.CancelledError:
             self._hurried.set()
-            await asyncio.wait([self._telling])
+            await asyncio.wait([self._exit_hooks_task])
             raise
         finally:
             self._state = GroupState.CLOSED
@@ -158,10 +188,10 @@ class Group:
             assert self.error is not None
             self.error.add_note(f"An llm_group_exit hook failed too: {hook_error!r}")
 
-    async def _tell(self) -> list[Exception]:
+    async def _run_exit_hooks(self) -> list[Exception]:
         await self._ended()
         errors: list[Exception] = []
-        for plugin, work in dispatch.group_exits(self._llm.datasette, self):
+        for plugin, work in dispatch.group_exits(self._datasette, self):
             try:
                 await self._bounded(asyncio.create_task(work()), plugin)
             except asyncio.CancelledError as error:
@@ -185,13 +215,21 @@ class Group:
 
     # Called by the group's calls
 
-    def _enter(self, call: Call) -> None:
+    def enter(self, member: GroupMember) -> None:
+        """Take in a call that begins (called by datasette-llm).
+
+        Raises:
+            GroupClosedError: the group has been left.
+        """
         if self._state is not GroupState.OPEN:
             raise GroupClosedError(
                 "The group of this model has been left; prompt inside the block, or get a "
                 "model with llm.model()"
             )
-        self._calls.add(call)
+        self._calls.add(member)
+        if self.on_call is not None:
+            self.on_call(member)
 
-    def _leave(self, call: Call) -> None:
-        self._calls.discard(call)
+    def leave(self, member: GroupMember) -> None:
+        """Let go of a call that has ended (called by datasette-llm)."""
+        self._calls.discard(member)

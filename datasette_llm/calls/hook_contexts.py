@@ -6,13 +6,11 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import HookError, ResponseCancelledError
+from .prompt_result import Factory, PromptResult
 from .task import contained, opening
-
-if TYPE_CHECKING:
-    from .prompt_result import Factory, PromptResult
 
 
 async def make_factory(plugin: str, call: Callable[[], Any]) -> Factory | None:

@@ -1,87 +1,89 @@
-"""FIFO concurrency limiters, one per model and per purpose, and one for threads.
+"""FIFO concurrency limiters: one per model and per purpose, and one for threads.
 
-A request acquires a permit of all limiters that hold for it, and releases it when it has ended.
+A request acquires a permit, which holds a place in every limiter that counts for it, and
+releases it when it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from ..access.call_policy import Limit, LimiterName
+if TYPE_CHECKING:
+    from ..access.call_policy import Limit, LimiterName
 
 
 class ConcurrencyLimiter:
-    """Counts those inside, and lets those who wait in as others leave.
+    """Counts the requests that run, and admits the waiting ones in order as others end.
 
-    The limit comes with each of them, since it may stand in different settings: whoever is at
-    the head of the queue waits until there are fewer inside than its own limit allows, and
-    nobody passes it.
+    The limit comes with each request, since it may stand in different settings: the first in
+    the queue waits until fewer run than its own limit allows, and none passes it.
     """
 
     def __init__(self) -> None:
-        self._inside = 0
+        self._running = 0
         # An OrderedDict loses its first and any other entry in constant time.
-        self._waiting: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._queue: OrderedDict[asyncio.Future[None], int] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<ConcurrencyLimiter {self._inside} inside, {len(self._waiting)} waiting>"
+        return f"<ConcurrencyLimiter {self.running} running, {self.waiting} waiting>"
 
     @property
-    def inside(self) -> int:
-        """How many are inside."""
-        return self._inside
+    def running(self) -> int:
+        """How many requests run."""
+        return self._running
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
-        return len(self._waiting)
+        """How many requests wait."""
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is inside and nobody waits."""
-        return not self._inside and not self._waiting
+        """Whether no request runs or waits."""
+        return not self._running and not self._queue
 
-    async def enter(self, limit: int) -> None:
-        """Go in as soon as it is one's turn; one who is cancelled meanwhile leaves the queue.
+    async def acquire(self, limit: int) -> None:
+        """Wait for a place; a request that is cancelled meanwhile leaves the queue.
 
         Args:
-            limit: how many may be inside, the one who enters included.
+            limit: how many may run, this request included.
         """
-        if not self._waiting and self._inside < limit:
-            self._inside += 1
+        if not self._queue and self._running < limit:
+            self._running += 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = limit
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue[admitted] = limit
         try:
-            await turn
+            await admitted
         except BaseException:
-            self._waiting.pop(turn, None)
-            if turn.done() and not turn.cancelled():
-                self._inside -= 1  # it was let in, and cancelled before it could tell
-            self._let_in()  # those behind it may have waited for its limit only
+            self._queue.pop(admitted, None)
+            if admitted.done() and not admitted.cancelled():
+                self._running -= 1  # admitted, and cancelled before it could run
+            self._admit()  # those behind it may have waited for its limit only
             raise
 
-    def leave(self) -> None:
-        """Make room for the next one."""
-        self._inside -= 1
-        self._let_in()
+    def release(self) -> None:
+        """Give a place back."""
+        self._running -= 1
+        self._admit()
 
-    def _let_in(self) -> None:
-        while self._waiting and self._inside < next(iter(self._waiting.values())):
-            turn, _ = self._waiting.popitem(last=False)
-            if not turn.done():
-                self._inside += 1
-                turn.set_result(None)
+    def _admit(self) -> None:
+        while self._queue and self._running < next(iter(self._queue.values())):
+            admitted, _ = self._queue.popitem(last=False)
+            if not admitted.done():
+                self._running += 1
+                admitted.set_result(None)
 
 
 class LimiterRegistry:
-    """The gates of one Datasette instance, by name; made when first asked for.
+    """The limiters of one Datasette instance, by name; made when first asked for.
 
-    Each event loop has its own, since one that has ended may have left somebody inside.
+    Each event loop has its own, since one that has ended may have left requests running.
     """
 
     def __init__(self) -> None:
@@ -90,76 +92,83 @@ class LimiterRegistry:
         ] = WeakKeyDictionary()
 
     def named(self, name: LimiterName) -> ConcurrencyLimiter:
-        """The gate with this name, for the event loop that is running."""
-        gates = self._by_loop.setdefault(asyncio.get_running_loop(), {})
-        return gates.setdefault(name, ConcurrencyLimiter())
+        """The limiter with this name, for the running event loop."""
+        limiters = self._by_loop.setdefault(asyncio.get_running_loop(), {})
+        return limiters.setdefault(name, ConcurrencyLimiter())
 
     def busy(self) -> dict[LimiterName, ConcurrencyLimiter]:
-        """Those of the event loop that is running where somebody is, by name."""
-        gates = self._by_loop.get(asyncio.get_running_loop(), {})
-        return {name: gate for name, gate in gates.items() if not gate.idle}
+        """Those of the running event loop that are not idle, by name."""
+        limiters = self._by_loop.get(asyncio.get_running_loop(), {})
+        return {name: limiter for name, limiter in limiters.items() if not limiter.idle}
+
+    def all_idle(self) -> bool:
+        """Whether no limiter of any event loop is in use."""
+        return all(each.idle for limiters in self._by_loop.values() for each in limiters.values())
 
 
-class Turn:
-    """What a request has gone through, from its first gate until it has ended.
+class Permit:
+    """A request's places in the limiters that count for it.
 
     A request that is made from inside another one, as by a model that asks other models, does
-    not wait for a gate which that one has gone through: it would wait for itself.
+    not wait for a limiter in which that one has a place: it would wait for itself.
     """
 
     def __init__(self) -> None:
-        around: Turn | None = _current.get()
-        while around is not None and not around._gates:
-            around = around._around  # what has ended is let go of
-        self._around: Turn | None = around
-        self._gates: list[ConcurrencyLimiter] = []
-        self._of_purpose: ConcurrencyLimiter | None = None  # one of them
-        self._token: Token[Turn | None] | None = None
-        self._handed_over = False
+        outer = _current.get()
+        while outer is not None and not outer.held:
+            outer = outer.outer  # what has ended is let go of
+        self.outer: Permit | None = outer
+        self.held: list[ConcurrencyLimiter] = []
+        self._of_purpose: ConcurrencyLimiter | None = None  # one of those held
+        self._token: Token[Permit | None] | None = None
+        self._detached = False
 
-    async def take(self, gates: LimiterRegistry, limits: Iterable[Limit]) -> None:
-        """Go through some gates, one after the other; those passed stay so if one is cancelled."""
+    async def acquire(self, limiters: LimiterRegistry, limits: Iterable[Limit]) -> None:
+        """Wait for a place in each limiter in turn; places so far are held if it is cancelled."""
         self._token = _current.set(self)
         for limit in limits:
-            gate = gates.named(limit.gate)
-            if not self._is_inside(gate):
-                await gate.enter(limit.count)
-                self._gates.append(gate)
+            limiter = limiters.named(limit.gate)
+            if not any(limiter in permit.held for permit in self._nested()):
+                await limiter.acquire(limit.count)
+                self.held.append(limiter)
                 if limit.gate[0] == "purpose":
-                    self._of_purpose = gate
+                    self._of_purpose = limiter
 
     @property
-    def outlived(self) -> bool:
-        """Whether the request has ended and what it was handed over to has not."""
-        return self._handed_over and self._token is None and bool(self._gates)
+    def outlives_request(self) -> bool:
+        """Whether the request has ended, and what the permit was transferred to has not."""
+        return self._detached and self._token is None and bool(self.held)
 
-    def hand_over(self) -> Callable[[], None]:
-        """Leave the end to somebody else, as to the thread that outlives its request.
+    def transfer(self) -> Callable[[], None]:
+        """Leave the release to something that outlives the request, as its thread may.
 
         Returns:
-            What is to be called then, in the event loop.
+            What releases the permit; to be called in the event loop.
         """
-        self._handed_over = True
-        return self._give_back
+        self._detached = True
+        return self._release
 
     def end(self) -> None:
         """The request has ended; called in its task."""
         if self._token is not None:
             _current.reset(self._token)
             self._token = None
-        if not self._handed_over:
-            self._give_back()
-        elif self._of_purpose in self._gates:
+        if not self._detached:
+            self._release()
+        elif self._of_purpose in self.held:
             # A thread keeps its model busy; the purpose is free to ask others.
-            self._gates.remove(self._of_purpose)
-            self._of_purpose.leave()
+            self.held.remove(self._of_purpose)
+            self._of_purpose.release()
 
-    def _is_inside(self, gate: ConcurrencyLimiter) -> bool:
-        return gate in self._gates or (self._around is not None and self._around._is_inside(gate))
+    def _nested(self) -> Iterator[Permit]:
+        permit: Permit | None = self
+        while permit is not None:
+            yield permit
+            permit = permit.outer
 
-    def _give_back(self) -> None:
-        while self._gates:
-            self._gates.pop().leave()
+    def _release(self) -> None:
+        while self.held:
+            self.held.pop().release()
 
 
-_current: ContextVar[Turn | None] = ContextVar("datasette_llm_turn", default=None)
+_current: ContextVar[Permit | None] = ContextVar("datasette_llm_permit", default=None)

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, nullcontext
-from dataclasses import fields, replace
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llm
 from llm.parts import StreamEvent
 
-from .. import instance
-from ..access.call_policy import DEFAULT_CALL_POLICY, CallPolicy
 from ..errors import ConversationBusyError, LLMError
-from ..providers.openai_clients import Clients
-from ..providers.sync_adapter import ThreadedModel
 from ..structured import AsksForObjects
-from .call import Call, RunningCalls
+from .call import Call
 from .chain import WrappedChain
 from .response import PromptResponse
-
-if TYPE_CHECKING:
-    from datasette.app import Datasette
-
-    from ..config.references import FallbackReference
-    from ..facade import LLM
-    from ..log.recorder import ModelLog
-    from ..providers.registry import AsyncLLM
-    from .group import Group
+from .route import RoutedModel
 
 _CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
 
 
-class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
+class WrappedAsyncModel(AsksForObjects, RoutedModel):
     """A model that an actor may use for a purpose, as `LLM.model()` gives it.
 
     It is an `llm.AsyncKeyModel` with the attributes of the model it stands for. Every way to
@@ -45,40 +32,6 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         purpose: the purpose it was asked for, or None.
         actor: Datasette's actor dictionary, or None.
     """
-
-    def __init__(
-        self,
-        datasette: Datasette,
-        model: AsyncLLM,
-        *,
-        purpose: str | None = None,
-        actor: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None,
-        secret_names: Sequence[str] = (),
-        group: Group | None = None,
-        log: ModelLog | None = None,
-        plan: CallPolicy = DEFAULT_CALL_POLICY,
-        facade: LLM | None = None,
-    ) -> None:
-        self.model_id = model.model_id
-        self.can_stream = model.can_stream
-        self.attachment_types = model.attachment_types
-        self.supports_schema = model.supports_schema
-        self.supports_tools = model.supports_tools
-        self.supports_conversation = model.supports_conversation
-        self.needs_key = model.needs_key
-        self.key_env_var = model.key_env_var
-        self.Options = model.Options
-        self.purpose = purpose
-        self.actor = actor
-        self._model = model
-        self._datasette = datasette
-        self._options = options or {}
-        self._secret_names = tuple(secret_names)
-        self._group = group
-        self._log = log
-        self._plan = plan
-        self._facade = facade  # where a fallback's model comes from
 
     @property
     def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:
@@ -103,8 +56,8 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
             llm.NeedsKeyException: there is no key for the model.
             GroupClosedError: the model belongs to a group that has been left.
         """
-        build = partial(super().prompt, prompt, **self._arguments(kwargs))
-        return await _begun(self, prompt, await _built(build, kwargs))
+        build = partial(super().prompt, prompt, **self.route.arguments(kwargs))
+        return await _begin(self, prompt, await _build(build, kwargs))
 
     def conversation(
         self, tools: list[Any] | None = None, *args: Any, **kwargs: Any
@@ -133,25 +86,16 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
         conversation: llm.AsyncConversation | None,
         key: str | None = None,
     ) -> AsyncGenerator[str | StreamEvent, None]:
-        """The one door to the provider; called by a call, with its contexts open."""
-        flight = response._flight if isinstance(response, PromptResponse) else None
-        if flight is None:
-            raise LLMError(
-                "This response was not made by datasette-llm, so its prompt would pass by the "
-                "hooks; use prompt(), conversation() or chain() of the model"
-            )
-        arguments: dict[str, Any] = {"stream": stream, "response": response}
-        found = await flight.call.key(self, key)
-        if isinstance(self._model, llm.AsyncKeyModel):
-            arguments["key"] = found
-        if isinstance(self._model, ThreadedModel) and flight.turn is not None:
-            arguments["ended"] = flight.turn.hand_over()
-        source = self._model.execute(prompt, conversation=conversation, **arguments)
-        # llm asks for no more than an async iterator, which need not have aclose().
-        closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
-        async with Clients(), closing:
-            async for chunk in source:
-                yield chunk
+        """Refuse: a request goes to the provider from its call, with the contexts open.
+
+        Raises:
+            LLMError: always.
+        """
+        raise LLMError(
+            "This response was not made by datasette-llm, so its prompt would pass by the "
+            "hooks; use prompt(), conversation() or chain() of the model"
+        )
+        yield  # what makes this the generator that llm expects
 
     def get_key(self, explicit_key: str | None = None) -> str | None:
         """The key as llm alone would find it: explicit, in keys.json, in the environment.
@@ -166,53 +110,19 @@ class WrappedAsyncModel(AsksForObjects, llm.AsyncKeyModel):
     def __repr__(self) -> str:
         return f"<WrappedAsyncModel {self.model_id!r} purpose={self.purpose!r}>"
 
-    def _arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The caller's arguments, with the configured options as defaults."""
-        arguments = dict(kwargs)
-        defaults = {k: v for k, v in self._options.items() if k not in kwargs}
-        if defaults:
-            arguments["options"] = defaults | (kwargs.get("options") or {})
-        if not self.can_stream:
-            arguments["stream"] = False  # llm passes on what it is told; its CLI checks this
-        return arguments
-
-    def _play(self, reference: FallbackReference, plan: CallPolicy) -> None:
-        """Stand in for another model, with the key and the options of that role."""
-        self._options = {**self._options, **reference.plain_options()}
-        if reference.key is not None:
-            self._secret_names = (reference.key, *self._secret_names)
-        self._plan = plan
-
-    def _ask_once(self) -> None:
-        """Make one request for each prompt, to this model and to no other."""
-        self._plan = replace(self._plan, retries=0, fallbacks=())
-
-    # The registers of who is in flight
-
-    def _enter(self, call: Call) -> None:
-        if self._group is not None:
-            self._group._enter(call)
-        instance.of(self._datasette, RunningCalls).add(call)
-
-    def _sent(self, response: PromptResponse) -> None:
-        if self._group is not None:
-            self._group.responses.append(response)
-
-    def _leave(self, call: Call) -> None:
-        if self._group is not None:
-            self._group._leave(call)
-        instance.of(self._datasette, RunningCalls).discard(call)
-
 
 class WrappedConversation(AsksForObjects, llm.AsyncConversation):
     """An `llm.AsyncConversation` whose turns go through the hooks.
 
     Turns come one after the other: each has the ones before it as its history, so a turn
-    that starts while another is under way is refused.
+    that starts while another is running is refused.
+
+    Attributes:
+        call: the call of the newest turn, or None.
     """
 
     model: WrappedAsyncModel
-    _turn: Call | None = None
+    call: Call | None = None
 
     async def prompt(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:  # type: ignore[override]  # llm's is not a coroutine
         """Send the next turn; as `WrappedAsyncModel.prompt`.
@@ -221,12 +131,12 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still under way.
         """
         self._refuse_while_busy()
-        arguments = self.model._arguments(kwargs)
+        arguments = self.model.route.arguments(kwargs)
         if self.tools and not arguments.get("tools"):
             arguments = arguments | {"tools": self.tools}
-        response = await _built(partial(super().prompt, prompt, **arguments), kwargs)
+        response = await _build(partial(super().prompt, prompt, **arguments), kwargs)
         self._refuse_while_busy()
-        return await _begun(self.model, prompt, response, self)
+        return await _begin(self.model, prompt, response, self)
 
     def chain(self, prompt: str | None = None, **kwargs: Any) -> WrappedChain:
         """The next turn as a chain; as `WrappedAsyncModel.chain`.
@@ -235,27 +145,36 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still under way.
         """
         self._refuse_while_busy()
-        arguments = self.model._arguments(_options_apart(kwargs))
-        return WrappedChain.adopt(super().chain(prompt, **arguments), self.model)
+        arguments = self.model.route.arguments(_with_options_apart(kwargs))
+        return WrappedChain.adopt(super().chain(prompt, **arguments), self.model, prompt)
 
-    def _begin_turn(self, call: Call, turns_before: int) -> None:
+    def begin_turn(self, call: Call, turns_before: int) -> None:
+        """Begin the turn of a chain (called by the chain).
+
+        Args:
+            call: the chain's.
+            turns_before: how many turns there were when the chain was made.
+
+        Raises:
+            ConversationBusyError: the previous turn is still running, or there was another.
+        """
         self._refuse_while_busy()
         if len(self.responses) != turns_before:
             raise ConversationBusyError(
                 "The conversation has gone on since this chain was made, so that it would miss "
                 "what was said; make the chain when it is its turn"
             )
-        self._turn = call
+        self.call = call
 
     def _refuse_while_busy(self) -> None:
-        if self._turn is not None and self._turn.running:
+        if self.call is not None and self.call.running:
             raise ConversationBusyError(
                 "The previous turn of this conversation has not ended; read its response to "
                 "the end first, for example with 'await response.text()'"
             )
 
 
-async def _built(
+async def _build(
     build: Callable[[], llm.AsyncResponse], kwargs: Mapping[str, Any]
 ) -> llm.AsyncResponse:
     """llm's response, not yet begun; built in a thread where llm has to look at a file or URL."""
@@ -265,7 +184,7 @@ async def _built(
     return build()
 
 
-async def _begun(
+async def _begin(
     model: WrappedAsyncModel,
     text: str | None,
     response: llm.AsyncResponse,
@@ -274,14 +193,15 @@ async def _begun(
     """Start the call of a response, and wait for its first event."""
     call = Call(model, text, is_chain=False)
     ours = PromptResponse.adopt(response, call)
+    call.add(ours)
     call.start()
     if conversation is not None:
-        conversation._turn = call
-    await ours._first_event()
+        conversation.call = call
+    await ours.first_event()
     return ours
 
 
-def _options_apart(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _with_options_apart(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for llm's `chain()`, which takes options only as a mapping."""
     named = {k: v for k, v in kwargs.items() if k in _CHAIN_PARAMETERS}
     keywords = {k: v for k, v in kwargs.items() if k not in _CHAIN_PARAMETERS}

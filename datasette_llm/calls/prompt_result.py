@@ -1,4 +1,4 @@
-"""What the contexts of a call are told about it, and the callbacks that they leave with it."""
+"""What the contexts of a call know of it, and the callbacks that they leave with it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from .response import DoneCallback, run_callbacks
+from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
     from .group import Group
-    from .response import PromptResponse
 
 
 Factory = Callable[["PromptResult"], AbstractAsyncContextManager[object]]
 
 
 class PromptResult:
-    """What a context of `llm_prompt_context` is told about its call.
+    """What a context of `llm_prompt_context` knows of its call.
 
     Attributes:
         responses: the responses so far: one for a prompt, one a step for a chain.
@@ -33,7 +32,7 @@ class PromptResult:
         self,
         purpose: str | None,
         actor: Mapping[str, Any] | None,
-        group: Group | None,
+        group: Group[Any] | None,
         is_chain: bool,
     ) -> None:
         self.responses: list[PromptResponse] = []
@@ -63,8 +62,9 @@ class PromptResult:
         self._callbacks.append(callback)
         errors: list[Exception] = []
         for response in list(self.responses):
-            errors += await run_callbacks([callback], response) if response._done else []
-            if not response._done:
+            if response.is_complete:
+                errors += await run_callbacks([callback], response)
+            else:
                 response.done_callbacks.append(callback)
         raise_first(errors)
 

@@ -1,4 +1,4 @@
-"""The response that callers hold: llm's own, filled by a call's task, read by anyone."""
+"""The response that callers hold: llm's own, filled by a call's task, read by many readers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import llm
 from llm.parts import StreamEvent
@@ -17,31 +17,115 @@ from ..errors import LLMError
 from ..hooks import dispatch
 
 if TYPE_CHECKING:
-    from .call import Call
-    from .limiter import Turn
-    from .model import WrappedAsyncModel
-    from .timeout import Deadline
-
+    from .route import RoutedModel
 
 DoneCallback = Callable[["PromptResponse"], Awaitable[object] | object]
+
+# How long a response that was read half-way waits for a reader to go on.
+RESUME_S = 0.5
+
+
+class Producer(Protocol):
+    """What fills a response, as its readers know it.
+
+    Attributes:
+        closed: set when everything is over.
+        error: what ended it, or None.
+        chain_readers: how many read the chain that the response is a step of.
+    """
+
+    closed: asyncio.Event
+    error: BaseException | None
+    chain_readers: int
+
+    def request(self, response: PromptResponse) -> None:
+        """Send the request of a response."""
+
+    def cancel(self, reason: str) -> None:
+        """Stop the request."""
+
+    def stop_if_cancelled(self) -> None:
+        """Raise a cancellation that a provider has swallowed."""
+
+    def encloses_caller(self) -> bool:
+        """Whether the code that asks runs inside the producer."""
+
+    def waits_for_caller(self) -> bool:
+        """Whether the producer cannot go on before the code that asks has."""
+
+    def note_callback_errors(self, errors: list[Exception]) -> None:
+        """Callbacks of a complete response failed."""
+
+
+class StreamState:
+    """What a response has only until it has ended.
+
+    Kept apart and let go at the end, since a group may hold thousands of finished responses:
+    one attribute more is what an llm response has room for before its dictionary grows
+    five-fold (CPython 3.11).
+
+    Attributes:
+        producer: what fills the response.
+        readers: how many read it.
+        requested: whether its request was sent, or is to be.
+        first_event_at: when the first event came, by the monotonic clock, or None.
+        on_event: called at each event, or None.
+        on_done: called when the provider is done, before any callback, or None.
+        resume_timer: cancels the response if no reader goes on, or None.
+    """
+
+    __slots__ = (
+        "_changed",
+        "first_event_at",
+        "on_done",
+        "on_event",
+        "producer",
+        "readers",
+        "requested",
+        "resume_timer",
+    )
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.readers = 0
+        self.requested = False
+        self.first_event_at: float | None = None
+        self.on_event: Callable[[], None] | None = None
+        self.on_done: Callable[[], None] | None = None
+        self.resume_timer: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
+
+    def wake_readers(self) -> None:
+        """Wake all who wait; who comes later waits for the next change."""
+        self._changed.set()
+        self._changed.clear()
+
+    async def change(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
 
 
 class PromptResponse(llm.AsyncResponse):
     """An `llm.AsyncResponse` that any number of readers follow, while it arrives or later.
 
-    A failed response stays failed: whoever reads it gets its error. One that is being read
-    is stopped at the provider when its last reader is cancelled, or goes away half-way and
-    nobody reads on within half a second. One that nobody ever reads completes by itself.
+    A failed response stays failed: every reader gets its error. One that is being read is
+    stopped at the provider when its last reader is cancelled, or goes away half-way and none
+    reads on within half a second. One that is never read completes by itself.
+
+    Attributes:
+        stream_state: what it has only until it has ended; None afterwards.
+        failure: what it failed with, or None.
+        failure_seen: whether a caller was given that.
     """
 
-    _flight: Flight | None = None
-    _failure: Exception | None = None
+    stream_state: StreamState | None = None
+    failure: Exception | None = None
+    failure_seen = False
     _failure_trace: TracebackType | None = None
-    _failure_seen = False
     _position = 0  # of anext(response), which is a reader of its own
 
     @classmethod
-    def adopt(cls, response: llm.AsyncResponse, call: Call) -> Self:
+    def adopt(cls, response: llm.AsyncResponse, producer: Producer) -> Self:
         """Make a response of llm's one of ours.
 
         llm's `prompt()` methods and its chain loop build and check the response, and name
@@ -49,8 +133,7 @@ class PromptResponse(llm.AsyncResponse):
         """
         response.__class__ = cls
         ours = cast(Self, response)
-        ours._flight = Flight(call)
-        call.add(ours)
+        ours.stream_state = StreamState(producer)
         return ours
 
     # Reading: everything public that llm offers goes through these four.
@@ -87,9 +170,9 @@ class PromptResponse(llm.AsyncResponse):
         return self
 
     async def _texts(self) -> AsyncIterator[str]:
-        if self._flight is None and not self._stream_events:
+        if self.stream_state is None and not self._stream_events:
             # Rebuilt from storage: there is text, but there were no events.
-            self._raise_failure()
+            self.raise_failure()
             for chunk in self._chunks:
                 yield chunk
             return
@@ -123,7 +206,7 @@ class PromptResponse(llm.AsyncResponse):
             ValueError: it is not complete yet.
             Exception: it failed, with this.
         """
-        self._raise_failure()
+        self.raise_failure()
         return super().text_or_raise()
 
     def tool_calls_or_raise(self) -> list[llm.ToolCall]:
@@ -133,51 +216,51 @@ class PromptResponse(llm.AsyncResponse):
             ValueError: it is not complete yet.
             Exception: it failed, with this.
         """
-        self._raise_failure()
+        self.raise_failure()
         return super().tool_calls_or_raise()
 
     async def _on_done(self) -> None:
-        flight = self._flight
-        if flight is not None and flight.deadline is not None:
-            flight.deadline.stop()
-        if flight is not None and flight.turn is not None:
-            flight.turn.end()  # callbacks that prompt would wait for others, who wait for us
+        state = self.stream_state
+        if state is not None and state.on_done is not None:
+            state.on_done()
         errors = await run_callbacks(self.done_callbacks, self)
         self.done_callbacks.clear()
-        if flight is not None:
-            flight.call.note_callback_errors(errors)
+        if state is not None:
+            state.producer.note_callback_errors(errors)
 
     def _ensure_async_generator(self) -> None:
-        # llm would look the key up here, synchronously; execute() does it for us.
+        # llm would ask the model here; an attempt has put its own request in place.
         if not hasattr(self, "_generator"):
-            model: Any = self.model
-            self._generator = model.execute(
-                self.prompt, self.stream, self, self.conversation, key=self._key
-            )
+            raise LLMError("The request of this response has not been made")
 
     # Filling, called by the call
 
-    async def _drive(self) -> None:
-        """Run the request to its end; `_done` and llm's done callbacks included."""
-        flight = self._flight
-        assert flight is not None
-        events: Any = super().astream_events()  # type: ignore[no-untyped-call]  # llm's
+    async def fill(self, events: AsyncGenerator[str | StreamEvent, None]) -> None:
+        """Run a request to its end; `on_done` and llm's done callbacks included.
+
+        Args:
+            events: what comes from the provider.
+        """
+        state = self.stream_state
+        assert state is not None
+        self._generator = events
+        filled: Any = super().astream_events()  # type: ignore[no-untyped-call]  # llm's
         # Closed here, so that the provider cleans up in this task and before the contexts do.
-        async with contextlib.aclosing(events):
-            async for _ in events:
-                if flight.first_event_at is None:
-                    flight.first_event_at = time.monotonic()
-                if flight.deadline is not None:
-                    flight.deadline.event()
-                flight.wake_readers()
+        async with contextlib.aclosing(filled):
+            async for _ in filled:
+                if state.first_event_at is None:
+                    state.first_event_at = time.monotonic()
+                if state.on_event is not None:
+                    state.on_event()
+                state.wake_readers()
                 # A provider that has its next chunk at hand does not wait for anything, and
                 # the readers must not wait for the whole of it.
                 await asyncio.sleep(0)
-                flight.call.stop_if_cancelled()  # for a provider that swallowed it
-        flight.wake_readers()
+                state.producer.stop_if_cancelled()  # for a provider that swallowed it
+        state.wake_readers()
 
-    def _begin_anew(
-        self, model: WrappedAsyncModel, prompt: llm.Prompt, *, stream: bool, key: str | None
+    def restart(
+        self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | None
     ) -> None:
         """Forget a failed request of which nothing was seen, to make it again.
 
@@ -205,95 +288,79 @@ class PromptResponse(llm.AsyncResponse):
         kept = ("id", "done_callbacks")
         self.__dict__.update((k, v) for k, v in vars(fresh).items() if k not in kept)
 
-    def _settle(self, error: BaseException | None) -> None:
+    def settle(self, error: BaseException | None) -> None:
         """It is over: nothing more will come, and what ended it is known."""
-        flight, self._flight = self._flight, None
-        if flight is None:
+        state, self.stream_state = self.stream_state, None
+        if state is None:
             return
-        if flight.resume_timer is not None:
-            flight.resume_timer.cancel()
+        if state.resume_timer is not None:
+            state.resume_timer.cancel()
         if isinstance(error, Exception):
-            self._failure, self._failure_trace = error, error.__traceback__
-        flight.wake_readers()
+            self.failure, self._failure_trace = error, error.__traceback__
+        state.wake_readers()
 
-    # The state that readers ask for
+    # Its state
 
     @property
     def running(self) -> bool:
         """Whether it was requested and has not ended."""
-        return self._flight is not None and self._flight.requested
+        return self.stream_state is not None and self.stream_state.requested
 
-    async def _first_event(self) -> None:
+    @property
+    def is_complete(self) -> bool:
+        """Whether the provider has given all of it."""
+        return bool(self._done)
+
+    @property
+    def text_so_far(self) -> str:
+        """What there is of its text, also of one that failed."""
+        return "".join(self._chunks)
+
+    @property
+    def caller_key(self) -> str | None:
+        """What the caller gave as a key, or None."""
+        return self._key
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no event has come, and no tool has run for it."""
+        last = (self.prompt._explicit_messages or [None])[-1]  # llm's
+        tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
+        return not (self._stream_events or self._done or tools_ran)
+
+    @property
+    def ends_chain(self) -> bool:
+        """Whether it is complete and calls no tools, so that a chain ends with it."""
+        return self._done and not self._tool_calls
+
+    async def first_event(self) -> None:
         """Wait for the first event, or for the end; a failure before it is raised."""
         async with Reader(self) as reader:
             while (not self.stream or not self._stream_events) and await reader.wait():
                 pass
 
-    def is_untouched(self) -> bool:
-        """Whether no event has come, and no tool has run for it."""
-        last = (self.prompt._explicit_messages or [None])[-1]
-        tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
-        return not (self._stream_events or self._done or tools_ran)
-
-    def is_last_word(self) -> bool:
-        """Whether it is complete and calls no tools, so that a chain ends with it."""
-        return self._done and not self._tool_calls
-
     def mark_seen(self, error: BaseException) -> None:
         """A reader of the chain was given this; a group need not raise it again."""
-        self._failure_seen = self._failure_seen or error is self._failure
+        self.failure_seen = self.failure_seen or error is self.failure
 
-    def _raise_failure(self, *, seen: bool = True) -> None:
-        if self._failure is not None:
-            self._failure_seen = self._failure_seen or seen
-            raise self._failure.with_traceback(self._failure_trace)
+    def raise_failure(self, *, seen: bool = True) -> None:
+        """Raise what it failed with, if it did.
 
-    def _read_on_or_cancel(self) -> None:
-        flight = self._flight
-        if flight is not None and not flight.readers and not self._done:
-            flight.call.cancel(
+        Args:
+            seen: whether the caller gets it.
+        """
+        if self.failure is not None:
+            self.failure_seen = self.failure_seen or seen
+            raise self.failure.with_traceback(self._failure_trace)
+
+    def cancel_unless_read(self) -> None:
+        """Stop the request if no reader is left."""
+        state = self.stream_state
+        if state is not None and not state.readers and not self._done:
+            state.producer.cancel(
                 "The response was read half-way and then dropped, so it was stopped; to get "
                 "all of it use text(), or keep iterating"
             )
-
-
-# How long a response that was read half-way waits for somebody to read on.
-RESUME_S = 0.5
-
-
-class Flight:
-    """What a response has only while it is under way.
-
-    Kept apart and let go at the end, since a group may hold thousands of finished responses:
-    one attribute more is what an llm response has room for before its dictionary grows
-    five-fold (CPython 3.11).
-    """
-
-    __slots__ = (
-        "call",
-        "changed",
-        "deadline",
-        "first_event_at",
-        "readers",
-        "requested",
-        "resume_timer",
-        "turn",
-    )
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.changed = asyncio.Event()
-        self.readers = 0
-        self.requested = False
-        self.resume_timer: asyncio.TimerHandle | None = None
-        self.first_event_at: float | None = None
-        self.deadline: Deadline | None = None
-        self.turn: Turn | None = None
-
-    def wake_readers(self) -> None:
-        # Everyone who waits wakes up, and whoever comes later waits for the next change.
-        self.changed.set()
-        self.changed.clear()
 
 
 class Reader:
@@ -301,20 +368,20 @@ class Reader:
 
     def __init__(self, response: PromptResponse) -> None:
         self._response = response
-        self._flight = response._flight
+        self._state = response.stream_state
         self._inside = False
 
     async def __aenter__(self) -> Self:
-        flight = self._flight
-        if flight is not None:
-            flight.readers += 1
-            if flight.resume_timer is not None:
-                flight.resume_timer.cancel()
+        state = self._state
+        if state is not None:
+            state.readers += 1
+            if state.resume_timer is not None:
+                state.resume_timer.cancel()
             # A context of the hooks that reads its own response cannot wait for its own end.
-            self._inside = flight.call.encloses_caller()
-            if not flight.requested:
-                flight.requested = True
-                flight.call.request(self._response)
+            self._inside = state.producer.encloses_caller()
+            if not state.requested:
+                state.requested = True
+                state.producer.request(self._response)
         return self
 
     async def wait(self) -> bool:
@@ -323,43 +390,47 @@ class Reader:
         Raises:
             Exception: what the response failed with.
         """
-        response, flight = self._response, self._response._flight
-        if flight is None:
-            response._raise_failure(seen=not self._inside)
+        response, state = self._response, self._response.stream_state
+        if state is None:
+            response.raise_failure(seen=not self._inside)
             return False
-        if self._inside and response._done:
+        if self._inside and response.is_complete:
             return False
-        if self._inside and flight.call.waits_for_caller():
-            raise flight.call.error or LLMError(
+        if self._inside and state.producer.waits_for_caller():
+            raise state.producer.error or LLMError(
                 "A response cannot be read inside its own call before it is complete; in "
                 "llm_prompt_context read it after the yield"
             )
-        await flight.changed.wait()
+        await state.change()
         return True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        response, flight = self._response, self._flight
-        if flight is None:
+        response, state = self._response, self._state
+        if state is None:
             return
-        flight.readers -= 1
-        over = response._flight is None
-        others = flight.readers or flight.call.chain_readers > 1
+        state.readers -= 1
+        over = response.stream_state is None
+        others = state.readers or state.producer.chain_readers > 1
         if over or error is None or others or self._inside:
             return
         if isinstance(error, asyncio.CancelledError):
-            flight.call.cancel("The reader of the response was cancelled")
-            response._failure_seen = True
-            await flight.call.closed.wait()
-        elif isinstance(error, GeneratorExit) and not response._done:
+            state.producer.cancel("The reader of the response was cancelled")
+            response.failure_seen = True
+            await state.producer.closed.wait()
+        elif isinstance(error, GeneratorExit) and not response.is_complete:
             loop = asyncio.get_running_loop()
-            flight.resume_timer = loop.call_later(RESUME_S, response._read_on_or_cancel)
-            response._failure_seen = True
+            state.resume_timer = loop.call_later(RESUME_S, response.cancel_unless_read)
+            response.failure_seen = True
 
 
 async def run_callbacks(callbacks: list[DoneCallback], response: PromptResponse) -> list[Exception]:
-    """Call every callback, whatever the others raise, and give back what they raised."""
+    """Call every callback, whatever the others raise.
+
+    Returns:
+        What they raised.
+    """
     errors: list[Exception] = []
     for callback in callbacks:
         try:

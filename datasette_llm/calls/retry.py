@@ -1,8 +1,8 @@
 """How a response gets its answer: of the model asked for, of it once more, or of its fallbacks.
 
 Only the first request of a call is made again, and only while nothing has come of it: no event
-that anybody may have seen, and no tool that has run. The contexts of the hooks stay open over
-all attempts, so that money is reserved once; the record has a row for each.
+that a reader may have seen, and no tool that has run. The contexts of the hooks stay open over
+all attempts, so that money is reserved once; the call log has a row for each.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import copy
 import datetime
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+import random
+from asyncio import sleep
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import llm
 import pydantic
-import stamina
-from llm.parts import AttachmentPart
 
 from ..errors import LLMError, ResponseTimeoutError
 from ..sanitize import message_of
 from .attempt import Attempt
+from .context import CallContext
+from .response import PromptResponse
 from .retry_rules import MAX_RETRY_AFTER_S, is_transient, requests_made, retry_after_s
+from .route import RoutedModel
 from .timeout import Deadline
 
 if TYPE_CHECKING:
     from ..access.call_policy import Fallback
-    from .call import Call
-    from .model import WrappedAsyncModel
-    from .response import PromptResponse
 
 logger = logging.getLogger("datasette_llm")
 
@@ -42,7 +42,7 @@ WAIT_JITTER_S = 0.25
 _NOT_CONFIGURED = object()
 
 
-async def answer(call: Call, response: PromptResponse) -> None:
+async def answer(call: CallContext, response: PromptResponse) -> None:
     """Run the request of a response to its end, and make it again where that is allowed.
 
     Args:
@@ -54,74 +54,75 @@ async def answer(call: Call, response: PromptResponse) -> None:
             the fallbacks.
         ResponseTimeoutError: it took too long.
     """
-    model = call.model
-    timeout_s = model._plan.timeout_s
+    timeout_s = call.route.call_policy.timeout_s
     end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+    first = Attempt(call, response, call.model)
     try:
-        await Attempt(call, response, model).make(end)
+        await first.run(end)
         return
     except Exception as error:
         failure = error
-        again = _Again(call, response, end)
-        if not again.is_allowed(error):
+        later = _LaterAttempts(first, end)
+        if not later.is_allowed(error):
             raise
-    await again.ask(failure)
+    await later.make(failure)
 
 
-class _Again:
+class _LaterAttempts:
     """What is tried after the first attempt at a response has failed."""
 
-    def __init__(self, call: Call, response: PromptResponse, end: float | None) -> None:
-        self._call = call
-        self._response = response
+    def __init__(self, first: Attempt, end: float | None) -> None:
+        self._call = first.call
+        self._response = first.response
         self._end = end
-        self._asked = call.model
-        self._prompt = response.prompt
-        self._stream = response.stream
-        self._key = response._key
-        self._number = 1
-        self._failed: Exception | None = None  # what the last attempt failed with
+        self._asked = first.model
+        self._prompt = first.response.prompt
+        self._stream = first.response.stream
+        self._key = first.response.caller_key
+        self._last = first
 
     def is_allowed(self, error: Exception) -> bool:
         """Whether anything may be tried after a failure."""
         if isinstance(error, LLMError) and not isinstance(error, ResponseTimeoutError):
             return False  # it is about us, and no other attempt would change it
-        return self._time_left() > 0 and self._call.may_ask_again(self._response)
+        return self._time_left() > 0 and self._call.may_retry(self._response)
 
-    async def ask(self, failure: Exception) -> None:
-        """Ask the same model again, then the others.
+    async def make(self, failure: Exception) -> None:
+        """Ask the same model again, then the fallbacks.
 
         Args:
             failure: what the first attempt failed with.
 
         Raises:
             Exception: what the model that was asked for failed with at last; or what ended the
-                last attempt for good, as an event that somebody has seen does.
+                last attempt for good, as an event that a reader has seen does.
         """
-        left = await self._retried(self._asked, failure)
+        left = await self._retry(self._asked, failure)
         if left is None:
             return
         row_id = self._call.row_id
-        for fallback in self._asked._plan.fallbacks:
-            model = await self._standing_in(fallback, left)
+        for fallback in self._asked.route.call_policy.fallbacks:
+            model = await self._fallback_model(fallback, left)
             if model is None:
                 continue
             try:
                 later = await self._answer_of(model)
             except Exception as error:
-                error.add_note(f"Model {self._asked.model_id!r} had failed before: {_told(left)}")
+                error.add_note(
+                    f"Model {self._asked.model_id!r} had failed before: {_summary(left)}"
+                )
                 raise
             if later is None:
                 return
-            left.add_note(f"Fallback {fallback.model_id!r} failed too: {_told(later)}")
+            left.add_note(f"Fallback {fallback.model_id!r} failed too: {_summary(later)}")
         answering: object = self._response.model  # one of ours, which llm's class does not say
         if answering is not self._asked:
-            self._begin_anew(self._asked, self._prompt)  # what failed is what was asked for
+            self._restart(self._asked, self._prompt)  # what failed is what was asked for
             self._call.row_id = row_id
         raise left
 
-    async def _answer_of(self, model: WrappedAsyncModel) -> Exception | None:
-        """Ask another model, as often as its own plan says; what is left is its last failure."""
+    async def _answer_of(self, model: RoutedModel) -> Exception | None:
+        """Ask another model, as often as its own policy says; what is left is its last failure."""
         try:
             await self._attempt(model)
         except Exception as error:
@@ -130,109 +131,86 @@ class _Again:
             failure = error
         else:
             return None
-        return await self._retried(model, failure)
+        return await self._retry(model, failure)
 
-    async def _retried(self, model: WrappedAsyncModel, failure: Exception) -> Exception | None:
+    async def _retry(self, model: RoutedModel, failure: Exception) -> Exception | None:
         """Ask a model again after a failure; what is left is its last failure, or None."""
-        if not model._plan.retries:
-            return failure
-        retrying = aiter(
-            stamina.retry_context(
-                on=self._pause_after(model),
-                attempts=model._plan.retries + 1,
-                timeout=None,
-                wait_initial=WAIT_INITIAL_S,
-                wait_max=WAIT_MAX_S,
-                wait_jitter=WAIT_JITTER_S,
+        retries = model.route.call_policy.retries
+        requests = requests_made(failure)
+        for number in range(retries):
+            pause_s = self._pause_s(failure, number) if requests <= retries else None
+            if pause_s is None:
+                break
+            logger.warning(
+                "Model %r is asked again in %.1f s: %s", model.model_id, pause_s, _summary(failure)
             )
-        )
-        # The first of its attempts has been made already: nobody pays for stamina who needs none.
-        made: Exception | None = failure
-        try:
-            while True:
-                with await self._after_a_pause(retrying):
-                    if made is not None:
-                        error, made = made, None
-                        raise error
-                    self._begin_anew(model, self._response.prompt)
-                    await self._attempt(model)
-                    return None
-        except Exception as error:
-            if not self.is_allowed(error):
-                raise
-            return error
+            await self._pause(pause_s, failure)
+            self._restart(model, self._response.prompt)
+            try:
+                await self._attempt(model)
+            except Exception as error:
+                if not self.is_allowed(error):
+                    raise
+                failure = error
+                requests += requests_made(error)
+            else:
+                return None
+        return failure
 
-    async def _after_a_pause(self, retrying: AsyncIterator[stamina.Attempt]) -> stamina.Attempt:
-        """The next attempt; or the failure of the last one, where there is none."""
+    def _pause_s(self, failure: Exception, number: int) -> float | None:
+        """How many seconds to wait after a failure; None where a retry makes no sense.
+
+        Args:
+            failure: what the last attempt failed with.
+            number: how many retries there were before.
+        """
+        if self._last.outlives_request:
+            return None  # it would wait for itself, or have the model do its work twice
+        if not is_transient(failure):
+            return None
+        asked_for_s = retry_after_s(failure, datetime.datetime.now(datetime.UTC))
+        if asked_for_s is None:
+            jitter_s = random.uniform(0, WAIT_JITTER_S)
+            return min(WAIT_MAX_S, WAIT_INITIAL_S * 2.0**number + jitter_s)
+        return asked_for_s if asked_for_s <= min(MAX_RETRY_AFTER_S, self._time_left()) else None
+
+    async def _pause(self, seconds: float, failure: Exception) -> None:
         try:
             async with self._deadline():
-                return await anext(retrying)
+                await sleep(seconds)
         except ResponseTimeoutError as error:
-            if error is self._failed:
-                raise
-            raise error from self._failed
+            raise error from failure
 
-    def _pause_after(self, model: WrappedAsyncModel) -> Callable[[Exception], bool | float]:
-        """What tells stamina whether to go on after a failure, and how many seconds later."""
-        requests = 0
-
-        def pause(error: BaseException) -> bool | float:
-            nonlocal requests
-            if not isinstance(error, Exception):
-                return False  # a cancellation goes by here too
-            self._failed = error
-            requests += requests_made(error)
-            if requests > model._plan.retries or not self.is_allowed(error):
-                return False
-            if self._still_computes():
-                return False  # it would wait for itself, or have the model do its work twice
-            if not is_transient(error):
-                return False
-            wanted_s = retry_after_s(error, datetime.datetime.now(datetime.UTC))
-            if wanted_s is None:
-                return True
-            return wanted_s if wanted_s <= min(MAX_RETRY_AFTER_S, self._time_left()) else False
-
-        return pause
-
-    def _still_computes(self) -> bool:
-        flight = self._response._flight
-        return flight is not None and flight.turn is not None and flight.turn.outlived
-
-    async def _attempt(self, model: WrappedAsyncModel) -> None:
+    async def _attempt(self, model: RoutedModel) -> None:
         if self._call.is_being_stopped:
             raise asyncio.CancelledError  # which a hook that was asked meanwhile has swallowed
-        self._number += 1
-        await Attempt(self._call, self._response, model, self._number).make(self._end)
+        self._last = Attempt(self._call, self._response, model, self._last.number + 1)
+        await self._last.run(self._end)
 
-    async def _standing_in(
-        self, fallback: Fallback, failure: Exception
-    ) -> WrappedAsyncModel | None:
+    async def _fallback_model(self, fallback: Fallback, failure: Exception) -> RoutedModel | None:
         """The model of a fallback, if it may be used and supports what the prompt needs."""
-        assert self._asked._facade is not None
+        route = self._asked.route
         try:
             async with self._deadline():
-                model = await self._asked._facade._standing_in(self._asked, fallback)
-                await _check_attachments(model, self._prompt)
-            self._begin_anew(model, _prompt_for(model, self._prompt, self._asked))
+                model = await route.resolve_fallback(route, fallback)
+                await model.check_attachments(self._prompt)
+            self._restart(model, _prompt_for(model, self._prompt, self._asked))
         except Exception as error:  # a hook may raise anything, and so may a model's options
             if self._time_left() <= 0:
                 raise error from failure
-            note = f"Fallback {fallback.model_id!r} was not asked: {_told(error)}"
+            note = f"Fallback {fallback.model_id!r} was not asked: {_summary(error)}"
             logger.warning("%s", note)
             failure.add_note(note)
             return None
         return model
 
-    def _begin_anew(self, model: WrappedAsyncModel, prompt: llm.Prompt) -> None:
+    def _restart(self, model: RoutedModel, prompt: llm.Prompt) -> None:
         # A key that the caller gave is for the provider of the model that was asked for.
         key = self._key if model is self._asked else None
-        if self._response._flight is not None:
-            self._response._flight.turn = None
-        self._response._begin_anew(model, prompt, stream=self._stream, key=key)
+        self._response.restart(model, prompt, stream=self._stream, key=key)
 
     def _deadline(self) -> Deadline:
-        return Deadline(self._end, self._asked._plan.timeout_s)
+        return Deadline(self._end, self._asked.route.call_policy.timeout_s)
 
     def _time_left(self) -> float:
         if self._end is None:
@@ -240,22 +218,7 @@ class _Again:
         return self._end - asyncio.get_running_loop().time()
 
 
-async def _check_attachments(model: WrappedAsyncModel, prompt: llm.Prompt) -> None:
-    """In a thread, since llm may look into a file or at a URL for their type.
-
-    Raises:
-        ValueError: the model does not take one of them.
-    """
-    parts = [part for message in prompt.messages for part in message.parts]
-    earlier = [part.attachment for part in parts if isinstance(part, AttachmentPart)]
-    sent = [*prompt.attachments, *(each for each in earlier if each is not None)]
-    if sent:
-        await asyncio.to_thread(model._validate_attachments, sent)
-
-
-def _prompt_for(
-    model: WrappedAsyncModel, prompt: llm.Prompt, asked: WrappedAsyncModel
-) -> llm.Prompt:
+def _prompt_for(model: RoutedModel, prompt: llm.Prompt, asked: RoutedModel) -> llm.Prompt:
     """The same prompt for another model: with its own options, and of the caller's what it takes.
 
     Raises:
@@ -271,21 +234,23 @@ def _prompt_for(
         if (value := getattr(prompt.options, name)) != configured.get(name, _NOT_CONFIGURED)
     }
     known = {k: v for k, v in given.items() if k in model.Options.model_fields}
+    own = model.route.target.options
     try:
-        theirs.options = model.Options(**{**model._options, **known})
+        theirs.options = model.Options(**{**own, **known})
     except pydantic.ValidationError:
-        theirs.options = model.Options(**model._options)
+        theirs.options = model.Options(**own)
     return theirs
 
 
-def _configured(model: WrappedAsyncModel) -> Mapping[str, Any]:
+def _configured(model: RoutedModel) -> Mapping[str, Any]:
     """A model's configured options as its prompts have them: its validators may change them."""
+    own = model.route.target.options
     try:
-        options = model.Options(**model._options)
+        options = model.Options(**own)
     except pydantic.ValidationError:  # only together with what a caller adds
-        return model._options
-    return {name: getattr(options, name, value) for name, value in model._options.items()}
+        return own
+    return {name: getattr(options, name, value) for name, value in own.items()}
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {message_of(error)}"

@@ -5,45 +5,60 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ..errors import ResponseCancelledError
-
-if TYPE_CHECKING:
-    pass
-
+from ..events import Outcome
 
 # How long one context of a hook may clean up after the call was cancelled.
 CLEANUP_S = 5.0
 
-_current: ContextVar[Lifetime | None] = ContextVar("datasette_llm_call", default=None)
+# The number of the context that is being opened in this task. A timer that a hook starts
+# while its context opens (asyncio.timeout around the `yield`) carries a copy of it, so that
+# when the timer cancels the task we know whose timeout it was.
+opening: ContextVar[int | None] = ContextVar("datasette_llm_opening", default=None)
+
+# What ends the program rather than a call.
+FATAL = (KeyboardInterrupt, SystemExit)
+
+_current: ContextVar[SupervisedTask | None] = ContextVar("datasette_llm_call", default=None)
+
+
+def contained(raised: BaseException, message: str) -> BaseException:
+    """An exception that `except Exception` sees, or one that ends the program."""
+    if isinstance(raised, (Exception, *FATAL)):
+        return raised
+    error = ResponseCancelledError(message)
+    error.__cause__ = raised
+    return error
 
 
 class _Task(asyncio.Task[None]):
-    """A task that notes whose timer cancels it; see `contexts.opening`."""
+    """A task that notes whose timer cancels it; see `opening`."""
 
-    lifetime: Lifetime
+    supervised: SupervisedTask
 
     def cancel(self, msg: Any | None = None) -> bool:
         number = opening.get()
-        if number is not None and _current.get() is self.lifetime:
-            self.lifetime.timed_out.add(number)
+        if number is not None and _current.get() is self.supervised:
+            self.supervised.timed_out.add(number)
         return super().cancel(msg)
 
 
-class Lifetime:
-    """What has a task of its own, which ends in good order whoever stops it.
+class SupervisedTask:
+    """Something that runs in a task of its own and ends in good order, whatever stops it.
 
     Attributes:
         closed: set when everything is over.
         timed_out: the numbers of the contexts whose own timeouts have cancelled the task.
+        parent: the call that it was begun in, or None.
     """
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
         self.timed_out: set[int] = set()
-        self._parent = _current.get()
-        for _ in self._around():
+        self.parent = _current.get()
+        for _ in self.around():
             pass  # what has ended is let go of: each call may be begun in the one before it
         self._cancel_reason: str | None = None
         self._leaving = False
@@ -53,15 +68,15 @@ class Lifetime:
 
     def _begin(self, name: str) -> None:
         loop = asyncio.get_running_loop()
-        self._task = _Task(self._live(), loop=loop, name=name)
-        self._task.lifetime = self
+        self._task = _Task(self._supervise(), loop=loop, name=name)
+        self._task.supervised = self
         self._task.add_done_callback(self._task_done)
 
-    async def _live(self) -> None:
+    async def _supervise(self) -> None:
         _current.set(self)
         await self._run()
 
-    # What is lived, and what is left of it, are the subclass's.
+    # What runs, and what is done at its end, are the subclass's.
 
     async def _run(self) -> None:
         raise NotImplementedError
@@ -72,7 +87,7 @@ class Lifetime:
     # What the outside does
 
     def cancel(self, reason: str) -> None:
-        """Stop the provider, and let the contexts clean up, each for `CLEANUP_S` at most."""
+        """Stop the request, and let the contexts clean up, each for `CLEANUP_S` at most."""
         task = self._task
         if task is None or task.done() or self._cancel_reason is not None:
             return
@@ -82,18 +97,18 @@ class Lifetime:
         self._arm_cut_short(task)
 
     def hurry(self) -> None:
-        """Nobody waits any longer: each context may clean up for `CLEANUP_S` at most."""
+        """The caller waits no longer: each context may clean up for `CLEANUP_S` at most."""
         if self._task is not None and self.running and self._cut_short_timer is None:
             self._arm_cut_short(self._task)
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked for the call to stop."""
+        """Whether the call was asked to stop."""
         return self._cancel_reason is not None
 
     @property
     def is_being_stopped(self) -> bool:
-        """Whether the task is to end, whoever wants that."""
+        """Whether the task is to end: asked to, by a timeout or by the event loop."""
         by_loop = self._task is not None and self._task.cancelling() > 0
         return self.cancelled or bool(self.timed_out) or by_loop
 
@@ -113,17 +128,17 @@ class Lifetime:
 
     def encloses_caller(self) -> bool:
         """Whether the code that asks runs inside this call: in its provider or its contexts."""
-        lifetime = _current.get()
-        return lifetime is not None and (lifetime is self or self in lifetime._around())
+        supervised = _current.get()
+        return supervised is not None and (supervised is self or self in supervised.around())
 
-    def _around(self) -> Iterator[Lifetime]:
-        """The calls under way that this one was begun in, the nearest first."""
+    def around(self) -> Iterator[SupervisedTask]:
+        """The running calls that this one was begun in, the nearest first."""
         inner = self
-        while inner._parent is not None:
-            if inner._parent.closed.is_set():
-                inner._parent = inner._parent._parent
+        while inner.parent is not None:
+            if inner.parent.closed.is_set():
+                inner.parent = inner.parent.parent
             else:
-                inner = inner._parent
+                inner = inner.parent
                 yield inner
 
     def waits_for_caller(self) -> bool:
@@ -141,18 +156,20 @@ class Lifetime:
 
     # What ended it
 
-    def outcome(self, error: BaseException | None) -> Literal["ok", "error", "cancelled"]:
-        """How a request ended, in the words of the record.
+    def outcome(self, error: BaseException | None) -> Outcome:
+        """How a request ended.
 
         Args:
             error: what it raised, or None.
         """
         if error is None:
-            return "ok"
-        return "cancelled" if self.cancelled or not isinstance(error, Exception) else "error"
+            return Outcome.OK
+        if self.cancelled or not isinstance(error, Exception):
+            return Outcome.CANCELLED
+        return Outcome.ERROR
 
     def public_error(self, raised: BaseException) -> BaseException:
-        """What to tell of what ended a call: of a cancellation, who did it and why."""
+        """What callers get for what ended a call: of a cancellation, what did it and why."""
         if self._cancel_reason is not None and not isinstance(raised, FATAL):
             return ResponseCancelledError(self._cancel_reason)
         if not isinstance(raised, asyncio.CancelledError):
@@ -166,9 +183,9 @@ class Lifetime:
         raised: BaseException,
         ended_by_timeout: Callable[[asyncio.CancelledError], BaseException],
     ) -> BaseException:
-        """What the contexts and the caller are told about what ended the call."""
+        """What the contexts and the caller get for what ended the call."""
         assert self._task is not None
-        told = self.public_error(raised)
+        shown = self.public_error(raised)
         if isinstance(raised, asyncio.CancelledError) and self.timed_out and not self.cancelled:
             # Not taken back here: the asyncio.timeout that sent it does so itself.
             return ended_by_timeout(raised)
@@ -176,7 +193,7 @@ class Lifetime:
         if not self._sent and isinstance(raised, asyncio.CancelledError):
             self._task.uncancel()  # the event loop's
         self._take_back()
-        return told
+        return shown
 
     def _take_back(self) -> None:
         """Our own cancellations of the task have done what they can, or were swallowed.
@@ -189,7 +206,7 @@ class Lifetime:
         self._sent = 0
 
     def _stopped_from_outside(self, raised: BaseException) -> bool:
-        """Whether somebody stopped the task, rather than what ran in it."""
+        """Whether the task was stopped from outside, rather than by what ran in it."""
         assert self._task is not None
         by_loop = isinstance(raised, asyncio.CancelledError) and self._task.cancelling() > 0
         return self.cancelled or (by_loop and not self.timed_out)
@@ -228,22 +245,3 @@ class Lifetime:
         # The task knows us too. What is over goes at once, rather than when the garbage collector
         # next looks for what only holds on to itself.
         self._task = None
-
-
-# The number of the context that is being opened in this task. A timer that a hook starts
-# while its context opens (asyncio.timeout around the `yield`) carries a copy of it, so that
-# when the timer cancels the task we know whose timeout it was.
-opening: ContextVar[int | None] = ContextVar("datasette_llm_opening", default=None)
-
-
-# What ends the program rather than a call.
-FATAL = (KeyboardInterrupt, SystemExit)
-
-
-def contained(raised: BaseException, message: str) -> BaseException:
-    """An exception that `except Exception` sees, or one that ends the program."""
-    if isinstance(raised, (Exception, *FATAL)):
-        return raised
-    error = ResponseCancelledError(message)
-    error.__cause__ = raised
-    return error

@@ -112,7 +112,7 @@ class CallPolicies:
                 {
                     kind: name or None,
                     "max_concurrency": limit.count,
-                    "running": gate.inside if gate else 0,
+                    "running": gate.running if gate else 0,
                     "waiting": gate.waiting if gate else 0,
                     "setting": limit.setting or None,
                 }
@@ -138,7 +138,7 @@ def queues(datasette: Datasette) -> list[Row]:
     found = []
     for name, gate in instance.of(datasette, LimiterRegistry).busy().items():
         kind, of = name
-        found.append({kind: of or None, "running": gate.inside, "waiting": gate.waiting})
+        found.append({kind: of or None, "running": gate.running, "waiting": gate.waiting})
     return found
 
 

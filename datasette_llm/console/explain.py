@@ -108,7 +108,7 @@ async def _decided(
     datasette: Datasette, name: str, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
     ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
-    return await _told(datasette, await LLM(datasette)._explained(name, purpose, actor, ask))
+    return await _told(datasette, await LLM(datasette).explain_with(ask, name, purpose, actor))
 
 
 async def _planned(

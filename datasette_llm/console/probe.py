@@ -12,6 +12,7 @@ from ..access import policy
 from ..access.keys import read_status
 from ..access.quoting import MAX_MESSAGE_CHARS, quoted
 from ..access.snapshot import snapshot_of
+from ..calls.model import WrappedAsyncModel
 from ..errors import ConfigError, LLMError, ModelNotFoundError
 from ..facade import LLM
 from ..providers.failures import FailureKind, failure_message, kind_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ..calls.call import Call
-    from ..calls.model import WrappedAsyncModel, WrappedConversation
+    from ..calls.model import WrappedConversation
 
     Actor = Mapping[str, Any] | None
 
@@ -130,14 +131,15 @@ class _Attempt:
     def call(self) -> Call | None:
         """The call; None where it never came to one."""
         # The conversation knows its call also when there is no response to hold.
-        return self._conversation._turn if self._conversation is not None else None
+        return self._conversation.call if self._conversation is not None else None
 
     async def run(self) -> None:
         """Prompt, and read to the end."""
         try:
             models = LLM(self.datasette)
-            self.model = await models.model(self.name, self._purpose, self._actor)
-            self.model._ask_once()  # or a model that is down would pass by its fallback's answer
+            model = await models.model(self.name, self._purpose, self._actor)
+            # Or a model that is down would pass by its fallback's answer.
+            self.model = WrappedAsyncModel(model.route.once())
             self._conversation = self.model.conversation()
             await self._read(self._conversation)
         except Exception as error:  # a hook's, a provider's or ours: it is the result
@@ -160,9 +162,9 @@ class _Attempt:
             waited = "the model had not been found and allowed"
         elif not call.admitted.is_set():
             waited = "a plugin had not let the prompt go to the provider"
-        elif call.awaits_turn:
+        elif call.awaits_permit:
             waited = "other requests still had their turn (max_concurrency)"
-        elif call.result.responses[0]._done:
+        elif call.result.responses[0].is_complete:
             waited = "the answer was complete, but a plugin had not finished with it"
         elif self.first_chunk_at is not None:
             waited = "the answer had begun and not ended"
@@ -216,7 +218,7 @@ def _failure(attempt: _Attempt) -> Failure | None:
 def _kind(attempt: _Attempt, error: Exception) -> FailureKind:
     """What kind it is, by what was running when it came: a hook's error may look like any."""
     call = attempt.call
-    if call is not None and call.result.responses[0]._done:
+    if call is not None and call.result.responses[0].is_complete:
         return "blocked"  # a hook, after the answer was complete
     if call is not None or isinstance(error, LLMError):
         return kind_of(error)
@@ -236,7 +238,7 @@ def _no_text(call: Call | None) -> str:
 def _call_id(attempt: _Attempt) -> str | None:
     """The id of the row, where one was written."""
     call, model = attempt.call, attempt.model
-    if call is None or model is None or model._log is None or not call.admitted.is_set():
+    if call is None or model is None or model.route.recorder is None or not call.admitted.is_set():
         return None
     never_sent = call.refused_by is not None and call.cancelled
     return None if never_sent else call.result.responses[0].id
@@ -245,7 +247,7 @@ def _call_id(attempt: _Attempt) -> str | None:
 async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
     """The canonical id and the provider, also of a model that policy refused."""
     if attempt.model is not None:
-        return attempt.model.model_id, provider_of(attempt.model._model)
+        return attempt.model.model_id, provider_of(attempt.model.route.model)
     try:
         view = await snapshot_of(attempt.datasette)
         entry = view.catalog.get(attempt.name)

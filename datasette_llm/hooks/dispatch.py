@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from pluggy import HookImpl
 
-    from ..calls.group import Group
-
     AnyModel = llm.AsyncModel | llm.AsyncKeyModel
 
 
@@ -200,7 +198,7 @@ async def _tried(
 
 
 def group_exits(
-    datasette: Datasette, group: Group
+    datasette: Datasette, group: object
 ) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
     """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
     for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import llm
     from datasette.app import Datasette
 
-    from ..calls.group import Group
-
 hookspec = HookspecMarker("datasette")
 
 
@@ -43,8 +41,10 @@ def llm_prompt_context(
 
 
 @hookspec
-def llm_group_exit(datasette: Datasette, group: Group) -> Any:
+def llm_group_exit(datasette: Datasette, group: Any) -> Any:
     """A group has been left, and all of its responses have ended.
+
+    `group` is a `datasette_llm.Group`.
 
     Called exactly once a group, whichever way it was left; `group.error` says which. May
     return an awaitable, which is awaited, shielded from cancellation. One that raises does

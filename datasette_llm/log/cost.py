@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ..sanitize import count
 
 if TYPE_CHECKING:
-    from ..calls.model import WrappedAsyncModel
     from ..config.settings import PriceSettings
 
 NANODOLLARS = 1_000_000_000
@@ -50,11 +49,6 @@ def cost_columns(
         if found is not None:
             return _columns(*found)
     return UNKNOWN
-
-
-def may_be_own(model: WrappedAsyncModel) -> bool:
-    """Whether a model may well run on a machine of one's own: without a key, or an endpoint's."""
-    return not model.needs_key or hasattr(model._model, "own_secret")
 
 
 def _columns(dollars: Decimal, source: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 import llm
 from pydantic import BaseModel
@@ -16,10 +16,6 @@ from .json_extraction import UnfitError
 from .strict_schema import closed_schema
 from .validation import Shape
 
-if TYPE_CHECKING:
-    from ..calls.model import WrappedAsyncModel, WrappedConversation
-    from ..calls.response import PromptResponse
-
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -27,6 +23,21 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _SAID = frozenset({"fragments", "attachments", "tool_results", "messages"})
 # All others that prompt() takes are the key and options.
 _PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
+
+
+class Promptable(Protocol):
+    """What `structured()` prompts: a model, or a conversation whose `model` is one.
+
+    Attributes:
+        supports_schema: of a model, whether it takes schemas.
+        supports_conversation: of a model, whether it takes a history.
+    """
+
+    supports_schema: bool
+    supports_conversation: bool
+
+    async def prompt(self, prompt: str | None = None, **kwargs: Any) -> llm.AsyncResponse:
+        """Send a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +50,10 @@ class Structured(Generic[_T]):
     """
 
     value: _T
-    attempts: tuple[PromptResponse, ...]
+    attempts: tuple[llm.AsyncResponse, ...]
 
     @property
-    def response(self) -> PromptResponse:
+    def response(self) -> llm.AsyncResponse:
         """The response that holds the value."""
         return self.attempts[-1]
 
@@ -96,7 +107,7 @@ class AsksForObjects:
             Exception: what `prompt()` raises for the first prompt.
         """
         # They alone inherit from this.
-        asked = cast("WrappedAsyncModel | WrappedConversation", self)
+        asked = cast(Promptable, self)
         if kwargs.get("tools") or getattr(asked, "tools", None):
             raise TypeError(
                 "structured() takes no tools; run them with chain(), and then ask for the object"
@@ -105,7 +116,7 @@ class AsksForObjects:
 
 
 def prompt_text(
-    model: WrappedAsyncModel, prompt: str | None, schema: type[BaseModel] | Mapping[str, Any]
+    model: Promptable, prompt: str | None, schema: type[BaseModel] | Mapping[str, Any]
 ) -> str | None:
     """The text that `structured()` sends, for those who show it before.
 
@@ -124,7 +135,7 @@ def prompt_text(
 
 
 async def _asked(
-    asked: WrappedAsyncModel | WrappedConversation,
+    asked: Promptable,
     prompt: str | None,
     shape: Shape,
     arguments: Mapping[str, Any],
@@ -153,12 +164,12 @@ async def _asked(
 
 
 async def _repaired(
-    asked: WrappedAsyncModel | WrappedConversation,
+    asked: Promptable,
     text: str | None,
-    first: PromptResponse,
+    first: llm.AsyncResponse,
     problems: Sequence[str],
     arguments: Mapping[str, Any],
-) -> PromptResponse:
+) -> llm.AsyncResponse:
     """Ask again, with the first answer as history."""
     wish = _wish(problems)
     new = {name: value for name, value in arguments.items() if name not in _SAID}
@@ -175,24 +186,24 @@ async def _repaired(
     return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
 
 
-def _answering(response: PromptResponse) -> WrappedAsyncModel:
-    return cast("WrappedAsyncModel", response.model)  # one of ours, which llm's class does not say
+def _answering(response: llm.AsyncResponse) -> Promptable:
+    return cast(Promptable, response.model)  # one of ours, which llm's class does not say
 
 
-def _for_fallback(response: PromptResponse, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _for_fallback(response: llm.AsyncResponse, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a caller gave, for the fallback that answered: the key and options were not for it."""
     options = response.prompt.options
     given = {name: value for name, value in arguments.items() if name in _PROMPT_PARAMETERS}
     return given | {"options": {name: getattr(options, name) for name in options.model_fields_set}}
 
 
-def _model_of(asked: WrappedAsyncModel | WrappedConversation) -> WrappedAsyncModel:
-    model: WrappedAsyncModel | None = getattr(asked, "model", None)
+def _model_of(asked: Promptable) -> Promptable:
+    model: Promptable | None = getattr(asked, "model", None)
     # Only a conversation has a model, so that without one this is the model.
-    return model or cast("WrappedAsyncModel", asked)
+    return model or asked
 
 
-def _text(model: WrappedAsyncModel, prompt: str | None, sent: Mapping[str, Any]) -> str | None:
+def _text(model: Promptable, prompt: str | None, sent: Mapping[str, Any]) -> str | None:
     """The prompt, with the schema where the model does not take it otherwise.
 
     Not in the system prompt: llm drops that one beside `messages`, and in later turns.

@@ -9,29 +9,24 @@ What is emitted is described in `telemetry_registry`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
-import time
+from collections.abc import Callable
 from contextvars import Token
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from ..sanitize import brief, count
+from ..events import Outcome, RequestFinished, RequestStarted
 from . import registry as names
 
 if TYPE_CHECKING:
     from datasette.telemetry_registry import MetricName
 
-    from ..calls.attempt import Attempt
-    from ..calls.call import Call
-    from ..calls.response import PromptResponse
 
-    Attributes = dict[str, str | bool | int | float]
+Attributes = dict[str, str | bool | int | float]
 
 SCOPE = "datasette_llm"
 
@@ -57,74 +52,67 @@ _token_usage = _histogram(names.TOKEN_USAGE)
 class RequestSpan:
     """The span of one request to a provider, and what is measured of it.
 
-    It is the current span inside the `with` block. Measured is every request, whether or not
-    its trace is sampled.
+    Measured is every request, whether or not its trace is sampled. Enter it in the task that
+    makes the request: from then on it is the current span there.
+
+    Args:
+        model_id: the model that is asked.
+        needs_key: llm's name for its provider's key, or None.
+        started: gives the request as values; called only if the span is recording.
     """
 
-    __slots__ = ("_attempt", "_attributes", "_began", "_response", "_span", "_token")
+    __slots__ = ("_attributes", "_span", "_started", "_token")
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self._response = attempt.response
+    def __init__(
+        self, model_id: str, needs_key: str | None, started: Callable[[], RequestStarted]
+    ) -> None:
+        name, self._attributes = _model(model_id, needs_key)
+        self._started = started
         self._token: Token[otel_context.Context] | None = None
-
-    def __enter__(self) -> None:
-        model = self._attempt.model
-        name, self._attributes = _model(model.model_id, model.needs_key)
-        self._began = time.monotonic()
-        span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=self._attributes)
-        self._span = span
-        if span.is_recording():
-            span.set_attributes(_request(self._attempt))
+        self._span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=self._attributes)
+        if self._span.is_recording():
+            self._span.set_attributes(_request(started()))
         # One that is not sampled has to be current too, so that those inside it are not sampled
         # either. Without a provider there is none.
-        if span is not trace.INVALID_SPAN:
-            self._token = otel_context.attach(trace.set_span_in_context(span))
+        if self._span is not trace.INVALID_SPAN:
+            self._token = otel_context.attach(trace.set_span_in_context(self._span))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace_: TracebackType | None,
-    ) -> None:
-        # A task that its event loop left behind is closed outside of its own context, and that
-        # context is gone with it.
-        if self._token is not None and kind is not GeneratorExit:
+    def end(self, finished: RequestFinished, *, streaming: bool, detach: bool) -> None:
+        """The request has finished.
+
+        Args:
+            finished: how.
+            streaming: whether its answer was wanted piece by piece.
+            detach: whether the task is still in its own context. One that its event loop left
+                behind is closed outside of it.
+        """
+        if self._token is not None and detach:
             otel_context.detach(self._token)
         try:
-            end = _end(self._attempt.call, error)
-            self._measure(end)
+            first_chunk_s = finished.first_chunk_s if streaming else None
+            self._measure(finished, first_chunk_s)
             if self._span.is_recording():
-                self._describe(end, error)
+                self._describe(finished, first_chunk_s)
         finally:
             self._span.end()
 
-    def _measure(self, end: Attributes) -> None:
+    def _measure(self, finished: RequestFinished, first_chunk_s: float | None) -> None:
         attributes = self._attributes
-        _duration.record(time.monotonic() - self._began, attributes | end)
-        first_chunk_s = self._first_chunk_s()
+        _duration.record(finished.duration_s, attributes | _end(finished))
         if first_chunk_s is not None:
             _time_to_first_chunk.record(first_chunk_s, attributes.copy())
-        for token_type, _, tokens in _usage(self._response):
+        for token_type, _, tokens in _usage(finished):
             _token_usage.record(tokens, attributes | {names.TOKEN_TYPE: token_type})
 
-    def _describe(self, end: Attributes, error: BaseException | None) -> None:
-        attributes = end | {name: tokens for _, name, tokens in _usage(self._response)}
-        first_chunk_s = self._first_chunk_s()
+    def _describe(self, finished: RequestFinished, first_chunk_s: float | None) -> None:
+        attributes = _end(finished) | {name: tokens for _, name, tokens in _usage(finished)}
         if first_chunk_s is not None:
             attributes[names.TIME_TO_FIRST_CHUNK] = first_chunk_s
-        answered_by = self._response.resolved_model
-        if isinstance(answered_by, str):
-            attributes[names.RESPONSE_MODEL] = brief(answered_by, self._attempt.key)
+        if finished.resolved_model is not None:
+            attributes[names.RESPONSE_MODEL] = finished.resolved_model
         self._span.set_attributes(attributes)
-        if error is not None and names.ERROR_TYPE in attributes:
-            self._span.set_status(StatusCode.ERROR, _description(error))
-
-    def _first_chunk_s(self) -> float | None:
-        flight = self._response._flight
-        if flight is None or flight.first_event_at is None or not self._response.stream:
-            return None
-        return flight.first_event_at - self._began
+        if names.ERROR_TYPE in attributes:
+            self._span.set_status(StatusCode.ERROR, _description(finished))
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -137,60 +125,46 @@ def _model(model_id: str, needs_key: str | None) -> tuple[str, Attributes]:
     return f"{names.CHAT}{model_id}", attributes
 
 
-def _request(attempt: Attempt) -> Attributes:
-    """What is known of a request before it is made."""
-    response, result, key = attempt.response, attempt.call.result, attempt.key
-    options = response.prompt.options
-    temperature = getattr(options, "temperature", None)
-    max_tokens = count(getattr(options, "max_tokens", None))  # some exporters take 63 bits
-    attributes: Attributes = {names.CALL_ID: attempt.id}
-    if attempt.number > 1:
-        attributes[names.ATTEMPT] = attempt.number
-    if attempt.waited_s is not None:
-        attributes[names.WAITED] = attempt.waited_s
-    if response.stream:
-        attributes[names.REQUEST_STREAM] = True
-    if isinstance(temperature, int | float):
-        attributes[names.REQUEST_TEMPERATURE] = float(temperature)
-    if max_tokens is not None:
-        attributes[names.REQUEST_MAX_TOKENS] = max_tokens
-    if response.conversation is not None:
-        attributes[names.CONVERSATION_ID] = brief(response.conversation.id, key)
-    if result.purpose is not None:
-        attributes[names.PURPOSE] = brief(result.purpose, key)
-    if result.group is not None:
-        attributes[names.GROUP_ID] = result.group.id
-    if result.is_chain:
-        attributes[names.CHAIN_STEP] = result.responses.index(response) + 1
-    return attributes
+def _request(started: RequestStarted) -> Attributes:
+    """What is known of a request before it is sent."""
+    found = {
+        names.CALL_ID: started.id,
+        names.ATTEMPT: started.attempt if started.attempt > 1 else None,
+        names.WAITED: started.waited_s,
+        names.REQUEST_STREAM: started.streaming or None,
+        names.REQUEST_TEMPERATURE: started.temperature,
+        names.REQUEST_MAX_TOKENS: started.max_tokens,
+        names.CONVERSATION_ID: started.conversation_id,
+        names.PURPOSE: started.purpose,
+        names.GROUP_ID: started.group_id,
+        names.CHAIN_STEP: started.chain_step,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _end(call: Call, error: BaseException | None) -> Attributes:
-    """How a request ended, by the rule of the log.
+def _end(finished: RequestFinished) -> Attributes:
+    """How a request ended, by the rule of the call log.
 
     By the conventions a status is an error's only if the operation failed. One that was
     cancelled has done what was asked of it, and OpenTelemetry's own `use_span` leaves the
     status unset for a CancelledError too.
     """
-    outcome = call.outcome(error)
-    if outcome == "error":
-        return {names.OUTCOME: outcome, names.ERROR_TYPE: type(error).__name__}
+    outcome = finished.outcome.value
+    if finished.outcome is Outcome.ERROR and finished.error_type is not None:
+        return {names.OUTCOME: outcome, names.ERROR_TYPE: finished.error_type}
     return {names.OUTCOME: outcome}
 
 
-def _usage(response: PromptResponse) -> list[tuple[str, str, int]]:
-    """The type, the attribute and the number of the tokens that the provider told of."""
-    told = (
-        ("input", names.INPUT_TOKENS, count(response.input_tokens)),
-        ("output", names.OUTPUT_TOKENS, count(response.output_tokens)),
+def _usage(finished: RequestFinished) -> list[tuple[str, str, int]]:
+    """The type, the attribute and the number of the tokens that the provider reported."""
+    counts = (
+        ("input", names.INPUT_TOKENS, finished.input_tokens),
+        ("output", names.OUTPUT_TOKENS, finished.output_tokens),
     )
-    return [(kind, name, tokens) for kind, name, tokens in told if tokens is not None]
+    return [(kind, name, tokens) for kind, name, tokens in counts if tokens is not None]
 
 
-def _description(error: BaseException) -> str:
-    """What may be said of an error: not its message, which may quote the prompt or a key."""
-    status: Any = None
-    with contextlib.suppress(Exception):  # a stranger's exception, which may have a property
-        status = getattr(error, "status_code", None)
-    name = type(error).__name__
-    return f"{name} (HTTP {status})" if isinstance(status, int) else name
+def _description(finished: RequestFinished) -> str:
+    """What may be shown of an error: not its message, which may quote the prompt or a key."""
+    status = "" if finished.http_status is None else f" (HTTP {finished.http_status})"
+    return f"{finished.error_type}{status}"

@@ -152,7 +152,10 @@ async def test_the_models_own_options_and_key_apply_to_a_chosen_one(make_dataset
     await chosen.assign(datasette, "chat", "heron", None)
 
     model = await LLM(datasette).model(purpose="chat")
-    assert (model._options, model._secret_names) == ({"temperature": 0.5}, ("HERONS_KEY",))
+    assert (model.route.target.options, model.route.target.secret_names) == (
+        {"temperature": 0.5},
+        ("HERONS_KEY",),
+    )
 
 
 async def test_going_back_leaves_the_choice_in_the_history(make_datasette: Make) -> None:

@@ -21,6 +21,7 @@ from datasette.app import Datasette
 from datasette_llm import LLM
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.model import WrappedAsyncModel
+from datasette_llm.events import RequestStarted
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
 from datasette_llm.redaction import redact
@@ -127,7 +128,7 @@ async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], qui
                 await prompted(await LLM(datasette).model("scripted"))
 
             async def raw() -> float:
-                with patch.object(Attempt, "make", make):
+                with patch.object(Attempt, "run", make):
                     return await timed(asked, 100)()
 
             return await measured(raw, timed(asked, 100), 10 if quick else 100)
@@ -136,15 +137,17 @@ async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], qui
 async def make_without_record(attempt: Attempt, end: float | None) -> None:
     """An attempt with its span, its key kept out of errors, and nothing else."""
     try:
-        with RequestSpan(attempt):
-            await attempt.response._drive()
+        span = RequestSpan(attempt.model.model_id, None, lambda: attempt.started)
+        await attempt.response.fill(attempt._request())
+        finished = attempt._finished(None)
+        span.end(finished, streaming=attempt.response.stream, detach=True)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 
 
 async def _make_without_span(attempt: Attempt, end: float | None) -> None:
     try:
-        await attempt.response._drive()
+        await attempt.response.fill(attempt._request())
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 
@@ -157,13 +160,14 @@ class CommitPerRow:
         self._ids = itertools.count()
 
     async def create(self) -> None:
-        columns = ", ".join(started_row("", "", "", None, None))
+        columns = ", ".join(started_row("", RequestStarted("", "", None, None, None)))
         await self._database.execute_write(
             f"create table reference_calls ({columns}, finished_at, outcome, primary key (id))"
         )
 
     async def around(self, model: WrappedAsyncModel) -> None:
-        values = started_row(f"{next(self._ids):026d}", "session", model.model_id, None, None)
+        request = RequestStarted(f"{next(self._ids):026d}", model.model_id, None, None, None)
+        values = started_row("session", request)
         places = ", ".join(f":{name}" for name in values)
         await self._database.execute_write(
             f"insert into reference_calls ({', '.join(values)}) values ({places})", values

@@ -810,7 +810,7 @@ async def test_h8_a_call_that_is_cancelled_while_it_hurries_has_one_timer(
     recorder = plugin(Observer(after=lambda result: cleaned.wait()))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
-    call = response._flight.call
+    call = response.stream_state.producer
     call.hurry()
     call.cancel("test")
     assert [timer.cancelled() for timer in timers] == [True, False]
@@ -826,7 +826,7 @@ async def test_calls_that_begin_each_other_do_not_keep_each_other(model_of):
 
     async def prompt():
         response = await model.prompt("x")
-        calls.append(weakref.ref(response._flight.call))
+        calls.append(weakref.ref(response.stream_state.producer))
         if len(calls) < 20:
             await response.on_done(begin_next)
         else:

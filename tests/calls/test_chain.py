@@ -331,7 +331,7 @@ async def test_a_step_that_is_asked_for_too_late_says_why_the_chain_is_over(mode
     _, model = await model_of(*TWO_STEPS)
     steps = model.chain("x", tools=[shout]).responses()
     step = await anext(steps)
-    step._flight.call.drain("The group was left")
+    step.stream_state.producer.drain("The group was left")
     with pytest.raises(ResponseCancelledError, match="The group was left"):
         await step.text()
     await steps.aclose()

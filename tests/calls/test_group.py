@@ -358,7 +358,7 @@ async def test_g4_the_exit_hook_runs_after_every_response_however_often_it_is_ca
         await asyncio.sleep(0.002)
     with pytest.raises(asyncio.CancelledError):
         await task
-    await group._telling
+    await group._exit_hooks_task
     assert hook.groups == [group]
     assert running == [0]
 

@@ -36,10 +36,10 @@ class Crowd:
 
     def leave(self, name: int) -> None:
         self.inside.remove(name)
-        self.gate.leave()
+        self.gate.release()
 
     async def _enter(self, name: int, limit: int) -> None:
-        await self.gate.enter(limit)
+        await self.gate.acquire(limit)
         self.entered.append(name)
         self.inside.add(name)
 
@@ -57,10 +57,10 @@ class Crowd:
 async def test_who_finds_room_enters_without_giving_way_to_others() -> None:
     gate, ran = ConcurrencyLimiter(), []
     asyncio.get_running_loop().call_soon(ran.append, "other")
-    await gate.enter(2)
-    await gate.enter(2)
+    await gate.acquire(2)
+    await gate.acquire(2)
     assert ran == []
-    assert repr(gate) == "<ConcurrencyLimiter 2 inside, 0 waiting>"
+    assert repr(gate) == "<ConcurrencyLimiter 2 running, 0 waiting>"
 
 
 async def test_those_who_wait_enter_in_the_order_in_which_they_came() -> None:
@@ -135,7 +135,7 @@ async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     crowd.tasks[1].cancel()
     crowd.tasks[2].cancel()
     await settled()
-    assert repr(crowd.gate) == "<ConcurrencyLimiter 1 inside, 1 waiting>"
+    assert repr(crowd.gate) == "<ConcurrencyLimiter 1 running, 1 waiting>"
     crowd.leave(0)
     await settled()
     assert crowd.entered == [0, 3]
@@ -188,12 +188,12 @@ async def test_one_who_is_cancelled_and_then_has_its_turn_does_not_take_it() -> 
 
 async def test_a_waiter_whose_coroutine_is_closed_was_never_inside() -> None:
     gate = ConcurrencyLimiter()
-    await gate.enter(1)
-    waiter = gate.enter(1)
+    await gate.acquire(1)
+    waiter = gate.acquire(1)
     waiter.send(None)
     waiter.close()
-    assert repr(gate) == "<ConcurrencyLimiter 1 inside, 0 waiting>"
-    gate.leave()
+    assert repr(gate) == "<ConcurrencyLimiter 1 running, 0 waiting>"
+    gate.release()
     assert gate.idle
 
 
@@ -293,7 +293,7 @@ def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
     async def enter_and_stay() -> None:
         loops.append(weakref.ref(asyncio.get_running_loop()))
         # A gate that was left behind by another loop would never open here.
-        await all_gates.named("model").enter(1)
+        await all_gates.named("model").acquire(1)
 
     for _ in range(20):
         asyncio.run(enter_and_stay())
@@ -304,13 +304,13 @@ def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
 
 async def test_two_loops_at_once_do_not_wait_for_each_other() -> None:
     all_gates = LimiterRegistry()
-    await all_gates.named("model").enter(1)
+    await all_gates.named("model").acquire(1)
 
     async def enter() -> str:
-        await all_gates.named("model").enter(1)
+        await all_gates.named("model").acquire(1)
         return repr(all_gates.named("model"))
 
     other = await asyncio.gather(*(asyncio.to_thread(asyncio.run, enter()) for _ in range(4)))
-    assert other == ["<ConcurrencyLimiter 1 inside, 0 waiting>"] * 4
-    all_gates.named("model").leave()
+    assert other == ["<ConcurrencyLimiter 1 running, 0 waiting>"] * 4
+    all_gates.named("model").release()
     assert all_gates.named("model").idle

@@ -81,11 +81,7 @@ async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over
     for task in [*prompts, more, free]:
         task.cancel()
     await asyncio.gather(*prompts, more, free, return_exceptions=True)
-    assert all(
-        gate.idle
-        for gates in instance.of(llms.datasette, LimiterRegistry)._by_loop.values()
-        for gate in gates.values()
-    )
+    assert instance.of(llms.datasette, LimiterRegistry).all_idle()
 
 
 async def test_a_cancelled_waiter_leaves_the_queue_and_is_on_the_record(site, plugin):
@@ -158,7 +154,7 @@ async def test_a_place_is_given_up_during_a_pause_and_after_a_failure(site, monk
         pausing.set()
         await go_on.wait()
 
-    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
     model = ScriptedModel("m", [ConnectionError("no")], ["two"], ["one"])
     wrapped = await site(model, max_concurrency=1).model("m")
     one = asyncio.create_task(wrapped.prompt("one"))

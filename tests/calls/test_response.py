@@ -175,10 +175,10 @@ async def test_c4_no_timer_keeps_a_response_that_was_dropped_half_read_and_has_e
     chunks = aiter(response)
     await anext(chunks)
     await chunks.aclose()
-    flight = response._flight
+    flight = response.stream_state
     assert not flight.resume_timer.cancelled()
     gate.set()
-    await flight.call.closed.wait()
+    await flight.producer.closed.wait()
     assert flight.resume_timer.cancelled()
 
 
@@ -405,8 +405,8 @@ async def test_a_finished_response_keeps_no_task_alive(model_of):
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     await response.text()
-    assert response._flight is None
-    await Recorder.of(model._datasette).writer.flush()
+    assert response.stream_state is None
+    await Recorder.of(model.route.datasette).writer.flush()
     assert len(asyncio.all_tasks()) == 1
 
 

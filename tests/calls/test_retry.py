@@ -9,7 +9,6 @@ from email.utils import format_datetime
 import httpx2
 import llm
 import pytest
-import stamina
 from datasette import hookimpl
 
 from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
@@ -42,7 +41,7 @@ def pauses(monkeypatch):
     async def sleep(delay, *args):
         made.append(delay)
 
-    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
     monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
     return made
 
@@ -241,18 +240,6 @@ async def test_what_the_client_tried_by_itself_counts(site):
     assert len(model.calls) == 1
 
 
-async def test_who_switches_stamina_off_has_no_retries(site):
-    model = ScriptedModel("m", [down()], ["Hello"])
-    wrapped = await site(model).model("m")
-    stamina.set_active(False)
-    try:
-        with pytest.raises(ConnectionError):
-            await wrapped.prompt("Hi")
-    finally:
-        stamina.set_active(True)
-    assert len(model.calls) == 1
-
-
 # What a failed attempt leaves behind
 
 
@@ -282,14 +269,14 @@ async def test_nothing_of_a_failed_attempt_is_in_the_answer(site, plugin):
     assert await response.json() is None
     assert response.resolved_model is None
     assert recorder.results[0].responses == [response]
-    first, second = await rows_of(LLM(wrapped._datasette))
+    first, second = await rows_of(LLM(wrapped.route.datasette))
     assert (first["outcome"], second["outcome"]) == ("error", "ok")
     assert (first["input_tokens"], second["input_tokens"]) == (99, None)
     assert (first["resolved_model"], second["resolved_model"]) == ("broken", None)
     contents = {
         (row["call_id"], row["part"]): json.loads(row["content"])
         for row in (
-            await wrapped._datasette.get_internal_database().execute(
+            await wrapped.route.datasette.get_internal_database().execute(
                 "select * from llm_call_content"
             )
         ).rows
@@ -344,7 +331,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_makes_no_other_attempt(site, 
         pausing.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
     model = ScriptedModel("m", [down()], ["Hello"])
     prompt = asyncio.create_task((await site(model).model("m")).prompt("Hi"))
     await pausing.wait()

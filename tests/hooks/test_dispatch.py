@@ -394,6 +394,6 @@ async def test_every_group_exit_hook_runs_whatever_the_others_raise(
     for name in "abc":
         plugin(module_with("llm_group_exit", hook_of(name)), name=name)
 
-    errors = await LLM(datasette).group()._tell()
+    errors = await LLM(datasette).group()._run_exit_hooks()
 
     assert asked == [str(error) for error in errors] == ["c", "b", "a"]

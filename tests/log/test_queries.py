@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from datasette_llm.console.log.chart import STEPS, Chart, round_up, svg
+from datasette_llm.events import RequestStarted, never_sent
 from datasette_llm.log import queries, totals
 from datasette_llm.log import totals as tallies
 from datasette_llm.log.queries import BadFilterError, Filter
@@ -42,7 +43,7 @@ def id_at(moment: datetime.datetime) -> str:
 def call_row(moment: datetime.datetime = NOW, **columns: Any) -> dict[str, Any]:
     """A row of `llm_calls`: a call that succeeded at that moment, but for what is given."""
     started = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    row = started_row(id_at(moment), "session", "pelican", None, None)
+    row = started_row("session", RequestStarted(id_at(moment), "pelican", None, None, None))
     row |= dict.fromkeys(FINISHED_COLUMNS)
     return row | {"started_at": started, "outcome": "ok", "duration_ms": 10.0} | columns
 
@@ -203,10 +204,10 @@ def test_a_page_is_read_through_indexes_and_sorts_nothing(connection, wanted: Fi
 
 
 def test_an_empty_purpose_and_an_empty_actor_are_recorded_as_none() -> None:
-    row = started_row("id", "session", "pelican", "", {"id": ""})
+    started = never_sent("pelican", "", {"id": ""}, None)
 
-    assert (row["purpose"], row["actor_id"]) == (None, None)
-    assert started_row("id", "session", "pelican", "0", {"id": 0})["actor_id"] == "0"
+    assert (started.purpose, started.actor_id) == (None, None)
+    assert never_sent("pelican", "0", {"id": 0}, None).actor_id == "0"
 
 
 def test_a_database_without_the_tables_has_no_record() -> None:

@@ -33,10 +33,10 @@ from datasette_llm import (
     instance,
 )
 from datasette_llm import sanitize as values
+from datasette_llm.calls import attempt
 from datasette_llm.calls import response as readers
 from datasette_llm.calls import response as responses
 from datasette_llm.calls.call import RunningCalls
-from datasette_llm.log import recorder as record
 from datasette_llm.log import rows, writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
@@ -226,7 +226,7 @@ async def test_l1_the_first_part_says_what_was_asked_by_whom_and_for_what(logged
     async with LLM(datasette).group("scripted", purpose="chat", actor=actor) as model:
         prompt = await model.prompt("hello", system="be kind", attachments=[])
         await prompt.text()
-        group_id = prompt._flight.call.result.group.id if prompt._flight else None
+        group_id = prompt.stream_state.producer.result.group.id if prompt.stream_state else None
     (row,) = scripted.seen
     assert row["id"] == prompt.id
     assert (row["model_id"], row["purpose"], row["actor_id"]) == ("scripted", "chat", "ana")
@@ -318,7 +318,7 @@ async def loses_its_caller(world):
 async def loses_its_reader(world):
     response = await world.model.prompt("x")
     reader = asyncio.create_task(response.text())
-    await until(lambda: response._flight.readers)
+    await until(lambda: response.stream_state.readers)
     reader.cancel()
     await asyncio.wait([reader])
 
@@ -981,7 +981,7 @@ async def test_l6_without_a_log_there_is_no_table_no_row_and_no_recorder(logged,
     datasette, _, model = await logged(["a"], log=False)
     before = path.read_bytes()
     await prompted(model)
-    assert model._log is None
+    assert model.route.recorder is None
     assert not Recorder.of(datasette).writer.used
     await datasette.invoke_shutdown()
     assert {name for name in tables_of(path) if name.startswith("llm_")} == {"llm_assignments"}
@@ -1309,11 +1309,10 @@ async def test_a_clock_that_goes_backwards_keeps_ids_in_order_and_durations_posi
 
     monkeypatch.setattr(llm.utils, "time", SimpleNamespace(time_ns=an_hour_earlier))
     # What measures durations has no other clock than the monotonic one.
-    for room in (record, responses):
+    for room in (attempt, responses):
         monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=time.monotonic))
     minutes = itertools.count(59, -1)
-    for room in (record, rows):
-        monkeypatch.setattr(room, "now", lambda: f"2026-01-31T12:{next(minutes)}:00.000Z")
+    monkeypatch.setattr(rows, "now", lambda: f"2026-01-31T12:{next(minutes)}:00.000Z")
     ids = []
     for _ in range(5):
         response = await model.prompt("x")

@@ -22,6 +22,7 @@ from sqlite_utils import Database, Migrations
 from datasette_llm import LLM, instance
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.errors import NewerDatabaseError, NotRecordedError
+from datasette_llm.events import Outcome, RequestStarted, never_sent, unsent
 from datasette_llm.log import recorder as record
 from datasette_llm.log import schema, writer
 from datasette_llm.log.recorder import Recorder
@@ -61,7 +62,7 @@ def connection(path):
 
 
 def start(connection, call_id):
-    row = started_row(call_id, "session", "model", "chat", {"id": "ana"})
+    row = started_row("session", RequestStarted(call_id, "model", "chat", "ana", None))
     places = ", ".join("?" * len(row))
     connection.execute(
         f"insert into llm_calls ({', '.join(row)}) values ({places})", tuple(row.values())
@@ -760,8 +761,9 @@ async def test_l5_a_database_that_breaks_at_the_last_moment_does_not_either(logg
     async with breaking(datasette, path):
         for _ in range(3):  # the last words of a session are not the first that fail here
             recorder = Recorder.of(datasette)
-            row = recorder.started_row("scripted", LONG, None)
-            recorder.refused(row, "nobody", ValueError("no"))
+            started = never_sent("scripted", LONG, None, None)
+            finished = unsent(started, Outcome.BLOCKED, ValueError("no"), blocked_by="nobody")
+            recorder.never_sent(started, finished)
         await soon(datasette.invoke_shutdown())
 
 

@@ -479,7 +479,7 @@ async def test_a_chain_that_is_left_half_way_makes_the_server_see_the_client_go(
 async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, model):
     everyone = asyncio.Event()
     server.play(["Hel", everyone, "lo"])
-    async with LLM(model._datasette).group("wire") as member:
+    async with LLM(model.route.datasette).group("wire") as member:
         responses = await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(10)]))
         assert len(server.requests) == 10
         assert {request.outcome for request in server.requests} == {"running"}
@@ -492,7 +492,7 @@ async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, 
     cut = asyncio.Event()
     server.play(["Hello"], ["Hel", cut, Drop.CLOSE], ["Hello"])
     with pytest.raises(GroupError) as raised:
-        async with LLM(model._datasette).group("wire") as member:
+        async with LLM(model.route.datasette).group("wire") as member:
             for number in range(3):
                 await soon(member.prompt(f"Row {number}"))
             cut.set()
@@ -503,7 +503,7 @@ async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, 
 async def test_g3_a_group_that_is_left_by_an_exception_stops_all_at_the_server(server, model):
     server.play(["Hel", asyncio.Event()])
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model._datasette).group("wire") as member:
+        async with LLM(model.route.datasette).group("wire") as member:
             await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(3)]))
             raise ZeroDivisionError
     assert [await request.end() for request in server.requests] == ["client gone"] * 3

@@ -300,7 +300,7 @@ async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, h
     response = await model.prompt("Hi")
     if how == "cancelled":
         await happens(plain.requests[0].blocked)
-        response._flight.call.cancel("enough")
+        response.stream_state.producer.cancel("enough")
     with pytest.raises((RuntimeError, ResponseCancelledError)):
         await response.text()
 
@@ -314,7 +314,7 @@ async def test_the_thread_of_a_given_up_response_cannot_change_it(local) -> None
 
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    response._flight.call.cancel("enough")
+    response.stream_state.producer.cancel("enough")
     with pytest.raises(ResponseCancelledError):
         await response.text()
     go_on.set()
@@ -537,8 +537,8 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
             elif how == "dropped":
                 async for _ in await model.prompt("Hi"):
                     break
-                while instance.of(model._datasette, RunningCalls):
-                    await next(iter(instance.of(model._datasette, RunningCalls))).closed.wait()
+                while instance.of(model.route.datasette, RunningCalls):
+                    await next(iter(instance.of(model.route.datasette, RunningCalls))).closed.wait()
                 go_on.set()
             else:
                 assert await (await model.prompt("Hi")).text() == "Hello"
@@ -619,7 +619,7 @@ async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_as
     assert await response.text() == "ok"
     assert len(hung.requests) == 1
     busy = instance.of(datasette, LimiterRegistry).busy()
-    assert {name: gate.inside for name, gate in busy.items()} == {
+    assert {name: gate.running for name, gate in busy.items()} == {
         ("model", "hung"): 1,
         ("threads", ""): 1,
     }
@@ -660,7 +660,7 @@ async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next
     go_on.set()
     await happens(plain.requests[0].ended)
     assert went_on == []
-    assert instance.of(model._datasette, RunningCalls) == set()
+    assert instance.of(model.route.datasette, RunningCalls) == set()
 
 
 async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
@@ -683,7 +683,7 @@ async def dropped_half_read(model: Any, plain: Any) -> None:
 
 async def left_with_a_group(model: Any, plain: Any) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model._datasette).group("local") as grouped:
+        async with LLM(model.route.datasette).group("local") as grouped:
             await grouped.prompt("Hi")
             await happens(plain.requests[0].blocked)
             raise ZeroDivisionError
@@ -692,7 +692,7 @@ async def left_with_a_group(model: Any, plain: Any) -> None:
 async def shut_down(model: Any, plain: Any) -> None:
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    await model._datasette.invoke_shutdown()
+    await model.route.datasette.invoke_shutdown()
     with pytest.raises(ResponseCancelledError):
         await response.text()
 
@@ -709,7 +709,7 @@ async def test_g1_and_g2_hold_in_a_group(local) -> None:
     _, model = await local(["a", "b"], ["half", ValueError("no")])
 
     with pytest.raises(GroupError) as raised:
-        async with LLM(model._datasette).group("local") as grouped:
+        async with LLM(model.route.datasette).group("local") as grouped:
             fine = await grouped.prompt("Hi")
             await grouped.prompt("Hi")
 
@@ -740,7 +740,7 @@ def queued(monkeypatch) -> Callable[[int], Any]:
     """A function that waits until so many requests have come for a thread."""
     came: list[ConcurrencyLimiter] = []
     changed = asyncio.Event()
-    enter = ConcurrencyLimiter.enter
+    enter = ConcurrencyLimiter.acquire
 
     async def noted(gate: ConcurrencyLimiter, limit: int) -> None:
         came.append(gate)
@@ -752,7 +752,7 @@ def queued(monkeypatch) -> Callable[[int], Any]:
             changed.clear()
             await changed.wait()
 
-    monkeypatch.setattr(ConcurrencyLimiter, "enter", noted)
+    monkeypatch.setattr(ConcurrencyLimiter, "acquire", noted)
     return queued
 
 
@@ -792,7 +792,7 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
 ) -> None:
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"], ["next"], config={"threads": 1})
-    gate = instance.of(model._datasette, LimiterRegistry).named(("threads", ""))
+    gate = instance.of(model.route.datasette, LimiterRegistry).named(("threads", ""))
 
     await cancelled_by_the_caller(model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
@@ -822,7 +822,7 @@ async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, q
     assert sorted(seen.events) == sorted(
         ["hook opens", "hook opens", "hook sees ResponseCancelledError", "hook succeeds"]
     )
-    assert instance.of(model._datasette, LimiterRegistry).named("threads").idle
+    assert instance.of(model.route.datasette, LimiterRegistry).named("threads").idle
 
 
 async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(

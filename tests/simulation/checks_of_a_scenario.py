@@ -73,21 +73,21 @@ def check_g2(scene: Scene) -> Problems:
             response = request.response
             if run.outer is not None:  # the provider that asked has seen it, or gone
                 if response in raised and not run.outer.cancels:
-                    yield f"{response._failure!r} of a prompt in a provider was raised again"
+                    yield f"{response.failure!r} of a prompt in a provider was raised again"
                 continue
             saw = [a for a in run.actors if a.role != "late" and _saw(a, response)]
             # Who went away before, while others read on, has not heard of it.
-            told = [a for a in saw if a.error is response._failure]
+            told = [a for a in saw if a.error is response.failure]
             if response in raised and any(a.ended < scene.group_left for a in told):
-                yield f"{response._failure!r} was raised again, {told[0].name} had seen it"
-            if orderly and response._failure and response not in raised and not saw:
-                yield f"{response._failure!r} was lost: nobody saw it"
+                yield f"{response.failure!r} was raised again, {told[0].name} had seen it"
+            if orderly and response.failure and response not in raised and not saw:
+                yield f"{response.failure!r} was lost: nobody saw it"
 
 
 def _saw(actor: Actor, response: Any) -> bool:
     mine = actor.response in (None, response)
     cause = actor.error.__cause__ if actor.error else None  # structured() has one of its own
-    told = response._failure in (actor.error, cause)
+    told = response.failure in (actor.error, cause)
     # Whoever goes away from anext() does not say so: there is no generator to be closed.
     gone = actor.cancelled or (actor.dropped and actor.role != "anext")
     return mine and (gone or told)

@@ -54,7 +54,7 @@ def _without_nothing(settings: Any) -> Any:
 @contextlib.contextmanager
 def watched(scene: Scene, gates: LimiterRegistry) -> Iterator[None]:
     """Write down answers and waits while a story is played; pauses are without chance."""
-    answer, enter, standing_in = calls.answer, ConcurrencyLimiter.enter, LLM._standing_in
+    answer, enter, standing_in = calls.answer, ConcurrencyLimiter.acquire, LLM._resolve_fallback
 
     async def noted_answer(call: Any, response: Any) -> None:
         noted = Answer(call, response, scene.moment(), scene.loop.time())
@@ -68,7 +68,7 @@ def watched(scene: Scene, gates: LimiterRegistry) -> Iterator[None]:
             noted.ended, noted.ended_at = scene.moment(), scene.loop.time()
 
     async def noted_enter(gate: ConcurrencyLimiter, limit: int) -> None:
-        call: Any = asyncio.current_task().lifetime  # type: ignore[union-attr]
+        call: Any = asyncio.current_task().supervised  # type: ignore[union-attr]
         noted = Wait(gate, call, call.row_id, scene.loop.time())
         _look_for_itself(scene, noted)
         scene.waits.append(noted)
@@ -90,8 +90,8 @@ def watched(scene: Scene, gates: LimiterRegistry) -> Iterator[None]:
     scene.watchers.append(lambda: _look_at_timers(scene))
     with (
         mock.patch.object(calls, "answer", noted_answer),
-        mock.patch.object(ConcurrencyLimiter, "enter", noted_enter),
-        mock.patch.object(LLM, "_standing_in", noted_standing_in),
+        mock.patch.object(ConcurrencyLimiter, "acquire", noted_enter),
+        mock.patch.object(LLM, "_resolve_fallback", noted_standing_in),
         mock.patch.object(answering, "WAIT_JITTER_S", 0),
     ):
         yield
@@ -99,13 +99,13 @@ def watched(scene: Scene, gates: LimiterRegistry) -> Iterator[None]:
 
 def _look_at_gates(scene: Scene, gates: LimiterRegistry) -> None:
     for name, gate in gates._by_loop.get(scene.loop, {}).items():
-        first = next(iter(gate._waiting.values()), None)
-        if first is not None and gate.inside < first:
+        first = next(iter(gate._queue.values()), None)
+        if first is not None and gate.running < first:
             scene.broken.append(f"limits: {name} has room, and nobody is let in")
-        if gate.inside > _with_reason(scene, gate):
+        if gate.running > _with_reason(scene, gate):
             scene.broken.append(f"limits: {name} is held by a request that has ended")
-        if gate.inside < 0:
-            scene.broken.append(f"limits: {name} has {gate.inside} inside")
+        if gate.running < 0:
+            scene.broken.append(f"limits: {name} has {gate.running} inside")
 
 
 def _with_reason(scene: Scene, gate: ConcurrencyLimiter) -> int:

@@ -37,7 +37,7 @@ class Player(llm.AsyncKeyModel):
         scene, run = self.scene, acting.get()
         assert scene is not None
         assert run is not None
-        call, number = response._flight.call, len(run.requests)
+        call, number = response.stream_state.producer, len(run.requests)
         request = Request(
             run,
             self._script(scene, run),

@@ -120,7 +120,7 @@ async def leaving_a_group(world: World, name: str) -> None:
 
 async def dropping(world: World, name: str) -> None:
     response = await world.prompt(f"{name} half")
-    call = response._flight.call
+    call = response.stream_state.producer
     chunks = aiter(response)
     await anext(chunks)
     await chunks.aclose()

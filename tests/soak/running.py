@@ -118,7 +118,7 @@ async def soak(folder: Path, calls: int, at_once: int, seed: int) -> Outcome:
     # The pauses are as they are, except that they take a hundredth of the time.
     answering.WAIT_INITIAL_S, answering.WAIT_JITTER_S = 0.005, 0.0025
     responses.RESUME_S = 0.005
-    logging.getLogger("stamina").setLevel(logging.ERROR)  # it tells of each retry
+    logging.getLogger("datasette_llm").setLevel(logging.ERROR)  # it logs each retry
     internal = folder / "internal.db"
     async with provider() as port:
         connections = Connections(port)

@@ -310,7 +310,7 @@ async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plu
     assert hook.events == ["hook opens", "hook succeeds"] * 2
     assert [seen.response for seen in hook.results] == list(result.attempts)
     assert [(seen.purpose, seen.actor) for seen in hook.results] == [("pets", {"id": "ada"})] * 2
-    await Recorder.of(model._datasette).writer.flush()
+    await Recorder.of(model.route.datasette).writer.flush()
     rows = [(row["id"], row["outcome"], row["actor_id"]) for row in rows_of(internal)]
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
@@ -517,7 +517,7 @@ async def test_the_model_of_a_group_gives_objects_at_once_and_the_group_has_ever
             *[model.structured(f"Pet {n}", schema=Pet) for n in range(3)], return_exceptions=True
         )
     assert [result.value.name for result in results] == ["Pim"] * 3
-    assert len(model._group.responses) == 4
+    assert len(model.route.group.responses) == 4
 
 
 async def test_in_a_conversation_the_answer_and_its_repair_are_turns(start):

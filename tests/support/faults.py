@@ -222,8 +222,8 @@ async def read_and_drop(caller: Caller) -> str:
     chunks = aiter(response)
     await anext(chunks)
     await chunks.aclose()
-    if response._flight is not None:
-        await response._flight.call.closed.wait()
+    if response.stream_state is not None:
+        await response.stream_state.producer.closed.wait()
     return await again(response)
 
 
@@ -340,9 +340,7 @@ async def check_nothing_is_left(
             await asyncio.wait(tasks)
     assert open_sockets() <= sockets_before
     assert instance.of(datasette, RunningCalls) == set()
-    registry = instance.of(datasette, LimiterRegistry)
-    gates = [gate for gates in registry._by_loop.values() for gate in gates.values()]
-    assert all(gate.idle for gate in gates)
+    assert instance.of(datasette, LimiterRegistry).all_idle()
     timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
-    ours = ("Deadline", "_cut_short", "_read_on")
+    ours = ("Deadline", "_cut_short", "cancel_unless_read")
     assert not [timer for timer in timers if any(name in repr(timer) for name in ours)]

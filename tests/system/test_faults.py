@@ -64,7 +64,7 @@ def pauses(monkeypatch):
         made[lifetimes._current.get()._text].append(round(delay, 3))
         await asyncio.sleep(0)
 
-    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
     monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
     monkeypatch.setattr(readers, "RESUME_S", 0.01)
     return made

@@ -398,7 +398,7 @@ async def look_at_objects(site: Datasette, models: LLM, model: Any, search: Sear
         await response.text()
     except Exception as error:
         search.error("conversation", error)
-    handed = [models, model, conversation, conversation._turn, response, view, view.settings]
+    handed = [models, model, conversation, conversation.call, response, view, view.settings]
     handed += [view.catalog, await models.explain(model.model_id)]
     handed += [*view.catalog.entries.values(), view.for_purpose(None), view.for_purpose("chat")]
     handed += [vars(models), *(each.model for each in view.catalog.entries.values())]

@@ -34,6 +34,7 @@ from packaging.requirements import Requirement
 from datasette_llm import LLM
 from datasette_llm.calls import response as readers
 from datasette_llm.calls import retry as answering
+from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.call import Call
 from datasette_llm.errors import NotRecordedError
 from datasette_llm.log.writer import Writer
@@ -228,7 +229,7 @@ async def test_the_prompts_of_a_group_carry_its_id(make_datasette, register_mode
     async with LLM(make_datasette({"log": False})).group("scripted") as model:
         await model.prompt("x")
         await model.prompt("y")
-        group_id = model._group.id
+        group_id = model.route.group.id
     assert [s.attributes["datasette_llm.group.id"] for s in spans()] == [group_id] * 2
 
 
@@ -295,7 +296,7 @@ async def test_prompts_at_the_same_time_have_spans_of_their_own(model_of, spans)
 async def test_writing_the_record_is_not_part_of_the_request(model_of, span, otel_spans):
     _, model = await model_of(["a"], config={})
     await (await model.prompt("x")).text()
-    await model._log.recorder.writer.flush()
+    await model.route.recorder.writer.flush()
     inside = [s.name for s in otel_spans.get_finished_spans() if s.parent == span().context]
     assert inside == []
 
@@ -467,18 +468,17 @@ async def test_a_call_that_cannot_be_recorded_and_has_to_be_is_no_request(
 
 
 async def test_a_task_that_its_loop_left_behind_ends_its_span_quietly(
-    model_of, spans, points, caplog
+    model_of, spans, points, caplog, monkeypatch
 ):
     _, model = await model_of(["a"])
     response = await model.prompt("x")
     await response.text()
-    call = Call(model, "x", is_chain=False)
 
-    async def drive():
-        with telemetry.RequestSpan(call.attempt_at(response)):
-            await asyncio.Event().wait()
+    async def wait(self):
+        await asyncio.Event().wait()
 
-    left_behind = drive()
+    monkeypatch.setattr(Attempt, "_fill", wait)
+    left_behind = Attempt(Call(model, "x", is_chain=False), response, model).run(None)
     contextvars.copy_context().run(left_behind.send, None)
     left_behind.close()
     assert [s.attributes["datasette_llm.outcome"] for s in spans()] == ["ok", "cancelled"]
@@ -505,8 +505,8 @@ async def test_the_row_of_the_log_has_the_id_and_the_outcome_of_the_span(
     else:
         await first_of(await model.prompt("x"))
     await recorder.left.wait()
-    await model._log.recorder.writer.flush()
-    internal = model._datasette.get_internal_database()
+    await model.route.recorder.writer.flush()
+    internal = model.route.datasette.get_internal_database()
     (row,) = (await internal.execute("select id, outcome from llm_calls")).rows
     assert row["id"] == span().attributes["datasette_llm.call.id"]
     assert row["outcome"] == span().attributes["datasette_llm.outcome"] == outcome

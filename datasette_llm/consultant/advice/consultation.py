@@ -155,18 +155,6 @@ async def consult(
     return await run.recorded()
 
 
-class _Watched(Group):
-    """A group that keeps its calls, so that it can be told what became of them."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.calls: list[Call] = []
-
-    def _enter(self, call: Call) -> None:
-        super()._enter(call)
-        self.calls.append(call)
-
-
 @dataclass(slots=True)
 class _Run:
     """A consultation under way: what is known of it so far."""
@@ -184,7 +172,8 @@ class _Run:
     rejected: Sequence[str] = ()
     checks: list[dict[str, Any]] = field(default_factory=list)
     latency_ms: float | None = None
-    group: _Watched | None = None
+    group: Group[WrappedAsyncModel] | None = None
+    calls: list[Call] = field(default_factory=list)
 
     async def all_steps(self) -> None:
         asked = self.asked
@@ -192,7 +181,8 @@ class _Run:
             self.told("Profiling the table")
             self.profile = await profile_of(self.datasette, asked)
         self.prompts = sent_prompts(asked, self.profile, None)
-        self.group = _Watched(LLM(self.datasette), asked.model_id, PURPOSE, self.access.actor)
+        self.group = LLM(self.datasette).group(asked.model_id, PURPOSE, self.access.actor)
+        self.group.on_call = self.calls.append
         began = time.monotonic()
         try:
             answer = await self._answer(self.group)
@@ -200,7 +190,7 @@ class _Run:
             self.latency_ms = round((time.monotonic() - began) * 1000, 1)
         await self._check(answer)
 
-    async def _answer(self, group: _Watched) -> Any:
+    async def _answer(self, group: Group[WrappedAsyncModel]) -> Any:
         assert self.profile is not None
         self.told("Looking for the model")
         async with group as model:
@@ -248,13 +238,12 @@ class _Run:
             self.outcome = "blocked"
 
     def _refused(self) -> bool:
-        calls = self.group.calls if self.group is not None else []
-        return bool(calls) and calls[-1].refused_by is not None
+        return bool(self.calls) and self.calls[-1].refused_by is not None
 
     def _text_so_far(self) -> str | None:
         """What there is of an answer that did not come to its end."""
         responses = self.group.responses if self.group is not None else []
-        return ("".join(responses[-1]._chunks) or None) if responses else None
+        return (responses[-1].text_so_far or None) if responses else None
 
     async def recorded(self) -> Consultation:
         """Write the row; a database that cannot be written does not take the advice away."""
@@ -289,20 +278,20 @@ class _Run:
             "error_type": type(self.error).__name__ if self.error else None,
             "error_message": brief(self.error) if self.error else None,
             "latency_ms": self.latency_ms,
-            "call_id": _call_id(group.calls) if group else None,
+            "call_id": _call_id(self.calls),
         }
-        keys = frozenset[str]().union(*(call.used_keys for call in group.calls)) if group else None
+        keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
         return _without(row, keys) if keys else row
 
 
-def _answered_by(group: _Watched) -> str | None:
+def _answered_by(group: Group[WrappedAsyncModel]) -> str | None:
     """The model of the last request, which may be a fallback; without one, that asked for."""
     return group.responses[-1].model.model_id if group.responses else group.model_id
 
 
 def _call_id(calls: Sequence[Call]) -> str | None:
     """The id of the last request's row in the log; None where it has none."""
-    if not calls or calls[-1].model._log is None:
+    if not calls or calls[-1].route.recorder is None:
         return None
     # One that a hook blocked has the id of the response that it did not get.
     return calls[-1].row_id or calls[-1].result.responses[-1].id

@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 from ...access.snapshot import snapshot_of
 from ...errors import ModelNotFoundError
 from ...facade import LLM
-from ...log.cost import may_be_own
 from .consultation import PURPOSE, ConsultationRequest, profile_of, sent_prompts
 from .types import Estimate, Prompts, estimate
 
@@ -110,16 +109,17 @@ async def _estimate(
 ) -> Estimate:
     if model is None:
         return await estimate(prompts, asked.kind.schema, None)
-    price = (await snapshot_of(datasette)).price(model.model_id)
-    own = may_be_own(model)
-    return await estimate(prompts, asked.kind.schema, model.model_id, price, exact=own)
+    target = model.route.target
+    return await estimate(
+        prompts, asked.kind.schema, model.model_id, target.price, exact=target.exact_price
+    )
 
 
 async def _fallbacks(datasette: Datasette, model: WrappedAsyncModel | None) -> tuple[str, ...]:
     """Those that the configuration allows; whether plugins do is asked when it comes to it."""
     view = await snapshot_of(datasette)
     rules, known = view.for_purpose(PURPOSE).rules, view.catalog.entries
-    ids = [each.model_id for each in model._plan.fallbacks] if model else []
+    ids = [each.model_id for each in model.route.call_policy.fallbacks] if model else []
     return tuple(model_id for model_id in ids if model_id in known and rules.permits(model_id))
 
 

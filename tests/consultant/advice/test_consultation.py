@@ -446,7 +446,7 @@ def no_pauses(monkeypatch):
     async def sleep(delay, *args):
         pass
 
-    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
 
 
 async def row_of(site, found):

@@ -1,0 +1,70 @@
+"""What the attempts of one call share: its hooks' result, its keys, and whether it may go on."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ..access.keys import find_key
+from .group import Group
+from .prompt_result import PromptResult
+from .response import PromptResponse
+from .route import Route, RoutedModel
+from .task import SupervisedTask
+
+
+class CallContext(SupervisedTask):
+    """A call, as its attempts know it.
+
+    Attributes:
+        model: the model that was asked for.
+        route: its route.
+        result: what the contexts of the hooks know of the call.
+        row_id: of the request that its newest response comes from; None before the first.
+        awaits_permit: whether its request waits for a concurrency limit.
+    """
+
+    def __init__(self, model: RoutedModel, *, is_chain: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.route: Route = model.route
+        # The route knows it by a protocol, since groups stand above routes.
+        group = cast("Group[Any] | None", model.route.group)
+        self.result = PromptResult(model.purpose, model.actor, group, is_chain)
+        self.row_id: str | None = None
+        self.awaits_permit = False
+        self._keys: dict[RoutedModel, str | None] = {}
+
+    async def key(self, model: RoutedModel, explicit: str | None) -> str | None:
+        """The key for this call's requests to a model, looked up once.
+
+        Args:
+            model: who is asked.
+            explicit: what the caller passed as `key=`.
+
+        Raises:
+            llm.NeedsKeyException: there is none.
+        """
+        if model not in self._keys:
+            route = model.route
+            self._keys[model] = await find_key(
+                route.datasette,
+                route.model,
+                explicit=explicit or model.key,
+                secret_names=route.target.secret_names,
+                actor=model.actor,
+            )
+        return self._keys[model]
+
+    @property
+    def used_keys(self) -> frozenset[str]:
+        """Those that were found so far: a fallback has a key of its own."""
+        return frozenset(key for key in self._keys.values() if key)
+
+    def may_retry(self, response: PromptResponse) -> bool:
+        """Whether a request may be made again: no event has come of it, nor of the call before it.
+
+        Args:
+            response: what the request fills.
+        """
+        is_first = self.result.responses[0] is response
+        return is_first and response.is_untouched and not self.is_being_stopped

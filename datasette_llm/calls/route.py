@@ -1,0 +1,128 @@
+"""How the prompts of a model reach its provider: resolved once, never changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import llm
+from llm.parts import AttachmentPart
+
+from ..providers.registry import AsyncLLM, mirror_attributes
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+    from ..access.call_policy import CallPolicy, Fallback, LogPolicy
+    from ..access.snapshot import ModelRoute
+    from ..log.recorder import Recorder
+
+
+class GroupRegister(Protocol):
+    """What a route needs of the group that its calls belong to."""
+
+    id: str
+    responses: list[Any]
+
+    def enter(self, member: Any) -> None:
+        """Take in a call that begins."""
+
+    def leave(self, member: Any) -> None:
+        """Let go of a call that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way of a model's prompts to its provider.
+
+    Attributes:
+        datasette: the Datasette instance.
+        target: llm's model, with all that the configuration says of it.
+        purpose: what the prompts are for, or None.
+        actor: Datasette's actor dictionary, or None.
+        group: the group that its calls belong to, or None.
+        recorder: writes the call log; None where calls are not recorded.
+        resolve_fallback: gives the model of a fallback, if policy allows it.
+    """
+
+    datasette: Datasette
+    target: ModelRoute
+    purpose: str | None
+    actor: Mapping[str, Any] | None
+    group: GroupRegister | None
+    recorder: Recorder | None
+    resolve_fallback: Callable[[Route, Fallback], Awaitable[RoutedModel]] = field(repr=False)
+
+    @property
+    def model(self) -> AsyncLLM:
+        """llm's own model object."""
+        return self.target.model
+
+    @property
+    def call_policy(self) -> CallPolicy:
+        """How the prompts are made."""
+        return self.target.call_policy
+
+    @property
+    def log_policy(self) -> LogPolicy | None:
+        """How the calls are recorded, or None."""
+        return self.target.log
+
+    @property
+    def group_id(self) -> str | None:
+        """The id of the group, or None."""
+        return self.group.id if self.group is not None else None
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What llm's `prompt()` gets: the caller's arguments, configured options as defaults.
+
+        Args:
+            given: the caller's keyword arguments.
+        """
+        arguments = dict(given)
+        defaults = {k: v for k, v in self.target.options.items() if k not in given}
+        if defaults:
+            arguments["options"] = defaults | (given.get("options") or {})
+        if not self.model.can_stream:
+            arguments["stream"] = False  # llm passes on what it is given; its CLI checks this
+        return arguments
+
+    def as_fallback(self, target: ModelRoute) -> Self:
+        """The same route to another model."""
+        return replace(self, target=target)
+
+    def once(self) -> Self:
+        """The same route with one request for each prompt, to this model and to no other."""
+        policy = replace(self.call_policy, retries=0, fallbacks=())
+        return replace(self, target=replace(self.target, call_policy=policy))
+
+
+class RoutedModel(llm.AsyncKeyModel):
+    """A model whose prompts take a route; the base of what plugin authors hold.
+
+    Attributes:
+        route: the way to its provider.
+        purpose: the purpose it was asked for, or None.
+        actor: Datasette's actor dictionary, or None.
+    """
+
+    def __init__(self, route: Route) -> None:
+        mirror_attributes(route.model, self)
+        self.route = route
+        self.purpose = route.purpose
+        self.actor = route.actor
+        self._model = route.model  # by this name plugins know it
+
+    async def check_attachments(self, prompt: llm.Prompt) -> None:
+        """Check the attachments of a prompt, in a thread: llm may look into a file or at a URL.
+
+        Raises:
+            ValueError: the model does not take one of them.
+        """
+        parts = [part for message in prompt.messages for part in message.parts]
+        earlier = [part.attachment for part in parts if isinstance(part, AttachmentPart)]
+        sent = [*prompt.attachments, *(each for each in earlier if each is not None)]
+        if sent:
+            await asyncio.to_thread(self._validate_attachments, sent)

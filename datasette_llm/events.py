@@ -1,0 +1,289 @@
+"""A request to a provider as plain values: how it started, and how it finished.
+
+An attempt builds each once; the call log and the traces are made of them. Keys have been taken
+out of every text, and every text is one that SQLite and JSON can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import llm
+
+from .redaction import Keys
+from .sanitize import as_json, brief, count, new_id
+
+# More than any provider reports about its tokens.
+MAX_DETAILS_CHARS = 20_000
+
+
+class Outcome(StrEnum):
+    """How a call ended; a closed set."""
+
+    OK = "ok"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+    LOST = "lost"
+
+
+class RequestStarted(NamedTuple):
+    """A request as it is about to be sent.
+
+    Attributes:
+        id: its own; of the first attempt at a response the response's.
+        model_id: the model that is asked.
+        purpose: what it is for, or None.
+        actor_id: who asks, or None.
+        group_id: the group that it belongs to, or None.
+        chain_id: the id of the first response of its chain, or None.
+        chain_step: its number in the chain, from 1, or None.
+        conversation_id: the conversation that it is a turn of, or None.
+        prompt_id: of a later attempt the id of the response, else None.
+        attempt: 1 for the first attempt.
+        waited_s: how long it waited for a concurrency limit, in seconds; None without a limit.
+        streaming: whether the answer is wanted piece by piece.
+        prompt_chars: characters of the last message.
+        system_chars: characters of the system prompts.
+        message_count: messages, history included.
+        attachment_count: attachments of the last message.
+        temperature: the option of that name, or None.
+        max_tokens: the option of that name, or None.
+    """
+
+    id: str
+    model_id: str
+    purpose: str | None
+    actor_id: str | None
+    group_id: str | None
+    chain_id: str | None = None
+    chain_step: int | None = None
+    conversation_id: str | None = None
+    prompt_id: str | None = None
+    attempt: int = 1
+    waited_s: float | None = None
+    streaming: bool = False
+    prompt_chars: int = 0
+    system_chars: int = 0
+    message_count: int = 0
+    attachment_count: int = 0
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class RequestFinished(NamedTuple):
+    """How a request ended, and what the provider reported.
+
+    Attributes:
+        id: that of its `RequestStarted`.
+        outcome: how it ended.
+        duration_s: from before it was sent, in seconds.
+        first_chunk_s: until the first event, in seconds; None where none came.
+        error_type: the name of the exception's class, or None.
+        error_message: its message, or None.
+        http_status: the HTTP status that the exception carries, or None.
+        blocked_by: the plugin or the rule that kept it from being sent, or None.
+        input_tokens: as the provider reported, or None.
+        output_tokens: as the provider reported, or None.
+        token_details: JSON, or None.
+        resolved_model: the model that the provider says it used, or None.
+    """
+
+    id: str
+    outcome: Outcome
+    duration_s: float = 0.0
+    first_chunk_s: float | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    http_status: int | None = None
+    blocked_by: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    token_details: str | None = None
+    resolved_model: str | None = None
+
+
+def never_sent(
+    model_id: str,
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    group_id: str | None,
+    keys: Keys = None,
+) -> RequestStarted:
+    """The start of a call that was blocked before there was a response.
+
+    Args:
+        model_id: the model that was asked for.
+        purpose: as the caller named it.
+        actor: Datasette's actor dictionary, or None.
+        group_id: the group, or None.
+        keys: what to take out of the texts.
+    """
+    return RequestStarted(
+        new_id(), brief(model_id, keys), _name(purpose, keys), _actor_id(actor, keys), group_id
+    )
+
+
+def request_started(
+    response: llm.AsyncResponse,
+    *,
+    request_id: str,
+    attempt: int,
+    model_id: str,
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+    group_id: str | None,
+    chain: list[Any] | None,
+    waited_s: float | None,
+    keys: Keys,
+) -> RequestStarted:
+    """A request as it is about to be sent.
+
+    Args:
+        response: what the request fills.
+        request_id: its id.
+        attempt: 1 for the first attempt at this response.
+        model_id: the model that is asked.
+        purpose: as the caller named it.
+        actor: Datasette's actor dictionary, or None.
+        group_id: the group, or None.
+        chain: the responses of its chain, this one included; None outside of a chain.
+        waited_s: how long it waited for a concurrency limit, in seconds, or None.
+        keys: what to take out of the texts.
+    """
+    conversation = response.conversation
+    # Read where pydantic keeps them: asking it for an option that a model has not is slow.
+    options = getattr(response.prompt.options, "__dict__", {})
+    temperature = options.get("temperature")
+    return RequestStarted(
+        request_id,
+        brief(model_id, keys),
+        _name(purpose, keys),
+        _actor_id(actor, keys),
+        group_id,
+        chain[0].id if chain else None,
+        chain.index(response) + 1 if chain else None,
+        brief(conversation.id, keys) if conversation else None,
+        None if attempt == 1 else response.id,
+        attempt,
+        waited_s,
+        bool(response.stream),
+        *_sizes_of(response),
+        float(temperature) if isinstance(temperature, int | float) else None,
+        count(options.get("max_tokens")),
+    )
+
+
+def request_finished(
+    request_id: str,
+    response: llm.AsyncResponse,
+    outcome: Outcome,
+    error: BaseException | None,
+    *,
+    keys: Keys,
+    duration_s: float,
+    first_chunk_s: float | None,
+    blocked_by: str | None = None,
+) -> RequestFinished:
+    """How a request ended.
+
+    Args:
+        request_id: that of its start.
+        response: what it filled.
+        outcome: how it ended.
+        error: what the caller is told, or None.
+        keys: what to take out of the texts.
+        duration_s: in seconds.
+        first_chunk_s: until the first event, in seconds, or None.
+        blocked_by: who kept it from being sent, or None.
+    """
+    details, resolved = response.token_details, response.resolved_model
+    return RequestFinished(
+        request_id,
+        outcome,
+        duration_s,
+        first_chunk_s,
+        type(error).__name__ if error else None,
+        brief(error, keys) if error else None,
+        _http_status(error) if error else None,
+        brief(blocked_by) if blocked_by else None,
+        count(response.input_tokens),
+        count(response.output_tokens),
+        _details(details, keys) if details else None,
+        brief(resolved, keys) if resolved else None,
+    )
+
+
+def unsent(
+    started: RequestStarted,
+    outcome: Outcome,
+    error: BaseException,
+    keys: Keys = None,
+    blocked_by: str | None = None,
+) -> RequestFinished:
+    """How a request ended that was never sent.
+
+    Args:
+        started: its start.
+        outcome: `blocked`, or how the wait for a concurrency limit ended.
+        error: what the caller was told.
+        keys: what to take out of its message.
+        blocked_by: the plugin or the rule that blocked it, or None.
+    """
+    return RequestFinished(
+        started.id,
+        outcome,
+        error_type=type(error).__name__,
+        error_message=brief(error, keys),
+        blocked_by=brief(blocked_by) if blocked_by else None,
+    )
+
+
+def _name(purpose: str | None, keys: Keys) -> str | None:
+    # An empty name is none, as it is in the filters of the call log.
+    return None if purpose in (None, "") else brief(purpose, keys)
+
+
+def _actor_id(actor: Mapping[str, Any] | None, keys: Keys) -> str | None:
+    # An actor that is no mapping breaks no rule of ours before this.
+    actor_id = actor.get("id") if isinstance(actor, Mapping) else None
+    return None if actor_id in (None, "") else brief(actor_id, keys)
+
+
+def _details(details: object, keys: Keys) -> str:
+    text = as_json(details, keys)
+    if len(text) > MAX_DETAILS_CHARS:
+        return as_json(f"{len(text):,} characters, which is too much to keep", None)
+    return text
+
+
+def _http_status(error: BaseException) -> int | None:
+    try:
+        status = getattr(error, "status_code", None)
+    except Exception:  # a third-party exception, whose property may raise
+        return None
+    return status if isinstance(status, int) else None
+
+
+def _sizes_of(response: llm.AsyncResponse) -> tuple[int, int, int, int]:
+    try:
+        return _sizes(response.prompt.messages)
+    except Exception:  # llm makes them of what a caller gave, which the model may never look at
+        return 0, 0, 0, 0
+
+
+def _sizes(messages: list[Any]) -> tuple[int, int, int, int]:
+    """How large a request is: its last message is what is new, the text of a reply for example."""
+    last = messages[-1].parts if messages else []
+    system = [part for message in messages if message.role == "system" for part in message.parts]
+    attachments = sum(
+        len(getattr(part, "attachments", ())) + hasattr(part, "attachment") for part in last
+    )
+    return _chars(last), _chars(system), len(messages), attachments
+
+
+def _chars(parts: list[Any]) -> int:
+    texts = (getattr(part, "text", None) or getattr(part, "output", None) or "" for part in parts)
+    return sum(len(text) for text in texts if isinstance(text, str))
