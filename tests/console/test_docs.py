@@ -8,10 +8,12 @@ import pytest
 from datasette.app import Datasette
 from datasette.database import Database
 
+from datasette_llm import LLM
 from datasette_llm.console import docs
 from datasette_llm.console.docs import SUBJECTS, as_html, unique_slug
 from datasette_llm.console.navigation import LINKS, SECTIONS, section
 from datasette_llm.console.routes import PAGES
+from datasette_llm.testing import ScriptedModel
 
 from ..support.console import ANA, BEN, CONSOLE, Start, starter
 from .log.test_pages import Page
@@ -53,6 +55,9 @@ async def test_who_may_analyze_a_table_reads_docs(start, tmp_path):
     page = Page((await datasette.client.get(DOCS, actor=ANA)).text)
     assert DOCS in page.links()
     assert CONSOLE not in page.links()
+    for path in ("/zoo/animals/-/llm-analyze", f"{CONSOLE}/consultations"):
+        page = Page((await datasette.client.get(path, actor=ANA)).text)
+        assert f"{DOCS}/consultant" in page.links(), path
 
 
 async def test_missing_subject_is_hidden_like_others(start):
@@ -138,6 +143,15 @@ async def test_each_page_links_to_its_section(start):
         page = Page((await datasette.client.get(path, actor=ANA)).text)
         assert page.links().count(f"/prefix{DOCS}/{SECTIONS[path]}") == 1, path
         assert section(datasette, path) == f"/prefix{DOCS}/{SECTIONS[path]}"
+
+
+async def test_call_page_links_to_docs(start, register_models):
+    register_models(ScriptedModel("scripted"))
+    datasette = await start(may=("view-llm-log",))
+    response = await (await LLM(datasette).model("scripted")).prompt("x")
+    await response.text()
+    page = await datasette.client.get(f"{CONSOLE}/log/{response.id}", actor=ANA)
+    assert f"{DOCS}/log" in Page(page.text).links()
 
 
 # Markdown
