@@ -202,7 +202,7 @@ def secret_names(settings: Settings) -> tuple[str, ...]:
 
 
 def settings_table() -> list[tuple[str, str, str, str]]:
-    """Every setting for the README: its path, type, default and description."""
+    """Every setting for the documentation: its path, type, default and description."""
     return [
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),

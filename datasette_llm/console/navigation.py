@@ -1,10 +1,13 @@
-"""The navigation of the console: each page's address, what it is called, and who may see it."""
+"""The navigation of the console: each page's address, what it is called, who may see it, and the
+section of the documentation that explains it.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..permissions import MANAGE, VIEW_LOG
+from ..consultant.table_access import may_analyze_any
+from ..permissions import ANALYZE, MANAGE, VIEW_LOG
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 ROOT = "/-/llm"
 LOG = f"{ROOT}/log"
 ADVICE = f"{ROOT}/consultations"
+DOCS = f"{ROOT}/docs"
 
 
 class Link(NamedTuple):
@@ -21,23 +25,37 @@ class Link(NamedTuple):
     Attributes:
         path: its address, below `base_url`.
         label: what it is called.
-        permission: who may see it.
+        permissions: those of which one is enough to see it.
     """
 
     path: str
     label: str
-    permission: str
+    permissions: tuple[str, ...] = (MANAGE,)
 
 
+DOCUMENTATION = Link(DOCS, "Docs", (MANAGE, VIEW_LOG, ANALYZE))
 LINKS = (
-    Link(ROOT, "Overview", MANAGE),
-    Link(f"{ROOT}/models", "Models", MANAGE),
-    Link(f"{ROOT}/purposes", "Purposes", MANAGE),
-    Link(f"{ROOT}/test", "Test", MANAGE),
-    Link(f"{ROOT}/explain", "Explain", MANAGE),
-    Link(f"{ROOT}/keys", "Keys", MANAGE),
-    Link(LOG, "Call log", VIEW_LOG),
+    Link(ROOT, "Overview"),
+    Link(f"{ROOT}/models", "Models"),
+    Link(f"{ROOT}/purposes", "Purposes"),
+    Link(f"{ROOT}/test", "Test"),
+    Link(f"{ROOT}/explain", "Explain"),
+    Link(f"{ROOT}/keys", "Keys"),
+    Link(LOG, "Call log", (VIEW_LOG,)),
+    DOCUMENTATION,
 )
+
+# The subject and the section that explain a page.
+SECTIONS = {
+    ROOT: "console#overview",
+    f"{ROOT}/models": "console#models",
+    f"{ROOT}/purposes": "console#purposes",
+    f"{ROOT}/test": "console#test",
+    f"{ROOT}/explain": "console#explain",
+    f"{ROOT}/keys": "console#keys",
+    LOG: "log",
+    ADVICE: "consultant",
+}
 
 
 async def links(datasette: Datasette, request: Request, current: str) -> list[dict[str, Any]]:
@@ -48,10 +66,6 @@ async def links(datasette: Datasette, request: Request, current: str) -> list[di
         request: whose actor is asked for.
         current: the path of the page.
     """
-    permissions = {link.permission for link in LINKS}
-    allowed = {
-        each for each in permissions if await datasette.allowed(action=each, actor=request.actor)
-    }
     return [
         {
             "href": datasette.urls.path(link.path),
@@ -59,5 +73,32 @@ async def links(datasette: Datasette, request: Request, current: str) -> list[di
             "current": link.path == current,
         }
         for link in LINKS
-        if link.permission in allowed
+        if await may_see(datasette, request.actor, link)
     ]
+
+
+async def may_see(datasette: Datasette, actor: Any, link: Link) -> bool:
+    """Whether an actor may see a page."""
+    for permission in link.permissions:
+        if await _has(datasette, actor, permission):
+            return True
+    return False
+
+
+def section(datasette: Datasette, path: str) -> str:
+    """The address of the section that explains a page.
+
+    Args:
+        datasette: the Datasette instance.
+        path: that of the page, below `base_url`.
+    """
+    address: str = datasette.urls.path(f"{DOCS}/{SECTIONS[path]}")
+    return address
+
+
+async def _has(datasette: Datasette, actor: Any, permission: str) -> bool:
+    """Whether an actor has a permission, `analyze-table` for some table."""
+    if permission == ANALYZE:
+        return await may_analyze_any(datasette, actor)
+    allowed: bool = await datasette.allowed(action=permission, actor=actor)
+    return allowed

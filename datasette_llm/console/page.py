@@ -15,7 +15,7 @@ from datasette import Response
 from ..permissions import MANAGE
 from ..web import as_json, method_not_allowed, status_of
 from .call_policies import differing, items
-from .navigation import ROOT, links
+from .navigation import ROOT, links, section
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -91,6 +91,7 @@ async def rendered(
         "page": page,
         "payload": payload,
         "links": await links(datasette, request, page.path),
+        "documentation": section(datasette, page.path),
         "query": _query,
         "items": items,
         "differing": lambda plans, common: list(differing(plans, common)),

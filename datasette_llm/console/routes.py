@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..permissions import MANAGE, VIEW_LOG
+from . import docs
 from .advice import routes as advice_routes
 from .explain import explain_page
 from .keys import key_page
@@ -37,6 +38,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
     return [
         (f"^{ASSIGN}$", assign_view),
         *console,
+        *docs.routes(),
         *advice_routes.routes(),
         *log_routes.routes(),
     ]

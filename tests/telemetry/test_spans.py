@@ -36,6 +36,7 @@ from datasette_llm.calls import response as readers
 from datasette_llm.calls import retry as answering
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.call import Call
+from datasette_llm.console.docs import FOLDER
 from datasette_llm.errors import NotRecordedError
 from datasette_llm.log.writer import Writer
 from datasette_llm.providers.names import ISSUERS
@@ -719,9 +720,8 @@ async def test_the_telemetry_says_whose_it_is_and_how_it_is_spelt(workload, span
     assert (scope.name, scope.version, scope.schema_url) == ("datasette_llm", version, SCHEMA_URL)
 
 
-def test_the_readme_has_every_attribute_and_metric():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.split("\n## Traces and metrics\n")[1].split("\n## ")[0]
+def test_documentation_has_every_signal():
+    section = (FOLDER / "telemetry.md").read_text("utf-8")
     signals = [*SPANS, *METRICS]
     registered = {*METRICS, *(a for signal in signals for a in signal.attributes)}
     rows = [line for line in section.splitlines() if line.startswith("| `")]

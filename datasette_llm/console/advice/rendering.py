@@ -9,7 +9,7 @@ from datasette import Response
 
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
-from ..navigation import ADVICE
+from ..navigation import ADVICE, section
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -54,6 +54,7 @@ async def shown_page(
     datasette: Datasette, request: Request, template: str, context: Payload, status: int
 ) -> Response:
     """A template as a page."""
+    context = context | {"documentation": section(datasette, ADVICE)}
     html = await datasette.render_template(template, context, request=request)
     html = html.encode(errors="replace").decode()  # a name may have half a character
     return Response.html(html, status=status)

@@ -10,6 +10,7 @@ from datasette.utils.asgi import AsgiStream
 
 from ...log.queries import BadFilterError
 from ...permissions import VIEW_LOG
+from ..navigation import LOG, section
 from . import list_page, payloads
 from .call_page import call_context
 from .csv_export import copy, csv_chunks
@@ -111,6 +112,7 @@ async def _page(
     *,
     status: int = 200,
 ) -> Response:
+    context = context | {"documentation": section(datasette, LOG)}
     html = await datasette.render_template(template, context, request=request)
     return Response.html(html, status=status)
 

@@ -1,0 +1,50 @@
+"""The examples and tables of `consultant.md`."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+from datasette_llm.console.advice import payloads as consultant_pages
+from datasette_llm.consultant.advice import claims as consultant_checks
+from datasette_llm.consultant.advice import types as prompting
+
+from ..support.consultant import answer as advice_answer
+from .examples import (
+    DOCS,
+    ZOO_FLAG,
+    claude,
+    ours,
+    shows,
+)
+
+
+@shows(permission="analyze permission", sent="analyze json", config="datasette.yaml")
+async def test_post_gets_advice_with_permission_shown(
+    permission, sent, config, zoo, make_datasette, register_models, anthropic_key
+):
+    register_models(claude("claude-haiku-4.5", [json.dumps(advice_answer(ZOO_FLAG))]))
+    datasette = make_datasette(ours(config), files=["zoo.db"])
+    datasette.config |= yaml.safe_load(permission)
+    await datasette.invoke_startup()
+    address = "/zoo/animals/-/llm-analyze.json"
+    statuses = {}
+    for actor in ("ana", "cid"):
+        response = await datasette.client.post(address, json=json.loads(sent), actor={"id": actor})
+        statuses[actor] = response.status_code
+        if actor == "ana":
+            found = response.json()["consultation"]
+    assert statuses == {"ana": 201, "cid": 403}
+    assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
+    assert [check["status"] for check in found["checks"]] == ["supported"]
+    assert "Timothy" not in found["user_prompt"]
+
+
+def test_bounds_are_those_of_the_code():
+    section = DOCS["consultant"]
+    assert f"`limit` is {consultant_pages.DEFAULT_LIMIT} by default" in section
+    assert f"and {consultant_pages.MAX_LIMIT} at most" in section
+    assert f"claims after the {consultant_checks.MAX_CLAIMS}th" in section
+    assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
+    assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section

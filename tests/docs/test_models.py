@@ -1,0 +1,94 @@
+"""The examples and tables of `models.md`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from types import ModuleType
+
+import llm
+import pytest
+import yaml
+
+from datasette_llm import (
+    LLM,
+    ModelNotAllowedError,
+)
+from datasette_llm.access.config_warnings import warnings
+from datasette_llm.access.snapshot import snapshot_of
+from datasette_llm.config.parse import parse_settings
+from datasette_llm.providers.threads import LOOK_AHEAD
+from datasette_llm.testing import ScriptedModel
+
+from ..support.openai_server import OpenAIServer
+from .examples import (
+    between,
+    ours,
+    request_by,
+    run,
+    shows,
+)
+
+
+@shows(config="endpoints.yaml", litellm="litellm.yaml", vllm="vllm")
+async def test_endpoints_are_requested_as_described(
+    config, litellm, vllm, make_datasette, monkeypatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", "sk-vllm")
+    monkeypatch.setenv("DATASETTE_SECRETS_LITELLM_KEY", "sk-litellm")
+    async with OpenAIServer() as server:
+        address = server.url.removesuffix("/v1")
+        local = re.sub(r"http://[\w.-]+:\d+(?=/v1)", address, config)
+        datasette = make_datasette(ours(local))
+        models = LLM(datasette)
+        for model_id, purpose in [(None, None), (None, "sql"), ("team", "stories")]:
+            await (await models.model(model_id, purpose)).prompt("x")
+        with pytest.raises(ModelNotAllowedError):
+            await models.model("qwen", "stories")
+    asked = [(request.body["model"], request.key) for request in server.requests]
+    assert asked[1:] == [("Qwen/Qwen3-8B", "sk-vllm"), ("team", "sk-litellm")]
+    assert asked[0][0] == "llama3.2"
+    assert not asked[0][1].startswith("sk-")
+    view = await snapshot_of(datasette)
+    assert warnings(view.settings, view.catalog) == []
+    assert {each["model_name"] for each in yaml.safe_load(litellm)["model_list"]} == {"team"}
+    addresses = [each["api_base"] for each in ours(config)["endpoints"]]
+    served = [each["litellm_params"]["api_base"] for each in yaml.safe_load(litellm)["model_list"]]
+    assert served[0] == addresses[0]
+    assert shlex.split(vllm)[2] == ours(config)["endpoints"][0]["model_name"]
+
+
+@shows(source="llm_parrot.py", usage="parrot", config="threads.yaml")
+async def test_model_without_async_version(source, usage, config, make_datasette, capsys):
+    plugin = ModuleType("llm_parrot")
+    exec(source, plugin.__dict__)
+    llm.plugins.pm.register(plugin)
+    try:
+        datasette = make_datasette(ours(config))
+        await run(usage, datasette=datasette)
+        default = await LLM(datasette).model()
+    finally:
+        llm.plugins.pm.unregister(plugin)
+
+    assert capsys.readouterr().out == "Pieces! \nof! \neight! \n"
+    assert (default.model_id, ours(config)["threads"]) == ("parrot", 1)
+    section = between("models", "## Models without an async version", "\n## ")
+    assert f"`threads`, otherwise {parse_settings({}).threads}," in section
+    assert f"waits while {LOOK_AHEAD} of them" in section
+
+
+@shows(source="purposes.py", listing="get_purposes")
+async def test_registered_purposes_are_listed(source, listing, site, capsys):
+    await run(listing, datasette=site(None, purposes=source))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["sql - Writes queries from questions", "pets - Invents pets"]
+
+
+@shows(source="explain", output="explain output", config="datasette.yaml")
+async def test_explain_gives_the_reasons_shown(
+    source, output, config, make_datasette, register_models, capsys
+):
+    register_models(*map(ScriptedModel, ("gemini-2.5-flash", "claude-haiku-4.5")))
+    await run(source, datasette=make_datasette(ours(config)), request=request_by(None))
+    assert capsys.readouterr().out == output
