@@ -81,8 +81,8 @@ def spans(monkeypatch):
 
 
 @contextmanager
-def public_error(*what):
-    """An assertion that fails says of what."""
+def note_on_failure(*what):
+    """Add a note to an assertion that fails."""
     try:
         yield
     except AssertionError as error:
@@ -111,7 +111,7 @@ class Site:
         await self.flush()
         for way, (text, error) in zip(ways, ends, strict=True):
             sides = await self.sides(callers[way].text)
-            with public_error(setting, way.__name__):
+            with note_on_failure(setting, way.__name__):
                 check_agreement(sides, text, error)
                 check_expectations(fault, setting, way, sides, error)
         await check_nothing_is_left(self.datasette, (self.server, self.spare), before)
