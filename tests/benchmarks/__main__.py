@@ -14,7 +14,7 @@ from pathlib import Path
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         stand_alone(folder)
-        # Here, since llm and Datasette read the environment at import; the first ones for their rows.
+        # Here, since llm and Datasette read the environment at import; these add the rows.
         from . import (  # noqa: F401
             concurrency,
             console_rows,
