@@ -1,4 +1,4 @@
-"""`datasette llm analyze`: the consultant in a terminal."""
+"""`datasette llm analyze`: advice about a table, in a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console.advice import payloads as pages
+from ..console.advice import payloads
 from ..consultant.advice.consultation import consult
 from ..consultant.advice.dataset import MALFORMED
-from ..consultant.advice.previews import preview
+from ..consultant.advice.previews import make_preview
 from ..consultant.table_access import Access
 from .log_table import printable
 from .site import Site, run, site_options
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--question", help="What you want to know in particular")
 @click.option("--exclude", multiple=True, metavar="COLUMN", help="Leave a column out")
 @click.option("--preview", "preview_only", is_flag=True, help="Show what would be sent, only")
-@click.option("--json", "json_wanted", is_flag=True, help="All that is known, as a JSON object")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as a JSON object")
 @site_options
 def analyze_command(
     database: Path,
@@ -36,24 +36,24 @@ def analyze_command(
     question: str | None,
     exclude: tuple[str, ...],
     preview_only: bool,
-    json_wanted: bool,
+    as_json: bool,
     site: Site,
 ) -> None:
     """Ask a model about a table, and check its advice
 
-    DATABASE is a SQLite file. Whoever can read it may analyze all of it, so that no permission
-    of the site is asked for. The consultation is kept in the site's internal database. The exit
-    status is 1 when there was no advice.
+    DATABASE is a SQLite file. No permissions are checked: a user who can read the file may analyze
+    all of it. The consultation is stored in the internal database. The exit status is 1 when there
+    was no advice.
 
     \b
     Example:
         datasette llm analyze pets.db pets --preview
     """
-    given = {"exclude": list(exclude)}
-    given |= {k: [v] for k, v in (("model_id", model_id), ("question", question)) if v}
+    fields = {"exclude": list(exclude)}
+    fields |= {k: [v] for k, v in (("model_id", model_id), ("question", question)) if v}
     payload: dict[str, Any] = {}
-    run(_analyze(site, database, table, given, payload, preview_only, json_wanted))
-    if json_wanted:
+    run(_analyze(site, database, table, fields, payload, preview_only, as_json))
+    if as_json:
         click.echo(json.dumps(payload, indent=2))
     if not preview_only and payload["consultation"]["outcome"] != "ok":
         raise click.exceptions.Exit(1)
@@ -63,31 +63,32 @@ async def _analyze(
     site: Site,
     path: Path,
     table: str,
-    given: dict[str, list[str]],
+    fields: dict[str, list[str]],
     payload: dict[str, Any],
     preview_only: bool,
     quiet: bool,
 ) -> None:
     async with site.started(str(path)) as datasette:
         database = await _database(datasette, path, table)
-        asked = await pages.asked_of(datasette, database, table, given)
-        access = Access(datasette, None, everything=True)
+        request = await payloads.consultation_request(datasette, database, table, fields)
+        access = Access(datasette, None, unrestricted=True)
         if preview_only:
-            payload |= await pages.preview_payload(datasette, await preview(datasette, asked, None))
+            preview = await make_preview(datasette, request, None)
+            payload |= await payloads.preview_payload(datasette, preview)
             if not quiet:
-                _tell_preview(payload)
+                _echo_preview(payload)
             return
-        told = _ignore if quiet else _tell_step
-        done = await consult(datasette, asked, access, told=told)
-        payload |= await pages.payload(done.row, access)
+        on_step = _ignore if quiet else _echo_step
+        done = await consult(datasette, request, access, on_step=on_step)
+        payload |= await payloads.consultation_payload(done.row, access)
         if done.unrecorded is not None:
             click.echo(done.unrecorded, err=True)
         if not quiet:
-            _tell(payload["consultation"])
+            _echo_consultation(payload["consultation"])
 
 
 async def _database(datasette: Datasette, path: Path, table: str) -> str:
-    """The name of the file's database, which has the table."""
+    """The name of the file's database; the table is in it."""
     name = next(n for n, db in datasette.databases.items() if db.path == str(path))
     db = datasette.get_database(name)
     if not (await db.table_exists(table) or await db.view_exists(table)):
@@ -99,14 +100,14 @@ def _ignore(step: str) -> None:
     pass
 
 
-def _tell_step(step: str) -> None:
+def _echo_step(step: str) -> None:
     click.echo(f"{printable(step)}…", err=True)
 
 
-def _tell_preview(payload: dict[str, Any]) -> None:
+def _echo_preview(payload: dict[str, Any]) -> None:
     for title in ("system_prompt", "user_prompt"):
         click.echo(f"{title.replace('_', ' ')}:")
-        _tell_text(payload[title])
+        _echo_text(payload[title])
     cost = payload["cost_dollars"]
     price = "unknown" if cost is None else f"${cost:.4f}"
     click.echo(f"model: {printable(payload['model_id'] or 'none')}")
@@ -117,27 +118,27 @@ def _tell_preview(payload: dict[str, Any]) -> None:
         click.echo(printable(payload["problem"]), err=True)
 
 
-def _tell(consultation: dict[str, Any]) -> None:
+def _echo_consultation(consultation: dict[str, Any]) -> None:
     advice, derived = consultation["advice"], consultation["derived"]
     if consultation["outcome"] != "ok":
-        _tell_text(f"{consultation['outcome']}: {consultation['error_message']}")
+        _echo_text(f"{consultation['outcome']}: {consultation['error_message']}")
     if advice is None:
         return
     for title in ("suggested_action", "reasoning_summary"):
         if advice.get(title):
             click.echo(f"\n{title.replace('_', ' ')}:")
-            _tell_text(advice[title])
+            _echo_text(advice[title])
     for title, text in (derived or {}).items():
         if text:
             click.echo(f"\n{title.replace('_', ' ')}:")
-            _tell_text(text)
+            _echo_text(text)
     for number, flag in enumerate(advice.get("risk_flags", ())):
-        _tell_flag(flag, consultation["checks"], number)
+        _echo_flag(flag, consultation["checks"], number)
     for sentence in consultation["rejected"]:
         click.echo(f"rejected: {printable(sentence)}")
 
 
-def _tell_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) -> None:
+def _echo_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) -> None:
     check = checks[number] if number < len(checks) else None
     where = f" in {flag['column']}" if flag["column"] is not None else ""
     click.echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
@@ -147,11 +148,11 @@ def _tell_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) 
         return
     reason = f": {printable(check['reason'])}" if check["reason"] else ""
     click.echo(f"    {check['status']}{reason}")
-    _tell_text(flag["evidence_sql"])
+    _echo_text(flag["evidence_sql"])
     for row in [check["columns"], *check["rows"]] if check["rows"] else ():
         click.echo("    | " + " | ".join(printable(str(cell)) for cell in row))
 
 
-def _tell_text(text: str) -> None:
+def _echo_text(text: str) -> None:
     for line in text.splitlines():
         click.echo(f"    {printable(line) if not line.isprintable() else line}")

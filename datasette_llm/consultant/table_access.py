@@ -1,4 +1,4 @@
-"""Who may do what with a table: the one place that asks Datasette."""
+"""Permissions on tables: the one place of the consultant that asks Datasette for them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
     Actor = Mapping[str, Any] | None
 
-NEEDED = ("view-table", ANALYZE)
+REQUIRED_ACTIONS = ("view-table", ANALYZE)
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What somebody may do.
+    """The permissions of an actor.
 
     Attributes:
         datasette: the Datasette instance.
-        actor: who, or None for nobody in particular.
-        everything: whether it is somebody who has the files anyway, at a terminal.
+        actor: Datasette's actor dictionary, or None.
+        unrestricted: allows everything: on the command line, whose user can read the files anyway.
     """
 
     datasette: Datasette
     actor: Actor
-    everything: bool = False
-    _views: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
+    unrestricted: bool = False
+    _viewable: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
 
     async def may(self, action: str, resource: Resource) -> bool:
-        """Whether an action is allowed."""
-        if self.everything:
+        """True if an action is allowed."""
+        if self.unrestricted:
             return True
         allowed: bool = await self.datasette.allowed(
             action=action, resource=resource, actor=self.actor
@@ -45,25 +45,25 @@ class Access:
         return allowed
 
     async def may_view(self, database: str, table: str) -> bool:
-        """Whether a table or view may be viewed; asked once."""
+        """True if a table or view may be viewed; cached."""
         key = (database, table)
-        if key not in self._views:
-            self._views[key] = await self.may("view-table", TableResource(database, table))
-        return self._views[key]
+        if key not in self._viewable:
+            self._viewable[key] = await self.may("view-table", TableResource(database, table))
+        return self._viewable[key]
 
     async def may_analyze(self, database: str, table: str) -> bool:
-        """Whether a table may be viewed and analyzed."""
+        """True if a table may be viewed and analyzed."""
         if not await self.may_view(database, table):
             return False
         return await self.may(ANALYZE, TableResource(database, table))
 
 
-async def analyzable(datasette: Datasette, actor: Actor) -> str:
+async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:
     """The existing tables that an actor may view and analyze, as JSON for `in_tables`."""
     await datasette.refresh_schemas()
     internal = datasette.get_internal_database()
     sets = []
-    for action in NEEDED:
+    for action in REQUIRED_ACTIONS:
         sql, params = await datasette.allowed_resources_sql(action=action, actor=actor)
         found = await internal.execute(f"select parent, child from ({sql})", params)
         sets.append({(parent, child) for parent, child in found.rows})
@@ -71,7 +71,7 @@ async def analyzable(datasette: Datasette, actor: Actor) -> str:
 
 
 async def may_analyze_any(datasette: Datasette, actor: Actor) -> bool:
-    """Whether there is a table that an actor may analyze; cheap where there is none."""
+    """True if there is a table that the actor may analyze; cheap where there is none."""
     sql, params = await datasette.allowed_resources_sql(action=ANALYZE, actor=actor)
     internal = datasette.get_internal_database()
     found = await internal.execute(f"select 1 from ({sql}) limit 1", params)

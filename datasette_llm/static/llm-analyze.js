@@ -1,38 +1,38 @@
-// Tells what is being done while the advice is made, and shows the preview anew when what would
-// be sent changes. Without this script the form is posted, and the advice comes when it is there.
+// Shows the progress of a consultation, and reloads the preview when a field changes. Without this
+// script the form is posted, and the response comes when the advice is complete.
 
 const form = document.getElementById("llm-analyze");
 const send = document.getElementById("llm-send");
 const progress = document.getElementById("llm-progress");
 
-// With XMLHttpRequest, whose "load" comes when the answer is complete: leaving the page a moment
-// earlier would cut it off.
-function post(told) {
+// With XMLHttpRequest, whose "load" event means that the response is complete: leaving the page
+// earlier would cancel the consultation.
+function post(onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", form.action);
     request.setRequestHeader("accept", "application/x-ndjson");
-    request.onprogress = () => told(request.responseText);
+    request.onprogress = () => onProgress(request.responseText);
     request.onload = () => resolve(request);
     request.onerror = () => reject(new Error("the connection was lost"));
     request.send(new URLSearchParams(new FormData(form)));
   });
 }
 
-// The lines that are complete.
+// The complete lines, parsed.
 function lines(text) {
   return text.split("\n").slice(0, -1).map((line) => JSON.parse(line));
 }
 
 async function follow() {
-  const answer = await post((text) => {
+  const response = await post((text) => {
     const step = lines(text).at(-1)?.step;
     if (step) progress.textContent = `${step}…`;
   });
-  if (!(answer.getResponseHeader("content-type") || "").includes("ndjson")) {
-    throw new Error(`the server answered with status ${answer.status}`);
+  if (!(response.getResponseHeader("content-type") || "").includes("ndjson")) {
+    throw new Error(`the server answered with status ${response.status}`);
   }
-  const last = lines(answer.responseText).at(-1);
+  const last = lines(response.responseText).at(-1);
   if (!last?.next) throw new Error(last?.error || "the connection ended too early");
   location.assign(last.next);
 }
@@ -45,12 +45,12 @@ form.addEventListener("submit", async (event) => {
   try {
     await follow();
   } catch (error) {
-    progress.textContent = `The advice did not come: ${error.message}`;
+    progress.textContent = `No advice: ${error.message}`;
     send.disabled = false;
   }
 });
 
-// A page that comes out of the browser's history has the button as it was left.
+// A page from the browser's back-forward cache still has a disabled button.
 window.addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });

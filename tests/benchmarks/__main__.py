@@ -14,8 +14,15 @@ from pathlib import Path
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         stand_alone(folder)
-        # These import llm and Datasette, which read their environment as they are imported.
-        # The modules are imported for the rows that they add.
+        # Here, since llm and Datasette read the environment at import; these add the rows.
+        from . import (  # noqa: F401
+            concurrency,
+            console_rows,
+            growth,
+            log_pages_rows,
+            log_rows,
+            profile_rows,
+        )
         from .measuring import Row
         from .printing import as_json, report
         from .rows import ROWS, settle

@@ -1,4 +1,4 @@
-"""Many calls, so many of them at once: how long each took, and all of them together."""
+"""Bursts of concurrent calls: the time of each, and of all."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Accountant:
 
 @contextmanager
 def hooked(hooks: int) -> Iterator[None]:
-    """Have so many plugins hang on every prompt."""
+    """Register this many plugins with a context for every prompt."""
     plugins = [Accountant() for _ in range(hooks)]
     for plugin in plugins:
         pm.register(plugin)

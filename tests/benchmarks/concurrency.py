@@ -1,4 +1,4 @@
-"""What a call costs while others are made, with the record and without, beside llm alone.
+"""What a call costs while others are made, with the call log and without, beside llm alone.
 
 The model gives way to the event loop before it answers, as one that is asked over the network
 does; llm would else answer call after call. So many calls at once share the time of one thread:

@@ -1,11 +1,11 @@
-"""The memory that a process needs at the most while it streams a record as CSV.
+"""The peak memory of a process while it streams the call log as CSV.
 
 A program of its own, so that nothing else has raised the most that it needed:
 
     python -m tests.benchmarks.export INTERNAL_DB
 
 prints the most by the time that a tenth of the rows were sent and by the end, in bytes, then the
-rows and the seconds. The answer is taken from Datasette as a server takes it, and not kept.
+rows and the seconds. The answer is taken from Datasette as a server takes it, and discarded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reader:
 
     async def receive(self) -> dict[str, Any]:
         await asyncio.Event().wait()
-        raise AssertionError("nobody leaves")
+        raise AssertionError("the client stays")
 
     async def send(self, message: dict[str, Any]) -> None:
         self.status = message.get("status", self.status)
@@ -43,7 +43,7 @@ class Reader:
 
 
 def peak() -> int:
-    """The most memory that the process has had so far, in bytes."""
+    """The peak memory of the process so far, in bytes."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

@@ -1,4 +1,4 @@
-"""A record of many calls: a year of several models, purposes, actors, groups and chains.
+"""A log of many calls: a year of several models, purposes, actors, groups and chains.
 
 The calls are spread evenly over the days of a year, so that a twelfth of a million of them is
 in the last 30 days. Each kind of value has a few that are frequent and some that are rare.
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def fill(path: Path, calls: int) -> None:
-    """Make a record with so many calls."""
+    """Make a log of this many calls."""
     places = ", ".join("?" * len(COLUMNS))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         migrate(connection)
@@ -88,7 +88,7 @@ def _end(values: random.Random, number: int, model: str, outcome: str) -> tuple[
         return (blocked_by, "APIError", message, *unknown, duration_ms, None, None)
     tokens_in, tokens_out = values.randrange(50, 9_000), values.randrange(1, 1_500)
     details = '{"prompt_tokens_details": {"cached_tokens": 128}}' if number % 2 else None
-    # A tenth has a price that nobody knows.
+    # A tenth has no known price.
     known = number % 10
     cost = tokens_in * 150 + tokens_out * 600 if known else None
     ended = (None, None, None, tokens_in, tokens_out, details, f"{model}-2026-01-01", 300.5)

@@ -1,6 +1,6 @@
-"""The rows about a record of a million calls: how long its pages take, and what an export needs.
+"""The rows about a log of a million calls: the time of its pages, and the memory of an export.
 
-Each page is asked for over HTTP, as somebody who may see it, from a Datasette that has started.
+Each page is requested over HTTP, with the permission to see it, from a started Datasette.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ async def csv(name: str, quick: bool) -> Row:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        raise RuntimeError("The program that exports the record failed; see above")
+        raise RuntimeError("The program that exports the call log failed; see above")
     early, late, rows, seconds = map(float, output.split())
     return Row(
         name,
@@ -154,7 +154,7 @@ def _record(quick: bool) -> Path:
 
 @asynccontextmanager
 async def serving(internal: Path) -> AsyncIterator[Datasette]:
-    """A Datasette that has started, with this record."""
+    """A started Datasette with this call log."""
     config = {"permissions": {"view-llm-log": ACTOR}}
     datasette = Datasette([str(internal)], internal=str(internal), config=config)
     await datasette.invoke_startup()
@@ -190,7 +190,7 @@ async def _seconds(datasette: Datasette, address: str) -> float:
 
 
 async def _seconds_anew(datasette: Datasette, address: str) -> float:
-    """As by the first who asks after Datasette has started."""
+    """As the first request after Datasette has started."""
     instance.of(datasette, QueryCache).clear()
     return await _seconds(datasette, address)
 

@@ -1,6 +1,6 @@
-"""The rows about the record: what it costs that every call is on disk before it leaves.
+"""The rows about the call log: the cost of every call being on disk before its request.
 
-The reference is a record that commits each part of each row by itself, through the same
+The reference is a log that commits each part of each row by itself, through the same
 connection of Datasette's: one commit when a call starts and one when it has ended.
 """
 
@@ -135,7 +135,7 @@ async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], qui
 
 
 async def make_without_record(attempt: Attempt, end: float | None) -> None:
-    """An attempt with its span, its key kept out of errors, and nothing else."""
+    """An attempt with its span and redacted errors, and nothing else."""
     try:
         span = RequestSpan(attempt.model.model_id, None, lambda: attempt.started)
         await attempt.response.fill(attempt._request())
@@ -153,7 +153,7 @@ async def _make_without_span(attempt: Attempt, end: float | None) -> None:
 
 
 class CommitPerRow:
-    """The record as one would write it first."""
+    """A naive call log."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._database = datasette.get_internal_database()
@@ -233,7 +233,7 @@ async def _unfinished(datasette: Datasette) -> int:
 
 @asynccontextmanager
 async def on_disk(log: bool = True, internal: Path | None = None) -> AsyncIterator[Datasette]:
-    """A Datasette that has started, with its internal database in a file, else one of its own."""
+    """A started Datasette, with its internal database in this file if given."""
     config: dict[str, Any] = {"plugins": {"datasette-llm": {"log": log}}}
     with tempfile.TemporaryDirectory() as folder:
         path = str(internal or Path(folder) / "internal.db")

@@ -42,7 +42,7 @@ class Costs(NamedTuple):
     exact: float
     idle_stall_s: float
 
-    def told(self, of: str) -> dict[str, float]:
+    def columns(self, of: str) -> dict[str, float]:
         return {
             f"{of}, s": self.seconds,
             f"{of}, longest stall of the event loop, ms": self.stall_s * 1e3,
@@ -73,7 +73,7 @@ async def profile(name: str, quick: bool) -> Row:
         "s",
         raw_is="sqlite-utils' analyze_column() for each of the columns",
         holds=limited.stall_s <= STALL_S,
-        beside=limited.told("in 2 s") | unlimited.told("without a limit"),
+        beside=limited.columns("in 2 s") | unlimited.columns("without a limit"),
     )
 
 
@@ -95,7 +95,7 @@ async def profile_budget(name: str, quick: bool) -> Row:
         "s",
         raw_is="counting the rows",
         holds=max(each.stall_s for each in costs) <= STALL_S,
-        beside=max(costs).told("the longest"),
+        beside=max(costs).columns("the longest"),
     )
 
 

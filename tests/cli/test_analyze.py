@@ -1,4 +1,4 @@
-"""`datasette llm analyze`, as a person types it."""
+"""`datasette llm analyze`, as typed in a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from datasette.cli import cli
 
-from ..support.consultant import GOOD_FLAG, SCHEMA, answer, flag, says
+from ..support.consultant import GOOD_FLAG, SCHEMA, answer, answering, flag
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def analyze(tmp_path, register_models):
         assert result.exit_code == status, result.output
         return result
 
-    run.model = says(answer(GOOD_FLAG, flag("select ssn from secrets", column="ghost")))
+    run.model = answering(answer(GOOD_FLAG, flag("select ssn from secrets", column="ghost")))
     run.internal = internal
     run.config = config
-    register_models(run.model, says("No.", model_id="rude"))
+    register_models(run.model, answering("No.", model_id="rude"))
     return run
 
 
-def test_a_preview_shows_what_would_be_sent_and_sends_nothing(analyze):
+def test_preview_shows_prompts_and_sends_nothing(analyze):
     shown = analyze("pets", "--preview", "-q", "Why?", "--exclude", "owner").stdout
     assert "Cleo" in shown
     assert "Why?" in shown
@@ -46,13 +46,13 @@ def test_a_preview_shows_what_would_be_sent_and_sends_nothing(analyze):
     assert payload["user_prompt"].startswith("<profile>")
 
 
-def test_advice_is_told_with_its_checks_and_kept(analyze):
-    told = analyze("pets").stdout
-    assert "Look at the negative weight" in told
-    assert "facets:" in told
-    assert "supported\n" in told
-    assert "| 4 | -1.0" in told
-    assert "rejected: risk flag outliers: no such column: ghost" in told
+def test_advice_is_printed_with_checks_and_stored(analyze):
+    output = analyze("pets").stdout
+    assert "Look at the negative weight" in output
+    assert "facets:" in output
+    assert "supported\n" in output
+    assert "| 4 | -1.0" in output
+    assert "rejected: risk flag outliers: no such column: ghost" in output
     connection = sqlite3.connect(analyze.internal)
     rows = connection.execute("select outcome, actor_id from llm_consultations").fetchall()
     connection.close()
@@ -65,21 +65,21 @@ def test_json_is_the_consultation(analyze):
 
 
 def test_no_advice_is_a_failure(analyze):
-    told = analyze("pets", "-m", "rude", status=1).stdout
-    assert "No." in told
-    assert "malformed_response" in told
+    output = analyze("pets", "-m", "rude", status=1).stdout
+    assert "No." in output
+    assert "malformed_response" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(["ghost"], "no table or view ghost"), (["pets", "--exclude", "ghost"], "no column 'ghost'")],
 )
-def test_what_is_not_there_is_told(analyze, arguments, told):
-    assert told in analyze(*arguments, status=1).output
+def test_missing_table_or_column_is_an_error(analyze, arguments, message):
+    assert message in analyze(*arguments, status=1).output
     assert analyze.model.calls == []
 
 
-def test_a_preview_names_the_fallbacks_that_would_get_the_same(analyze):
+def test_preview_names_the_fallbacks(analyze):
     assert "when that fails" not in analyze("pets", "--preview").stdout
     ours = {"default_model": "scripted", "fallbacks": ["rude", "nobody"]}
     analyze.config.write_text(json.dumps({"plugins": {"datasette-llm": ours}}))

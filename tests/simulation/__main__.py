@@ -1,4 +1,4 @@
-"""Long runs: `python -m tests.simulation --stories 20000 --seed 7`."""
+"""Long runs: `python -m tests.simulation --scenarios 20000 --seed 7`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import time
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-from . import STORIES, Story, Theatre, tell
+from . import SCENARIOS, Scenario, Simulation, run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tell many stories; the smallest that breaks a promise is printed, with what happened.
+    """Run many scenarios; the smallest that breaks a promise is printed, with its steps.
 
     Returns:
         1 if one did, otherwise 0.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--stories", type=int, default=1_000)
+    parser.add_argument("--scenarios", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--as-found", action="store_true", help="do not look for a smaller story")
+    parser.add_argument(
+        "--as-found", action="store_true", help="do not look for a smaller scenario"
+    )
     chosen = parser.parse_args(arguments)
-    logging.disable(logging.CRITICAL)  # stories break the record on purpose
+    logging.disable(logging.CRITICAL)  # scenarios break the call log on purpose
     os.environ["LLM_USER_PATH"] = tempfile.mkdtemp(prefix="simulation-")
-    theatre, count, began = Theatre(), 0, time.monotonic()
+    simulation, count, began = Simulation(), 0, time.monotonic()
 
     @seed(chosen.seed)
     @settings(
-        max_examples=chosen.stories,
+        max_examples=chosen.scenarios,
         deadline=None,
         database=None,
         report_multiple_bugs=False,
@@ -39,22 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
     )
-    @given(STORIES)
-    def all_stories(story: Story) -> None:
+    @given(SCENARIOS)
+    def all_scenarios(scenario: Scenario) -> None:
         nonlocal count
         count += 1
-        told, broken = tell(theatre, story)
+        steps, broken = run(simulation, scenario)
         if broken:
-            raise AssertionError("\n".join([repr(story), "", *told, "", *broken]))
+            raise AssertionError("\n".join([repr(scenario), "", *steps, "", *broken]))
 
     try:
-        all_stories()
+        all_scenarios()
     except AssertionError as error:
         print(error)
         return 1
     finally:
-        theatre.close()
-        print(f"{count} stories, seed {chosen.seed}, {time.monotonic() - began:.0f} s")
+        simulation.close()
+        print(f"{count} scenarios, seed {chosen.seed}, {time.monotonic() - began:.0f} s")
     return 0
 
 

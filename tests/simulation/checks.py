@@ -1,4 +1,4 @@
-"""The promises to hooks and to callers, each checked against what was seen of a story."""
+"""The promises to hooks and callers, checked against the trace of a scenario."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ ROUNDING_S = 1e-6
 
 
 def check_h1(seen: Seen) -> Problems:
-    """The contexts open once, in hook order, and all of them before the provider is asked."""
-    hooks = seen.scene.story.hooks
+    """The contexts open once, in hook order, and all of them before the request."""
+    hooks = seen.trace.scenario.hooks
     expected = [number for number, hook in enumerate(hooks) if hook.factory != "none"]
-    opened = [seat.number for seat in sorted(seen.seats, key=lambda seat: seat.opened)]
+    opened = [
+        observed.number for observed in sorted(seen.contexts, key=lambda observed: observed.opened)
+    ]
     if opened != expected[: len(opened)]:
         yield f"opened {opened}, not {expected}"
-    if seen.requests and [seat.number for seat in seen.entered] != expected:
-        yield f"asked the provider with {opened} of {expected} open"
+    if seen.requests and [observed.number for observed in seen.entered] != expected:
+        yield f"called the provider with {opened} of {expected} open"
 
 
 def check_h2(seen: Seen) -> Problems:
     """An exception before the yield blocks the call, and reaches everyone as it is."""
-    for seat in seen.seats:
-        if seat.blocked is None:
+    for observed in seen.contexts:
+        if observed.blocked is None:
             continue
         if seen.requests:
-            yield "asked the provider though a hook had said no"
-        mine = isinstance(seat.blocked, HookError)
+            yield "called the provider though a hook had blocked"
+        mine = isinstance(observed.blocked, HookError)
         otherwise = seen.stopped or seen.timed_out
-        if mine and seen.call.error is not seat.blocked and not otherwise:
-            yield f"{seat.blocked!r} blocked, but it ended with {seen.call.error!r}"
+        if mine and seen.call.error is not observed.blocked and not otherwise:
+            yield f"{observed.blocked!r} blocked, but it ended with {seen.call.error!r}"
 
 
 def check_h3(seen: Seen) -> Problems:
     """On success the response is complete after the yield, and can be read there."""
-    for seat in seen.entered:
-        early = [q for q in seen.requests if not q.over or q.ended_moment > min(seat.left)]
+    for observed in seen.entered:
+        early = [q for q in seen.requests if not q.over or q.ended_moment > min(observed.left)]
         if early:
-            yield f"hook {seat.number} was left before the provider had ended"
-        if seat.saw is not None:
+            yield f"hook {observed.number} was left before the provider had ended"
+        if observed.saw is not None:
             continue
-        if not seat.was_complete:
-            yield f"hook {seat.number} saw a success of an incomplete response"
-        if seat.read is not None and seat.read != text_of(seen.requests[-1]):
-            yield f"hook {seat.number} read {seat.read!r}"
+        if not observed.was_complete:
+            yield f"hook {observed.number} saw a success of an incomplete response"
+        if observed.read is not None and observed.read != text_of(seen.requests[-1]):
+            yield f"hook {observed.number} read {observed.read!r}"
 
 
 def check_h4(seen: Seen) -> Problems:
     """What ended the call is raised at the yield: the very error, or that it was cancelled."""
-    for seat in seen.entered:
-        own = seat.limit is not None and isinstance(seat.saw, asyncio.CancelledError)
-        if seat.saw is not None and not isinstance(seat.saw, Exception) and not own:
-            yield f"hook {seat.number} saw {seat.saw!r}, which is no Exception"
+    for observed in seen.entered:
+        own = observed.limit is not None and isinstance(observed.saw, asyncio.CancelledError)
+        if observed.saw is not None and not isinstance(observed.saw, Exception) and not own:
+            yield f"hook {observed.number} saw {observed.saw!r}, which is no Exception"
     if not seen.entered or seen.timed_out:
         return
     inner, request = seen.entered[-1], seen.requests[-1] if seen.requests else None
@@ -78,32 +80,36 @@ def check_h4(seen: Seen) -> Problems:
 
 def check_h5(seen: Seen) -> Problems:
     """The contexts are opened and left in one task, which is not the caller's."""
-    tasks = {seat.opened_in for seat in seen.seats} | {seat.left_in for seat in seen.entered}
+    tasks = {observed.opened_in for observed in seen.contexts} | {
+        observed.left_in for observed in seen.entered
+    }
     if len(tasks) > 1:
         yield "opened and left in different tasks"
-    if tasks & {actor.task for actor in seen.scene.actors}:
+    if tasks & {actor.task for actor in seen.trace.actors}:
         yield "opened in the task of an actor"
-    if any(seat.span != "inside" for seat in seen.entered):
+    if any(observed.span != "inside" for observed in seen.entered):
         yield "a context variable was lost"
-    if not seen.timed_out and any(seat.cancelling for seat in seen.entered):
+    if not seen.timed_out and any(observed.cancelling for observed in seen.entered):
         yield "its timeouts would take a cancellation that is over for theirs"
 
 
 def check_h6(seen: Seen) -> Problems:
     """A failure stays one whatever the contexts do with it, and the first stays primary."""
     if seen.timed_out:
-        if seen.call.error is None and any(seat.saw is not None for seat in seen.entered):
+        if seen.call.error is None and any(observed.saw is not None for observed in seen.entered):
             yield "a timeout became a success"
         return
     if not seen.entered:
         return
     error = seen.entered[-1].saw
-    for seat in reversed(seen.entered):
-        if seat.saw is not error and not _contains(seat.saw, error):
-            yield f"hook {seat.number} saw {seat.saw!r}, not {error!r}"
-        error = error or seat.raised
-    callback = error is None and any(seat.hook.callback == "raises" for seat in seen.seats)
-    if callback and not any(seat.told for seat in seen.seats):
+    for observed in reversed(seen.entered):
+        if observed.saw is not error and not _contains(observed.saw, error):
+            yield f"hook {observed.number} saw {observed.saw!r}, not {error!r}"
+        error = error or observed.raised
+    callback = error is None and any(
+        observed.hook.callback == "raises" for observed in seen.contexts
+    )
+    if callback and not any(observed.reported for observed in seen.contexts):
         callback = False
     if callback != (error is None and isinstance(seen.call.error, HookError)):
         yield f"a callback failed, and it ended with {seen.call.error!r}"
@@ -111,87 +117,87 @@ def check_h6(seen: Seen) -> Problems:
         yield f"ended with {seen.call.error!r}, not {error!r}"
 
 
-def _contains(told: BaseException | None, error: BaseException | None) -> bool:
-    """Whether an error stands for one that is no Exception."""
+def _contains(raised: BaseException | None, error: BaseException | None) -> bool:
+    """True if an error stands for one that is no Exception."""
     odd = isinstance(error, (Odd, asyncio.CancelledError))
-    return odd and isinstance(told, ResponseCancelledError) and told.__cause__ is error
+    return odd and isinstance(raised, ResponseCancelledError) and raised.__cause__ is error
 
 
 def check_h7(seen: Seen) -> Problems:
     """Every context that was entered is left, once, the last one first."""
-    for seat in seen.seats:
-        if len(seat.left) != int(seat.entered):
-            yield f"hook {seat.number} was left {len(seat.left)} times"
-    moments = [moment for seat in seen.entered for moment in seat.left]
+    for observed in seen.contexts:
+        if len(observed.left) != int(observed.entered):
+            yield f"hook {observed.number} was left {len(observed.left)} times"
+    moments = [moment for observed in seen.entered for moment in observed.left]
     if moments != sorted(moments, reverse=True):
         yield "left in the wrong order"
 
 
 def check_h8(seen: Seen) -> Problems:
     """Cleanup finishes, unless it takes longer than it may."""
-    for seat in seen.entered:
-        if seat.hook.accountant or seat.tidied == "finished":
+    for observed in seen.entered:
+        if observed.hook.accountant or observed.tidied == "finished":
             continue
-        outer = [s for s in seen.seats if s.number < seat.number and s.limit is not None]
+        outer = [s for s in seen.contexts if s.number < observed.number and s.limit is not None]
         by_timeout = any(s.limit is not None and s.limit.expired() for s in outer)
-        if seat.tidied != "interrupted":
-            yield f"hook {seat.number} never finished its cleanup"
-        elif seat.tidied_at < lifetimes.CLEANUP_S - ROUNDING_S and not by_timeout:
-            yield f"hook {seat.number} was cut short after {seat.tidied_at} s"
+        if observed.tidied != "interrupted":
+            yield f"hook {observed.number} never finished its cleanup"
+        elif observed.tidied_at < lifetimes.CLEANUP_S - ROUNDING_S and not by_timeout:
+            yield f"hook {observed.number} was cut short after {observed.tidied_at} s"
 
 
 def check_known_error(seen: Seen) -> Problems:
-    """A call fails by what somebody in the story did, and not by an error of ours."""
+    """A call fails by an error of the scenario, and not of ours."""
     error = seen.call.error
-    by_somebody = [request.ended for request in seen.requests]
+    by_scenario = [request.ended for request in seen.requests]
     if isinstance(seen.failure, ResponseTimeoutError):
-        by_somebody.append(seen.failure)
-    by_somebody += [e for seat in seen.seats for e in (seat.blocked, seat.raised)]
-    known = error is None or any(error is each for each in by_somebody)
+        by_scenario.append(seen.failure)
+    by_scenario += [e for observed in seen.contexts for e in (observed.blocked, observed.raised)]
+    known = error is None or any(error is each for each in by_scenario)
     limit = seen.is_chain and isinstance(error, ValueError) and "Chain limit" in str(error)
     if not (known or limit or isinstance(error, (HookError, ResponseCancelledError))):
-        yield f"nobody raised {error!r}"
+        yield f"unexpected error {error!r}"
 
 
 def check_callbacks(seen: Seen) -> Problems:
     """A callback hears of each complete response once, and of no other."""
-    for seat in seen.entered:
+    for observed in seen.entered:
         expected = {q.response.id for q in seen.requests if q.response._done}
-        told = [response.id for response in seat.told]
-        if len(told) != len(set(told)) or not set(told) <= expected:
-            yield f"hook {seat.number}'s callback was told of {told}, of {expected}"
-        wanted = seat.hook.callback and not seen.stopped and not seen.timed_out
-        if wanted and set(told) != expected:
-            yield f"hook {seat.number}'s callback was told of {told}, of {expected}"
+        reported = [response.id for response in observed.reported]
+        if len(reported) != len(set(reported)) or not set(reported) <= expected:
+            yield f"hook {observed.number}'s callback got {reported}, not {expected}"
+        wanted = observed.hook.callback and not seen.stopped and not seen.timed_out
+        if wanted and set(reported) != expected:
+            yield f"hook {observed.number}'s callback got {reported}, not {expected}"
 
 
 def check_c2(seen: Seen) -> Problems:
     """prompt() returns at the first event, or raises what came before it."""
     for actor in seen.run.actors:
-        if actor.role != "caller" or seen.run.life.kind not in ("prompt",):
+        if actor.role != "caller" or seen.run.interaction.kind not in ("prompt",):
             continue
         events = sum(request.events for request in seen.requests)
         if actor.outcome == "returned" and not events and seen.call.error is not None:
             yield f"returned without an event, of a call that ended with {seen.call.error!r}"
-        if actor.outcome == "returned" and not seen.run.life.stream and seen.call.error:
+        if actor.outcome == "returned" and not seen.run.interaction.stream and seen.call.error:
             yield f"returned a response that was not streamed and failed: {seen.call.error!r}"
-        raised = actor.outcome == "raised" and seen.scene.group is None
+        raised = actor.outcome == "raised" and seen.trace.group is None
         if raised and actor.error is not seen.call.error:
             yield f"{actor.name} got {actor.error!r}, not {seen.call.error!r}"
 
 
 def check_c4(seen: Seen) -> Problems:
-    """Each reader has a prefix of the answer, and whoever reads to the end has all of it."""
+    """Each reader has a prefix of the answer, and at the end all of it."""
     for request in seen.last_requests:
         for actor in seen.run.actors:
             if actor.response is request.response and actor.role in ("for", "events", "text"):
                 yield from _read_right(seen, request, actor)
-        stop = seen.scene.stops.get(seen.call)
+        stop = seen.trace.stops.get(seen.call)
         # One that swallows a cancellation is stopped at its next event.
         if stop is not None and sum(moment > stop.moment for moment in request.moments) > 1:
             yield "the provider went on although it was stopped"
     if seen.stopped and not _causes(seen):
-        yield f"was stopped for no reason: {seen.scene.stops[seen.call].reason}"
+        yield f"was stopped for no reason: {seen.trace.stops[seen.call].reason}"
 
 
 def _read_right(seen: Seen, request: Request, actor: Actor) -> Problems:
@@ -208,19 +214,19 @@ def _read_right(seen: Seen, request: Request, actor: Actor) -> Problems:
 
 
 def _causes(seen: Seen) -> bool:
-    actors = [*seen.run.actors, *(a for a in seen.scene.actors if a.role == "group")]
+    actors = [*seen.run.actors, *(a for a in seen.trace.actors if a.role == "group")]
     left = any(actor.dropped or actor.cancelled for actor in actors)
-    body = seen.scene.story.group is not None and seen.scene.story.group.body == "raises"
+    body = seen.trace.scenario.group is not None and seen.trace.scenario.group.body == "raises"
     # A reader of a chain that goes away with an error lets go of it; it is over by then.
     # What reads a prompt from inside a provider goes away when that one is stopped.
     inside = seen.run.outer is not None and bool(seen.run.outer.cancels)
-    return left or body or inside or seen.scene.shutting_down
+    return left or body or inside or seen.trace.shutting_down
 
 
 def check_c5(seen: Seen) -> Problems:
     """A response that failed stays failed; one that did not can be read for ever."""
     for request in seen.last_requests:
-        for actor in seen.scene.actors:
+        for actor in seen.trace.actors:
             if actor.role != "late" or actor.response is not request.response:
                 continue
             failure, text = seen.call.error, text_of(request)
@@ -232,7 +238,7 @@ def check_c5(seen: Seen) -> Problems:
 
 
 def check_c7(seen: Seen) -> Problems:
-    """A turn is refused exactly while the one before it is under way."""
+    """A turn is refused exactly while the previous one is running."""
     for actor in seen.run.actors:
         if actor.turn_busy is None or actor.cancelled:
             continue

@@ -1,4 +1,4 @@
-"""Who takes part in a story, and what is noted of each: of requests, of waits, of contexts."""
+"""What is recorded of a scenario: of its actors, requests, waits and contexts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from datasette_llm.calls.response import PromptResponse
 
-from .scenarios import Hook, Life, Script
+from .scenarios import Hook, Interaction, Script
 
 acting: ContextVar[Run | None] = ContextVar("acting", default=None)
-# The fallback about which the plugins are asked; they are shown all models.
-in_question: ContextVar[str] = ContextVar("in_question", default="")
+# The fallback that the plugins decide about; the hook gets all models.
+checked_fallback: ContextVar[str] = ContextVar("checked_fallback", default="")
 
 
 @dataclass(eq=False)
 class Run:
-    """A life as it is lived."""
+    """A running interaction."""
 
     number: int
-    life: Life
-    outer: Request | None = None  # whose provider prompts in this life
+    interaction: Interaction
+    outer: Request | None = None  # whose provider makes the nested prompt
     actors: list[Actor] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Run:
 
 @dataclass(eq=False)
 class Actor:
-    """A task of the story's: a caller, a reader, or the body of the group."""
+    """A task of the scenario: a caller, a reader, or the body of the group."""
 
     name: str
     role: str
@@ -42,14 +42,14 @@ class Actor:
     value: Any = None
     error: BaseException | None = None
     pieces: list[str] = field(default_factory=list)
-    began: int = 0  # 0: has not looked at anything yet
+    began: int = 0  # 0: has not read anything yet
     ended: int = 0
     ended_at: float = 0.0
     dropped: bool = False
     cancelled: bool = False
     pausing: bool = False
     busy_with: Any = None  # the call whose first event it waits for
-    turn_busy: bool | None = None  # whether the turn before went on when this one began
+    turn_busy: bool | None = None  # whether the previous turn was running when this one began
 
 
 @dataclass(eq=False)
@@ -75,8 +75,8 @@ class Request:
     cancelled: int = 0  # the moment at which it was first
     quiet_s: list[float] = field(default_factory=list)  # for how long it had no event then
     ended: BaseException | None = None
-    retried: bool = False  # whether its failure is one that may pass
-    wanted_s: float = 0.0  # the pause that its failure asks for
+    retried: bool = False  # whether its failure may be retried
+    wanted_s: float = 0.0  # the wait that its failure asks for
     ended_at: float = 0.0
     superseded: bool = False  # another attempt has followed
     complete: bool = False
@@ -87,33 +87,33 @@ class Request:
 
 @dataclass(eq=False)
 class Answer:
-    """What `answering` did for a response, with all its attempts."""
+    """The answer to a response, with all its attempts."""
 
     call: Any
     response: PromptResponse
     began: int
     began_at: float
     error: BaseException | None = None
-    ended: int = 0  # 0: it goes on
+    ended: int = 0  # 0: it is running
     ended_at: float = 0.0
 
 
 @dataclass(eq=False)
 class Wait:
-    """That a request has come to a gate of a model or a purpose."""
+    """A request's wait at the limiter of a model or a purpose."""
 
-    gate: Any
+    limiter: Any
     call: Any
     row_id: str | None
     began_at: float
     ended_at: float | None = None
-    entered: int = 0  # 0: it has not been let in
+    entered: int = 0  # 0: not admitted
     stopped: BaseException | None = None
 
 
 @dataclass(frozen=True)
 class Stop:
-    """That a call was told to stop; `late` once its contexts were being left."""
+    """A call was stopped; `late` if its contexts were already being left."""
 
     reason: str
     moment: int
@@ -122,7 +122,7 @@ class Stop:
 
 
 @dataclass(eq=False)
-class Seat:
+class ObservedContext:
     """One context of one hook in one call."""
 
     number: int
@@ -143,4 +143,4 @@ class Seat:
     tidied: str = ""  # "began", "finished", or "interrupted"
     tidied_at: float = 0.0
     limit: asyncio.Timeout | None = None
-    told: list[Any] = field(default_factory=list)
+    reported: list[Any] = field(default_factory=list)

@@ -1,27 +1,27 @@
-"""One call of a story, with all that was seen of it."""
+"""One call of a scenario, with everything recorded of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .facts import Request, Run, Seat
-from .trace import Call, Scene
+from .facts import ObservedContext, Request, Run
+from .trace import Call, Trace
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one call."""
+    """Everything recorded of one call."""
 
-    scene: Scene
+    trace: Trace
     call: Call
     run: Run
-    seats: list[Seat]
+    contexts: list[ObservedContext]
     requests: list[Request]
 
     @property
-    def entered(self) -> list[Seat]:
-        return [seat for seat in self.seats if seat.entered]
+    def entered(self) -> list[ObservedContext]:
+        return [observed for observed in self.contexts if observed.entered]
 
     @property
     def last_requests(self) -> list[Request]:
@@ -30,19 +30,21 @@ class Seen:
 
     @property
     def failure(self) -> BaseException | None:
-        """What the attempts at the last response ended with; see `check_error`."""
-        answers = [answer for answer in self.scene.answers if answer.call is self.call]
+        """The error of the last response's attempts; see `check_error`."""
+        answers = [answer for answer in self.trace.answers if answer.call is self.call]
         return answers[-1].error if answers else None
 
     @property
     def timed_out(self) -> bool:
-        """Whether a timeout of a plugin of the story has struck."""
-        return any(seat.limit is not None and seat.limit.expired() for seat in self.seats)
+        """True if a timeout of a plugin has expired."""
+        return any(
+            observed.limit is not None and observed.limit.expired() for observed in self.contexts
+        )
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop before its end."""
-        stop = self.scene.stops.get(self.call)
+        """True if it was stopped before its end."""
+        stop = self.trace.stops.get(self.call)
         return stop is not None and not stop.late
 
     @property
@@ -50,9 +52,9 @@ class Seen:
         return bool(self.call.result.is_chain)
 
 
-def calls_of(scene: Scene) -> Iterator[Seen]:
-    for run in scene.runs:
+def calls_of(trace: Trace) -> Iterator[Seen]:
+    for run in trace.runs:
         for call in run.calls:
-            seats = [seat for seat in scene.seats if seat.result is call.result]
+            contexts = [observed for observed in trace.contexts if observed.result is call.result]
             requests = [request for request in run.requests if request.call is call]
-            yield Seen(scene, call, run, seats, requests)
+            yield Seen(trace, call, run, contexts, requests)

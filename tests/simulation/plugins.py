@@ -1,4 +1,4 @@
-"""The plugins of a story, which do what it says and note what they see."""
+"""The plugins of a scenario, which follow its scripts and record what they observe."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from datasette import hookimpl
 
-from .facts import Seat, in_question
+from .facts import ObservedContext, checked_fallback
 from .scenarios import Hook
-from .trace import Scene
+from .trace import Trace
 
 span: ContextVar[str] = ContextVar("span", default="outside")
 # Less than one context may take to clean up, and more than half of it.
@@ -20,19 +20,19 @@ SLOW_S = 3.0
 
 
 class HookError(RuntimeError):
-    """What a plugin of a story raises."""
+    """An error of a scenario's plugin."""
 
 
 class Odd(BaseException):
-    """What is no Exception, and no business of the event loop's."""
+    """A BaseException that is neither an Exception nor the event loop's."""
 
 
 class Plugin:
-    """A plugin of the story: its script, and around it somebody who writes down what it sees."""
+    """A plugin of the scenario: its script, and a recorder around it."""
 
-    def __init__(self, scene: Scene, number: int, hook: Hook) -> None:
-        self.__name__ = f"life {number}"
-        self._scene = scene
+    def __init__(self, trace: Trace, number: int, hook: Hook) -> None:
+        self.__name__ = f"simulated {number}"
+        self._trace = trace
         self._number = number
         self._hook = hook
 
@@ -43,18 +43,18 @@ class Plugin:
         return self._later() if self._hook.factory == "async" else self._context
 
     async def _later(self) -> Any:
-        await self._scene.gates.wait("an async factory")
+        await self._trace.pauses.wait("an async factory")
         return self._context
 
     def _context(self, result: Any) -> Any:
-        seat = Seat(self._number, self._hook, result)
-        self._scene.seats.append(seat)
+        observed = ObservedContext(self._number, self._hook, result)
+        self._trace.contexts.append(observed)
         work = self._accountant if self._hook.accountant else self._scripted
-        return Observed(self._scene, seat, work(seat, result))
+        return ObservingContext(self._trace, observed, work(observed, result))
 
     @contextlib.asynccontextmanager
-    async def _accountant(self, seat: Seat, result: Any) -> AsyncIterator[None]:
-        money = self._scene.money
+    async def _accountant(self, observed: ObservedContext, result: Any) -> AsyncIterator[None]:
+        money = self._trace.money
         money["reserved"] += 1
         try:
             yield
@@ -66,11 +66,11 @@ class Plugin:
             raise
 
     @contextlib.asynccontextmanager
-    async def _scripted(self, seat: Seat, result: Any) -> AsyncIterator[None]:
+    async def _scripted(self, observed: ObservedContext, result: Any) -> AsyncIterator[None]:
         hook = self._hook
-        await self._before(seat, result)
+        await self._before(observed, result)
         limit = asyncio.timeout(hook.timeout_s) if hook.timeout_s else None
-        seat.limit = limit
+        observed.limit = limit
         try:
             async with limit or contextlib.nullcontext():
                 try:
@@ -81,12 +81,12 @@ class Plugin:
                     if hook.at_yield != "swallows":
                         raise
                 else:
-                    await self._after(seat, result)
+                    await self._after(observed, result)
         finally:
-            await self._cleanup(seat)
+            await self._cleanup(observed)
 
-    async def _before(self, seat: Seat, result: Any) -> None:
-        hook, wait = self._hook, self._scene.gates.wait
+    async def _before(self, observed: ObservedContext, result: Any) -> None:
+        hook, wait = self._hook, self._trace.pauses.wait
         if hook.before == "waits":
             await wait(f"hook {self._number} before")
         elif hook.before == "stubborn":
@@ -95,111 +95,114 @@ class Plugin:
         elif hook.before == "raises":
             raise HookError(f"hook {self._number} blocks")
         if hook.callback:
-            await result.on_response_done(lambda response: self._callback(seat, response))
+            await result.on_response_done(lambda response: self._callback(observed, response))
 
-    def _callback(self, seat: Seat, response: Any) -> Any:
-        seat.told.append(response)
+    def _callback(self, observed: ObservedContext, response: Any) -> Any:
+        observed.reported.append(response)
         if self._hook.callback == "raises":
             raise HookError(f"hook {self._number}'s callback failed")
         waits = self._hook.callback == "waits"
-        return self._scene.gates.wait(f"hook {self._number}'s callback") if waits else None
+        return self._trace.pauses.wait(f"hook {self._number}'s callback") if waits else None
 
-    async def _after(self, seat: Seat, result: Any) -> None:
+    async def _after(self, observed: ObservedContext, result: Any) -> None:
         if self._hook.after == "waits":
-            await self._scene.gates.wait(f"hook {self._number} after")
+            await self._trace.pauses.wait(f"hook {self._number} after")
         elif self._hook.after == "raises":
             raise HookError(f"hook {self._number} fails after the yield")
         elif self._hook.after == "reads" and result.response is not None:
-            seat.read = await result.response.text()
+            observed.read = await result.response.text()
             await result.response.usage()
 
-    async def _cleanup(self, seat: Seat) -> None:
-        hook, scene = self._hook, self._scene
-        seat.tidied, seat.tidied_at = "began", scene.loop.time()
+    async def _cleanup(self, observed: ObservedContext) -> None:
+        hook, trace = self._hook, self._trace
+        observed.tidied, observed.tidied_at = "began", trace.loop.time()
         try:
             if hook.cleanup == "waits":
-                await scene.gates.wait(f"hook {self._number}'s cleanup")
-                await scene.gates.wait(f"hook {self._number}'s cleanup, again")
+                await trace.pauses.wait(f"hook {self._number}'s cleanup")
+                await trace.pauses.wait(f"hook {self._number}'s cleanup, again")
             elif hook.cleanup == "slow":
                 await asyncio.sleep(SLOW_S)
             elif hook.cleanup == "hangs":
-                await scene.loop.create_future()
+                await trace.loop.create_future()
         except asyncio.CancelledError:
-            seat.tidied, seat.tidied_at = "interrupted", scene.loop.time() - seat.tidied_at
+            observed.tidied, observed.tidied_at = (
+                "interrupted",
+                trace.loop.time() - observed.tidied_at,
+            )
             raise
-        seat.tidied = "finished"
+        observed.tidied = "finished"
         if hook.cleanup == "raises":
             raise HookError(f"hook {self._number}'s cleanup failed")
         if hook.cleanup == "breaks":
             raise Odd(f"hook {self._number}'s cleanup broke")
 
 
-class Observed(contextlib.AbstractAsyncContextManager[None]):
-    """A context, and what is done to it."""
+class ObservingContext(contextlib.AbstractAsyncContextManager[None]):
+    """Records how a context is entered and left."""
 
-    def __init__(self, scene: Scene, seat: Seat, context: Any) -> None:
-        self._scene = scene
-        self._seat = seat
+    def __init__(self, trace: Trace, observed: ObservedContext, context: Any) -> None:
+        self._trace = trace
+        self._seat = observed
         self._context = context
 
     async def __aenter__(self) -> None:
-        seat = self._seat
-        seat.opened, seat.opened_in = self._scene.moment(), asyncio.current_task()
+        observed = self._seat
+        observed.opened, observed.opened_in = self._trace.moment(), asyncio.current_task()
         try:
             await self._context.__aenter__()
         except BaseException as error:
-            seat.blocked = error
+            observed.blocked = error
             raise
         span.set("inside")
-        seat.entered = True
+        observed.entered = True
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        seat, scene = self._seat, self._scene
-        seat.left.append(scene.moment())
-        seat.left_in, seat.saw = asyncio.current_task(), error
-        seat.cancelling = seat.left_in.cancelling()
-        seat.was_complete = all(response._done for response in seat.result.responses)
-        seat.span = span.get()
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        observed, trace = self._seat, self._trace
+        observed.left.append(trace.moment())
+        observed.left_in, observed.saw = asyncio.current_task(), error
+        observed.cancelling = observed.left_in.cancelling()
+        observed.was_complete = all(response._done for response in observed.result.responses)
+        observed.span = span.get()
         try:
-            return bool(await self._context.__aexit__(kind, error, trace))
+            return bool(await self._context.__aexit__(kind, error, traceback))
         except BaseException as raised:
-            seat.raised = raised
+            observed.raised = raised
             raise
 
 
 class FilterPlugin:
-    """Says of each fallback what its name tells."""
+    """Decides about each fallback as its name says."""
 
-    __name__ = "life filter"
+    __name__ = "simulated filter"
 
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
 
     @hookimpl
     async def llm_filter_models(self, models: Any) -> Any:
-        name = in_question.get()
+        name = checked_fallback.get()
         if name == "slow":
-            await self._scene.gates.wait("the slow filter")
+            await self._trace.pauses.wait("the slow filter")
         elif name == "stubborn":
             with contextlib.suppress(asyncio.CancelledError):
-                await self._scene.gates.wait("the stubborn filter")
+                await self._trace.pauses.wait("the stubborn filter")
         elif name == "raises":
             raise HookError("the filter failed")
         return [each for each in models if each.model_id != "refused"]
 
 
 class ExitPlugin:
-    """Notes each group that is left."""
+    """Records each group that is left."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.__name__ = "life exit"
-        self._scene = scene
+    def __init__(self, trace: Trace) -> None:
+        self.__name__ = "simulated exit"
+        self._trace = trace
 
     @hookimpl
     async def llm_group_exit(self, group: Any) -> None:
-        self._scene.exits.append(group)
-        block = self._scene.story.group
+        self._trace.exits.append(group)
+        block = self._trace.scenario.group
         if block is not None and block.exit_hook == "waits":
-            await self._scene.gates.wait("the exit hook")
+            await self._trace.pauses.wait("the exit hook")
         elif block is not None and block.exit_hook == "raises":
             raise HookError("the exit hook failed")

@@ -1,4 +1,4 @@
-"""The provider of a story, which does what its scripts say and notes what it sees."""
+"""The provider of a scenario, which follows its scripts and records its requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import llm
 from llm.parts import StreamEvent
 
 from .facts import Request, Run, acting
-from .scenarios import ERRORS, Life, Script, StatusError
-from .trace import Scene
+from .scenarios import ERRORS, Interaction, Script, StatusError
+from .trace import Trace
 
 OBJECT = '{"n": 1}'
-# What a provider does that is asked by another one.
-INSIDE = Life("prompt", (Script(("pause", "chunk", "pause", "chunk")),))
+# What a provider does for a nested prompt.
+NESTED = Interaction("prompt", (Script(("pause", "chunk", "pause", "chunk")),))
 
 
 class OwnCancellation(asyncio.CancelledError):
-    """What a provider raises that nobody has cancelled."""
+    """A CancelledError that a provider raises without being cancelled."""
 
 
-class Player(llm.AsyncKeyModel):
+class Provider(llm.AsyncKeyModel):
     """The provider."""
 
     can_stream = True
@@ -31,55 +31,57 @@ class Player(llm.AsyncKeyModel):
     def __init__(self, name: str) -> None:
         self.model_id = name
         self.supports_schema = self.supports_tools = name != "plain"
-        self.scene: Scene | None = None
+        self.trace: Trace | None = None
 
     async def execute(self, prompt, stream, response, conversation, key=None):  # type: ignore[no-untyped-def]
-        scene, run = self.scene, acting.get()
-        assert scene is not None
+        trace, run = self.trace, acting.get()
+        assert trace is not None
         assert run is not None
         call, number = response.stream_state.producer, len(run.requests)
         request = Request(
             run,
-            self._script(scene, run),
+            self._script(trace, run),
             response,
             call,
-            scene.committed(call.row_id),
-            scene.log_broken,
-            scene.group_left == 0,
+            trace.committed(call.row_id),
+            trace.log_broken,
+            trace.group_left == 0,
             self.model_id,
             key,
             call.row_id,
-            times=[scene.loop.time()],
-            began=scene.moment(),
+            times=[trace.loop.time()],
+            began=trace.moment(),
         )
         for other in run.requests:
             other.superseded = other.superseded or other.response is response
         run.requests.append(request)
-        scene.requests.append(request)
+        trace.requests.append(request)
         try:
-            async with contextlib.aclosing(_played(scene, request, response, number)) as items:
+            async with contextlib.aclosing(_run_script(trace, request, response, number)) as items:
                 async for item in items:
                     yield item
         except BaseException as error:
             request.ended = error
-            request.retried, request.wanted_s = _passes(error)
+            request.retried, request.wanted_s = _may_retry(error)
             raise
         else:
             request.complete = True
         finally:
-            request.over, request.ended_moment = True, scene.moment()
-            request.ended_at = scene.loop.time()
+            request.over, request.ended_moment = True, trace.moment()
+            request.ended_at = trace.loop.time()
 
-    def _script(self, scene: Scene, run: Run) -> Script:
-        """The next of this model's; the last one again and again."""
-        spares = {spare.name: spare.scripts for spare in scene.story.terms.spares}
-        scripts: tuple[Script, ...] = spares.get(self.model_id, run.life.scripts)  # type: ignore[call-overload]
+    def _script(self, trace: Trace, run: Run) -> Script:
+        """The next script of this model; the last one is repeated."""
+        fallbacks = {
+            fallback.name: fallback.scripts for fallback in trace.scenario.policy.fallbacks
+        }
+        scripts: tuple[Script, ...] = fallbacks.get(self.model_id, run.interaction.scripts)  # type: ignore[call-overload]
         number = sum(request.model == self.model_id for request in run.requests)
         return scripts[min(number, len(scripts) - 1)]
 
 
-def _passes(error: BaseException) -> tuple[bool, float]:
-    """Whether a failure may pass, by it or by what is behind it, and the pause that it wants."""
+def _may_retry(error: BaseException) -> tuple[bool, float]:
+    """True if a failure or its cause may be retried, and the wait that it asks for."""
     each: BaseException | None = error
     while each is not None:
         if isinstance(each, StatusError):
@@ -91,38 +93,38 @@ def _passes(error: BaseException) -> tuple[bool, float]:
     return False, 0.0
 
 
-async def _played(
-    scene: Scene, request: Request, response: Any, number: int
+async def _run_script(
+    trace: Trace, request: Request, response: Any, number: int
 ) -> AsyncIterator[str | StreamEvent]:
-    script, life = request.script, request.run.life
+    script, interaction = request.script, request.run.interaction
     try:
         for step in script.steps:
-            with _cancels_noted(scene, request):
-                item = await _step(scene, request, response, step)
+            with _recording_cancels(trace, request):
+                item = await _step(trace, request, response, step)
             if item is not None:
                 request.events += 1
-                request.moments.append(scene.moment())
-                request.times.append(scene.loop.time())
+                request.moments.append(trace.moment())
+                request.times.append(trace.loop.time())
                 if isinstance(item, str):
                     request.given.append(item)
                 yield item
-        if life.kind == "chain" and number < len(life.scripts) - 1:
-            for place, tool in enumerate(life.tools):
+        if interaction.kind == "chain" and number < len(interaction.scripts) - 1:
+            for place, tool in enumerate(interaction.tools):
                 request.tool_calls += 1
                 response.add_tool_call(llm.ToolCall(tool, {}, tool_call_id=f"{number}.{place}"))
     finally:
         if script.cleanup == "waits":
-            with _cancels_noted(scene, request):
-                await scene.gates.wait("the provider's cleanup")
+            with _recording_cancels(trace, request):
+                await trace.pauses.wait("the provider's cleanup")
         elif script.cleanup == "raises":
             raise RuntimeError("the provider's cleanup failed")
 
 
 async def _step(
-    scene: Scene, request: Request, response: Any, step: str
+    trace: Trace, request: Request, response: Any, step: str
 ) -> str | StreamEvent | None:
     match step.split():
-        case ["chunk"] if request.run.life.kind == "structured":
+        case ["chunk"] if request.run.interaction.kind == "structured":
             return OBJECT if not request.given else " "
         case ["chunk"]:
             return f"{len(request.given)}{chr(97 + request.run.number % 26)} "
@@ -131,14 +133,14 @@ async def _step(
         case ["usage"]:
             response.set_usage(input=3, output=2)
         case ["pause"]:
-            await scene.gates.wait("the provider")
+            await trace.pauses.wait("the provider")
         case ["hang"]:
             await asyncio.get_running_loop().create_future()
         case ["stubborn"]:
-            with contextlib.suppress(asyncio.CancelledError), _cancels_noted(scene, request):
-                await scene.gates.wait("the stubborn provider")
+            with contextlib.suppress(asyncio.CancelledError), _recording_cancels(trace, request):
+                await trace.pauses.wait("the stubborn provider")
         case ["nested"]:
-            await _asked_inside(scene, request)
+            await _prompt_inside(trace, request)
         case ["cancelled"]:
             raise OwnCancellation
         case ["fail", kind]:
@@ -147,30 +149,30 @@ async def _step(
 
 
 @contextlib.contextmanager
-def _cancels_noted(scene: Scene, request: Request) -> Iterator[None]:
+def _recording_cancels(trace: Trace, request: Request) -> Iterator[None]:
     try:
         yield
     except OwnCancellation:
         raise
     except asyncio.CancelledError:
-        request.cancels.append(scene.loop.time())
-        request.cancelled = request.cancelled or scene.moment()
-        request.quiet_s.append(scene.loop.time() - request.times[-1])
+        request.cancels.append(trace.loop.time())
+        request.cancelled = request.cancelled or trace.moment()
+        request.quiet_s.append(trace.loop.time() - request.times[-1])
         raise
 
 
-async def _asked_inside(scene: Scene, request: Request) -> None:
-    """Prompt the model of the story in the middle of a request, as a model may."""
-    run = Run(len(scene.runs), INSIDE, request)
-    scene.runs.append(run)
+async def _prompt_inside(trace: Trace, request: Request) -> None:
+    """Prompt the scenario's model in the middle of a request."""
+    run = Run(len(trace.runs), NESTED, request)
+    trace.runs.append(run)
     acting.set(run)
     try:
-        response = await scene.model.prompt("inside")
+        response = await trace.model.prompt("inside")
         await response.text()
     finally:
         acting.set(request.run)
 
 
 def text_of(request: Request) -> str:
-    """What was given in the end, as its readers should have it."""
+    """The text of a request, as its readers should get it."""
     return "".join(request.given)

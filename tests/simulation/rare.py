@@ -1,20 +1,20 @@
-"""What chance brings about too seldom, so that it is told each time."""
+"""Scenarios that hypothesis generates too seldom; they run each time."""
 
 from __future__ import annotations
 
-from .scenarios import Block, Hook, Life, Reader, Script, Spare, Story, Terms
+from .scenarios import Block, Fallback, Hook, Interaction, Policy, Reader, Scenario, Script
 
 RARE = {
-    "a failure in a group that nobody reads": Story(
-        (Life("prompt", (Script(("chunk", "pause", "fail runtime")),)),), group=Block()
+    "an unread failure in a group": Scenario(
+        (Interaction("prompt", (Script(("chunk", "pause", "fail runtime")),)),), group=Block()
     ),
-    "a reader who leaves an answer that hangs": Story(
-        (Life("prompt", (Script(("chunk", "hang")),), (Reader("for", stops_after=1),)),)
+    "a reader who leaves an answer that hangs": Scenario(
+        (Interaction("prompt", (Script(("chunk", "hang")),), (Reader("for", stops_after=1),)),)
     ),
-    "a reader of a chain who does not read the step that fails": Story(
+    "a reader of a chain who does not read the step that fails": Scenario(
         (
-            Life("prompt", (Script(("chunk",)),), late=True),
-            Life(
+            Interaction("prompt", (Script(("chunk",)),), late=True),
+            Interaction(
                 "chain",
                 (Script(("chunk", "fail runtime")), Script(("chunk",))),
                 (Reader("for", stops_after=1, closes=False), Reader("unread", slow=True)),
@@ -24,24 +24,28 @@ RARE = {
         group=Block(),
         choices=b"\x10",
     ),
-    "a provider that swallows a cancellation and goes on": Story(
-        (Life("prompt", (Script(("chunk", "stubborn", "chunk", "chunk")),), (Reader("text"),)),),
+    "a provider that swallows a cancellation and goes on": Scenario(
+        (
+            Interaction(
+                "prompt", (Script(("chunk", "stubborn", "chunk", "chunk")),), (Reader("text"),)
+            ),
+        ),
         choices=b"\x0e",
         cancels=1,
     ),
-    "two contexts that together take longer than one may": Story(
-        (Life("prompt", (Script(("hang",)),)),),
+    "two contexts that together take longer than one may": Scenario(
+        (Interaction("prompt", (Script(("hang",)),)),),
         hooks=(Hook(cleanup="slow"), Hook(cleanup="slow")),
         choices=b"\6",
         cancels=1,
     ),
-    "a callback that fails while the chain's reader goes on": Story(
-        (Life("chain", (Script(()), Script(())), (Reader("text"),), tools=("sync",)),),
+    "a callback that fails while the chain's reader goes on": Scenario(
+        (Interaction("chain", (Script(()), Script(())), (Reader("text"),), tools=("sync",)),),
         hooks=(Hook(accountant=True), Hook(after="waits", callback="raises")),
     ),
-    "a limit that strikes while the last step still fails": Story(
+    "a limit that strikes while the last step still fails": Scenario(
         (
-            Life(
+            Interaction(
                 "chain",
                 (Script(()), Script(("fail runtime",))),
                 (Reader("text"), Reader("unread")),
@@ -50,88 +54,98 @@ RARE = {
             ),
         )
     ),
-    "a filter that swallows that the call was stopped": Story(
-        (Life("prompt", (Script(("pause", "fail runtime")),)),),
+    "a filter that swallows that the call was stopped": Scenario(
+        (Interaction("prompt", (Script(("pause", "fail runtime")),)),),
         choices=b"\0\6",
         cancels=1,
-        terms=Terms(spares=(Spare("stubborn"),)),
+        policy=Policy(fallbacks=(Fallback("stubborn"),)),
     ),
-    "a filter that swallows the end of the time": Story(
-        (Life("prompt", (Script(("pause", "fail runtime")),)),),
+    "a filter that swallows the end of the time": Scenario(
+        (Interaction("prompt", (Script(("pause", "fail runtime")),)),),
         choices=b"\0\4",
-        terms=Terms(timeout_s=0.3, spares=(Spare("stubborn"),)),
+        policy=Policy(timeout_s=0.3, fallbacks=(Fallback("stubborn"),)),
     ),
-    "a provider that swallows the end of its time": Story(
-        (Life("prompt", (Script(("chunk", "stubborn", "chunk", "chunk")),), (Reader("text"),)),),
-        choices=b"\4",
-        terms=Terms(idle_timeout_s=0.2),
-    ),
-    "events that come just in time": Story(
-        (Life("prompt", (Script(("chunk", "pause", "chunk", "pause")),), (Reader("text"),)),),
-        choices=b"\5\0\4",
-        terms=Terms(idle_timeout_s=0.2),
-    ),
-    "a prompt from inside a provider that takes one at a time": Story(
-        (Life("prompt", (Script(("nested", "chunk")),), (Reader("text"),)),),
-        terms=Terms(limit=1, purpose_limit=1),
-    ),
-    "callers who wait for their turn while others pause before theirs": Story(
+    "a provider that swallows the end of its time": Scenario(
         (
-            Life("prompt", (Script(("fail busy-3",)), Script(("pause", "chunk")))),
-            Life("prompt", (Script(("pause", "fail connection")), Script(("chunk",)))),
-            Life("prompt", (Script(("pause", "chunk")),)),
+            Interaction(
+                "prompt", (Script(("chunk", "stubborn", "chunk", "chunk")),), (Reader("text"),)
+            ),
+        ),
+        choices=b"\4",
+        policy=Policy(idle_timeout_s=0.2),
+    ),
+    "events that come just in time": Scenario(
+        (
+            Interaction(
+                "prompt", (Script(("chunk", "pause", "chunk", "pause")),), (Reader("text"),)
+            ),
+        ),
+        choices=b"\5\0\4",
+        policy=Policy(idle_timeout_s=0.2),
+    ),
+    "a prompt from inside a provider that takes one at a time": Scenario(
+        (Interaction("prompt", (Script(("nested", "chunk")),), (Reader("text"),)),),
+        policy=Policy(limit=1, purpose_limit=1),
+    ),
+    "callers at a limit while others wait before a retry": Scenario(
+        (
+            Interaction("prompt", (Script(("fail busy-3",)), Script(("pause", "chunk")))),
+            Interaction("prompt", (Script(("pause", "fail connection")), Script(("chunk",)))),
+            Interaction("prompt", (Script(("pause", "chunk")),)),
         ),
         choices=b"\0\4\0\6\4\0",
         cancels=1,
-        terms=Terms(retries=1, limit=1, spares=(Spare("second", limit=1),)),
+        policy=Policy(retries=1, limit=1, fallbacks=(Fallback("second", limit=1),)),
     ),
-    "a wait for the record that takes longer than a prompt may": Story(
-        (Life("prompt", (Script(("chunk",)),)),),
+    "a wait for the call log that takes longer than a prompt may": Scenario(
+        (Interaction("prompt", (Script(("chunk",)),)),),
         choices=b"\4\0",
         slow_commits=True,
-        terms=Terms(timeout_s=0.3),
+        policy=Policy(timeout_s=0.3),
     ),
-    "a callback that takes longer than a prompt may": Story(
-        (Life("prompt", (Script(("chunk",)),), (Reader("text"),)),),
+    "a callback that takes longer than a prompt may": Scenario(
+        (Interaction("prompt", (Script(("chunk",)),), (Reader("text"),)),),
         hooks=(Hook(callback="waits"),),
         choices=b"\4\4",
-        terms=Terms(timeout_s=0.3, idle_timeout_s=0.2),
+        policy=Policy(timeout_s=0.3, idle_timeout_s=0.2),
     ),
-    "a fallback that fails after its first event": Story(
-        (Life("prompt", (Script(("fail runtime",)),), (Reader("text"),)),),
-        terms=Terms(spares=(Spare("second", (Script(("chunk", "fail runtime")),)), Spare("third"))),
+    "a fallback that fails after its first event": Scenario(
+        (Interaction("prompt", (Script(("fail runtime",)),), (Reader("text"),)),),
+        policy=Policy(
+            fallbacks=(Fallback("second", (Script(("chunk", "fail runtime")),)), Fallback("third"))
+        ),
     ),
-    "a fallback that hangs when half of the time is over": Story(
-        (Life("prompt", (Script(("pause", "fail runtime")),)),),
+    "a fallback that hangs when half of the time is over": Scenario(
+        (Interaction("prompt", (Script(("pause", "fail runtime")),)),),
         choices=b"\5\0",
-        terms=Terms(timeout_s=1.0, spares=(Spare("second", (Script(("hang",)),)),)),
+        policy=Policy(timeout_s=1.0, fallbacks=(Fallback("second", (Script(("hang",)),)),)),
     ),
-    "a pause that is longer than the time that is left": Story(
-        (Life("prompt", (Script(("fail connection",)), Script(("chunk",)))),),
-        terms=Terms(retries=1, timeout_s=0.3),
+    "a pause that is longer than the time that is left": Scenario(
+        (Interaction("prompt", (Script(("fail connection",)), Script(("chunk",)))),),
+        policy=Policy(retries=1, timeout_s=0.3),
     ),
-    "a wait for somebody who does not leave": Story(
+    "a wait for a request that does not end": Scenario(
         (
-            Life("prompt", (Script(("stubborn", "hang")),)),
-            Life("prompt", (Script(("chunk",)),)),
+            Interaction("prompt", (Script(("stubborn", "hang")),)),
+            Interaction("prompt", (Script(("chunk",)),)),
         ),
         choices=b"\4",
-        terms=Terms(timeout_s=0.3, limit=1),
+        policy=Policy(timeout_s=0.3, limit=1),
     ),
-    "a first attempt that calls tools and fails": Story(
+    "a first attempt that calls tools and fails": Scenario(
         (
-            Life(
+            Interaction(
                 "chain",
                 (Script((), "raises"), Script(("chunk",))),
                 (Reader("text"),),
                 tools=("sync",),
             ),
         ),
-        terms=Terms(spares=(Spare("second"),)),
+        policy=Policy(fallbacks=(Fallback("second"),)),
     ),
-    "a callback that fails after a provider has swallowed a cancellation": Story(
+    "a callback that fails after a provider has swallowed a cancellation": Scenario(
         (
-            Life(
+            Interaction(
                 "chain",
                 (Script(("chunk", "pause", "stubborn")), Script(("chunk",))),
                 (Reader("for"),),

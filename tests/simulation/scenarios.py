@@ -1,4 +1,4 @@
-"""What a story is made of, and how hypothesis tells one."""
+"""What a scenario is made of, and the strategies that generate one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ErrorKind:
 
     Attributes:
         make: makes one.
-        retried: whether a call makes another attempt after it, before its first event.
-        wanted_s: the pause that it asks for; 0 where it does not.
+        retried: whether it is retried before the first event.
+        wanted_s: the wait that it asks for; 0 for none.
     """
 
     make: Callable[[str], Exception]
@@ -28,7 +28,7 @@ class ErrorKind:
 
 
 class StatusError(Exception):
-    """What a provider's client raises of an HTTP error."""
+    """An HTTP error of a provider's client."""
 
     def __init__(self, message: str, status: int, retry_after: str | None = None) -> None:
         super().__init__(message)
@@ -50,14 +50,14 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Script:
-    """What the provider does for one request.
+    """The script of the provider for one request.
 
     Attributes:
-        steps: "chunk", "reasoning", "usage", "pause" (until the story goes on), "hang" (until
+        steps: "chunk", "reasoning", "usage", "pause" (until the scheduler ends it), "hang" (until
             cancelled), "stubborn" (a pause that swallows one cancellation), "cancelled" (it
             raises a CancelledError of its own), "nested" (it prompts a model itself, and reads
             that answer), or "fail" and the kind of the error.
-        cleanup: what it does when it is done or stopped.
+        cleanup: what it does at its end.
     """
 
     steps: tuple[str, ...]
@@ -66,13 +66,13 @@ class Script:
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody who reads a response or a chain.
+    """A reader of a response or a chain.
 
     Attributes:
         how: by which of its methods.
-        late: waits at a gate before it begins.
-        slow: waits at a gate after each piece.
-        stops_after: the number of pieces after which it goes away; None to read on.
+        late: pauses before it begins.
+        slow: pauses after each piece.
+        stops_after: the number of pieces after which it leaves; None to read on.
         closes: whether it closes its generator then, or leaves that to the interpreter.
     """
 
@@ -84,7 +84,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Life:
+class Interaction:
     """One caller: what they ask for, what the provider does, and who reads the answer."""
 
     kind: Kind
@@ -123,21 +123,21 @@ class Hook:
 
 @dataclass(frozen=True)
 class Block:
-    """A group around all the lives: how its body ends, and what its exit hook does."""
+    """A group around all the interactions: how its body ends, and what its exit hook does."""
 
     body: Literal["", "raises"] = ""
     exit_hook: Literal["", "waits", "raises"] = ""
 
 
 @dataclass(frozen=True)
-class Spare:
-    """A fallback: a model that may be asked when the one asked for has failed.
+class Fallback:
+    """A fallback: a model that is tried when the requested one has failed.
 
     Attributes:
         name: "second" and "third" do all that the first does, "plain" takes neither tools nor
             schemas; and a plugin's filter refuses "refused", raises about "raises", waits
             before it allows "slow", and also swallows a cancellation then of "stubborn".
-        retries: its own, or None for those of the story.
+        retries: its own, or None for the scenario's.
         limit: how many requests it takes at once; 0 for any number.
     """
 
@@ -148,33 +148,33 @@ class Spare:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How the prompts of a story are made, as the configuration says it; 0 for without."""
+class Policy:
+    """The call policy of a scenario's prompts; 0 for none."""
 
     retries: int = 0
     timeout_s: float = 0.0
     idle_timeout_s: float = 0.0
     limit: int = 0
     purpose_limit: int = 0
-    spares: tuple[Spare, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 @dataclass(frozen=True)
-class Story:
-    """Everything that happens, and in which order (see `clock.Director`)."""
+class Scenario:
+    """Everything that happens, and in which order; see `clock.Scheduler`."""
 
-    lives: tuple[Life, ...]
+    interactions: tuple[Interaction, ...]
     hooks: tuple[Hook, ...] = ()
     group: Block | None = None
     choices: bytes = b""
     cancels: int = 0
     slow_commits: bool = False
     shutdown: bool = False
-    terms: Terms = Terms()
+    policy: Policy = Policy()
 
 
 def _mostly(usual: object, *others: object) -> st.SearchStrategy[object]:
-    """The usual value three times of four, and in the smallest story."""
+    """The usual value three times of four, and in minimal scenarios."""
     return st.sampled_from([usual] * 3 * len(others) + list(others))
 
 
@@ -193,7 +193,7 @@ STEPS = st.one_of(
     st.just(()),
 )
 SCRIPTS = st.builds(Script, steps=STEPS, cleanup=_mostly("", "waits", "raises"))
-# What is over before its first event, so that something else is tried.
+# Fails before its first event, so that another attempt follows.
 FLAKY = st.builds(
     Script,
     steps=st.builds(
@@ -206,7 +206,7 @@ FLAKY = st.builds(
 
 
 def _scripts(least: int, most: int) -> st.SearchStrategy[tuple[Script, ...]]:
-    """Some that fail before their first event, and then any."""
+    """Scripts that fail before their first event, then any."""
     return st.builds(
         lambda flaky, others: (*flaky, *others),
         st.lists(FLAKY, max_size=2),
@@ -231,7 +231,7 @@ CHAIN_READERS = st.builds(
     closes=st.booleans(),
 )
 PROMPTS = st.builds(
-    Life,
+    Interaction,
     kind=st.sampled_from(["prompt"] * 4 + ["turns", "turns", "reply", "structured"]),
     scripts=_scripts(1, 2),
     readers=st.lists(READERS, max_size=2).map(tuple),
@@ -239,7 +239,7 @@ PROMPTS = st.builds(
     late=st.booleans(),
 )
 CHAINS = st.builds(
-    Life,
+    Interaction,
     kind=st.just("chain"),
     scripts=_scripts(2, 3),
     readers=st.lists(CHAIN_READERS, min_size=1, max_size=2).map(tuple),
@@ -263,8 +263,8 @@ HOOKS = st.one_of(
         timeout_s=_mostly(0.0, 0.2, 1.0, 8.0),
     ),
 )
-SPARES = st.builds(
-    Spare,
+FALLBACKS = st.builds(
+    Fallback,
     name=st.sampled_from(
         ["second"] * 4 + ["third"] * 3 + ["plain", "refused", "raises", "slow", "stubborn"]
     ),
@@ -272,18 +272,18 @@ SPARES = st.builds(
     retries=st.sampled_from([None, None, 0, 1]),
     limit=_mostly(0, 1, 2),
 )
-TERMS = st.builds(
-    Terms,
+POLICIES = st.builds(
+    Policy,
     retries=st.integers(0, 2),
     timeout_s=_mostly(0.0, 0.3, 1.0, 7.0),
     idle_timeout_s=_mostly(0.0, 0.2, 2.0),
     limit=_mostly(0, 1, 2),
     purpose_limit=_mostly(0, 1, 2),
-    spares=st.lists(SPARES, max_size=2, unique_by=lambda spare: spare.name).map(tuple),
+    fallbacks=st.lists(FALLBACKS, max_size=2, unique_by=lambda fallback: fallback.name).map(tuple),
 )
-STORIES = st.builds(
-    Story,
-    lives=st.lists(st.one_of(PROMPTS, CHAINS), min_size=1, max_size=3).map(tuple),
+SCENARIOS = st.builds(
+    Scenario,
+    interactions=st.lists(st.one_of(PROMPTS, CHAINS), min_size=1, max_size=3).map(tuple),
     hooks=st.lists(HOOKS, max_size=3).map(tuple),
     group=st.none()
     | st.builds(Block, st.sampled_from(["", "raises"]), st.sampled_from(["", "waits", "raises"])),
@@ -291,5 +291,5 @@ STORIES = st.builds(
     cancels=st.integers(0, 3),
     slow_commits=_mostly(False, True),
     shutdown=st.sampled_from([False] * 5 + [True]),
-    terms=TERMS,
+    policy=POLICIES,
 )

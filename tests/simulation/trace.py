@@ -1,4 +1,4 @@
-"""What is seen of a story while it runs: the facts that the promises are checked against."""
+"""The trace of a scenario: the facts that the promises are checked against."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from typing import Any
 
 from datasette_llm.calls.group import Group
 
-from .clock import Cast, LimiterRegistry, StoryLoop
-from .facts import Actor, Answer, Request, Run, Seat, Stop, Wait, acting
-from .scenarios import Story
+from .clock import Participants, Pauses, SimulatedLoop
+from .facts import Actor, Answer, ObservedContext, Request, Run, Stop, Wait, acting
+from .scenarios import Scenario
 
 Call = Any
 
 
-class Scene(Cast):
-    """One story under way."""
+class Trace(Participants):
+    """The trace of a running scenario."""
 
-    def __init__(self, story: Story, loop: StoryLoop, reading: sqlite3.Connection) -> None:
-        self.story = story
+    def __init__(
+        self, scenario: Scenario, loop: SimulatedLoop, reading: sqlite3.Connection
+    ) -> None:
+        self.scenario = scenario
         self.loop = loop
-        self.gates = LimiterRegistry(loop)
+        self.pauses = Pauses(loop)
         self.log_broken = False
         self._reading = reading
-        self.runs = [Run(number, life) for number, life in enumerate(story.lives)]
+        self.runs = [
+            Run(number, interaction) for number, interaction in enumerate(scenario.interactions)
+        ]
         self.actors: list[Actor] = []
         self.requests: list[Request] = []
         self.answers: list[Answer] = []
         self.waits: list[Wait] = []
         self.model: Any = None
-        self.seats: list[Seat] = []
+        self.contexts: list[ObservedContext] = []
         self.calls: list[Any] = []
         self.stops: dict[Any, Stop] = {}
         self.exits: list[Group] = []
@@ -52,10 +56,10 @@ class Scene(Cast):
         """A number for what happens now; later is more."""
         return next(self._numbers)
 
-    # Who takes part
+    # Actors
 
     def act(self, name: str, role: str, run: Run | None, work: Any) -> Actor:
-        """Have somebody do something, in a task of theirs; `work` takes the actor."""
+        """Start an actor in a task of its own; `work` takes the actor."""
         actor = Actor(name, role, run)
         self.actors.append(actor)
         if run is not None:
@@ -81,7 +85,7 @@ class Scene(Cast):
         actor.ended, actor.ended_at = self.moment(), self.loop.time()
 
     def began(self, call: Any) -> None:
-        """A call has begun; told by the set of the calls under way."""
+        """Record a call that has started."""
         self.calls.append(call)
         cancel = call.cancel
 
@@ -99,7 +103,7 @@ class Scene(Cast):
             run.calls.append(call)
 
     def _look_for_needless_stop(self, call: Call, reason: str) -> None:
-        """One reader of several may go."""
+        """A call must not stop when one of several readers leaves."""
         if not reason.startswith(("The reader of the response", "The response was read half-way")):
             return
         for actor in self.actors:
@@ -113,7 +117,7 @@ class Scene(Cast):
         sql = "select outcome from llm_calls where id = ?"
         return [tuple(row) for row in self._reading.execute(sql, [response_id])]
 
-    # What the director does with them
+    # For the scheduler
 
     def cancellable(self) -> list[tuple[str, Callable[[], None]]]:
         return [
@@ -127,7 +131,7 @@ class Scene(Cast):
         actor.task.cancel()
 
     def may_shut_down(self) -> bool:
-        return self.story.shutdown and not self.shutting_down
+        return self.scenario.shutdown and not self.shutting_down
 
     def shut_down(self) -> None:
         self.shutting_down = True
@@ -141,7 +145,7 @@ class Scene(Cast):
             call.cancel("Datasette is shutting down")
         return bool(going_on)
 
-    # What has to hold whenever everyone has done what they can
+    # What has to hold while the loop is idle
 
     def look(self) -> None:
         for watcher in self.watchers:
@@ -158,7 +162,7 @@ class Scene(Cast):
                 self.broken.append("nothing left: a call that is over has a timer")
 
     def _look_at_chain(self, run: Run) -> None:
-        """A chain that its last reader has left comes to its end."""
+        """A chain ends when its last reader has left."""
         readers = [actor for actor in run.actors if actor.role not in ("caller", "late")]
         gone = readers and all(actor.ended for actor in readers)
         if run.chain is None or not gone or self.group_left:
@@ -187,11 +191,11 @@ class Scene(Cast):
         self._look_for_readers(request)
 
     def _look_for_readers(self, request: Request) -> None:
-        """A request goes on for nobody only where nobody has begun to read it."""
+        """A request without readers goes on only if none ever read it."""
         call, response = request.call, request.response
         if response._done or request.over or call.cancelled or call.closed.is_set():
             return
-        if self.group_left or request.run.life.kind in ("chain", "structured"):
+        if self.group_left or request.run.interaction.kind in ("chain", "structured"):
             return
         readers = [a for a in request.run.actors if a.response is response and a.began]
         if not readers or any(not actor.ended for actor in readers):

@@ -1,4 +1,4 @@
-"""What was to happen, what everybody has counted of it, and whether that is the same."""
+"""Expected counts, the counts of each side, and whether they are equal."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Memory may grow by so much: what is left is garbage that the allocator has not given back.
+# Memory may grow by this share: garbage that the allocator has not returned.
 MEMORY_GROWTH = 0.05
 
 
 @dataclass
 class Counts:
-    """What was counted, by one side or another.
+    """Counts of one side.
 
     Attributes:
-        requests: those that the provider has had.
-        outcomes: rows of the record, by their outcomes; "unfinished" has none.
-        unsent: rows of calls that were cancelled before their request was made.
+        requests: received by the provider.
+        outcomes: rows of the call log by outcome; "unfinished" for none.
+        unsent: rows of calls that were cancelled before their request.
         settled: reservations of money that were spent.
-        released: those that were given back.
+        released: reservations that were returned.
     """
 
     requests: int = 0
@@ -42,7 +42,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Left:
-    """What there is at a moment when nothing is under way."""
+    """The resources in use while no call is running."""
 
     memory_kb: int
     tasks: int
@@ -54,7 +54,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Line:
-    """One equality: what should be, what is, and whether that will do."""
+    """One comparison: expected and seen, and whether it holds."""
 
     what: str
     expected: str
@@ -65,18 +65,18 @@ class Line:
 def lines(
     expected: Counts, seen: Counts, before: Left, after: Left, surprises: Mapping[str, int]
 ) -> list[Line]:
-    """Every equality that a soak has to keep.
+    """All comparisons of a soak.
 
     Args:
-        expected: what follows from the calls that were made.
-        seen: what the provider, the record and the accountant have counted.
-        before: what there was after the warm-up.
-        after: what there was at the end.
-        surprises: calls that ended otherwise than they should, by what happened.
+        expected: what follows from the calls.
+        seen: the counts of the provider, the call log and the accountant.
+        before: resources after the warm-up.
+        after: resources at the end.
+        surprises: calls that ended in an unexpected way, by description.
     """
     found = [
-        _equal("requests that the provider has had", expected.requests, seen.requests),
-        _equal("rows of the record", expected.rows, seen.rows),
+        _equal("requests received by the provider", expected.requests, seen.requests),
+        _equal("rows of the call log", expected.rows, seen.rows),
         _equal("rows whose request was made", expected.requests, seen.rows - seen.unsent),
         _equal("rows of calls cancelled in the queue", expected.unsent, seen.unsent),
     ]
@@ -98,7 +98,7 @@ def lines(
 
 
 def table(found: list[Line]) -> str:
-    """The equalities as a table."""
+    """The comparisons as a table."""
     cells = [("", "expected", "counted", "equal")]
     cells += [
         (line.what, line.expected, line.seen, "yes" if line.holds else "NO") for line in found

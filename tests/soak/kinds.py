@@ -1,4 +1,4 @@
-"""The kinds of calls that a soak makes, and what everybody has to count of each."""
+"""The kinds of calls that a soak makes, and the expected counts of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .provider import CHUNKS
 from .wire import Connections, ProviderError
 
 TEXT = b"".join(CHUNKS).decode()
-# A tenth of the calls meet a fault, or are given up.
+# A tenth of the calls meet a fault, or are abandoned.
 FAULTY = 0.1
 
 CONFIG: dict[str, Any] = {
@@ -34,12 +34,12 @@ CONFIG: dict[str, Any] = {
 
 
 class WrongAnswerError(Exception):
-    """A call gave something other than it should."""
+    """A call returned an unexpected answer."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What calls are made with."""
+    """What calls need: the models and the connections to the provider."""
 
     models: LLM
     connections: Connections
@@ -53,9 +53,9 @@ class World:
         del self.connections.seen[name]
 
     async def queued(self, text: str) -> None:
-        """Wait until a call waits for its turn."""
+        """Wait until a call waits at its concurrency limit."""
         calls = instance.of(self.models.datasette, RunningCalls)
-        while not any(call._text == text and call.admitted.is_set() for call in calls):  # noqa: ASYNC110  # nothing tells of it
+        while not any(call._text == text and call.admitted.is_set() for call in calls):  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0)
 
 
@@ -64,7 +64,7 @@ Run = Callable[[World, str], Awaitable[None]]
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind of call: how it is made, and what is to be counted of it."""
+    """A kind of call: how it is made, and its expected counts."""
 
     name: str
     run: Run
@@ -78,7 +78,7 @@ def counts(
 
 
 def reading(steps: str, purpose: str | None = None, error: type[Exception] | None = None) -> Run:
-    """Prompts and reads; what comes of it has to be the text, or this error."""
+    """A prompt that is read; it has to return the text, or raise this error."""
 
     async def run(world: World, name: str) -> None:
         async def read() -> str:
@@ -152,7 +152,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():
-        raise WrongAnswerError("it was cancelled, and went on")
+        raise WrongAnswerError("it was cancelled, and still running")
 
 
 async def _check(
@@ -200,12 +200,12 @@ FAULTS = (
         counts(0, released=1, unsent=1, cancelled=1),
     ),
 )
-# Holds the only place of a queue while others wait in it in vain.
+# Holds the only place of a limit while other calls wait for it.
 HOLDER = Kind("holder", cancelling_its_reader, counts(1, released=1, cancelled=1))
 
 
 def drawn(number: int, seed: int) -> Iterator[Kind]:
-    """So many calls, at random: the same ones for the same seed."""
+    """A number of random calls; the same for the same seed."""
     chance = random.Random(seed)
     good, weights = list(GOOD), list(GOOD.values())
     for _ in range(number):

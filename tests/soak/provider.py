@@ -1,17 +1,16 @@
-"""A provider in a process of its own, which counts what it is asked over HTTP.
+"""A provider in a process of its own, which counts its HTTP requests.
 
     python -m tests.soak.provider
 
-prints its port, and serves until its input ends. A prompt says what becomes of it, in words:
-the first is its name, which no other has; each further one is for one request of that name
-after the other, the last for all others.
+prints its port, and serves until its input ends. A prompt is a unique name and words, one for each
+request of that name in turn; the last word is for all further requests.
 
     ok      three chunks                  again    an error 500
     busy    an error 429 that asks for a millisecond
     gone    the connection is closed      torn     the same after the first chunk
-    mute    no chunk, for ever            half     one chunk, and then nothing for ever
+    mute    no chunk, for ever            half     one chunk, and no more
 
-`GET /count` tells how many requests were made.
+`GET /count` returns the number of requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One soak: a Datasette with its record on disk, its provider, and many calls at once."""
+"""One soak: a Datasette with its call log on disk, a provider, and many concurrent calls."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from .kinds import CONFIG, HOLDER, Kind, World, drawn
 from .wire import Connections, Wire
 
 ROOT = Path(__file__).parents[2]
-# After so many calls memory grows no more. A shorter soak warms up for as many as it makes.
+# After this many calls memory no longer grows. A shorter soak has a shorter warm-up.
 WARM_UP = 4_000
 
 
 @dataclass
 class Soak:
-    """What has been done, and what is to be counted of it."""
+    """The calls so far, and their expected counts."""
 
     world: World
     accountant: Accountant
@@ -49,7 +49,7 @@ class Soak:
     _names: Iterator[int] = field(default_factory=lambda: iter(range(1, sys.maxsize)))
 
     async def run(self, kinds: Iterator[Kind], at_once: int) -> None:
-        """Make calls, so many at once, while one of them holds the place of a queue."""
+        """Make calls concurrently, while one call holds the place of a limit."""
         held = await self.world.prompt("holder half", "held")
         holder = asyncio.create_task(held.text())
         await asyncio.gather(*[self._some(kinds) for _ in range(at_once)])
@@ -58,7 +58,7 @@ class Soak:
         self._count(HOLDER)
 
     async def left(self) -> Left:
-        """What there is, once nothing is under way."""
+        """The resources in use, once no call is running."""
         datasette = self.world.models.datasette
         await Recorder.of(datasette).writer.flush()
         await self.world.connections.close()
@@ -77,7 +77,7 @@ class Soak:
         )
 
     async def seen(self, internal: Path) -> Counts:
-        """What the provider, the record and the accountant have counted."""
+        """The counts of the provider, the call log and the accountant."""
         requests = await self.world.connections.count()
         outcomes, unsent = await asyncio.to_thread(_recorded, internal)
         accountant = self.accountant
@@ -98,7 +98,7 @@ class Soak:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a soak went."""
+    """The result of a soak."""
 
     lines: list[Line]
     made: Counter[str]
@@ -107,15 +107,15 @@ class Outcome:
 
 
 async def soak(folder: Path, calls: int, at_once: int, seed: int) -> Outcome:
-    """Make the calls, and compare what everybody has counted.
+    """Make the calls, and compare the counts of all sides.
 
     Args:
         folder: for the internal database.
-        calls: how many are made after the warm-up.
-        at_once: how many of them at a time.
-        seed: of the choice of calls.
+        calls: the number of calls after the warm-up.
+        at_once: the number of concurrent calls.
+        seed: of the random choice of calls.
     """
-    # The pauses are as they are, except that they take a hundredth of the time.
+    # Waits take a hundredth of their usual time.
     answering.WAIT_INITIAL_S, answering.WAIT_JITTER_S = 0.005, 0.0025
     responses.RESUME_S = 0.005
     logging.getLogger("datasette_llm").setLevel(logging.ERROR)  # it logs each retry

@@ -15,7 +15,7 @@ import llm
 
 
 class ProviderError(Exception):
-    """What a provider's client raises for an HTTP error."""
+    """An HTTP error of the provider's client."""
 
     def __init__(self, status: int, headers: dict[str, str]) -> None:
         super().__init__(f"HTTP {status}")
@@ -27,7 +27,7 @@ class Connections:
     """The connections to the provider that are open and not in use.
 
     Attributes:
-        seen: for prompts that somebody waits for, by name: set once the provider has them.
+        seen: events by name of a prompt, set once the provider has it.
     """
 
     def __init__(self, port: int) -> None:
@@ -36,7 +36,7 @@ class Connections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def count(self) -> int:
-        """How many requests the provider has had."""
+        """The number of requests that the provider received."""
         reader, writer = await self.take()
         writer.write(b"GET /count HTTP/1.1\r\n\r\n")
         _, headers = await _head(reader)
@@ -82,10 +82,10 @@ class Wire(llm.AsyncModel):
             text = " ".join([steps[0], *steps[steps.index("tool") + 1 :]]) if done else "first ok"
             if not done:
                 response.add_tool_call(llm.ToolCall(name="look", arguments={}))
-        async for chunk in self._asked(text):
+        async for chunk in self._request(text):
             yield chunk
 
-    async def _asked(self, text: str) -> AsyncGenerator[str, None]:
+    async def _request(self, text: str) -> AsyncGenerator[str, None]:
         body = json.dumps({"prompt": text})
         reader, writer = await self._connections.take()
         whole = False

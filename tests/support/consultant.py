@@ -1,4 +1,4 @@
-"""What the tests of the consultant share: a site with a table, and models that answer about it."""
+"""A site with tables to analyze, and models that answer with advice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ GOOD_FLAG = flag('select id, weight from "pets" where weight < 0')
 
 
 def answer(*flags: Any, **changes: Any) -> dict[str, Any]:
-    """An answer as a model gives it."""
+    """The advice of a model."""
     whole = {
         "suggested_action": "Look at the negative weight",
         "suggested_config": CONFIG,
@@ -57,14 +57,14 @@ def answer(*flags: Any, **changes: Any) -> dict[str, Any]:
     return whole | changes
 
 
-def says(*answers: Any, model_id: str = "scripted", **more: Any) -> ScriptedModel:
-    """A model that gives some answers, one a prompt; what is no text is JSON."""
+def answering(*answers: Any, model_id: str = "scripted", **more: Any) -> ScriptedModel:
+    """A model with an answer for each prompt; what is no text is sent as JSON."""
     texts = [each if isinstance(each, str) else json.dumps(each) for each in answers]
     return ScriptedModel(model_id, *([text] for text in texts), **more)
 
 
 class ConsultingSite:
-    """A Datasette with the tables above, and ways to ask it."""
+    """A Datasette with the tables above, and requests to it."""
 
     def __init__(self, datasette: Datasette, path: Path) -> None:
         self.datasette = datasette
@@ -81,7 +81,7 @@ class ConsultingSite:
     async def ask(
         self, table: str = "pets", status: int = 201, actor: Any = ANA, **body: Any
     ) -> Any:
-        """What a program gets that posts JSON."""
+        """The response to a program that posts JSON."""
         response = await self.datasette.client.post(
             f"/data/{table}/-/llm-analyze.json", json=body, actor=actor
         )
@@ -90,7 +90,7 @@ class ConsultingSite:
         return found["consultation"] if status == 201 else found
 
     async def send(self, fields: Any, table: str = "pets", actor: Any = ANA, **headers: str) -> Any:
-        """What a browser gets that posts the form."""
+        """The response to a browser that posts the form."""
         return await self.datasette.client.post(
             f"/data/{table}/-/llm-analyze", data=fields, actor=actor, headers=headers
         )
@@ -109,7 +109,7 @@ PRIVATE = {"data": {"tables": {"secrets": {"allow": {"id": "eve"}}}}}
 def start_site(
     make_datasette: Callable[..., Datasette], tmp_path: Path
 ) -> Callable[..., Awaitable[ConsultingSite]]:
-    """A function that starts a site whose tables ana may analyze, but for `secrets`."""
+    """A function that starts a site whose tables ana may analyze, except `secrets`."""
 
     async def start(
         config: Any = None, *, schema: str = SCHEMA, permissions: Any = OPEN, **more: Any

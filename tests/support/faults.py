@@ -1,8 +1,8 @@
-"""What may go wrong between a provider and us, and one function that looks at it from all sides.
+"""Faults of providers, and checks that all sides agree about them.
 
 A `Fault` is what the server does, and each of the `WAYS` is how a caller reads. The checks
-compare what the caller, the hooks, the record, the trace, the accountant and the provider tell
-of a call, and look for what is left of it. `tests/system/test_faults.py` puts them together.
+compare what the caller, the hooks, the call log, the spans, the accountant and the provider saw of
+a call, and look for leftovers. `tests/system/test_faults.py` combines them.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from .plugins import Accountant, Observer
 TEXT = "Hello you"
 DOWN = openai.APIConnectionError
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, IndexError)
-AGAIN: dict[str, str] = {}  # an HTTP error that the client may try again
+AGAIN: dict[str, str] = {}  # an HTTP error that the client may retry
 
 
-NEVER_S = 3600  # nobody waits for the end of it
+NEVER_S = 3600  # longer than any test
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What a provider does.
+    """A fault of a provider.
 
     Attributes:
-        scripts: what it answers, to one attempt after the other; the last to all others.
-        error: what the caller gets of it.
-        retried: whether it is tried again.
+        scripts: its answers, one for each attempt; the last for all further ones.
+        error: the error that the caller gets.
+        retried: whether it is retried.
         begins: whether there is an event before it, in a stream.
         hangs: whether it never ends; then a timeout ends it, or else the caller.
-        model: who is asked; "nobody" is at a port where nobody listens.
+        model: the model; "closed" is at a closed port.
         pauses: how long is waited before each further attempt, in seconds; None where it does
             not matter.
     """
@@ -67,7 +67,7 @@ class Fault:
     pauses: tuple[float, ...] | None = None
 
     def attempts(self, retries: int, *, streams: bool) -> int:
-        """How many requests it takes."""
+        """The number of requests."""
         if not self.retried or (self.begins and streams):
             return 1
         return min(len(self.scripts), retries + 1) if self.heals else retries + 1
@@ -82,7 +82,7 @@ HOUR = {"retry-after": "3600"}
 MID = {"begins": True}
 LASTING = {"retried": False}
 FAULTS = {
-    "nobody listens": Fault(([],), model="nobody"),
+    "is not there": Fault(([],), model="closed"),
     "closes at once": Fault(([Cut(0)],)),
     "resets at once": Fault(([Cut(0, Drop.RESET)],)),
     "drops in its headers": Fault(([Cut(40)],)),
@@ -172,7 +172,7 @@ class Caller:
         return await (await self.model()).prompt(self.text, **kwargs)
 
 
-# How callers read. Each gives the text, or raises what the caller is told.
+# How callers read. Each returns the text, or raises the error.
 
 
 async def read_text(caller: Caller) -> str:
@@ -182,12 +182,12 @@ async def read_text(caller: Caller) -> str:
 async def read_chunks(caller: Caller) -> str:
     response = await caller.prompt()
     try:
-        said = "".join([chunk async for chunk in response])
+        text = "".join([chunk async for chunk in response])
     except Exception as error:
         await check_fails_again(response.text(), error)
         raise
-    assert said == await response.text()
-    return said
+    assert text == await response.text()
+    return text
 
 
 async def read_whole(caller: Caller) -> str:
@@ -204,7 +204,7 @@ async def read_chain(caller: Caller) -> str:
 
 
 async def read_group(caller: Caller) -> str:
-    """Nobody reads the response, so that it is the group that tells of a later failure."""
+    """The response is not read, so that the group raises its failure."""
     response = None
     try:
         async with caller.models.group(caller.model_id, **caller.who) as model:
@@ -251,12 +251,12 @@ async def check_fails_again(reading: Any, error: BaseException) -> None:
 
 
 def check_agreement(sides: Sides, text: str | None, error: BaseException | None) -> None:
-    """Everybody tells the same of a call.
+    """All sides agree about a call.
 
     Args:
-        sides: what they tell.
+        sides: what each side saw.
         text: what the caller got; None if it failed.
-        error: what the caller was told; the CancelledError of one that was cancelled.
+        error: the caller's error; for a cancelled caller its CancelledError.
     """
     last = sides.rows[-1]
     assert [row["attempt"] for row in sides.rows] == [*range(1, len(sides.rows) + 1)]
@@ -287,7 +287,7 @@ def check_agreement(sides: Sides, text: str | None, error: BaseException | None)
 def check_expectations(
     fault: Fault, setting: str, way: Any, sides: Sides, error: BaseException | None
 ) -> None:
-    """It went as the fault, the settings and the way of reading have it."""
+    """The call went as the fault, the settings and the way of reading require."""
     dropped = way is read_and_drop and isinstance(error, ResponseCancelledError)
     streams = way is not read_whole
     begun = fault.begins and streams
@@ -304,7 +304,7 @@ def check_expectations(
     assert len(sides.rows) == attempts + falls_back
     models = [row["model_id"] for row in sides.rows]
     assert models == [fault.model] * attempts + ["spare"] * falls_back
-    sent = 0 if fault.model == "nobody" else attempts
+    sent = 0 if fault.model == "closed" else attempts
     assert len(sides.requests) == sent + falls_back
     if fault.pauses is not None:
         assert sides.pauses == list(fault.pauses[: attempts - 1])
@@ -325,12 +325,12 @@ def open_sockets() -> set[str]:
 async def check_nothing_is_left(
     datasette: Any, servers: Any, before: tuple[set[Any], set[str]]
 ) -> None:
-    """No task, no call, no connection, nobody in a gate, no timer.
+    """No task, call, connection, limiter permit or timer is left.
 
     Args:
         datasette: where the calls were made.
-        servers: who was asked.
-        before: the tasks and the sockets that there were.
+        servers: the providers.
+        before: the tasks and the sockets before the calls.
     """
     tasks_before, sockets_before = before
     for server in servers:

@@ -1,4 +1,4 @@
-"""The benchmark is a program; here it only has to run. No figure is compared to anything."""
+"""The benchmark is a program; here it only has to run. No number is compared to anything."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ROWS = [
 SOME = ["model", "prompt", "log-lone", "everything-alone", "no-settings"]
 
 
-def test_the_benchmark_has_a_row_for_each_bar() -> None:
+def test_benchmark_has_a_row_for_each_bar() -> None:
     done = subprocess.run(
         [*PROGRAM, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -54,7 +54,7 @@ def test_the_benchmark_has_a_row_for_each_bar() -> None:
     assert f"oneof{','.join(ROWS)}--quick" in "".join(done.stdout.split())
 
 
-def test_the_benchmark_gives_positive_figures(tmp_path: Path) -> None:
+def test_benchmark_gives_positive_figures(tmp_path: Path) -> None:
     file = tmp_path / "benchmark.json"
     only = [f"--only={name}" for name in SOME]
     program = [*PROGRAM, "--quick", "--json", str(file), *only]
@@ -67,7 +67,7 @@ def test_the_benchmark_gives_positive_figures(tmp_path: Path) -> None:
     assert all(row["work"] in done.stdout for row in rows)
 
 
-def test_figures_that_one_line_cannot_hold_have_a_table_of_their_own() -> None:
+def test_grids_are_printed_as_tables() -> None:
     lines = ((1, "llm alone", 12_345.6, ""), (1_024, "ours", 0.01234, -5.0))
     grid = Grid("some", "some calls", ("at once", "side", "calls", "added"), lines, ("A note.",))
     assert report([grid]).splitlines()[2:] == [

@@ -28,7 +28,7 @@ PHONE = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"}
 
 @pytest.fixture
 async def served(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
-    """A Datasette whose record has a week of calls, open to everybody."""
+    """A Datasette with a week of calls in its log, which everyone may see."""
     internal = tmp_path / "internal.db"
     connection = sqlite3.connect(internal)
     migrate(connection)
@@ -65,7 +65,7 @@ def _week() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_a_person_filters_the_log_pages_through_it_and_opens_a_call(served, javascript):
+async def test_log_is_filtered_paged_and_opened(served, javascript):
     async with (
         browser() as chromium,
         visit(chromium, served.url, java_script_enabled=javascript) as page,
@@ -86,7 +86,7 @@ async def test_a_person_filters_the_log_pages_through_it_and_opens_a_call(served
         await picture(page, "call")
 
 
-async def test_the_log_fits_a_phone_and_the_dark(served):
+async def test_log_pages_on_a_phone_and_in_the_dark(served):
     async with browser() as chromium, visit(chromium, served.url, **PHONE) as page:
         await page.goto("/-/llm/log")
         await picture(page, "log-phone-dark")
@@ -102,7 +102,7 @@ async def test_the_log_fits_a_phone_and_the_dark(served):
         assert await page.locator(".llm-tile").evaluate_all(cut) == 0
 
 
-async def test_the_numbers_of_the_chart_are_there_for_those_who_cannot_see_it(served):
+async def test_chart_numbers_are_accessible(served):
     async with browser() as chromium, visit(chromium, served.url) as page:
         await page.goto("/-/llm/log?measure=cost")
         numbers = page.get_by_role("table", name="Cost per day by purpose")
@@ -138,7 +138,7 @@ async def site(tmp_path: Path, llm_folder: Path) -> AsyncIterator[Served]:
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_an_administrator_logs_in_assigns_tests_and_explains(site, javascript):
+async def test_administrator_assigns_tests_and_explains(site, javascript):
     async with (
         browser() as chromium,
         visit(chromium, site.url, java_script_enabled=javascript) as page,
@@ -175,7 +175,7 @@ async def test_an_administrator_logs_in_assigns_tests_and_explains(site, javascr
         await page.get_by_role("cell", name="echo").first.wait_for()
 
 
-async def test_the_console_fits_a_phone_and_the_dark(site):
+async def test_console_on_a_phone_and_in_the_dark(site):
     async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
         await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
         for name in ("", "/models", "/purposes", "/test", "/explain", "/keys"):
@@ -211,9 +211,7 @@ async def advised(tmp_path: Path, llm_folder: Path) -> AsyncIterator[tuple[Serve
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_a_person_sees_what_would_be_sent_sends_it_and_gets_checked_advice(
-    advised, javascript
-):
+async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
     site, server = advised
     gate = asyncio.Event()
     doubtful = consulting.flag("select name from pets where weight > 99", kind="other")
@@ -258,7 +256,7 @@ async def test_a_person_sees_what_would_be_sent_sends_it_and_gets_checked_advice
         await picture(page, "consultant-list")
 
 
-async def test_the_consultant_fits_a_phone_and_the_dark(advised):
+async def test_consultant_on_a_phone_and_in_the_dark(advised):
     site, server = advised
     server.play([json.dumps(consulting.answer())])
     async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:

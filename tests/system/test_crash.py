@@ -1,4 +1,4 @@
-"""Processes that are killed, and several on one database: what the record says of them."""
+"""The call log after processes are killed, and with several processes on one database."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def server():
 
 
 class Program:
-    """The program `tests.support.crash`, whose processes write one record."""
+    """The program `tests.support.crash`, whose processes write one call log."""
 
     def __init__(self, process, path, port):
         self.process = process
@@ -118,9 +118,8 @@ async def over(server):
 
 
 @pytest.mark.timeout(180)
-async def test_l1_and_l2_after_each_of_fifty_kills_every_request_that_left_is_on_record(
-    server, program, path
-):
+async def test_l1_l2_requests_logged_after_50_kills(server, program, path):
+    """Every request that left a killed process has a row."""
     server.play([HELLO, 0.001, HELLO], [HELLO], [0.002, HELLO])
     moments = random.Random(0)
     lost, unfinished = {}, set()
@@ -153,16 +152,14 @@ async def test_l1_and_l2_after_each_of_fifty_kills_every_request_that_left_is_on
     assert lost
     assert {row["outcome"] for row in rows.values()} == {"ok", "lost"}
     assert all(row["finished_at"] for row in rows.values())
-    # The provider never saw some that are on record; none of those is said to have succeeded.
+    # Some rows are of requests that never reached the provider; none of them is a success.
     asked = set(asked_of(server))
     assert {r["outcome"] for r in rows.values() if r["purpose"] not in asked} <= {"lost"}
     assert sessions_of(path) == []
 
 
 @pytest.mark.timeout(120)
-async def test_a_process_that_is_killed_while_it_starts_leaves_a_database_that_works(
-    server, program, path
-):
+async def test_kill_at_startup_leaves_usable_database(server, program, path):
     server.play([HELLO])
     for number in range(12):
         pid = await program.start(f"r{number}")
@@ -177,9 +174,7 @@ async def test_a_process_that_is_killed_while_it_starts_leaves_a_database_that_w
     assert sessions_of(path) == []
 
 
-async def test_a_process_that_starts_second_leaves_the_rows_of_the_first_alone(
-    server, program, path
-):
+async def test_second_process_keeps_rows_of_the_first(server, program, path):
     gate = asyncio.Event()
     server.play(["one ", gate, "two"], [HELLO])
     first = await program.start("first", prompts=1, at_once=1)
@@ -194,9 +189,7 @@ async def test_a_process_that_starts_second_leaves_the_rows_of_the_first_alone(
     assert sessions_of(path) == []
 
 
-async def test_the_rows_of_a_dead_process_are_lost_while_those_of_a_live_one_are_not(
-    server, program, path
-):
+async def test_only_rows_of_dead_processes_are_lost(server, program, path):
     gate = asyncio.Event()
     server.play([HELLO, gate], [HELLO, gate], [HELLO])
     dies = await program.start("dies", prompts=1, at_once=1)
@@ -215,7 +208,7 @@ async def test_the_rows_of_a_dead_process_are_lost_while_those_of_a_live_one_are
     assert outcomes == {"dies-0": "lost", "lives-0": "ok", "third-0": "ok"}
 
 
-async def test_two_processes_that_write_at_once_lose_nothing(server, program, path):
+async def test_two_writing_processes_lose_nothing(server, program, path):
     server.play([HELLO])
     pids = [await program.start("a", prompts=50)]
     await server.received(0)  # it has made the tables
@@ -228,9 +221,7 @@ async def test_two_processes_that_write_at_once_lose_nothing(server, program, pa
     assert sessions_of(path) == []
 
 
-async def test_processes_that_start_at_once_on_a_new_record_do_not_get_in_each_others_way(
-    server, program, path, tmp_path, make_datasette
-):
+async def test_concurrent_starts_on_a_new_database(server, program, path, tmp_path, make_datasette):
     # Datasette's own tables are there: it does not stand several that make those at once.
     await make_datasette({"log": False}, internal=str(path)).invoke_startup()
     server.play([HELLO])

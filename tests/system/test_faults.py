@@ -57,7 +57,7 @@ def no_certificates(monkeypatch):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses before further attempts, by the text that is prompted; none takes any time."""
+    """The waits before retries, by prompt text; none takes any time."""
     made = defaultdict(list)
 
     async def sleep(delay, *args):
@@ -81,8 +81,8 @@ def spans(monkeypatch):
 
 
 @contextmanager
-def public_error(*what):
-    """An assertion that fails says of what."""
+def note_on_failure(*what):
+    """Add a note to an assertion that fails."""
     try:
         yield
     except AssertionError as error:
@@ -91,7 +91,7 @@ def public_error(*what):
 
 
 class Site:
-    """A Datasette whose endpoints are a server that fails, one that does not, and nobody."""
+    """A Datasette with three endpoints: a failing server, a working one, and a closed port."""
 
     def __init__(self, datasette, server, spare, witnesses, spans, pauses):
         self.datasette, self.server, self.spare = datasette, server, spare
@@ -100,7 +100,7 @@ class Site:
         self._numbers = itertools.count()
 
     async def run(self, fault, setting, ways=WAYS):
-        """Have a call in each of the ways meet a fault, all at once, and look from all sides."""
+        """Make a call in each of the ways against a fault, concurrently, and check all sides."""
         before = asyncio.all_tasks(), open_sockets()
         number = next(self._numbers)
         callers = {
@@ -111,7 +111,7 @@ class Site:
         await self.flush()
         for way, (text, error) in zip(ways, ends, strict=True):
             sides = await self.sides(callers[way].text)
-            with public_error(setting, way.__name__):
+            with note_on_failure(setting, way.__name__):
                 check_agreement(sides, text, error)
                 check_expectations(fault, setting, way, sides, error)
         await check_nothing_is_left(self.datasette, (self.server, self.spare), before)
@@ -151,10 +151,10 @@ class Site:
     async def sides(self, text):
         rows = await self.rows(text)
         spans = {span.attributes[names.CALL_ID]: span for span in self.spans()}
-        told = [spans[row["id"]].attributes for row in rows if row["id"] in spans]
+        attributes = [spans[row["id"]].attributes for row in rows if row["id"] in spans]
         return Sides(
             rows,
-            [(each[names.OUTCOME], each.get(names.ERROR_TYPE)) for each in told],
+            [(each[names.OUTCOME], each.get(names.ERROR_TYPE)) for each in attributes],
             self.witnesses.recorders[text],
             self.witnesses.accountants[text],
             self.server.requests_for(text) + self.spare.requests_for(text),
@@ -162,7 +162,7 @@ class Site:
         )
 
     async def flush(self):
-        """Have the record written."""
+        """Flush the call log."""
         await Recorder.of(self.datasette).writer.flush()
 
     async def rows(self, text):
@@ -177,13 +177,13 @@ async def site(make_datasette, plugin, spans, pauses, caplog):
     async with OpenAIServer(lingers=True) as server, OpenAIServer(lingers=True) as spare:
         server.play([TEXT])
         spare.play([TEXT])
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))  # and never listens
-            port = nobody.getsockname()[1]
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))  # and never listens
+            port = closed.getsockname()[1]
 
             async def make(idle_timeout=10):
                 urls = {"wire": server.url, "spare": spare.url}
-                urls["nobody"] = f"http://127.0.0.1:{port}/v1"
+                urls["closed"] = f"http://127.0.0.1:{port}/v1"
                 config = {
                     "log": {"content": True},
                     "endpoints": [{"model": name, "api_base": urls[name]} for name in urls],
@@ -209,7 +209,7 @@ SETTINGS = ("plain", "no-retries", "timed", "fallback", "queued")
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_all_sides_tell_the_same_of_a_fault_and_nothing_is_left(site, name):
+async def test_all_sides_agree_and_nothing_is_left(site, name):
     fault = FAULTS[name]
     idle_timeout = 10 if not fault.hangs else 0.4 if fault.begins else 0.15
     run = (await site(idle_timeout)).run
@@ -223,7 +223,7 @@ ANSWER = ["Hel", "lo", " you"]
 
 
 @pytest.mark.parametrize("how", Drop)
-async def test_an_answer_that_breaks_off_anywhere_is_never_a_success(site, how):
+async def test_truncated_answer_is_never_a_success(site, how):
     site = await site()
     site.server.play_for("whole", ANSWER)
     await Caller(site.models, "wire", "no-retries", "whole").prompt()
@@ -249,7 +249,7 @@ UNFRAMED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: c
 DONE = b"data: [DONE]\n\n"
 
 
-async def test_an_answer_of_unknown_length_that_breaks_off_anywhere_is_never_a_success(site):
+async def test_truncated_chunked_answer_is_no_success(site):
     site = await site()
     whole = UNFRAMED + delta("Hello ") + delta("you", "stop") + DONE
     end = whole.index(DONE)  # the reason to finish is enough
@@ -273,9 +273,7 @@ async def test_an_answer_of_unknown_length_that_breaks_off_anywhere_is_never_a_s
         (b"<html>Please log in</html>", False),
     ],
 )
-async def test_a_stream_is_complete_if_its_server_says_so_in_one_way_or_the_other(
-    site, body, complete
-):
+async def test_stream_needs_one_mark_of_its_end(site, body, complete):
     site = await site()
     [(text, error)] = await site.break_off([Fault(([Raw(UNFRAMED + body)],))])
     if complete:
@@ -285,7 +283,7 @@ async def test_a_stream_is_complete_if_its_server_says_so_in_one_way_or_the_othe
         assert "broke off" in str(error)
 
 
-async def test_an_answer_that_comes_byte_by_byte_is_an_answer(site):
+async def test_answer_sent_byte_by_byte(site):
     site = await site()
     site.server.play_for("slowly", [Trickle(0), *ANSWER])
     assert await read_text(Caller(site.models, "wire", "plain", "slowly")) == "Hello you"
@@ -299,7 +297,7 @@ async def test_an_answer_that_comes_byte_by_byte_is_an_answer(site):
 LONG = ["x" * 65_536] * 800  # 50 MB
 
 
-async def test_an_answer_of_50_mb_arrives_and_others_are_answered_meanwhile(site):
+async def test_answer_of_50_mb_does_not_block_others(site):
     site = await site()
     site.server.play_for("long", LONG)
     before = asyncio.all_tasks(), open_sockets()
@@ -324,7 +322,7 @@ async def test_an_answer_of_50_mb_arrives_and_others_are_answered_meanwhile(site
 
 
 @pytest.mark.parametrize("way", [read_text, read_and_drop, read_chain])
-async def test_an_answer_without_end_is_cut_off_by_its_timeout_or_its_reader(site, way):
+async def test_endless_answer_ends_by_timeout_or_reader(site, way):
     site = await site()
     site.server.play_for("long", [item for _ in range(4_000) for item in ("x" * 65_536, 0.01)])
     before = asyncio.all_tasks(), open_sockets()

@@ -1,6 +1,6 @@
 """Keys are planted wherever they can stand, every path that fails is driven, and all is searched.
 
-What openai's and httpx's own loggers write at DEBUG is not ours: they are silent unless somebody
+What openai's and httpx's own loggers write at DEBUG is not ours: they are silent unless someone
 turns them on, and they print the requests that they send, headers included.
 """
 
@@ -278,10 +278,10 @@ async def look_at_command(search: Search, folder: Path, *words: str) -> None:
 def refusals(key: str) -> Iterator[list[Any]]:
     """What a server may answer, the credentials of the request repeated."""
     echo = {"x-should-retry": "false", "x-echo": f"Bearer {key}", "location": f"/?key={key}"}
-    said = f"Bearer {key} is bad: {{key}}, {json.dumps(key)}, {urllib.parse.quote(key, safe='')}"
+    text = f"Bearer {key} is bad: {{key}}, {json.dumps(key)}, {urllib.parse.quote(key, safe='')}"
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 503):
-        yield [Refuse(status, said, echo)]
-    yield ["po", Refuse(429, said)]
+        yield [Refuse(status, text, echo)]
+    yield ["po", Refuse(429, text)]
     yield [f"data: {{no json {key}\n\n".encode()]
     yield [f'data: {{"choices": "{key}"}}\n\n'.encode()]
     yield ["po", b"data: \xff" + key.encode() + b"\n\n"]
@@ -297,9 +297,7 @@ async def prompted(model: Any, text: str = "hi", **kwargs: Any) -> str:
     return await (await model.prompt(text, **kwargs)).text()
 
 
-async def test_no_key_is_told_when_a_provider_refuses_or_breaks_off(
-    server, site, search, everything_else
-) -> None:
+async def test_no_key_leaks_from_provider_errors(server, site, search, everything_else) -> None:
     for place in PLACES:
         model = await LLM(site).model(place, actor=ANA)
         explicit = {"key": KEYS["explicit"]} if place == "explicit" else {}
@@ -329,7 +327,7 @@ async def stubborn(work: Awaitable[str]) -> None:
     raise ValueError("There was an answer")
 
 
-async def test_no_key_is_told_by_calls_of_other_shapes(
+async def test_no_key_leaks_from_chains_and_groups(
     server, site, search, everything_else, plugin
 ) -> None:
     plugin(Observer())
@@ -348,7 +346,7 @@ async def test_no_key_is_told_by_calls_of_other_shapes(
         server.play([llm.ToolCall("weather", {"city": "Paris"}, "1")], ["po", refuse])
         server.requests.clear()
         await search.failure("second step", model.chain("x", tools=[weather]).text())
-        # 500 with Retry-After, then another failure: what was tried again is told nowhere.
+        # 500 with Retry-After, then another failure: the retried failure leaks nowhere.
         later = {"retry-after": "0", "x-echo": key, "x-should-retry": "false"}
         server.play([Refuse(500, f"Not now, {key}", later)])
         await search.failure("retried", prompted(model))
@@ -405,7 +403,7 @@ async def look_at_objects(site: Datasette, models: LLM, model: Any, search: Sear
     search.text("repr", *map(repr, handed), *map(str, handed))
 
 
-async def test_no_key_is_told_by_the_console_and_the_commands(
+async def test_no_key_leaks_from_console_and_commands(
     server, site, search, everything_else, tmp_path
 ) -> None:
     for place in ("environment", "table", "keys.json", "header"):
@@ -434,7 +432,7 @@ async def try_on_the_page(site: Datasette, search: Search, fields: dict[str, str
 
 
 class StatusError(Exception):
-    """A stranger's exception that carries along all that it was told."""
+    """A third-party exception that carries all its arguments."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"bad key {key}", {"headers": {"authorization": f"Bearer {key}"}})
@@ -478,7 +476,7 @@ def exceptions(key: str) -> Iterator[Exception]:
 
 
 @pytest.mark.parametrize("chunks", [[], ["One "]], ids=["before", "after"])
-async def test_no_key_is_told_by_what_a_model_raises(
+async def test_no_key_leaks_from_exceptions_of_models(
     site, search, everything_else, register_models, chunks
 ) -> None:
     key = KEYS["model"]
@@ -512,15 +510,16 @@ class Threaded(llm.KeyModel):
 
     def execute(self, prompt, stream, response, conversation, key):
         self.keys.append(key)
-        response.response_json = {"said": key}
+        response.response_json = {"text": key}
         yield from ()
         raise next(self.errors)
 
 
 @pytest.mark.parametrize("place", ["threaded", "explicit"])
-async def test_no_key_is_told_by_a_thread_nor_by_what_is_tried_again_nor_by_fallbacks(
+async def test_no_key_leaks_from_retries_and_fallbacks(
     server, config, site, search, everything_else, provide, monkeypatch, place
 ) -> None:
+    """Nor from the thread of a synchronous model."""
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_INITIAL_S", 0)
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_JITTER_S", 0)
     threaded = Threaded()
@@ -534,7 +533,7 @@ async def test_no_key_is_told_by_a_thread_nor_by_what_is_tried_again_nor_by_fall
     model_id = place if place == "threaded" else "environment"
 
     model = await LLM(site).model(model_id, purpose="chat", actor=ANA)
-    # The fallbacks, too, are told the key of the model that was asked for, and repeat it.
+    # The fallbacks also get the key of the requested model, and repeat it.
     echo = {"x-echo": key, "retry-after": "0"}
     refuse = Refuse(500, f"{{key}}, {json.dumps(key)}, {urllib.parse.quote(key, safe='')}", echo)
     for script in ([refuse], [Refuse(401, refuse.message, echo)], [Drop.RESET]):
@@ -550,7 +549,7 @@ async def test_no_key_is_told_by_a_thread_nor_by_what_is_tried_again_nor_by_fall
 
 
 @pytest.mark.parametrize("step", ["before", "after", "cleanup"])
-async def test_no_key_is_told_by_a_hook_that_fails(
+async def test_no_key_leaks_from_failing_hooks(
     server, site, search, everything_else, plugin, step
 ) -> None:
     def fail(result: Any) -> None:
@@ -586,7 +585,7 @@ def wrong_places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"endpoints": [endpoint | {"api_base": f"http://127.0.0.1/v1?key={key}"}]}
 
 
-async def test_no_key_is_told_by_a_startup_that_fails(
+async def test_no_key_leaks_from_a_failed_startup(
     config, make_datasette, search, caplog, tmp_path
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -619,17 +618,18 @@ async def test_no_key_is_told_by_a_startup_that_fails(
         lambda key: base64.b64encode(f"Basic {key}@".encode()).decode(),
     ],
 )
-def test_the_search_finds_a_key_however_it_is_written(name: str, write: Any) -> None:
+def test_search_finds_every_spelling_of_a_key(name: str, write: Any) -> None:
     assert keys_in(f"x{write(KEYS[name])}y") == [name]
     search = Search()
-    told = StatusError(write(KEYS[name]))
+    status_error = StatusError(write(KEYS[name]))
     search.error(
-        "here", ValueError([behind(ValueError("x"), ExceptionGroup("g", [told]), "__cause__")])
+        "here",
+        ValueError([behind(ValueError("x"), ExceptionGroup("g", [status_error]), "__cause__")]),
     )
     assert search.findings
 
 
-def test_no_planted_key_has_a_spelling_that_anything_else_has() -> None:
+def test_planted_keys_are_unique() -> None:
     every = [spelling for key in KEYS.values() for spelling in set(spellings(key))]
     assert min(map(len, every)) > 20
     assert keys_in(re.sub(r"[0-9]", "", " ".join(KEYS.values()))) == []

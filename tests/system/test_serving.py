@@ -18,7 +18,7 @@ from ..support.openai_server import BOUND_S, OpenAIServer, write_model
 from ..support.server import Served, alone, log_in
 
 # What a plugin author would write: a view that streams an answer to the browser, and stops
-# reading when the browser goes away, which uvicorn only tells to those who listen.
+# reading when the browser goes away, which uvicorn reports only to listeners.
 VIEWS = """
 import asyncio
 
@@ -124,7 +124,7 @@ plugins:
 
 @pytest.fixture
 def witness(tmp_path):
-    """The file in which the plugin's context writes what it was told at its end."""
+    """The file in which the plugin's context writes how its call ended."""
     return tmp_path / "witness.txt"
 
 
@@ -157,7 +157,7 @@ async def serve(tmp_path, environment):
         yield start
 
 
-async def test_a_view_sends_the_first_chunk_before_the_model_has_made_the_last(serve):
+async def test_view_streams_the_first_chunk_early(serve):
     served = await serve()
     async with served.client() as client:
         async with client.stream("GET", "/-/stream?model=gated") as page:
@@ -169,7 +169,7 @@ async def test_a_view_sends_the_first_chunk_before_the_model_has_made_the_last(s
     assert outcome.json() == {"outcome": "complete", "sent": 2}
 
 
-async def test_a_view_whose_client_goes_away_stops_the_model(serve, witness):
+async def test_client_disconnect_stops_the_model(serve, witness):
     served = await serve()
     async with served.client() as client:
         async with client.stream("GET", "/-/stream?model=gated") as page:
@@ -180,7 +180,7 @@ async def test_a_view_whose_client_goes_away_stops_the_model(serve, witness):
     assert "Traceback" not in served.output
 
 
-async def test_a_refused_model_is_an_error_page_and_not_a_broken_stream(serve):
+async def test_refused_model_is_an_error_page(serve):
     served = await serve({"blocked_models": ["gated"]})
     async with served.client() as client:
         page = await client.get("/-/stream?model=gated")
@@ -189,7 +189,7 @@ async def test_a_refused_model_is_an_error_page_and_not_a_broken_stream(serve):
 
 
 @pytest.mark.parametrize("way", ["begin", "stream"])
-async def test_shutdown_cancels_a_prompt_in_flight_and_the_process_ends(way, serve, witness):
+async def test_shutdown_cancels_running_prompts(way, serve, witness):
     served = await serve()
     async with served.client() as client, client.stream("GET", f"/-/{way}?model=gated") as page:
         assert await anext(page.aiter_text()) in ("begun", "first ")
@@ -205,7 +205,7 @@ async def test_shutdown_cancels_a_prompt_in_flight_and_the_process_ends(way, ser
     assert "Traceback" not in served.output
 
 
-def test_a_bad_configuration_stops_datasette_with_all_of_its_problems(tmp_path, environment):
+def test_bad_configuration_stops_datasette(tmp_path, environment):
     file = tmp_path / "datasette.yaml"
     file.write_text(BAD_CONFIG)
     command = [sys.executable, "-m", "datasette", "serve", "--port", "0", "--config", str(file)]
@@ -227,14 +227,14 @@ def test_a_bad_configuration_stops_datasette_with_all_of_its_problems(tmp_path, 
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
-async def test_an_unknown_model_in_the_configuration_is_a_warning_and_datasette_starts(serve):
+async def test_unknown_model_in_configuration_warns(serve):
     served = await serve({"default_model": "gpt-from-the-future"})
     assert (
         "plugins.datasette-llm.default_model: Unknown model: 'gpt-from-the-future'" in served.output
     )
 
 
-async def test_the_secrets_page_lists_the_providers_keys_and_every_configured_key(serve):
+async def test_secrets_page_lists_every_key(serve):
     references = {
         "default_model": {"model": "gpt-4o-mini", "key": "HOUSE_KEY"},
         "purposes": {
@@ -255,9 +255,7 @@ async def test_the_secrets_page_lists_the_providers_keys_and_every_configured_ke
     assert "https://platform.openai.com/api-keys" in html.unescape(page.text)
 
 
-async def test_a_key_typed_into_the_form_streams_the_providers_answer_to_the_browser(
-    serve, llm_folder
-):
+async def test_key_from_the_form_is_used(serve, llm_folder):
     async with OpenAIServer() as provider:
         write_model(llm_folder, provider.url)
         rest = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The soak is a program; here a few calls of it have to run, and its arithmetic to be right."""
+"""The soak is a program; here a short one runs, and its arithmetic is tested."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def failing(expected=COUNTS, seen=COUNTS, after=LEFT, surprises=None):
     return [line.what for line in found if not line.holds]
 
 
-def test_what_is_equal_holds():
+def test_equal_counts_hold():
     assert failing() == []
     assert "NO" not in table(lines(COUNTS, COUNTS, LEFT, LEFT, {}))
 
@@ -31,8 +31,8 @@ def test_what_is_equal_holds():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"requests": 11}, "requests that the provider has had"),
-        ({"outcomes": Counter(ok=6, error=2, cancelled=2)}, "rows of the record"),
+        ({"requests": 11}, "requests received by the provider"),
+        ({"outcomes": Counter(ok=6, error=2, cancelled=2)}, "rows of the call log"),
         ({"outcomes": Counter(ok=7, error=1, cancelled=3)}, "rows that are error"),
         ({"outcomes": COUNTS.outcomes + Counter(unfinished=1)}, "rows that are unfinished"),
         ({"unsent": 0}, "rows of calls cancelled in the queue"),
@@ -40,7 +40,7 @@ def test_what_is_equal_holds():
         ({"released": 3}, "reservations released"),
     ],
 )
-def test_a_side_that_has_counted_otherwise_is_told(change, what):
+def test_differing_counts_are_reported(change, what):
     assert what in failing(seen=replace(COUNTS, **change))
 
 
@@ -55,16 +55,16 @@ def test_a_side_that_has_counted_otherwise_is_told(change, what):
         ({"memory_kb": 105_001}, "memory"),
     ],
 )
-def test_what_is_left_is_told(change, what):
+def test_leftovers_are_reported(change, what):
     assert failing(after=replace(LEFT, **change)) == [what]
     assert "NO" in table(lines(COUNTS, COUNTS, LEFT, replace(LEFT, **change), {}))
 
 
-def test_memory_may_grow_by_a_twentieth():
+def test_memory_may_grow_by_5_percent():
     assert failing(after=replace(LEFT, memory_kb=104_900)) == []
 
 
-def test_a_call_that_ended_otherwise_than_it_should_is_told():
+def test_surprises_are_reported():
     assert failing(surprises={"'read': KeyError: 1": 1}) == ["calls with 'read': KeyError: 1"]
 
 
@@ -77,10 +77,10 @@ def test_counts_add_up():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the soak looks into /proc")
-def test_a_short_soak_comes_out_even():
+def test_short_soak_comes_out_even():
     program = [sys.executable, "-m", "tests.soak", "--calls=150", "--at-once=50"]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert "requests that the provider has had" in done.stdout, done.stderr
-    # Of so few calls memory still grows, by code that runs for the first time.
+    assert "requests received by the provider" in done.stdout, done.stderr
+    # With so few calls memory still grows, by code that runs for the first time.
     uneven = [line for line in done.stdout.splitlines() if line.endswith("  NO")]
     assert [line for line in uneven if not line.startswith("memory")] == []

@@ -1,4 +1,4 @@
-"""The page of a table: the preview, and what becomes of sending it."""
+"""The page of a table's preview, and sending it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import AsgiStream
 
-from ...consultant.advice.consultation import Consultation, Told, consult
-from ...consultant.advice.previews import Preview, preview, seen
+from ...consultant.advice.consultation import Consultation, OnStep, consult
+from ...consultant.advice.previews import Preview, cached_preview, make_preview
 from ...consultant.table_access import Access
 from ...errors import LLMError
 from ...permissions import ANALYZE
 from ...web import client_disconnected
 from ..navigation import ADVICE
-from . import payloads as pages
+from . import payloads
 from .payloads import FIELDS, BadRequestError
-from .rendering import analyze_path, shown_page, stored_page
+from .rendering import analyze_path, render_consultation, render_preview
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
+
+    Fields = Mapping[str, list[str]]
 
 T = TypeVar("T")
 
@@ -34,53 +36,60 @@ CHANGED = (
     "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
     "changed since the preview. This is what would be sent now."
 )
+_GONE = "The consultation was stored, but you may not see it: the table is gone"
 
 
 async def analyze_page(datasette: Datasette, request: Request) -> Response | AsgiStream:
-    """The preview; a POST sends what was seen there."""
+    """The preview; a POST sends it."""
     database, table = await _permitted_table(datasette, request)
     try:
         if request.method == "POST":
-            given = await _posted(request)
-            return await _send(datasette, request, database, table, given)
-        made = await _preview(datasette, request, database, table, arguments(request))
+            fields = await _form_fields(request)
+            return await _send(datasette, request, database, table, fields)
+        preview = await _preview(datasette, request, database, table, arguments(request))
         notice = CHANGED if request.args.get("changed") else None
-        return await _preview_page(datasette, request, made, notice)
+        return await _preview_page(datasette, request, preview, notice)
     except BadRequestError as error:
         empty = await _preview(datasette, request, database, table, {})
         return await _preview_page(datasette, request, empty, str(error), status=400)
-    except _ReaderGoneError:
-        return _unread()
+    except _ClientGoneError:
+        return _client_gone()
 
 
 async def analyze_json(datasette: Datasette, request: Request) -> Response:
-    """The preview; a POST sends it, and answers with the stored consultation."""
+    """The preview as JSON; a POST asks the model, and returns the stored consultation."""
     database, table = await _permitted_table(datasette, request)
     try:
         if request.method != "POST":
-            made = await _preview(datasette, request, database, table, arguments(request))
-            return Response.json(await pages.preview_payload(datasette, made))
-        asked = await pages.asked_of(datasette, database, table, await _json_body(request))
+            preview = await _preview(datasette, request, database, table, arguments(request))
+            return Response.json(await payloads.preview_payload(datasette, preview))
+        fields = await _json_fields(request)
+        advice_request = await payloads.consultation_request(datasette, database, table, fields)
     except BadRequestError as error:
         return Response.error(str(error), 400)
     access = Access(datasette, request.actor)
     try:
-        done = await _while_there(request, consult(datasette, asked, access))
-    except _ReaderGoneError:
-        return _unread()
-    payload = await pages.payload(done.row, access)
+        done = await _while_connected(request, consult(datasette, advice_request, access))
+    except _ClientGoneError:
+        return _client_gone()
+    payload = await payloads.consultation_payload(done.row, access)
     if done.unrecorded is not None:
         return Response.json(payload | {"ok": False, "error": done.unrecorded}, status=503)
     location = {"location": datasette.urls.path(f"{ADVICE}/{done.row['id']}.json")}
     return Response.json(payload, status=201, headers=location)
 
 
+def arguments(request: Request) -> dict[str, list[str]]:
+    """The arguments of a query string, each with its values."""
+    return {name: request.args.getlist(name) for name in request.args}
+
+
 async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str, str]:
     """The names of a table that exists and that the actor may view and analyze."""
     route, table = (tilde_decode(request.url_vars[name]) for name in ("database", "table"))
-    named = {db.route: name for name, db in datasette.databases.items()}
-    database = named.get(route, route)
-    # Before anything tells whether there is such a table.
+    names = {db.route: name for name, db in datasette.databases.items()}
+    database = names.get(route, route)
+    # First, so that nothing reveals whether there is such a table.
     if not await Access(datasette, request.actor).may_analyze(database, table):
         raise Forbidden(ANALYZE)
     await datasette.resolve_table(request)
@@ -88,15 +97,11 @@ async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str,
 
 
 async def _preview(
-    datasette: Datasette,
-    request: Request,
-    database: str,
-    table: str,
-    given: Mapping[str, list[str]],
+    datasette: Datasette, request: Request, database: str, table: str, fields: Fields
 ) -> Preview:
-    asked = await pages.asked_of(datasette, database, table, given)
+    advice_request = await payloads.consultation_request(datasette, database, table, fields)
     try:
-        return await preview(datasette, asked, request.actor)
+        return await make_preview(datasette, advice_request, request.actor)
     except LLMError as error:
         raise NotFound(str(error)) from None
 
@@ -104,87 +109,78 @@ async def _preview(
 async def _preview_page(
     datasette: Datasette,
     request: Request,
-    made: Preview,
+    preview: Preview,
     notice: str | None = None,
     status: int = 200,
 ) -> Response:
-    payload = await pages.preview_payload(datasette, made)
-    asked = made.asked
-    context = {
-        "payload": payload,
-        "notice": notice,
-        "path": analyze_path(datasette, asked.database, asked.table),
-        "table_path": datasette.urls.table(asked.database, asked.table),
-        "list_path": datasette.urls.path(ADVICE),
-    }
-    return await shown_page(datasette, request, "llm_analyze.html", context, status)
+    payload = await payloads.preview_payload(datasette, preview)
+    return await render_preview(datasette, request, payload, notice, status)
 
 
 async def _send(
-    datasette: Datasette,
-    request: Request,
-    database: str,
-    table: str,
-    given: Mapping[str, list[str]],
+    datasette: Datasette, request: Request, database: str, table: str, fields: Fields
 ) -> Response | AsgiStream:
-    """Send a preview, if it is what was seen."""
-    asked = await pages.asked_of(datasette, database, table, given)
-    digest = next(iter(given.get("digest", ())), "")
-    made = seen(datasette, asked, digest)
+    """Send a preview, if it is the one that was shown."""
+    advice_request = await payloads.consultation_request(datasette, database, table, fields)
+    digest = next(iter(fields.get("digest", ())), "")
+    preview = cached_preview(datasette, advice_request, digest)
     streams = NDJSON in request.headers.get("accept", "")
-    if made is None:
-        made = await _preview(datasette, request, database, table, given)
-        if made.digest != digest:
-            return await _shown_anew(datasette, request, made, streams)
+    if preview is None:
+        preview = await _preview(datasette, request, database, table, fields)
+        if preview.digest != digest:
+            return await _changed(datasette, request, preview, streams)
     if streams:
-        return _streamed(datasette, request, made)
-    return await _waited(datasette, request, made)
+        return _streamed(datasette, request, preview)
+    return await _waited(datasette, request, preview)
 
 
-async def _shown_anew(
-    datasette: Datasette, request: Request, made: Preview, streams: bool
+async def _changed(
+    datasette: Datasette, request: Request, preview: Preview, streams: bool
 ) -> Response:
+    """Show the new preview instead of sending it."""
     if not streams:
-        return await _preview_page(datasette, request, made, CHANGED, status=409)
-    fields = {"model_id": made.asked.model_id, "question": made.asked.question}
+        return await _preview_page(datasette, request, preview, CHANGED, status=409)
+    advice_request = preview.request
+    fields = {"model_id": advice_request.model_id, "question": advice_request.question}
     query = [(name, value) for name, value in fields.items() if value]
-    query += [("exclude", name) for name in made.asked.exclude]
-    query += [("type", made.asked.kind.name), ("changed", "1")]
-    path = analyze_path(datasette, made.asked.database, made.asked.table)
+    query += [("exclude", name) for name in advice_request.exclude]
+    query += [("type", advice_request.kind.name), ("changed", "1")]
+    path = analyze_path(datasette, advice_request.database, advice_request.table)
     line = json.dumps({"next": f"{path}?{urlencode(query)}"})
     return Response(f"{line}\n", content_type=NDJSON)
 
 
-async def _waited(datasette: Datasette, request: Request, made: Preview) -> Response:
+async def _waited(datasette: Datasette, request: Request, preview: Preview) -> Response:
+    """Wait for the consultation, and show it."""
     access = Access(datasette, request.actor)
-    work = consult(datasette, made.as_seen, access, profile=made.profile)
-    done = await _while_there(request, work)
-    stored = await _visible(datasette, request, done)
-    if stored is not None:
-        # 303, so that a page that is loaded again does not send again.
-        return Response.redirect(stored, status=303)
-    payload = await pages.payload(done.row, access)
-    return await stored_page(datasette, request, payload, done.unrecorded, status=503)
+    work = consult(datasette, preview.pinned_request, access, profile=preview.profile)
+    done = await _while_connected(request, work)
+    path = await _visible_path(datasette, request, done)
+    if path is not None:
+        # 303, so that reloading the page does not send again.
+        return Response.redirect(path, status=303)
+    payload = await payloads.consultation_payload(done.row, access)
+    return await render_consultation(datasette, request, payload, done.unrecorded, status=503)
 
 
-def _streamed(datasette: Datasette, request: Request, made: Preview) -> AsgiStream:
-    """Lines of JSON: what is being done, and at last where to go."""
+def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiStream:
+    """Lines of JSON: each step as it begins, and at the end the path to go to."""
     access = Access(datasette, request.actor)
 
     async def stream(writer: AsgiWriter) -> None:
         steps: asyncio.Queue[str | None] = asyncio.Queue()
         work = asyncio.create_task(
-            _while_there(request, _telling(datasette, made, access, steps.put_nowait))
+            _while_connected(request, _consult(datasette, preview, access, steps.put_nowait))
         )
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
             while (step := await steps.get()) is not None:
                 await writer.write(json.dumps({"step": step}) + "\n")
             done = await work
-            stored = await _visible(datasette, request, done)
-            last = {"next": stored} if stored else {"error": done.unrecorded or _GONE}
+            path = await _visible_path(datasette, request, done)
+            last = {"next": path} if path else {"error": done.unrecorded or _GONE}
             await writer.write(json.dumps(last) + "\n")
-        except _ReaderGoneError:
+        except _ClientGoneError:
             return
         finally:
             if not work.done():
@@ -194,77 +190,73 @@ def _streamed(datasette: Datasette, request: Request, made: Preview) -> AsgiStre
     return AsgiStream(stream, content_type=NDJSON)
 
 
-_GONE = "The consultation is on record, but you may not see it: the table is gone"
+async def _consult(
+    datasette: Datasette, preview: Preview, access: Access, on_step: OnStep
+) -> Consultation:
+    request = preview.pinned_request
+    return await consult(datasette, request, access, profile=preview.profile, on_step=on_step)
 
 
-async def _telling(datasette: Datasette, made: Preview, access: Access, told: Told) -> Consultation:
-    return await consult(datasette, made.as_seen, access, profile=made.profile, told=told)
-
-
-async def _visible(datasette: Datasette, request: Request, done: Consultation) -> str | None:
-    """The address of a consultation, where it was stored and the actor may see it."""
+async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:
+    """The path of a consultation, where it was stored and the actor may see it."""
     if done.unrecorded is not None:
         return None
-    found = await pages.stored_payload(datasette, request.actor, done.row["id"])
+    payload = await payloads.stored_payload(datasette, request.actor, done.row["id"])
     path: str = datasette.urls.path(f"{ADVICE}/{done.row['id']}")
-    return None if found is None else path
+    return None if payload is None else path
 
 
-async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do something for as long as whoever asked for it is there; cancelled when they leave.
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run the work as long as the client is connected; cancel it when the client goes away.
 
     Raises:
-        _ReaderGoneError: they have left.
+        _ClientGoneError: the client went away.
     """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(client_disconnected(request))
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        left = not task.done()
+        disconnected = not task.done()
     finally:
         gone.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
-    if left:
-        raise _ReaderGoneError
+    if disconnected:
+        raise _ClientGoneError
     return task.result()
 
 
-class _ReaderGoneError(Exception):
-    """Whoever asked has gone, so that nobody reads an answer."""
+class _ClientGoneError(Exception):
+    """The client went away, so that the response is of no use."""
 
 
-def _unread() -> Response:
-    return Response.text("", status=499)  # as nginx writes into its log
+def _client_gone() -> Response:
+    return Response.text("", status=499)  # nginx's status for it in access logs
 
 
-def arguments(request: Request) -> dict[str, list[str]]:
-    """The arguments of an address, each with its values."""
-    return {name: request.args.getlist(name) for name in request.args}
-
-
-async def _posted(request: Request) -> dict[str, list[str]]:
+async def _form_fields(request: Request) -> dict[str, list[str]]:
     try:
         return parse_qs((await request.post_body()).decode(), max_num_fields=5_000)
     except ValueError as error:
         raise BadRequestError(f"The body is no form: {error}") from None
 
 
-async def _json_body(request: Request) -> dict[str, list[str]]:
-    """The fields of a JSON object, each with its values as a form would send them."""
+async def _json_fields(request: Request) -> dict[str, list[str]]:
+    """The fields of a JSON object, each with its values, as from a form."""
     try:
         body = json.loads(await request.post_body() or b"{}")
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"The body is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequestError("The body has to be a JSON object, which may be empty")
-    given = {}
-    for name, value in body.items():
-        if name not in FIELDS:
-            raise BadRequestError(f"There is no field {name!r}; use {', '.join(FIELDS)}")
-        values = value if name == "exclude" and isinstance(value, list) else [value]
-        if not all(isinstance(each, str | None) for each in values):
-            raise BadRequestError(f"{name}: expected text" + (" in a list" * (name == "exclude")))
-        given[name] = [each for each in values if each is not None]
-    return given
+    return {name: _json_values(name, value) for name, value in body.items()}
+
+
+def _json_values(name: str, value: object) -> list[str]:
+    if name not in FIELDS:
+        raise BadRequestError(f"There is no field {name!r}; use {', '.join(FIELDS)}")
+    values: list[Any] = value if name == "exclude" and isinstance(value, list) else [value]
+    if not all(isinstance(each, str | None) for each in values):
+        raise BadRequestError(f"{name}: expected text" + (" in a list" * (name == "exclude")))
+    return [each for each in values if each is not None]

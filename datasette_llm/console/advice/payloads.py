@@ -1,4 +1,4 @@
-"""What the consultant's pages show, as their JSON twins give it."""
+"""Payloads of the consultant's pages and their JSON twins, and the fields of a request."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...consultant.advice import store as record
+from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import type_named, types
-from ...consultant.table_access import Access, analyzable
+from ...consultant.table_access import Access, analyzable_tables
 from ...errors import LLMError
+from ...log.cost import NANODOLLARS
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ...consultant.table_access import Actor
-
-    Payload = dict[str, Any]
+    from ...web import Payload
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
@@ -29,91 +29,95 @@ _ID = re.compile("[0-9a-z]{26}")
 
 
 class BadRequestError(LLMError):
-    """What somebody asks for makes no sense; the message says why."""
+    """A request has an invalid field; the message names it."""
 
 
-async def asked_of(
-    datasette: Datasette, database: str, table: str, given: Mapping[str, list[str]]
+async def consultation_request(
+    datasette: Datasette, database: str, table: str, fields: Mapping[str, list[str]]
 ) -> ConsultationRequest:
-    """What the fields of a form, an address or a JSON body ask for.
+    """The request in the fields of a form, a query string or a JSON body.
 
     Args:
         datasette: the Datasette instance.
         database: the name of the database.
         table: the name of an existing table.
-        given: each field with its values; empty ones do not count.
+        fields: each field with its values; empty values are ignored.
 
     Raises:
-        BadRequestError: they make no sense.
+        BadRequestError: a field is invalid.
     """
     names = await datasette.get_database(database).table_columns(table)
-    exclude = tuple(name for name in names if name in given.get("exclude", ()))
-    unknown = [name for name in given.get("exclude", ()) if name not in names]
+    exclude = tuple(name for name in names if name in fields.get("exclude", ()))
+    unknown = [name for name in fields.get("exclude", ()) if name not in names]
     if unknown:
         raise BadRequestError(f"exclude: the table has no column {unknown[0]!r}")
-    question = _single(given, "question")
+    question = _single(fields, "question")
     if question is not None and len(question) > MAX_QUESTION_CHARS:
         raise BadRequestError(f"question: at most {MAX_QUESTION_CHARS:,} characters")
-    kind = type_named(_single(given, "type") or types()[0].name)
+    kind = type_named(_single(fields, "type") or types()[0].name)
     if kind is None:
         known = ", ".join(each.name for each in types())
         raise BadRequestError(f"type: there is no such type; use one of {known}")
-    return ConsultationRequest(database, table, _single(given, "model_id"), question, exclude, kind)
+    return ConsultationRequest(
+        database, table, _single(fields, "model_id"), question, exclude, kind
+    )
 
 
-def _single(given: Mapping[str, list[str]], name: str) -> str | None:
-    values = [value.strip() for value in given.get(name, ()) if value.strip()]
+def _single(fields: Mapping[str, list[str]], name: str) -> str | None:
+    values = [value.strip() for value in fields.get(name, ()) if value.strip()]
     if len(values) > 1:
         raise BadRequestError(f"{name}: give it once")
     return values[0] if values else None
 
 
-async def preview_payload(datasette: Datasette, made: Preview) -> Payload:
-    """A preview as the page and its JSON twin show it."""
-    asked = made.asked
-    columns = await datasette.get_database(asked.database).table_columns(asked.table)
-    cost = made.cost.cost_nanodollars
+async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
+    """A preview as JSON."""
+    request = preview.request
+    columns = await datasette.get_database(request.database).table_columns(request.table)
+    cost = preview.cost.cost_nanodollars
     return {
         "ok": True,
-        "database": asked.database,
-        "table": asked.table,
-        "type": asked.kind.name,
+        "database": request.database,
+        "table": request.table,
+        "type": request.kind.name,
         "types": [{"name": each.name, "label": each.label} for each in types()],
-        "model_id": made.model_id,
-        "models": list(made.models),
-        "fallbacks": list(made.fallbacks),
-        "problem": made.problem,
-        "question": asked.question,
-        "columns": [{"name": name, "excluded": name in asked.exclude} for name in columns],
-        "left_out": [name for name in made.profile["left_out"] if name not in asked.exclude],
-        "system_prompt": made.prompts.system,
-        "user_prompt": made.prompts.user,
-        "input_tokens": made.cost.input_tokens,
-        "answer_tokens": made.cost.answer_tokens,
-        "cost_dollars": None if cost is None else cost / 1_000_000_000,
-        "estimated_by": made.cost.how,
-        "digest": made.digest,
+        "model_id": preview.model_id,
+        "models": list(preview.models),
+        "fallbacks": list(preview.fallbacks),
+        "problem": preview.problem,
+        "question": request.question,
+        "columns": [{"name": name, "excluded": name in request.exclude} for name in columns],
+        "left_out": [name for name in preview.profile["left_out"] if name not in request.exclude],
+        "system_prompt": preview.prompts.system,
+        "user_prompt": preview.prompts.user,
+        "input_tokens": preview.cost.input_tokens,
+        "answer_tokens": preview.cost.answer_tokens,
+        "cost_dollars": None if cost is None else cost / NANODOLLARS,
+        "estimated_by": preview.cost.how,
+        "digest": preview.digest,
     }
 
 
 async def list_payload(
     datasette: Datasette, actor: Actor, arguments: Mapping[str, list[str]]
 ) -> Payload:
-    """A page of the consultations that an actor may see.
+    """A page of the list of consultations that an actor may see.
 
     Raises:
-        BadRequestError: the arguments make no sense.
+        BadRequestError: an argument is invalid.
     """
     limit = _limit(_single(arguments, "limit"))
     before = _single(arguments, "next")
     if before is not None and not _ID.fullmatch(before):
-        raise BadRequestError(f"next: {before!r} is no cursor that a page of this list gave")
-    rows = await record.some(datasette, await analyzable(datasette, actor), before, limit + 1)
-    shown = rows[:limit]
+        raise BadRequestError(f"next: {before!r} is no cursor of this list")
+    rows = await store.read_page(
+        datasette, await analyzable_tables(datasette, actor), before, limit + 1
+    )
+    page = rows[:limit]
     return {
         "ok": True,
-        "consultations": [_named(row) for row in shown],
-        "next": shown[-1]["id"] if len(rows) > limit else None,
+        "consultations": [_renamed(row) for row in page],
+        "next": page[-1]["id"] if len(rows) > limit else None,
         "limit": limit,
     }
 
@@ -130,33 +134,33 @@ def _limit(text: str | None) -> int:
 async def stored_payload(
     datasette: Datasette, actor: Actor, consultation_id: str
 ) -> Payload | None:
-    """A consultation of the record, for an actor; None where they may not see one of this id."""
-    row = await record.one(datasette, consultation_id, await analyzable(datasette, actor))
-    return None if row is None else await payload(row, Access(datasette, actor))
+    """A stored consultation; None where there is none of this id that the actor may see."""
+    row = await store.read_one(
+        datasette, consultation_id, await analyzable_tables(datasette, actor)
+    )
+    return None if row is None else await consultation_payload(row, Access(datasette, actor))
 
 
-async def payload(row: Mapping[str, Any], access: Access) -> Payload:
-    """A consultation as the page and its JSON twin show it.
+async def consultation_payload(row: Mapping[str, Any], access: Access) -> Payload:
+    """A consultation as JSON.
 
     Args:
-        row: of the record, with JSON columns as values.
-        access: what whoever looks may do. A query's rows may come from other tables, so they are
-            shown to those who may view all that it read.
+        row: its row, with JSON columns as values.
+        access: the permissions of the actor who views it. The result of a check is included if
+            they may view all tables that its query read.
     """
-    shown = dict(_named(row))
-    shown["checks"] = [
-        await _shown_check(check, row["database_name"], access) for check in row["checks"]
-    ]
+    checks = [await _visible_check(check, row["database_name"], access) for check in row["checks"]]
     kind = type_named(row["type"])
     advice = row["advice"]
     derived = None
     if advice is not None and kind is not None:
         where = (row["database_name"], row["table_name"])
         derived = await asyncio.to_thread(kind.derived, *where, advice)
-    return {"ok": True, "consultation": shown | {"derived": derived}}
+    return {"ok": True, "consultation": _renamed(row) | {"checks": checks, "derived": derived}}
 
 
-async def _shown_check(check: Mapping[str, Any], database: str, access: Access) -> Payload:
+async def _visible_check(check: Mapping[str, Any], database: str, access: Access) -> Payload:
+    # The rows, and an error message too, may have values of other tables.
     for table in check["tables"]:
         if not await access.may_view(database, table):
             hidden = "its result is not shown, since it read a table that you may not view"
@@ -164,7 +168,7 @@ async def _shown_check(check: Mapping[str, Any], database: str, access: Access) 
     return dict(check)
 
 
-def _named(row: Mapping[str, Any]) -> Payload:
-    """A row with the names that addresses use."""
+def _renamed(row: Mapping[str, Any]) -> Payload:
+    """A row with the names of JSON."""
     names = {"database_name": "database", "table_name": "table"}
     return {names.get(name, name): value for name, value in row.items()}

@@ -1,9 +1,11 @@
-"""What the consultant's addresses have in common: where they are, and how they are shown."""
+"""The HTML of the consultant's pages: their contexts and templates."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from datasette import Response
 
@@ -15,46 +17,72 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-    Payload = dict[str, Any]
+    from ...web import Payload
 
 
 def analyze_path(datasette: Datasette, database: str, table: str) -> str:
-    """The address of a table's preview."""
+    """The path of a table's preview."""
     return f"{datasette.urls.table(database, table)}/-/llm-analyze"
 
 
-async def stored_page(
+async def render_preview(
+    datasette: Datasette,
+    request: Request,
+    payload: Payload,
+    notice: str | None = None,
+    status: int = 200,
+) -> Response:
+    """The page of a preview."""
+    database, table = payload["database"], payload["table"]
+    context = {
+        "payload": payload,
+        "notice": notice,
+        "path": analyze_path(datasette, database, table),
+        "table_path": datasette.urls.table(database, table),
+        "list_path": datasette.urls.path(ADVICE),
+    }
+    return await _render(datasette, request, "llm_analyze.html", context, status)
+
+
+async def render_consultation(
     datasette: Datasette,
     request: Request,
     payload: Payload,
     warning: str | None = None,
     status: int = 200,
 ) -> Response:
-    """A consultation as a page."""
-    shown = payload["consultation"]
-    kind = type_named(shown["type"])
-    known = shown["database"] in datasette.databases
+    """The page of a consultation."""
+    consultation = payload["consultation"]
+    database, table = consultation["database"], consultation["table"]
+    exists = database in datasette.databases
     context = {
-        "consultation": shown,
+        "consultation": consultation,
         "warning": warning,
-        "kind": kind,
-        "table_path": datasette.urls.table(shown["database"], shown["table"]) if known else None,
+        "kind": type_named(consultation["type"]),
+        "table_path": datasette.urls.table(database, table) if exists else None,
         "list_path": datasette.urls.path(ADVICE),
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
-        "texts": {name: _pretty(shown[name]) for name in ("profile",)},
+        "profile": _pretty(consultation["profile"]),
     }
-    return await shown_page(datasette, request, "llm_consultation.html", context, status)
+    return await _render(datasette, request, "llm_consultation.html", context, status)
+
+
+async def render_list(datasette: Datasette, request: Request, payload: Payload) -> Response:
+    """The page of the list of consultations."""
+    query = urlencode({"limit": payload["limit"], "next": payload["next"] or ""})
+    context = {"payload": payload, "path": datasette.urls.path(ADVICE), "next_query": query}
+    status = 200 if payload["ok"] else 400
+    return await _render(datasette, request, "llm_consultations.html", context, status)
+
+
+async def _render(
+    datasette: Datasette, request: Request, template: str, context: Mapping[str, Any], status: int
+) -> Response:
+    context = {**context, "documentation": section(datasette, ADVICE)}
+    html = await datasette.render_template(template, context, request=request)
+    html = html.encode(errors="replace").decode()  # a name may have a lone surrogate
+    return Response.html(html, status=status)
 
 
 def _pretty(value: object) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False, indent=2)
-
-
-async def shown_page(
-    datasette: Datasette, request: Request, template: str, context: Payload, status: int
-) -> Response:
-    """A template as a page."""
-    context = context | {"documentation": section(datasette, ADVICE)}
-    html = await datasette.render_template(template, context, request=request)
-    html = html.encode(errors="replace").decode()  # a name may have half a character
-    return Response.html(html, status=status)

@@ -1,34 +1,33 @@
-"""The addresses of the consultant: a table's preview, and the consultations that there were.
+"""The URLs of the consultant: the preview of a table, the list of consultations, a consultation.
 
-Each function checks its permission in its first lines. A POST answers with the consultation that
-it stored, whatever became of it: the outcome is in it.
+Each view checks its permission first. A POST returns the stored consultation, also where it failed:
+the outcome is part of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from datasette import Forbidden, NotFound, Response
 
 from ...consultant.table_access import Access, may_analyze_any
 from ...permissions import ANALYZE
 from ..navigation import ADVICE
-from . import payloads as pages
+from . import payloads
 from .analyze import analyze_json, analyze_page, arguments
 from .payloads import BadRequestError
-from .rendering import analyze_path, shown_page, stored_page
+from .rendering import analyze_path, render_consultation, render_list
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-    Payload = dict[str, Any]
+    from ...web import Payload
 
 
 def routes() -> list[tuple[str, Callable[..., Any]]]:
-    """The pages, for Datasette's `register_routes`."""
+    """The routes, for Datasette's `register_routes`."""
     table = r"^/(?P<database>[^\/\.]+)/(?P<table>[^\/\.]+)/-/llm-analyze"
     return [
         (rf"{table}$", analyze_page),
@@ -41,7 +40,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
 
 
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
-    """The menu's entry, for those who may analyze a table."""
+    """The menu link, for actors who may analyze a table."""
     if not await may_analyze_any(datasette, actor):
         return []
     return [{"href": datasette.urls.path(ADVICE), "label": "AI advice"}]
@@ -50,24 +49,18 @@ async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
 async def table_links(
     datasette: Datasette, actor: Any, database: str, table: str
 ) -> list[dict[str, str]]:
-    """The entry in the menu of a table or view, for those who may analyze it."""
+    """The link in the menu of a table or view, for actors who may analyze it."""
     if not await Access(datasette, actor).may_analyze(database, table):
         return []
     href = analyze_path(datasette, database, table)
-    about = "See what would be sent to a language model, and get checked advice."
-    return [{"href": href, "label": "Analyze with AI", "description": about}]
-
-
-# The record
+    description = "See what would be sent to a language model, and get checked advice."
+    return [{"href": href, "label": "Analyze with AI", "description": description}]
 
 
 async def list_page(datasette: Datasette, request: Request) -> Response:
     """The consultations about tables that the actor may analyze, newest first."""
     payload = await _list_payload(datasette, request)
-    query = urlencode({"limit": payload["limit"], "next": payload["next"] or ""})
-    context = {"payload": payload, "path": datasette.urls.path(ADVICE), "next_query": query}
-    status = 200 if payload["ok"] else 400
-    return await shown_page(datasette, request, "llm_consultations.html", context, status)
+    return await render_list(datasette, request, payload)
 
 
 async def list_json(datasette: Datasette, request: Request) -> Response:
@@ -80,15 +73,15 @@ async def _list_payload(datasette: Datasette, request: Request) -> Payload:
     if not await may_analyze_any(datasette, request.actor):
         raise Forbidden(ANALYZE)
     try:
-        return await pages.list_payload(datasette, request.actor, arguments(request))
+        return await payloads.list_payload(datasette, request.actor, arguments(request))
     except BadRequestError as error:
-        rest: Payload = {"consultations": [], "next": None, "limit": pages.DEFAULT_LIMIT}
+        rest: Payload = {"consultations": [], "next": None, "limit": payloads.DEFAULT_LIMIT}
         return rest | {"ok": False, "error": str(error)}
 
 
 async def consultation_page(datasette: Datasette, request: Request) -> Response:
     """One consultation."""
-    return await stored_page(datasette, request, await _stored_payload(datasette, request))
+    return await render_consultation(datasette, request, await _stored_payload(datasette, request))
 
 
 async def consultation_json(datasette: Datasette, request: Request) -> Response:
@@ -97,7 +90,7 @@ async def consultation_json(datasette: Datasette, request: Request) -> Response:
 
 
 async def _stored_payload(datasette: Datasette, request: Request) -> Payload:
-    found = await pages.stored_payload(datasette, request.actor, request.url_vars["id"])
-    if found is None:
+    payload = await payloads.stored_payload(datasette, request.actor, request.url_vars["id"])
+    if payload is None:
         raise NotFound("There is no such consultation, or it is not one that you may see")
-    return found
+    return payload

@@ -1,9 +1,9 @@
-"""Whether the data bears a claim out: each is checked by the query that came with it.
+"""Check claims about the data, each by the query that came with it.
 
-The query is a stranger's: a model wrote it, and what the model read may have told it what to
-write. So it is run on a connection of its own that can only read, knows no function of any
-plugin, and reads nothing but tables that the actor may view, within Datasette's time limit.
-Whoever may not run SQL of their own on a database does not get to run a model's.
+The query is untrusted: a model wrote it, and the data that the model read may contain
+instructions. So it runs on a connection of its own that is read-only, has no functions of plugins,
+and reads only tables that the actor may view, within Datasette's time limit. An actor without the
+permission execute-sql cannot run a model's query either.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from datasette.resources import DatabaseResource
 from datasette.utils import InvalidSql, validate_sql_select
 
-from ..profile.table import left_out
+from ..profile.table import columns_left_out
 from ..table_access import Access
 from .dataset import Claim, plain
-from .sql_sandbox import FUNCTION_TABLES, MAX_ROWS, BusyError, Query, Read, Tables, sentence
+from .sql_sandbox import FUNCTION_TABLES, MAX_ROWS, Query, Read, SandboxBusyError, Tables, sentence
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -35,16 +35,16 @@ _WITH = re.compile(r"\bwith\b", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came of one claim's query.
+    """The result of checking one claim.
 
     Attributes:
-        status: supported (it returned something), unsupported (it failed, or returned nothing),
-            or unchecked (it was not run for a reason that is not the claim's fault).
-        reason: why not supported; None where it is.
+        status: supported (its query returned something), unsupported (it failed, or returned
+            nothing), or unchecked (it was not run for a reason that says nothing of the claim).
+        reason: why it is not supported, or None.
         columns: the names of the result's columns.
-        rows: its first rows, with long values cut.
+        rows: its first rows, with long values truncated.
         more: whether there are more rows.
-        tables: the tables that it read, which whoever looks at the rows must be allowed to view.
+        tables: the tables that it read; only actors who may view them all may see the rows.
         duration_ms: how long it ran.
     """
 
@@ -57,7 +57,7 @@ class Check:
     duration_ms: float = 0.0
 
     def payload(self) -> dict[str, Any]:
-        """The check as JSON gives it."""
+        """The check as JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -66,39 +66,39 @@ async def check(
     database: str,
     claims: Sequence[Claim],
     access: Access,
-    told: Callable[[int], None] = lambda number: None,
-    unwanted: Collection[str] = (),
+    on_claim: Callable[[int], None] = lambda number: None,
+    exclude: Collection[str] = (),
 ) -> list[Check]:
     """Check claims, one after the other.
 
     Args:
         datasette: the Datasette instance.
-        database: where their queries are run.
-        claims: the claims; of those beyond `MAX_CLAIMS` no query is run.
-        access: what the actor may do.
-        told: called with the number of each claim before it is checked.
-        unwanted: the columns that were left out of the profile, in the forms of the configuration;
-            a query that reads one is not run, so that its values are not recorded either.
+        database: where their queries run.
+        claims: the claims; queries beyond the first `MAX_CLAIMS` are not run.
+        access: the actor's permissions.
+        on_claim: called with the index of each claim before it is checked.
+        exclude: the columns left out of the profile, in the forms of the configuration; a query
+            that reads one is not run, so that its values are not stored either.
 
     Returns:
-        A check for each claim, in their order.
+        A check for each claim, in order.
     """
     if not await access.may("execute-sql", DatabaseResource(database)):
         reason = f"you may not run SQL on the database {database} (execute-sql)"
-        return [_told(claim) or Check(UNCHECKED, reason) for claim in claims]
+        return [_check_without_query(claim) or Check(UNCHECKED, reason) for claim in claims]
     checks = []
     for number, claim in enumerate(claims):
-        told(number)
+        on_claim(number)
         if number >= MAX_CLAIMS:
-            late = Check(UNCHECKED, f"only the first {MAX_CLAIMS} claims are checked")
-            checks.append(_told(claim) or late)
+            beyond = Check(UNCHECKED, f"only the first {MAX_CLAIMS} claims are checked")
+            checks.append(_check_without_query(claim) or beyond)
         else:
-            checks.append(await _checked(datasette, database, claim, access, unwanted))
+            checks.append(await _checked(datasette, database, claim, access, exclude))
     return checks
 
 
-def _told(claim: Claim) -> Check | None:
-    """The check of a claim that needs no query to be found unsupported."""
+def _check_without_query(claim: Claim) -> Check | None:
+    """The check of a claim whose query need not be run; None for the others."""
     if claim.refused is not None:
         return Check(UNSUPPORTED, claim.refused)
     if not claim.sql.strip():
@@ -107,43 +107,43 @@ def _told(claim: Claim) -> Check | None:
 
 
 async def _checked(
-    datasette: Datasette, database: str, claim: Claim, access: Access, unwanted: Collection[str]
+    datasette: Datasette, database: str, claim: Claim, access: Access, exclude: Collection[str]
 ) -> Check:
-    known = _told(claim)
-    if known is not None:
-        return known
-    began = time.monotonic()
+    check = _check_without_query(claim)
+    if check is not None:
+        return check
+    started = time.monotonic()
     tables = None
     try:
         tables = await _allowed_tables(datasette, database, claim.sql, access)
-        private = _left_out(database, tables, unwanted)
-        if private is not None:
+        excluded = _excluded_column(database, tables, exclude)
+        if excluded is not None:
             return Check(
-                UNCHECKED, f"its query reads the column {plain(private)}, which is left out"
+                UNCHECKED, f"its query reads the column {plain(excluded)}, which is left out"
             )
         query = Query(datasette.get_database(database), claim.sql, _limit_ms(datasette))
         columns, rows = await query.rows(tables)
     except InvalidSql as error:
-        # What SQLite says of a failure may quote a value of these tables.
-        failed_on = sorted(tables.needed) if tables is not None else ()
-        return Check(UNSUPPORTED, sentence(str(error)), tables=failed_on)
-    except BusyError:
+        # SQLite's message may quote a value of these tables.
+        read = sorted(tables.needed) if tables is not None else ()
+        return Check(UNSUPPORTED, sentence(str(error)), tables=read)
+    except SandboxBusyError:
         return Check(UNCHECKED, "earlier queries are still running, and cannot be stopped")
     except KeyError:
         return Check(UNCHECKED, f"the database {database} is gone")
-    duration = round((time.monotonic() - began) * 1000, 1)
+    duration = round((time.monotonic() - started) * 1000, 1)
     names = sorted(tables.needed)
-    if _is_nothing(rows):
+    if _is_empty(rows):
         return Check(UNSUPPORTED, "its query returned nothing", columns, (), False, names, duration)
     more = len(rows) > MAX_ROWS
     return Check(SUPPORTED, None, columns, rows[:MAX_ROWS], more, names, duration)
 
 
 async def _allowed_tables(datasette: Datasette, database: str, sql: str, access: Access) -> Tables:
-    """The tables that a query reads, all of which the actor may view.
+    """The tables that a query reads; the actor may view them all.
 
     Raises:
-        InvalidSql: it reads another, or cannot be run.
+        InvalidSql: it reads other tables, or cannot be run.
     """
     if len(sql) > MAX_SQL_CHARS:
         raise InvalidSql(f"its query is longer than {MAX_SQL_CHARS:,} characters")
@@ -152,19 +152,19 @@ async def _allowed_tables(datasette: Datasette, database: str, sql: str, access:
     schema, reads = await Query(db, sql, _limit_ms(datasette)).reads()
     needed = needed_tables(reads, schema, has_with=_WITH.search(sql) is not None)
     for name in sorted(needed):
-        # Of a name that is no table, such as sqlite_master, nobody can be allowed to see anything.
-        real = schema.get(name) in ("table", "view") and not name.lower().startswith("sqlite_")
-        if not real or not await access.may_view(database, name):
+        # A name that is no table, such as sqlite_master, has no permissions.
+        is_table = schema.get(name) in ("table", "view") and not name.lower().startswith("sqlite_")
+        if not is_table or not await access.may_view(database, name):
             raise InvalidSql(f"its query reads {name}, which it may not")
-    kept_in = await db.derived_table_dependencies()
-    inner = frozenset(name for name, table in kept_in.items() if table in needed)
-    return Tables(needed, reads, inner)
+    tables_of = await db.derived_table_dependencies()
+    shadow_tables = frozenset(name for name, table in tables_of.items() if table in needed)
+    return Tables(needed, reads, shadow_tables)
 
 
-def _left_out(database: str, tables: Tables, unwanted: Collection[str]) -> str | None:
-    """A column that is read although it is to be left out, if there is one."""
+def _excluded_column(database: str, tables: Tables, exclude: Collection[str]) -> str | None:
+    """A column that the query reads although it is excluded; or None."""
     for table, column, _ in sorted(tables.reads, key=lambda read: read[:2]):
-        if left_out(database, table, [column], unwanted):
+        if columns_left_out(database, table, [column], exclude):
             return column
     return None
 
@@ -172,26 +172,26 @@ def _left_out(database: str, tables: Tables, unwanted: Collection[str]) -> str |
 def needed_tables(
     reads: Iterable[Read], schema: Mapping[str, str], *, has_with: bool
 ) -> frozenset[str]:
-    """What somebody has to be allowed to view, to read some tables.
+    """The tables and views that an actor must be allowed to view for some reads.
 
     Args:
-        reads: what is read; its reader is a view, or None.
-        schema: the kind, table, view or module, of each name that can be read.
-        has_with: whether the query has a WITH. SQLite tells the name of what WITH defines just
-            as it does a view's, so then nothing counts as read by a view.
+        reads: the reads; the reader of each is a view, or None.
+        schema: the kind (table, view or module) of each name that can be read.
+        has_with: whether the query has a WITH. SQLite reports the name of a CTE as a reader just
+            as that of a view, so that with one no read counts as a view's.
     """
     needed = set()
     for read in reads:
         by_view = not has_with and read.reader is not None and schema.get(read.reader) == "view"
         name = read.reader if by_view and read.reader is not None else read.table
         function = name in FUNCTION_TABLES and schema.get(name) in (None, "module")
-        if not function and not (has_with and _is_defined_there(read, schema)):
+        if not function and not (has_with and _is_cte(read, schema)):
             needed.add(name)
     return frozenset(needed)
 
 
-def _is_defined_there(read: Read, schema: Mapping[str, str]) -> bool:
-    """Whether it is what a WITH defines, of which SQLite tells only where no column is read."""
+def _is_cte(read: Read, schema: Mapping[str, str]) -> bool:
+    """True for a CTE, which SQLite reports only where no column of it is read."""
     known = read.table in schema or read.table.lower().startswith(("sqlite_", "pragma_"))
     return not read.column and not known and "module" in schema.values()
 
@@ -200,8 +200,8 @@ def _limit_ms(datasette: Datasette) -> float:
     return float(datasette.setting("sql_time_limit_ms"))
 
 
-def _is_nothing(rows: Sequence[Sequence[Any]]) -> bool:
-    """Whether a result says nothing: no row, or a single one of nulls, or a count of none."""
+def _is_empty(rows: Sequence[Sequence[Any]]) -> bool:
+    """True for a result without rows, or with one row of nulls, or a count of 0."""
     if len(rows) != 1:
         return not rows
     (row,) = rows

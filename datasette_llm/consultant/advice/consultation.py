@@ -1,4 +1,4 @@
-"""One consultation: profile, prompt, answer, checks and record, each once and in this order."""
+"""One consultation: profile the table, ask the model, check the answer, store the row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from llm.utils import monotonic_ulid
 
 from ...access.purposes import Purpose
 from ...access.snapshot import settings_of
-from ...calls.group import Group
 from ...errors import (
     HookError,
     ModelNotAllowedError,
@@ -36,18 +35,27 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ...calls.call import Call
+    from ...calls.group import Group
     from ...calls.model import WrappedAsyncModel
+
+PURPOSE = "dataset-consultant"
+PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
+
+# The errors of a blocked call, besides what a plugin raises before the request.
+_BLOCKS = (ModelNotAllowedError, NotRecordedError, HookError)
+
+OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ConsultationRequest:
-    """What somebody wants to know.
+    """A request for advice about a table.
 
     Attributes:
         database: the name of the database.
         table: the name of the table or view.
         model_id: an id or alias; None for the default.
-        question: what they want to know in particular, or None.
+        question: a question about the table, or None.
         exclude: the columns to leave out of the profile.
         kind: the type of consultation.
     """
@@ -60,30 +68,82 @@ class ConsultationRequest:
     kind: ConsultationType = DATASET_ANALYSIS
 
 
-async def profile_of(datasette: Datasette, asked: ConsultationRequest) -> dict[str, Any]:
-    """The profile of a table, by the configuration's rules.
+@dataclass(frozen=True, slots=True)
+class Consultation:
+    """The result of a consultation.
+
+    Attributes:
+        row: its row, with JSON columns as values.
+        unrecorded: why the row could not be stored; None where it was.
+    """
+
+    row: dict[str, Any]
+    unrecorded: str | None = None
+
+
+def purposes() -> list[Purpose]:
+    """The purposes of the consultant."""
+    return [Purpose(PURPOSE, PURPOSE_DESCRIPTION)]
+
+
+async def consult(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    access: Access,
+    *,
+    profile: Mapping[str, Any] | None = None,
+    on_step: OnStep = lambda step: None,
+) -> Consultation:
+    """Ask a model about a table, check the answer, and store the consultation.
+
+    A failure is the outcome of the consultation, and not raised.
+
+    Args:
+        datasette: the Datasette instance.
+        request: what to ask.
+        access: the actor's permissions; the caller checks that they may analyze the table.
+        profile: the profile of the preview; without one it is made now.
+        on_step: called with a sentence when the next step begins.
+
+    Raises:
+        CancelledError: the caller was cancelled; the consultation is stored as cancelled.
+    """
+    run = _Run(datasette, request, access, on_step, profile)
+    try:
+        await run.all_steps()
+    except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
+        run.fail(error)
+    except BaseException:  # the caller was cancelled
+        run.fail(ResponseCancelledError("The client went away before the consultation ended"))
+        await run.stored()
+        raise
+    return await run.stored()
+
+
+async def profile_of(datasette: Datasette, request: ConsultationRequest) -> dict[str, Any]:
+    """The profile of the table, by the configured settings.
 
     Raises:
         LLMError: the table is gone.
     """
     settings = (await settings_of(datasette)).consultant
     return await make_profile(
-        datasette, asked.database, asked.table, exclude=asked.exclude, settings=settings
+        datasette, request.database, request.table, exclude=request.exclude, settings=settings
     )
 
 
-def sent_prompts(
-    asked: ConsultationRequest, profile: Mapping[str, Any], model: WrappedAsyncModel | None
+def prompts_to_send(
+    request: ConsultationRequest, profile: Mapping[str, Any], model: WrappedAsyncModel | None
 ) -> Prompts:
-    """What a model is sent, to the letter; it depends on whether the model takes schemas."""
-    prompts = asked.kind.prompts(profile, asked.question)
+    """The exact prompts; for a model without schemas they include the schema."""
+    prompts = request.kind.prompts(profile, request.question)
     if model is None:
         return prompts
-    return Prompts(prompts.system, prompt_text(model, prompts.user, asked.kind.schema) or "")
+    return Prompts(prompts.system, prompt_text(model, prompts.user, request.kind.schema) or "")
 
 
 async def table_facts(datasette: Datasette, database: str, table: str) -> TableFacts:
-    """What advice about a table is held against."""
+    """The facts about a table that advice is checked against."""
     db = datasette.get_database(database)
     sortable = (await datasette.table_config(database, table)).get("sortable_columns")
     return TableFacts(
@@ -94,75 +154,14 @@ async def table_facts(datasette: Datasette, database: str, table: str) -> TableF
     )
 
 
-PURPOSE = "dataset-consultant"
-PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
-
-# What blocks a call, whoever raises it.
-_BLOCKS = (ModelNotAllowedError, NotRecordedError, HookError)
-
-Told = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Consultation:
-    """What came of it.
-
-    Attributes:
-        row: its row of the record, with JSON columns as values.
-        unrecorded: why the record does not have it; None where it has.
-    """
-
-    row: dict[str, Any]
-    unrecorded: str | None = None
-
-
-def purposes() -> list[Purpose]:
-    """What the consultant uses models for."""
-    return [Purpose(PURPOSE, PURPOSE_DESCRIPTION)]
-
-
-async def consult(
-    datasette: Datasette,
-    asked: ConsultationRequest,
-    access: Access,
-    *,
-    profile: Mapping[str, Any] | None = None,
-    told: Told = lambda step: None,
-) -> Consultation:
-    """Ask a model about a table, check what it says, and record all of it.
-
-    What fails is the outcome of the consultation, and not raised.
-
-    Args:
-        datasette: the Datasette instance.
-        asked: what somebody wants to know.
-        access: what they may do; whether they may ask is for the caller to see to.
-        profile: the profile that they have seen; without one it is made now.
-        told: called with a sentence when the next step begins.
-
-    Raises:
-        CancelledError: the caller was cancelled; the consultation is on record as such.
-    """
-    run = _Run(datasette, asked, access, told, profile)
-    try:
-        await run.all_steps()
-    except Exception as error:  # a provider's, a hook's, a table's that is gone: the outcome
-        run.failed(error)
-    except BaseException:  # whoever waited has gone
-        run.failed(ResponseCancelledError("Whoever asked went away before the consultation ended"))
-        await run.recorded()
-        raise
-    return await run.recorded()
-
-
 @dataclass(slots=True)
 class _Run:
-    """A consultation under way: what is known of it so far."""
+    """A running consultation, with its results so far."""
 
     datasette: Datasette
-    asked: ConsultationRequest
+    request: ConsultationRequest
     access: Access
-    told: Told
+    on_step: OnStep
     profile: Mapping[str, Any] | None
     outcome: str = "ok"
     error: BaseException | None = None
@@ -176,77 +175,75 @@ class _Run:
     calls: list[Call] = field(default_factory=list)
 
     async def all_steps(self) -> None:
-        asked = self.asked
+        request = self.request
         if self.profile is None:
-            self.told("Profiling the table")
-            self.profile = await profile_of(self.datasette, asked)
-        self.prompts = sent_prompts(asked, self.profile, None)
-        self.group = LLM(self.datasette).group(asked.model_id, PURPOSE, self.access.actor)
+            self.on_step("Profiling the table")
+            self.profile = await profile_of(self.datasette, request)
+        self.prompts = prompts_to_send(request, self.profile, None)
+        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.access.actor)
         self.group.on_call = self.calls.append
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            answer = await self._answer(self.group)
+            answer = await self._ask(self.group, self.profile)
         finally:
-            self.latency_ms = round((time.monotonic() - began) * 1000, 1)
+            self.latency_ms = round((time.monotonic() - started) * 1000, 1)
         await self._check(answer)
 
-    async def _answer(self, group: Group[WrappedAsyncModel]) -> Any:
-        assert self.profile is not None
-        self.told("Looking for the model")
+    async def _ask(self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any]) -> Any:
+        kind = self.request.kind
+        self.on_step("Looking for the model")
         async with group as model:
-            self.prompts = sent_prompts(self.asked, self.profile, model)
-            self.told(f"Waiting for the answer of {model.model_id}")
-            text = self.asked.kind.prompts(self.profile, self.asked.question).user
-            result = await model.structured(
-                text, schema=self.asked.kind.schema, system=self.prompts.system
-            )
+            self.prompts = prompts_to_send(self.request, profile, model)
+            self.on_step(f"Waiting for the answer of {model.model_id}")
+            text = kind.prompts(profile, self.request.question).user
+            result = await model.structured(text, schema=kind.schema, system=self.prompts.system)
             self.raw_answer = result.response.text_or_raise()
         return result.value
 
     async def _check(self, answer: Any) -> None:
-        asked = self.asked
-        facts = await table_facts(self.datasette, asked.database, asked.table)
-        review = asked.kind.review(answer, facts)
+        request = self.request
+        facts = await table_facts(self.datasette, request.database, request.table)
+        review = request.kind.review(answer, facts)
         self.advice, self.rejected = review.advice, review.rejected
-        claims, count = review.claims, len(review.claims)
-        found = await check(
+        count = len(review.claims)
+        checks = await check(
             self.datasette,
-            asked.database,
-            claims,
+            request.database,
+            review.claims,
             self.access,
-            lambda number: self.told(f"Checking claim {number + 1} of {count}"),
-            await self._unwanted(),
+            lambda index: self.on_step(f"Checking claim {index + 1} of {count}"),
+            await self._excluded(),
         )
-        self.checks = [each.payload() for each in found]
+        self.checks = [each.payload() for each in checks]
 
-    async def _unwanted(self) -> list[str]:
-        """The columns that no query may read: of this table, and the configured ones of others."""
+    async def _excluded(self) -> list[str]:
+        """The columns that no query may read: the configured ones, and those left out here."""
         settings = (await settings_of(self.datasette)).consultant
         return [*settings.exclude, *(self.profile or {}).get("left_out", ())]
 
-    def failed(self, error: Exception) -> None:
-        """Note what the run ended with."""
+    def fail(self, error: Exception) -> None:
+        """Set the error and the outcome."""
         self.error, self.outcome = error, "error"
         if self.raw_answer is None:
-            self.raw_answer = self._text_so_far()
+            self.raw_answer = self._partial_answer()
         if isinstance(error, StructuredOutputError):
             self.raw_answer = error.text
-            self.advice = self.asked.kind.unreadable(error.text, error.problems)
+            self.advice = self.request.kind.unreadable(error.text, error.problems)
         elif isinstance(error, ResponseCancelledError):
             self.outcome = "cancelled"
-        elif isinstance(error, _BLOCKS) or self._refused():
+        elif isinstance(error, _BLOCKS) or self._is_refused():
             self.outcome = "blocked"
 
-    def _refused(self) -> bool:
-        return bool(self.calls) and self.calls[-1].refused_by is not None
+    def _is_refused(self) -> bool:
+        calls = self.calls
+        return bool(calls) and calls[-1].refused_by is not None
 
-    def _text_so_far(self) -> str | None:
-        """What there is of an answer that did not come to its end."""
+    def _partial_answer(self) -> str | None:
         responses = self.group.responses if self.group is not None else []
         return (responses[-1].text_so_far or None) if responses else None
 
-    async def recorded(self) -> Consultation:
-        """Write the row; a database that cannot be written does not take the advice away."""
+    async def stored(self) -> Consultation:
+        """Write the row; if that fails, the advice is returned all the same."""
         row = self._row()
         try:
             await write(self.datasette, row)
@@ -255,21 +252,21 @@ class _Run:
         return Consultation(row)
 
     def _row(self) -> dict[str, Any]:
-        asked, prompts, group = self.asked, self.prompts, self.group
+        request, prompts, group = self.request, self.prompts, self.group
         actor_id = (self.access.actor or {}).get("id")
         row = {
             "id": str(monotonic_ulid()).lower(),
             "created_at": now(),
-            "type": asked.kind.name,
-            "database_name": asked.database,
-            "table_name": asked.table,
+            "type": request.kind.name,
+            "database_name": request.database,
+            "table_name": request.table,
             "actor_id": None if actor_id is None else brief(actor_id),
-            "question": asked.question,
-            "exclude": list(asked.exclude),
+            "question": request.question,
+            "exclude": list(request.exclude),
             "profile": self.profile,
             "system_prompt": prompts.system if prompts else None,
             "user_prompt": prompts.user if prompts else None,
-            "model_id": _answered_by(group) if group else asked.model_id,
+            "model_id": _answering_model_id(group) if group else request.model_id,
             "raw_answer": self.raw_answer,
             "advice": self.advice,
             "rejected": list(self.rejected),
@@ -281,28 +278,28 @@ class _Run:
             "call_id": _call_id(self.calls),
         }
         keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
-        return _without(row, keys) if keys else row
+        return _redacted(row, keys) if keys else row
 
 
-def _answered_by(group: Group[WrappedAsyncModel]) -> str | None:
-    """The model of the last request, which may be a fallback; without one, that asked for."""
+def _answering_model_id(group: Group[WrappedAsyncModel]) -> str | None:
+    """The model of the last request, which may be a fallback; without one, the requested model."""
     return group.responses[-1].model.model_id if group.responses else group.model_id
 
 
 def _call_id(calls: Sequence[Call]) -> str | None:
-    """The id of the last request's row in the log; None where it has none."""
+    """The id of the last request's row in the call log; None where it has none."""
     if not calls or calls[-1].route.recorder is None:
         return None
-    # One that a hook blocked has the id of the response that it did not get.
+    # The row of a call that a hook blocked has the id of the response that it never got.
     return calls[-1].row_id or calls[-1].result.responses[-1].id
 
 
-def _without(value: Any, keys: frozenset[str]) -> Any:
-    """A value of JSON, with some keys taken out of each of its texts."""
+def _redacted(value: Any, keys: frozenset[str]) -> Any:
+    """A JSON value with API keys removed from each of its texts."""
     if isinstance(value, str):
         return without_keys(value, keys)
     if isinstance(value, Mapping):
-        return {_without(k, keys): _without(v, keys) for k, v in value.items()}
+        return {_redacted(k, keys): _redacted(v, keys) for k, v in value.items()}
     if isinstance(value, Sequence):
-        return [_without(each, keys) for each in value]
+        return [_redacted(each, keys) for each in value]
     return value

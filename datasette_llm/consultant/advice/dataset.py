@@ -1,7 +1,7 @@
-"""The advice about a table: what a model may say, and what is left of it once it was checked.
+"""Advice about a table: the schema of a model's answer, and its check against the columns.
 
-A model's answer is text from a stranger. What it says about columns is held against the real
-ones here; what it claims about the data is held against the data in `checks`.
+A model's answer is untrusted. Its columns are checked against the table here; its claims about the
+data are checked against the data in `claims`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,24 @@ RiskKind = Literal[
     "outdated_values",
     "other",
 ]
-# An answer that could not be read gets this; a model cannot give it to itself.
+# The flag of an answer that cannot be parsed; not in the schema, so that no model can set it.
 MALFORMED = "malformed_response"
 KINDS: tuple[str, ...] = (*get_args(RiskKind), MALFORMED)
 
 MAX_TEXT_CHARS = 10_000
-# What turns the direction of the text around it, so that a text reads as what it is not.
-_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Bidirectional control characters, which make a text look like another.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+# The fields that hold names of columns.
+_COLUMN_NAMES = (
+    "column",
+    "facets",
+    "sort",
+    "sort_desc",
+    "label_column",
+    "full_text_columns",
+    "hidden_columns",
+)
 
 
 class _Closed(BaseModel):
@@ -95,12 +106,12 @@ class DatasetAdvice(_Closed):
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """What advice is held against.
+    """The facts that advice is checked against.
 
     Attributes:
         columns: the names of all columns.
         primary_keys: those of the primary key.
-        sortable: those that Datasette lets people sort by.
+        sortable: those that Datasette can sort by; None for all.
         is_view: whether it is a view.
     """
 
@@ -115,8 +126,8 @@ class Claim:
     """A claim to be checked by its query.
 
     Attributes:
-        sql: the query; nothing else is known of it yet.
-        refused: why it is not to be run at all, or None.
+        sql: the query, unchecked.
+        refused: why it must not be run, or None.
     """
 
     sql: str
@@ -128,9 +139,9 @@ class Review:
     """An answer after the checks that need no data.
 
     Attributes:
-        advice: what is left of it, as JSON.
+        advice: the accepted part of it, as JSON.
         rejected: a sentence for each thing that was dropped.
-        claims: the claims whose queries are to be run, in the order of the advice's flags.
+        claims: the claims to be checked, in the order of the advice's flags.
     """
 
     advice: dict[str, Any]
@@ -139,24 +150,25 @@ class Review:
 
 
 def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
-    """Hold an answer against the table's columns.
+    """Check an answer against the table's columns.
 
     Args:
-        answer: what the model said.
-        facts: what the table is.
+        answer: the model's answer.
+        facts: the facts about the table.
 
     Returns:
-        The advice without what names an unknown column; such a flag stays, with the column
+        The advice without unknown columns. A risk flag that names one is kept, with the column
         null, and its claim is refused.
     """
     config, rejected = reviewed_config(answer.suggested_config, facts)
     flags, claims = [], []
     for flag in answer.risk_flags:
         known = flag.column is None or flag.column in facts.columns
-        told = None if known else f"It names a column that does not exist: {flag.column}"
-        if told is not None:
+        refused = None
+        if not known:
+            refused = plain(f"It names a column that does not exist: {flag.column}")
             rejected.append(f"risk flag {flag.kind}: no such column: {flag.column}")
-        claims.append(Claim(flag.evidence_sql, plain(told) if told else None))
+        claims.append(Claim(flag.evidence_sql, refused))
         flags.append(flag.model_dump() | ({} if known else {"column": None}))
     advice = {
         "suggested_action": answer.suggested_action,
@@ -168,7 +180,7 @@ def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
 
 
 def unreadable(text: str, problems: Sequence[str]) -> dict[str, Any]:
-    """The advice that stands for an answer that could not be read.
+    """The advice that stands for an answer that cannot be parsed.
 
     Args:
         text: the answer.
@@ -198,81 +210,79 @@ def unreadable(text: str, problems: Sequence[str]) -> dict[str, Any]:
 def reviewed_config(
     config: SuggestedConfig, facts: TableFacts
 ) -> tuple[SuggestedConfig, list[str]]:
-    """What Datasette can use of a suggested configuration.
+    """Check a suggested configuration.
 
     Returns:
-        The configuration, and a sentence for each thing that was dropped.
+        What Datasette can use of it, and a sentence for each thing that was dropped.
     """
     rejected: list[str] = []
 
-    def kept(place: str, names: Iterable[str | None], reason: Callable[[str], str | None]) -> Any:
-        good = []
+    def accept(place: str, names: Iterable[str | None], reason: Callable[[str], str | None]) -> Any:
+        accepted = []
         for name in dict.fromkeys(names):
             if name is None or name == "":
                 continue
             problem = "no such column" if name not in facts.columns else reason(name)
             if problem is None:
-                good.append(name)
+                accepted.append(name)
             else:
                 rejected.append(f"{place}: {problem}: {name}")
-        return good
+        return accepted
 
-    def one(place: str, name: str | None, reason: Callable[[str], str | None]) -> str | None:
-        return next(iter(kept(place, [name], reason)), None)
+    def accept_one(place: str, name: str | None, reason: Callable[[str], str | None]) -> str | None:
+        return next(iter(accept(place, [name], reason)), None)
 
-    sort = one("sort", config.sort, lambda name: _unsortable(name, facts))
-    sort_desc = one("sort_desc", config.sort_desc, lambda name: _unsortable(name, facts))
+    sort = accept_one("sort", config.sort, lambda name: _sort_problem(name, facts))
+    sort_desc = accept_one("sort_desc", config.sort_desc, lambda name: _sort_problem(name, facts))
     if sort is not None and sort_desc is not None:
         rejected.append(f"sort_desc: only one of sort and sort_desc can be set: {sort_desc}")
         sort_desc = None
-    described = kept("columns", [each.column for each in config.columns], _fine)
+    described = accept("columns", [each.column for each in config.columns], _no_problem)
     first = {each.column: each for each in reversed(config.columns)}
     return SuggestedConfig(
-        facets=kept("facets", config.facets, _fine),
+        facets=accept("facets", config.facets, _no_problem),
         sort=sort,
         sort_desc=sort_desc,
-        label_column=one("label_column", config.label_column, lambda _: _no_view(facts)),
+        label_column=accept_one("label_column", config.label_column, lambda _: _table_only(facts)),
         columns=[first[name] for name in described],
-        full_text_columns=kept(
-            "full_text_columns", config.full_text_columns, lambda _: _no_view(facts)
+        full_text_columns=accept(
+            "full_text_columns", config.full_text_columns, lambda _: _table_only(facts)
         ),
-        hidden_columns=kept(
-            "hidden_columns", config.hidden_columns, lambda name: _unhideable(name, facts)
+        hidden_columns=accept(
+            "hidden_columns", config.hidden_columns, lambda name: _hiding_problem(name, facts)
         ),
     ), rejected
 
 
 def plain(text: str) -> str:
-    """A stranger's text without control characters, of bounded length."""
-    kept = (c for c in well_formed(text) if c == "\n" or (c >= " " and c not in _TURNING))
-    # One more than is kept: a long text would hold up the event loop.
-    clean = "".join(islice((c for c in kept if not "\x7f" <= c <= "\x9f"), MAX_TEXT_CHARS + 1))
+    """An untrusted text without control characters, of bounded length."""
+    visible = (c for c in well_formed(text) if c == "\n" or (c >= " " and c not in _BIDI))
+    # Only as much as is needed: a long text would block the event loop.
+    clean = "".join(islice((c for c in visible if not "\x7f" <= c <= "\x9f"), MAX_TEXT_CHARS + 1))
     return clean if len(clean) <= MAX_TEXT_CHARS else f"{clean[:MAX_TEXT_CHARS]}…"
 
 
 def _plain_texts(value: Any) -> Any:
-    """The texts of an advice as `plain`, but for the names of columns, which are the table's."""
-    names = ("column", "facets", "sort", "sort_desc", "label_column", "full_text_columns")
+    """The advice with its texts as `plain`, except the names of columns."""
     if isinstance(value, dict):
-        kept = (*names, "hidden_columns")
-        return {k: v if k in kept else _plain_texts(v) for k, v in value.items()}
+        return {k: v if k in _COLUMN_NAMES else _plain_texts(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_plain_texts(each) for each in value]
     return plain(value) if isinstance(value, str) else value
 
 
-def _fine(name: str) -> str | None:
+def _no_problem(name: str) -> str | None:
     return None
 
 
-def _unsortable(name: str, facts: TableFacts) -> str | None:
+def _sort_problem(name: str, facts: TableFacts) -> str | None:
     sortable = facts.sortable is None or name in facts.sortable
     return None if sortable else "sortable_columns does not have it"
 
 
-def _no_view(facts: TableFacts) -> str | None:
+def _table_only(facts: TableFacts) -> str | None:
     return "a view cannot have one" if facts.is_view else None
 
 
-def _unhideable(name: str, facts: TableFacts) -> str | None:
+def _hiding_problem(name: str, facts: TableFacts) -> str | None:
     return "a column of the primary key is always shown" if name in facts.primary_keys else None

@@ -1,8 +1,8 @@
-"""The previews that people look at: what they then send is what they have seen.
+"""Previews of consultations: what a person sends is exactly what the preview showed.
 
-A table may change between the two, and a profile that was sampled is another one the next time.
-So the profile of a preview is kept for a while; where it is not there any more, it is made again,
-and sent only if it makes the same prompts.
+A table may change between preview and sending, and a sampled profile may differ the next time. So
+the profiles of previews are cached for a while. A profile that is no longer cached is made again,
+and sent only if its prompts are the same.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
+from ... import instance
 from ...access.snapshot import snapshot_of
 from ...errors import ModelNotFoundError
 from ...facade import LLM
-from .consultation import PURPOSE, ConsultationRequest, profile_of, sent_prompts
+from .consultation import PURPOSE, ConsultationRequest, profile_of, prompts_to_send
 from .types import Estimate, Prompts, estimate
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from ...calls.model import WrappedAsyncModel
     from ..table_access import Actor
 
-# Profiles are some hundred kilobytes at the most.
-KEPT = 20
+# The previews that are cached; profiles take some hundred kilobytes at most.
+MAX_PREVIEWS = 20
+_NO_DEFAULT = (
+    f"The purpose {PURPOSE} has no default model: choose one here, or have an administrator set "
+    "default_model, or assign one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,17 @@ class Preview:
     """What would be sent.
 
     Attributes:
-        asked: what somebody wants to know.
+        request: the request for advice.
         profile: the profile of the table.
-        prompts: both prompts, to the letter.
-        model_id: whom they would be sent to; None where there is no such model.
-        models: the ids of all that can be chosen.
+        prompts: both prompts, exactly as they would be sent.
+        model_id: the model that they would be sent to; None where there is none.
+        models: the ids of all models to choose from.
         problem: why there is no model, or no choice; or None.
-        fallbacks: the ids of the models that it may be sent to when that one fails.
+        cost: the estimated cost.
+        fallbacks: the ids of the models that they may be sent to when the first one fails.
     """
 
-    asked: ConsultationRequest
+    request: ConsultationRequest
     profile: Mapping[str, Any]
     prompts: Prompts
     model_id: str | None
@@ -55,94 +60,106 @@ class Preview:
 
     @property
     def digest(self) -> str:
-        """What tells it from every other preview."""
+        """A hash of the prompts and the model."""
         return self.prompts.digest(self.model_id)
 
     @property
-    def as_seen(self) -> ConsultationRequest:
-        """What was asked for, of the model that was shown; the default may be another by now."""
-        return replace(self.asked, model_id=self.model_id or self.asked.model_id)
+    def pinned_request(self) -> ConsultationRequest:
+        """The request with the model that was shown, since the default may change meanwhile."""
+        return replace(self.request, model_id=self.model_id or self.request.model_id)
 
 
-_kept: WeakKeyDictionary[Datasette, OrderedDict[tuple[ConsultationRequest, str], Preview]] = (
-    WeakKeyDictionary()
-)
+class PreviewCache:
+    """The latest previews of a Datasette instance."""
+
+    def __init__(self) -> None:
+        self._previews: OrderedDict[tuple[ConsultationRequest, str], Preview] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._previews)
+
+    def add(self, preview: Preview) -> None:
+        """Add a preview; the oldest is dropped above `MAX_PREVIEWS`."""
+        self._previews[preview.request, preview.digest] = preview
+        while len(self._previews) > MAX_PREVIEWS:
+            self._previews.popitem(last=False)
+
+    def get(self, request: ConsultationRequest, digest: str) -> Preview | None:
+        """The preview of exactly this request with this digest, if it is cached."""
+        return self._previews.get((request, digest))
+
+    def clear(self) -> None:
+        """Drop all previews."""
+        self._previews.clear()
 
 
-async def preview(datasette: Datasette, asked: ConsultationRequest, actor: Actor) -> Preview:
-    """Make a preview, and keep it for who sends it.
+async def make_preview(datasette: Datasette, request: ConsultationRequest, actor: Actor) -> Preview:
+    """Make a preview, and cache it until it is sent.
 
     Raises:
         LLMError: the table is gone, or the configuration cannot be used.
     """
     profile, (model, models, problem) = await asyncio.gather(
-        profile_of(datasette, asked), _choice(datasette, asked, actor)
+        profile_of(datasette, request), _choice(datasette, request, actor)
     )
-    prompts = await asyncio.to_thread(sent_prompts, asked, profile, model)
-    made = Preview(
-        asked,
+    prompts = await asyncio.to_thread(prompts_to_send, request, profile, model)
+    preview = Preview(
+        request,
         profile,
         prompts,
         model.model_id if model else None,
         models,
         problem,
-        await _estimate(datasette, asked, prompts, model),
+        await _estimate(datasette, request, prompts, model),
         await _fallbacks(datasette, model),
     )
-    kept = _kept.setdefault(datasette, OrderedDict())
-    kept[asked, made.digest] = made
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return made
+    instance.of(datasette, PreviewCache).add(preview)
+    return preview
 
 
-def seen(datasette: Datasette, asked: ConsultationRequest, digest: str) -> Preview | None:
-    """The preview with this digest, if it is of just this and still kept."""
-    return _kept.get(datasette, OrderedDict()).get((asked, digest))
+def cached_preview(
+    datasette: Datasette, request: ConsultationRequest, digest: str
+) -> Preview | None:
+    """The preview of exactly this request with this digest, if it is cached."""
+    return instance.of(datasette, PreviewCache).get(request, digest)
 
 
 async def _estimate(
     datasette: Datasette,
-    asked: ConsultationRequest,
+    request: ConsultationRequest,
     prompts: Prompts,
     model: WrappedAsyncModel | None,
 ) -> Estimate:
     if model is None:
-        return await estimate(prompts, asked.kind.schema, None)
+        return await estimate(prompts, request.kind.schema, None)
     target = model.route.target
     return await estimate(
-        prompts, asked.kind.schema, model.model_id, target.price, exact=target.exact_price
+        prompts, request.kind.schema, model.model_id, target.price, exact=target.exact_price
     )
 
 
 async def _fallbacks(datasette: Datasette, model: WrappedAsyncModel | None) -> tuple[str, ...]:
-    """Those that the configuration allows; whether plugins do is asked when it comes to it."""
-    view = await snapshot_of(datasette)
-    rules, known = view.for_purpose(PURPOSE).rules, view.catalog.entries
+    """The fallbacks that the configuration permits; plugins are asked when one is used."""
+    snapshot = await snapshot_of(datasette)
+    rules, known = snapshot.for_purpose(PURPOSE).rules, snapshot.catalog.entries
     ids = [each.model_id for each in model.route.call_policy.fallbacks] if model else []
     return tuple(model_id for model_id in ids if model_id in known and rules.permits(model_id))
 
 
 async def _choice(
-    datasette: Datasette, asked: ConsultationRequest, actor: Actor
+    datasette: Datasette, request: ConsultationRequest, actor: Actor
 ) -> tuple[WrappedAsyncModel | None, tuple[str, ...], str | None]:
-    """The model that would be asked, those to choose from, and what is wrong with either."""
-    models = LLM(datasette)
+    """The model that would be used, the ids to choose from, and what is wrong with either."""
+    llm = LLM(datasette)
     problem, listed = None, []
     try:
-        listed = await models.models(actor, PURPOSE)
-    except Exception as error:  # a plugin's filter
+        listed = await llm.models(actor, PURPOSE)
+    except Exception as error:  # of a plugin's filter
         problem = f"The models cannot be listed: {error}"
     ids = tuple(model.model_id for model in listed)
     try:
-        if asked.model_id is None and not await models.has_default(PURPOSE, actor):
+        if request.model_id is None and not await llm.has_default(PURPOSE, actor):
             raise ModelNotFoundError(_NO_DEFAULT)
-        return await models.model(asked.model_id, PURPOSE, actor), ids, problem
-    except Exception as error:  # a plugin's, or there is no such model
+        return await llm.model(request.model_id, PURPOSE, actor), ids, problem
+    except Exception as error:  # of a plugin, or there is no such model
         return None, ids, problem or str(error)
-
-
-_NO_DEFAULT = (
-    f"The purpose {PURPOSE} has no default model: choose one here, or have an administrator set "
-    "default_model, or assign one"
-)

@@ -1,4 +1,4 @@
-"""A stranger's query on a connection of its own, which can read what it may and nothing else."""
+"""Run an untrusted query on a connection of its own, which can only read what is allowed."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ T = TypeVar("T")
 MAX_ROWS = 10
 MAX_COLUMNS = 30
 MAX_CELL_CHARS = 200
-# A value that SQLite makes while it works; cells may well have ten megabytes.
+# Of a value that SQLite computes; stored values may well have ten megabytes.
 MAX_VALUE_BYTES = 16_000_000
-# SQLite does not look at the time while it prepares a query, and some take for ever to prepare.
+# SQLite calls no progress handler while it prepares a query, which can take very long.
 PREPARE_S = 2.0
-# Nor while it compares one text with another, which takes hours where both are long.
+# Nor within one LIKE or GLOB, which takes hours for a long text and a long pattern.
 MAX_PATTERN_BYTES = 200
-# So a thread may hang, with a processor for itself; no more than these at once.
+# So a thread may hang, using one CPU; at most this many at once.
 MAX_HANGING = 3
 
-# With these a query makes large values out of nothing, or reaches out of the database.
+# These make large values out of nothing, or reach beyond the database.
 _DENIED_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"})
-# Tables that are functions; both only read what they are given.
+# Table-valued functions that only read their arguments.
 FUNCTION_TABLES = frozenset({"json_each", "json_tree"})
 _ERRORS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
 
 
-class BusyError(Exception):
-    """Earlier queries cannot be stopped, and so no other is run."""
+class SandboxBusyError(Exception):
+    """Too many earlier queries still run and cannot be stopped."""
 
 
 @dataclass(slots=True)
-class _Running:
-    """What the event loop can do to a query in a thread: stop it."""
+class RunningQuery:
+    """A query in a thread, as the event loop needs it to interrupt it."""
 
     connection: Any = None
     ended: bool = False
 
 
-_hanging: list[_Running] = []
+hanging: list[RunningQuery] = []
 
 
 class Read(NamedTuple):
-    """What SQLite says that a query reads: of no column in particular where that is empty."""
+    """A read reported by SQLite; the column is empty where no particular one is read."""
 
     table: str
     column: str
@@ -63,19 +63,19 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What a query reads, and what has to be viewable for it."""
+    """What a query reads, and which tables must be viewable for it."""
 
     needed: frozenset[str]
     reads: frozenset[Read]
-    # The tables in which a virtual one keeps what it has; it reads them when the query runs.
-    inner: frozenset[str]
+    # Shadow tables of virtual tables, which are read only when the query runs.
+    shadow: frozenset[str]
 
-    def have(self, read: Read) -> bool:
-        return read in self.reads or read.table in self.inner
+    def allow(self, read: Read) -> bool:
+        return read in self.reads or read.table in self.shadow
 
 
 class Query:
-    """A stranger's query on a connection of its own."""
+    """An untrusted query, run on a connection of its own."""
 
     def __init__(self, db: Database, sql: str, limit_ms: float) -> None:
         self._db = db
@@ -83,11 +83,11 @@ class Query:
         self._limit_ms = limit_ms
 
     async def reads(self) -> tuple[dict[str, str], frozenset[Read]]:
-        """What there is to read: table, view or module; and what the query reads of it.
+        """The kind of each name in the schema (table, view or module), and the query's reads.
 
         Raises:
             InvalidSql: it cannot be run.
-            BusyError: no query is run now.
+            SandboxBusyError: too many queries hang.
         """
         found: set[Read] = set()
 
@@ -107,18 +107,18 @@ class Query:
         return schema, frozenset(found)
 
     async def rows(self, allowed: Tables) -> tuple[list[str], Any]:
-        """The names of its columns, and its first rows, one more than are kept.
+        """The names of its columns, and its first rows, one more than `MAX_ROWS`.
 
         Args:
-            allowed: what it may read.
+            allowed: the tables that it may read.
 
         Raises:
             InvalidSql: it cannot be run.
-            BusyError: no query is run now.
+            SandboxBusyError: too many queries hang.
         """
 
         def work(connection: sqlite3.Connection) -> tuple[list[str], Any]:
-            connection.set_authorizer(_authorizer(allowed.have))
+            connection.set_authorizer(_authorizer(allowed.allow))
             cursor = connection.execute(self._sql)
             names = [plain(str(each[0]))[:MAX_CELL_CHARS] for each in cursor.description or ()]
             if len(names) > MAX_COLUMNS:
@@ -131,30 +131,31 @@ class Query:
         return await self._in_thread(work)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something with a connection, in a thread that is left alone if it hangs."""
-        _hanging[:] = [each for each in _hanging if not each.ended]
-        if len(_hanging) >= MAX_HANGING:
-            raise BusyError
-        running = _Running()
+        """Run the work with a connection in a thread, which is abandoned if it hangs."""
+        hanging[:] = [each for each in hanging if not each.ended]
+        if len(hanging) >= MAX_HANGING:
+            raise SandboxBusyError
+        running = RunningQuery()
         future = in_thread_of_its_own(lambda: self._connected(work, running))
         try:
             done, _ = await asyncio.wait([future], timeout=self._limit_ms / 1000 + PREPARE_S)
         finally:
             if not future.done():
-                _hanging.append(running)
-                future.add_done_callback(_seen)
+                hanging.append(running)
+                future.add_done_callback(_ignore_result)
                 _interrupt(running.connection)
         if not done:
             raise InvalidSql("its query could not be prepared in time")
         return future.result()
 
-    def _connected(self, work: Callable[[sqlite3.Connection], T], running: _Running) -> T:
+    def _connected(self, work: Callable[[sqlite3.Connection], T], running: RunningQuery) -> T:
         connection = None
         try:
             connection = running.connection = self._db.connect()
-            # Datasette closes those that it keeps, and SQLite crashes where one is still at work.
+            # Datasette closes its connections at shutdown, and SQLite crashes where one is in use.
+            # There is no public way to open one that it does not track.
             self._db._all_connections.remove(connection)
-            _harden(connection)
+            harden(connection)
             with sqlite_timelimit(connection, self._limit_ms):
                 return work(connection)
         except _ERRORS as error:
@@ -171,43 +172,43 @@ def _interrupt(connection: Any) -> None:
             connection.interrupt()
 
 
-def _seen(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for it any more; asyncio would log what it raised."""
+def _ignore_result(future: asyncio.Future[Any]) -> None:
+    """Retrieve the exception of an abandoned thread, which asyncio would log otherwise."""
     if not future.cancelled():
         future.exception()
 
 
-def _harden(connection: sqlite3.Connection) -> None:
+def harden(connection: sqlite3.Connection) -> None:
     connection.row_factory = None
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("pragma query_only = 1")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN_BYTES)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    # What a virtual table does when it is first used would look like the query's doing.
+    # The first use of a virtual table does things that the authorizer would deny to the query.
     sql = "select name from sqlite_master where sql like 'create virtual%' limit 50"
     virtual = [name for (name,) in connection.execute(sql)]
     for name in (*FUNCTION_TABLES, *virtual):
         quoted = name.replace('"', '""')
-        with suppress(sqlite3.Error):  # an extension's, which is not there
+        with suppress(sqlite3.Error):  # of an extension that is not loaded
             connection.execute(f'select 1 from "{quoted}" limit 0').close()
 
 
 def _authorizer(may_read: Callable[[Read], bool]) -> Callable[..., int]:
-    """SQLite's question whether a query may do something: read, and little else."""
+    """SQLite's authorizer callback, which allows reads and little else."""
 
     def authorize(
         action: int, first: str | None, second: str | None, _: str | None, reader: str | None
     ) -> int:
         if action == sqlite3.SQLITE_READ and first is not None:
-            good = may_read(Read(first, second or "", reader))
+            allowed = may_read(Read(first, second or "", reader))
         elif action == sqlite3.SQLITE_FUNCTION:
-            good = (second or "").lower() not in _DENIED_FUNCTIONS
+            allowed = (second or "").lower() not in _DENIED_FUNCTIONS
         elif action == sqlite3.SQLITE_PRAGMA:
-            good = first == "data_version" and second is None  # asked by full-text search
+            allowed = first == "data_version" and second is None  # used by full-text search
         else:
-            good = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
-        return int(sqlite3.SQLITE_OK if good else sqlite3.SQLITE_DENY)
+            allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
+        return int(sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY)
 
     return authorize
 
@@ -219,11 +220,12 @@ def _reason(error: BaseException, limit_ms: float) -> str:
 
 
 def sentence(text: str) -> str:
+    """A message of SQLite, as plain text of bounded length."""
     return plain(text)[:500]
 
 
 def _cell(value: object) -> object:
-    """A value as JSON has it, of bounded length."""
+    """A value as JSON, of bounded length."""
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"
     if isinstance(value, str):

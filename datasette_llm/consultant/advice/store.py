@@ -1,4 +1,4 @@
-"""The record of consultations: written by one insert each, read by those who may."""
+"""The stored consultations: one insert each, read by actors who may analyze their table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlite_utils import Database, Migrations
 
-from ... import migrations as database
 from ...log.schema import OUTCOMES
+from ...migrations import append_only
+from ...migrations import migrate as run_migrations
 from ...sanitize import storable
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.sqlite import sqlite3
-
-migrations = Migrations("datasette_llm_consultant")
 
 COLUMNS = (
     "id",
@@ -42,6 +41,21 @@ COLUMNS = (
     "latency_ms",
     "call_id",
 )
+JSON_COLUMNS = ("exclude", "profile", "advice", "rejected", "checks")
+_LONG_COLUMNS = (*JSON_COLUMNS, "system_prompt", "user_prompt", "raw_answer")
+LIST_COLUMNS = tuple(name for name in COLUMNS if name not in _LONG_COLUMNS)
+_INSERT = (
+    f"insert into llm_consultations ({', '.join(COLUMNS)}) "
+    f"values ({', '.join(f':{name}' for name in COLUMNS)})"
+)
+_IN_TABLES = (
+    "(database_name, table_name) in "
+    "(select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:tables))"
+)
+
+Row = dict[str, Any]
+
+migrations = Migrations("datasette_llm_consultant")
 
 
 @migrations()
@@ -79,53 +93,24 @@ def m001_consultations(db: Database) -> None:
         """,
     ):
         db.execute(statement)
-    database.append_only(db, "llm_consultations")
+    append_only(db, "llm_consultations")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the table up to date, as `database.migrate`."""
-    database.migrate(connection, migrations)
-
-
-Row = dict[str, Any]
-
-JSON_COLUMNS = ("exclude", "profile", "advice", "rejected", "checks")
-# What a list needs of each; profiles and prompts are long.
-LIST_COLUMNS = (
-    "id",
-    "created_at",
-    "type",
-    "database_name",
-    "table_name",
-    "actor_id",
-    "question",
-    "model_id",
-    "outcome",
-    "error_type",
-    "error_message",
-    "latency_ms",
-    "call_id",
-)
-_INSERT = (
-    f"insert into llm_consultations ({', '.join(COLUMNS)}) "
-    f"values ({', '.join(f':{name}' for name in COLUMNS)})"
-)
-_SEEN = (
-    "(database_name, table_name) in "
-    "(select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:tables))"
-)
+    """Run the migrations of the table, as `migrations.migrate`."""
+    run_migrations(connection, migrations)
 
 
 async def write(datasette: Datasette, row: Mapping[str, Any]) -> None:
-    """Write a consultation, also when whoever waits for it is cancelled.
+    """Write a consultation, also if the caller is cancelled meanwhile.
 
     Args:
         datasette: the Datasette instance.
-        row: a value for each of `COLUMNS`; those of `JSON_COLUMNS` not as text yet.
+        row: a value for each of `COLUMNS`; those of `JSON_COLUMNS` not serialized.
 
     Raises:
         sqlite3.Error: it cannot be written.
-        NewerDatabaseError: a newer version of datasette-llm has changed the table.
+        NewerDatabaseError: a newer version of datasette-llm has migrated the table.
     """
     texts = {name: _json(row[name]) for name in JSON_COLUMNS}
     values = storable(dict(row) | texts)
@@ -146,15 +131,15 @@ def _json(value: object) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
-async def one(datasette: Datasette, consultation_id: str, tables: str) -> Row | None:
-    """A consultation, if it is about one of some tables.
+async def read_one(datasette: Datasette, consultation_id: str, tables: str) -> Row | None:
+    """Read a consultation, if it is about one of some tables; else None.
 
     Args:
         datasette: the Datasette instance.
         consultation_id: its id.
-        tables: as `access.analyzable` gives them.
+        tables: as from `table_access.analyzable_tables`.
     """
-    where = f"id = :id and {_SEEN}"
+    where = f"id = :id and {_IN_TABLES}"
     rows = await _read(datasette, COLUMNS, where, {"id": consultation_id, "tables": tables})
     if not rows:
         return None
@@ -162,17 +147,17 @@ async def one(datasette: Datasette, consultation_id: str, tables: str) -> Row | 
     return row | {name: json.loads(row[name]) for name in JSON_COLUMNS if row[name] is not None}
 
 
-async def some(datasette: Datasette, tables: str, before: str | None, limit: int) -> list[Row]:
-    """The newest consultations about some tables, newest first.
+async def read_page(datasette: Datasette, tables: str, before: str | None, limit: int) -> list[Row]:
+    """Read a page of the consultations about some tables, newest first.
 
     Args:
         datasette: the Datasette instance.
-        tables: as `access.analyzable` gives them.
-        before: the id of the last of the page before; None for the first page.
-        limit: how many at the most.
+        tables: as from `table_access.analyzable_tables`.
+        before: the id of the last row of the previous page; None for the first page.
+        limit: the maximum number of rows.
     """
     values: dict[str, Any] = {"tables": tables, "limit": limit}
-    where = _SEEN
+    where = _IN_TABLES
     if before is not None:
         where += " and id < :before"
         values["before"] = before
@@ -183,9 +168,9 @@ async def _read(
     datasette: Datasette, columns: tuple[str, ...], where: str, values: Mapping[str, Any]
 ) -> list[Row]:
     def read(connection: sqlite3.Connection) -> list[Row]:
-        known = "select 1 from sqlite_master where type = 'table' and name = 'llm_consultations'"
-        if connection.execute(known).fetchone() is None:
-            return []  # nobody has consulted yet
+        exists = "select 1 from sqlite_master where type = 'table' and name = 'llm_consultations'"
+        if connection.execute(exists).fetchone() is None:
+            return []  # before the first consultation
         sql = f"select {', '.join(columns)} from llm_consultations where {where}"
         rows = connection.execute(sql, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]

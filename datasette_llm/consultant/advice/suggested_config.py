@@ -1,9 +1,9 @@
-"""Checked advice as something to copy: what Datasette 1.0 reads, and where.
+"""Checked advice as configuration to copy, in the form that Datasette 1.0 reads.
 
-`facets`, `sort`, `sort_desc` and `label_column` belong into `datasette.yaml`; the descriptions of
-columns are metadata and belong into `metadata.yaml`, where a unit has no place but the
-description. There is no setting that hides a column, or names the columns to search: the first
-is an address, the second a command that changes the database.
+`facets`, `sort`, `sort_desc` and `label_column` go into `datasette.yaml`; descriptions of columns
+are metadata and go into `metadata.yaml`, with the unit as part of the description. No setting
+hides a column or makes it searchable: the first takes a URL, the second a command that changes the
+database.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-_NO_WRAP = 10**6
+_WIDTH = 10**6  # no line breaks
 
 
 def datasette_yaml(database: str, table: str, config: Mapping[str, Any]) -> str:
@@ -39,13 +39,13 @@ def search_command(database: str, table: str, config: Mapping[str, Any]) -> str:
     columns = config["full_text_columns"]
     if not columns:
         return ""
-    # Behind `--`, since the name of a column may look like an option.
+    # After `--`, since the name of a column may look like an option.
     words = ["sqlite-utils", "enable-fts", "--create-triggers", "--"]
     return shlex.join([*words, f"{database}.db", table, *columns])
 
 
 def hiding_query(config: Mapping[str, Any]) -> str:
-    """What is added to the table's address to leave columns out; empty for none."""
+    """The query string of the table's URL that hides columns; empty for none."""
     return urlencode([("_nocol", name) for name in config["hidden_columns"]])
 
 
@@ -58,4 +58,4 @@ def _nested(database: str, table: str, settings: Mapping[str, Any]) -> str:
     if not settings:
         return ""
     whole = {"databases": {database: {"tables": {table: dict(settings)}}}}
-    return yaml.safe_dump(whole, allow_unicode=True, sort_keys=False, width=_NO_WRAP)
+    return yaml.safe_dump(whole, allow_unicode=True, sort_keys=False, width=_WIDTH)

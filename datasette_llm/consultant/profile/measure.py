@@ -1,9 +1,9 @@
-"""The figures of a table's columns: of all rows as far as the time allows, else of a sample.
+"""The statistics of a table's columns: of all rows as far as the time allows, else of a sample.
 
-Column by column, the cheap ones first. A column that does not get its turn is told of from the
-sample. All of it runs in one of Datasette's reading threads, and nearly all of that in SQLite, so
-that the event loop is not held up. It makes no transaction: one as long as this may be would keep
-whoever writes to the database waiting.
+Columns are measured one by one, the cheap ones first; those that the time limit leaves out have
+statistics of the sample. All of it runs in one of Datasette's read threads, and nearly all of that
+in SQLite, so that the event loop is not blocked. No transaction spans the whole, since it would
+keep writers waiting.
 """
 
 from __future__ import annotations
@@ -15,42 +15,48 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 
 from ...errors import ProfileError, TableNotFoundError
-from .column_stats import figures_sql, groups_of_table, read_figures
-from .sampling import Sample, sample_answers, take_sample
-from .table import Column, Table, left_out, read_table, source
-from .time_budget import FEW_INSTRUCTIONS, INSTRUCTIONS, Budget, Clock, OutOfTimeError
+from .column_stats import parse_stats, stats_sql, table_groups
+from .sampling import Sample, sample_results, take_sample
+from .table import Column, Table, columns_left_out, read_table, table_source
+from .time_budget import (
+    FEW_INSTRUCTIONS_PER_CHECK,
+    INSTRUCTIONS_PER_CHECK,
+    Clock,
+    OutOfTimeError,
+    TimeBudget,
+)
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
     from ...config.settings import ConsultantSettings
 
-# Of the time limit, when each part must have ended; what then is left is for all the rest.
-COUNTED = 0.3
-SAMPLED = 0.6
-MEASURED = 0.95
-# Sorting a column takes at least so many times as long as counting the rows.
-DEARER_THAN_COUNTING = 2
-# What a column may hold and still be sorted, which writes it to a temporary file.
-MOST_SORTED_BYTES = 256 * 1024 * 1024
-# Of such values fewer are sorted, since SQLite may compare each to its end, and merges them without
-# a look at the clock.
+# Shares of the time limit at which each part must have ended; the rest is for everything else.
+COUNT_SHARE = 0.3
+SAMPLE_SHARE = 0.6
+STATS_SHARE = 0.95
+# Sorting a column takes at least this many times as long as counting the rows.
+SORT_COST_FACTOR = 2
+# The size up to which a column is sorted, which writes it to a temporary file.
+MAX_SORTED_BYTES = 256 * 1024 * 1024
+# Of values as large as this fewer are sorted: SQLite may compare each to its end, and merges them
+# without calling the progress handler.
 LARGE_BYTES = 100_000
-MOST_SORTED_LARGE_BYTES = 16 * 1024 * 1024
+MAX_SORTED_LARGE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What is to be said of a table.
+class Measurement:
+    """The result of measuring a table.
 
     Attributes:
         table: the table or view.
-        columns: those of its columns that were read.
+        columns: the columns that were read.
         left_out: the names of the others.
-        count: how many rows it has; None where counting them took too long.
+        count: the number of rows; None where counting them took too long.
         sample: some of its rows.
-        figures: of the columns, by name.
-        exact: the names of the columns whose figures are of all rows.
+        stats: the statistics by column name.
+        exact: the names of the columns whose statistics are of all rows.
     """
 
     table: Table
@@ -58,7 +64,7 @@ class Measured:
     left_out: tuple[str, ...]
     count: int | None
     sample: Sample
-    figures: dict[str, dict[str, Any]]
+    stats: dict[str, dict[str, Any]]
     exact: frozenset[str]
 
 
@@ -67,80 +73,81 @@ def measure(
     *,
     database: str,
     name: str,
-    unwanted: Collection[str],
+    exclude: Collection[str],
     settings: ConsultantSettings,
     clock: Clock,
-) -> Measured:
-    """Measure a table or view, within the time limit that begins now.
+) -> Measurement:
+    """Measure a table or view, within a time limit that begins now.
 
     Args:
         connection: to its database.
         database: the name of the database.
         name: the name of the table or view.
-        unwanted: the columns to leave out, in the forms of the configuration.
-        settings: which values may be asked for, and the time limit.
-        clock: tells the time, in seconds.
+        exclude: the columns to leave out, in the forms of the configuration.
+        settings: which values may be read, and the time limit.
+        clock: gives the time in seconds.
 
     Raises:
         TableNotFoundError: there is no such table or view.
         ProfileError: SQLite cannot read it.
     """
-    budget = Budget(connection, settings.time_limit_ms / 1_000, clock)
+    budget = TimeBudget(connection, settings.time_limit_ms / 1_000, clock)
     try:
         table = read_table(connection, name)
-        unread = left_out(database, name, [each.name for each in table.columns], unwanted)
-        columns = tuple(each for each in table.columns if each.name not in unread)
+        excluded = columns_left_out(database, name, [each.name for each in table.columns], exclude)
+        columns = tuple(each for each in table.columns if each.name not in excluded)
         count, count_s = _count(connection, table, budget)
         names = [column.name for column in columns]
-        sample = take_sample(connection, table, names, count, budget, (COUNTED, SAMPLED))
+        sample = take_sample(connection, table, names, count, budget, (COUNT_SHARE, SAMPLE_SHARE))
         values = settings.values != "none"
-        answers = sample_answers(sample, values=values)
+        results = sample_results(sample, values=values)
         exact = {}
         if count is not None:
             affordable = _affordable(columns, sample, count)
-            step = INSTRUCTIONS if sample.row_size < LARGE_BYTES else FEW_INSTRUCTIONS
+            large = sample.row_size >= LARGE_BYTES
+            step = FEW_INSTRUCTIONS_PER_CHECK if large else INSTRUCTIONS_PER_CHECK
             exact = _exact(connection, table, affordable, values, budget, count_s, step)
     except sqlite3.Error as error:
-        raise _refusal(connection, name, error) from error
-    figures = {each: read_figures(answer) for each, answer in (answers | exact).items()}
-    return Measured(table, columns, tuple(unread), count, sample, figures, frozenset(exact))
+        raise _profile_error(connection, name, error) from error
+    stats = {each: parse_stats(result) for each, result in (results | exact).items()}
+    return Measurement(table, columns, tuple(excluded), count, sample, stats, frozenset(exact))
 
 
-def _refusal(connection: Connection, name: str, error: sqlite3.Error) -> ProfileError:
+def _profile_error(connection: Connection, name: str, error: sqlite3.Error) -> ProfileError:
     try:
         read_table(connection, name)
-    except TableNotFoundError as gone:  # it was dropped between one query and the next
-        return gone
+    except TableNotFoundError as dropped:  # between one query and the next
+        return dropped
     except sqlite3.Error:
         pass
     return ProfileError(f"{name!r} cannot be read: {error}")
 
 
-def _count(connection: Connection, table: Table, budget: Budget) -> tuple[int | None, float]:
-    """How many rows there are, and the seconds that it took to count them."""
+def _count(connection: Connection, table: Table, budget: TimeBudget) -> tuple[int | None, float]:
+    """The number of rows, and the seconds that counting took."""
     before = budget.spent
     try:
-        with budget.until(COUNTED):
-            sql = f"select count(1) from {source(table.name)}"
+        with budget.until(COUNT_SHARE):
+            sql = f"select count(1) from {table_source(table.name)}"
             return connection.execute(sql).fetchone()[0], budget.spent - before
     except OutOfTimeError:
         return None, budget.spent - before
 
 
 def _affordable(columns: Sequence[Column], sample: Sample, count: int) -> list[Column]:
-    """The columns that may be sorted, those first that seem to take the least time."""
+    """The columns small enough to be sorted, those expected to take the least time first."""
 
     def bytes_of(column: Column) -> float:
         return sample.mean_size(column.name) * count
 
-    def most(column: Column) -> int:
+    def max_bytes(column: Column) -> int:
         large = sample.mean_size(column.name) >= LARGE_BYTES
-        return MOST_SORTED_LARGE_BYTES if large else MOST_SORTED_BYTES
+        return MAX_SORTED_LARGE_BYTES if large else MAX_SORTED_BYTES
 
     def cost(column: Column) -> tuple[int, float]:
         return len({value for value, _ in sample.cells(column.name)}), bytes_of(column)
 
-    return sorted((each for each in columns if bytes_of(each) <= most(each)), key=cost)
+    return sorted((each for each in columns if bytes_of(each) <= max_bytes(each)), key=cost)
 
 
 def _exact(
@@ -148,19 +155,19 @@ def _exact(
     table: Table,
     columns: Sequence[Column],
     values: bool,
-    budget: Budget,
+    budget: TimeBudget,
     count_s: float,
     instructions: int,
 ) -> dict[str, list[Sequence[Any]]]:
-    """The answers about all rows, for as many of the columns as there is time for."""
-    answers: dict[str, list[Sequence[Any]]] = {}
+    """The query results over all rows, for as many columns as there is time for."""
+    results: dict[str, list[Sequence[Any]]] = {}
     for column in columns:
-        if budget.left < DEARER_THAN_COUNTING * count_s:
+        if budget.left < SORT_COST_FACTOR * count_s:
             break
-        sql = figures_sql(groups_of_table(table.name, column.name, column.untyped), values=values)
+        sql = stats_sql(table_groups(table.name, column.name, column.untyped), values=values)
         try:
-            with budget.until(MEASURED, instructions=instructions):
-                answers[column.name] = connection.execute(sql).fetchall()
+            with budget.until(STATS_SHARE, instructions=instructions):
+                results[column.name] = connection.execute(sql).fetchall()
         except OutOfTimeError:
             break
-    return answers
+    return results

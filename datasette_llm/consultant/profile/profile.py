@@ -1,4 +1,4 @@
-"""The profile of a table: what a person would look at first, as data that a model can be given."""
+"""The profile of a table: its schema, metadata and column statistics, as JSON for a model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TableNotFoundError
-from .column_stats import shown
-from .measure import Measured, measure
+from .column_stats import display_value
+from .measure import Measurement, measure
 from .sampling import Sample
-from .table import Column, ColumnMetadata, read_known
+from .table import Column, ColumnMetadata, read_metadata
 from .time_budget import Clock
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...config.settings import ConsultantSettings
 
 SAMPLE_ROWS = 5
-_FOREVER = 1e9
+_FOREVER_S = 1e9
 
 
 async def make_profile(
@@ -35,22 +35,22 @@ async def make_profile(
 ) -> dict[str, Any]:
     """Profile a table or view, within a time limit.
 
-    Who may see the table is the caller's to decide. Datasette shows every column of a table to
-    whoever may view the table, so that there are no columns to leave out but those named.
+    The caller checks permissions. Datasette has none for columns, so that all columns are read but
+    those that are excluded by name.
 
     Args:
-        datasette: the site.
+        datasette: the Datasette instance.
         database: the name of the database.
         table: the name of the table or view.
-        exclude: columns to leave out beside those that the configuration names, in the same
-            forms. A name that no column has leaves nothing out.
-        settings: which values may be in it, the time limit and the columns to leave out.
-        clock: tells the time, in seconds.
+        exclude: columns to leave out besides those of the configuration, in the same forms; names
+            that match no column are ignored.
+        settings: which values may be included, the time limit and the columns to leave out.
+        clock: gives the time in seconds.
 
     Returns:
-        What can be written as JSON; the same for the same data, as far as the time was enough.
-        `rows.count` is None where nothing tells, `sample` where nothing is of a sample. Of a
-        column, `rows` is how many rows its figures are of, and `exact` that these are all.
+        JSON data; the same for the same table, unless the time limit was reached. `rows.count` is
+        None where it is unknown, `sample` is None where no sample was used. A column's `rows` is
+        the number of rows behind its statistics, and `exact` says whether these are all rows.
 
     Raises:
         TableNotFoundError: there is no such database, table or view.
@@ -58,40 +58,40 @@ async def make_profile(
     """
     if database not in datasette.databases:
         raise TableNotFoundError(f"{database}/{table}")
-    known = await read_known(datasette, database, table)
+    metadata = await read_metadata(datasette, database, table)
     work = partial(
         measure,
         database=database,
         name=table,
-        unwanted=(*settings.exclude, *exclude),
+        exclude=(*settings.exclude, *exclude),
         settings=settings,
     )
-    measured = await _until_gone(datasette, database, work, clock)
-    return _profile(database, measured, known, settings.values == "sample")
+    measured = await _in_read_thread(datasette, database, work, clock)
+    return _profile(database, measured, metadata, settings.values == "sample")
 
 
-async def _until_gone(
-    datasette: Datasette, database: str, work: Callable[..., Measured], clock: Clock
-) -> Measured:
-    """Do the work in a reading thread, and stop it when nobody waits for it any more."""
-    gone = False
-    looks = itertools.count()
+async def _in_read_thread(
+    datasette: Datasette, database: str, work: Callable[..., Measurement], clock: Clock
+) -> Measurement:
+    """Run the work in a read thread, and stop it when the caller is cancelled."""
+    cancelled = False
+    calls = itertools.count()
 
-    def told() -> float:
-        # Not at the first look, from which the time counts.
-        return clock() + (_FOREVER if next(looks) and gone else 0.0)
+    def stoppable_clock() -> float:
+        # The first call sets the start of the time limit.
+        return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
 
     try:
-        measured: Measured = await datasette.get_database(database).execute_fn(
-            lambda connection: work(connection, clock=told)
+        measured: Measurement = await datasette.get_database(database).execute_fn(
+            lambda connection: work(connection, clock=stoppable_clock)
         )
     finally:
-        gone = True
+        cancelled = True
     return measured
 
 
 def _profile(
-    database: str, measured: Measured, known: ColumnMetadata, with_rows: bool
+    database: str, measured: Measurement, metadata: ColumnMetadata, with_rows: bool
 ) -> dict[str, Any]:
     sample, columns = measured.sample, measured.columns
     sampled = with_rows or len(measured.exact) < len(columns)
@@ -99,32 +99,32 @@ def _profile(
         "database": database,
         "table": measured.table.name,
         "kind": measured.table.kind,
-        "description": known.description,
+        "description": metadata.description,
         "rows": {"count": sample.table_rows, "exact": measured.count is not None},
         "sample": {"rows": sample.rows, "of": sample.table_rows} if sampled else None,
-        "columns": [_column(column, measured, known) for column in columns],
+        "columns": [_column(column, measured, metadata) for column in columns],
         "left_out": list(measured.left_out),
     }
     return profile | ({"sample_rows": _sample_rows(sample)} if with_rows else {})
 
 
-def _column(column: Column, measured: Measured, known: ColumnMetadata) -> dict[str, Any]:
-    figures = dict(measured.figures[column.name])
+def _column(column: Column, measured: Measurement, metadata: ColumnMetadata) -> dict[str, Any]:
+    stats = dict(measured.stats[column.name])
     exact = column.name in measured.exact
-    rows, distinct = figures.pop("rows"), figures.pop("distinct")
+    rows, distinct = stats.pop("rows"), stats.pop("distinct")
     return {
         "name": column.name,
         "declared_type": column.declared_type,
-        "observed_types": figures.pop("observed_types"),
+        "observed_types": stats.pop("observed_types"),
         "primary_key": column.primary_key,
         "foreign_key": _foreign_key(column),
         "full_text_search": column.full_text_search,
-        "description": known.columns.get(column.name),
-        "unit": known.units.get(column.name),
-        "column_type": known.column_types.get(column.name),
-        "null_fraction": figures.pop("null_fraction"),
+        "description": metadata.columns.get(column.name),
+        "unit": metadata.units.get(column.name),
+        "column_type": metadata.column_types.get(column.name),
+        "null_fraction": stats.pop("null_fraction"),
         "distinct": {"count": distinct, "exact": exact},
-        **figures,
+        **stats,
         "exact": exact,
         "rows": rows,
     }
@@ -138,12 +138,12 @@ def _foreign_key(column: Column) -> dict[str, str | None] | None:
 
 
 def _sample_rows(sample: Sample) -> list[dict[str, Any]]:
-    """A few whole rows, from all over the sample."""
+    """A few whole rows, spread over the sample."""
     count = min(SAMPLE_ROWS, sample.rows)
-    numbers = [sample.rows * place // count for place in range(count)]
+    indexes = [sample.rows * number // count for number in range(count)]
     columns = {name: list(sample.cells(name)) for name in sample.names}
-    return [{name: _shown(*cells[number]) for name, cells in columns.items()} for number in numbers]
+    return [{name: _display(*cells[index]) for name, cells in columns.items()} for index in indexes]
 
 
-def _shown(value: Any, length: int | None) -> Any:
-    return {"blob_size": length} if isinstance(value, bytes) else shown(value)
+def _display(value: Any, length: int | None) -> Any:
+    return {"blob_size": length} if isinstance(value, bytes) else display_value(value)

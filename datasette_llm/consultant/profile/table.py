@@ -1,4 +1,4 @@
-"""What SQLite's schema says about a table or view."""
+"""What SQLite's schema and Datasette's metadata say about a table or view."""
 
 from __future__ import annotations
 
@@ -17,16 +17,50 @@ if TYPE_CHECKING:
 
     from datasette.app import Datasette
 
+# In pragma table_xinfo: a column of a virtual table that `select *` leaves out too.
+_HIDDEN = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as declared.
+
+    Attributes:
+        untyped: it stores values without conversion, so that 1 and 1.0 may both occur.
+        foreign_key: the referenced table and column; the column is None for the primary key.
+    """
+
+    name: str
+    declared_type: str
+    primary_key: bool
+    foreign_key: tuple[str, str | None] | None
+    full_text_search: bool
+    untyped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table or view as declared.
+
+    Attributes:
+        rowid: the name of its rowid; None where it has none that can be used.
+    """
+
+    name: str
+    kind: Literal["table", "view"]
+    columns: tuple[Column, ...]
+    rowid: str | None
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnMetadata:
-    """The metadata of a table.
+    """What Datasette's metadata says about a table and its columns.
 
     Attributes:
-        description: of the table; None where there is none.
-        columns: their descriptions, by name.
-        units: of columns, by name.
-        column_types: the names of Datasette's column types, by the name of the column.
+        description: of the table, or None.
+        columns: descriptions, by column name.
+        units: by column name.
+        column_types: names of Datasette's column types, by column name.
     """
 
     description: str | None
@@ -35,8 +69,64 @@ class ColumnMetadata:
     column_types: Mapping[str, str]
 
 
-async def read_known(datasette: Datasette, database: str, table: str) -> ColumnMetadata:
-    """Read what Datasette knows of a table or view."""
+def quote_identifier(name: str) -> str:
+    """A name as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def table_source(table: str) -> str:
+    """A table or view to select from, as `t`; `main.` keeps it apart from a CTE of that name."""
+    return f"main.{quote_identifier(table)} as t"
+
+
+def column_ref(column: str) -> str:
+    """A column of `table_source`.
+
+    Without the `t.`, SQLite would take the quoted name of a dropped column for a string.
+    """
+    return f"t.{quote_identifier(column)}"
+
+
+def columns_left_out(
+    database: str, table: str, columns: Collection[str], exclude: Collection[str]
+) -> list[str]:
+    """The columns of a table that must not be read.
+
+    Args:
+        database: the name of the database.
+        table: the name of the table.
+        columns: the names of its columns, in order.
+        exclude: `column`, `table.column` or `database.table.column`; case-insensitive, as in SQL.
+    """
+    excluded = {name.casefold() for name in exclude}
+
+    def names(column: str) -> set[str]:
+        qualified = (column, f"{table}.{column}", f"{database}.{table}.{column}")
+        return {name.casefold() for name in qualified}
+
+    return [column for column in columns if names(column) & excluded]
+
+
+def read_table(connection: Connection, name: str) -> Table:
+    """Read the schema of a table or view.
+
+    Raises:
+        TableNotFoundError: there is no such table or view.
+    """
+    sql = "select type, sql from sqlite_master where name = ? and type in ('table', 'view')"
+    found = connection.execute(sql, [name]).fetchone()
+    if found is None:
+        raise TableNotFoundError(name)
+    kind, definition = found
+    virtual = (definition or "").lstrip().upper().startswith("CREATE VIRTUAL")
+    ordinary = kind == "table" and not virtual
+    columns = _columns(connection, name, typed=ordinary)
+    rowid = _rowid(connection, name, {column.name for column in columns}) if ordinary else None
+    return Table(name, kind, columns, rowid)
+
+
+async def read_metadata(datasette: Datasette, database: str, table: str) -> ColumnMetadata:
+    """Read Datasette's metadata of a table or view."""
     of_table = await datasette.get_resource_metadata(database, table)
     of_columns = await _column_metadata(datasette, database, table)
     types = await datasette.get_column_types(database, table)
@@ -49,10 +139,60 @@ async def read_known(datasette: Datasette, database: str, table: str) -> ColumnM
     )
 
 
+def _columns(connection: Connection, table: str, *, typed: bool) -> tuple[Column, ...]:
+    keys = {
+        key["column"].casefold(): (key["other_table"], key["other_column"])
+        for key in get_outbound_foreign_keys(connection, table)
+    }
+    searchable = _searchable_columns(connection, table)
+    return tuple(
+        Column(
+            name,
+            declared or "",
+            bool(key),
+            keys.get(name.casefold()),
+            name in searchable,
+            untyped=not typed or _is_untyped(declared or ""),
+        )
+        for name, declared, key, hidden in _declared(connection, table)
+        if hidden != _HIDDEN
+    )
+
+
+def _is_untyped(declared: str) -> bool:
+    # A column of type ANY converts nothing in a STRICT table.
+    kind = declared.upper()
+    return kind in ("", "ANY") or ("BLOB" in kind and "INT" not in kind)
+
+
+def _declared(connection: Connection, table: str) -> list[tuple[str, str, int, int]]:
+    rows = connection.execute(f"pragma table_xinfo({quote_identifier(table)})").fetchall()
+    return [(name, declared, key, hidden) for _, name, declared, _, _, key, hidden in rows]
+
+
+def _searchable_columns(connection: Connection, table: str) -> set[str]:
+    index = detect_fts(connection, table)
+    if index is None:
+        return set()
+    return {name for name, _, _, hidden in _declared(connection, index) if hidden != _HIDDEN}
+
+
+def _rowid(connection: Connection, table: str, taken: Collection[str]) -> str | None:
+    names = {name.casefold() for name in taken}
+    rowid = next((name for name in ("rowid", "_rowid_", "oid") if name not in names), None)
+    if rowid is None:
+        return None
+    try:
+        connection.execute(f"select {rowid} from {table_source(table)} limit 0")
+    except sqlite3.OperationalError:  # it is a table WITHOUT ROWID
+        return None
+    return rowid
+
+
 async def _column_metadata(
     datasette: Datasette, database: str, table: str
 ) -> dict[str, dict[str, str]]:
-    # Datasette's own method asks for one column, and a table may have hundreds.
+    # Datasette's own method reads one column at a time, and a table may have hundreds.
     found: dict[str, dict[str, str]] = {}
     sql = """
         select key, column_name, value from metadata_columns
@@ -70,147 +210,3 @@ def _units(stored: object) -> dict[str, str]:
     except ValueError:
         return {}
     return {str(name): str(unit) for name, unit in units.items()} if isinstance(units, dict) else {}
-
-
-def left_out(
-    database: str, table: str, columns: Collection[str], names: Collection[str]
-) -> list[str]:
-    """Those of a table's columns that are not to be read.
-
-    Args:
-        database: the name of the table's database.
-        table: the name of the table.
-        columns: the names of its columns, in their order.
-        names: `column`, `table.column` or `database.table.column`; as in SQL, in small or capital
-            letters.
-    """
-    unwanted = {name.casefold() for name in names}
-
-    def ways(column: str) -> set[str]:
-        return {
-            each.casefold()
-            for each in (column, f"{table}.{column}", f"{database}.{table}.{column}")
-        }
-
-    return [column for column in columns if ways(column) & unwanted]
-
-
-# Of a virtual table, which a select of all columns does not show either.
-_HIDDEN = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column as it was declared.
-
-    Attributes:
-        untyped: it takes values as they are given, so that 1 and 1.0 can stand side by side.
-        foreign_key: the table and the column that it refers to; the latter None for its key.
-    """
-
-    name: str
-    declared_type: str
-    primary_key: bool
-    foreign_key: tuple[str, str | None] | None
-    full_text_search: bool
-    untyped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table or view as it was declared.
-
-    Attributes:
-        rowid: what its rowid is called here; None where it has none that could be relied on.
-    """
-
-    name: str
-    kind: Literal["table", "view"]
-    columns: tuple[Column, ...]
-    rowid: str | None
-
-
-def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever it holds."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def source(table: str) -> str:
-    """A table or view to select from, as `t`; never a part of the query that has its name."""
-    return f"main.{quoted(table)} as t"
-
-
-def cell(column: str) -> str:
-    """A column of what `source` names.
-
-    By itself, a quoted name that no column has any more would be a text.
-    """
-    return f"t.{quoted(column)}"
-
-
-def read_table(connection: Connection, name: str) -> Table:
-    """Read the schema of a table or view.
-
-    Raises:
-        TableNotFoundError: there is none of this name.
-    """
-    sql = "select type, sql from sqlite_master where name = ? and type in ('table', 'view')"
-    found = connection.execute(sql, [name]).fetchone()
-    if found is None:
-        raise TableNotFoundError(name)
-    kind, definition = found
-    virtual = (definition or "").lstrip().upper().startswith("CREATE VIRTUAL")
-    ordinary = kind == "table" and not virtual
-    columns = _columns(connection, name, typed=ordinary)
-    rowid = _rowid(connection, name, {column.name for column in columns}) if ordinary else None
-    return Table(name, kind, columns, rowid)
-
-
-def _columns(connection: Connection, table: str, *, typed: bool) -> tuple[Column, ...]:
-    keys = {
-        key["column"].casefold(): (key["other_table"], key["other_column"])
-        for key in get_outbound_foreign_keys(connection, table)
-    }
-    searched = _searched(connection, table)
-    return tuple(
-        Column(
-            name,
-            declared or "",
-            bool(key),
-            keys.get(name.casefold()),
-            name in searched,
-            untyped=not typed or _takes_anything(declared or ""),
-        )
-        for name, declared, key, hidden in _declared(connection, table)
-        if hidden != _HIDDEN
-    )
-
-
-def _takes_anything(declared: str) -> bool:
-    # A strict table converts nothing in a column of the type ANY.
-    kind = declared.upper()
-    return kind in ("", "ANY") or ("BLOB" in kind and "INT" not in kind)
-
-
-def _declared(connection: Connection, table: str) -> list[tuple[str, str, int, int]]:
-    rows = connection.execute(f"pragma table_xinfo({quoted(table)})").fetchall()
-    return [(name, declared, key, hidden) for _, name, declared, _, _, key, hidden in rows]
-
-
-def _searched(connection: Connection, table: str) -> set[str]:
-    index = detect_fts(connection, table)
-    if index is None:
-        return set()
-    return {name for name, _, _, hidden in _declared(connection, index) if hidden != _HIDDEN}
-
-
-def _rowid(connection: Connection, table: str, taken: Collection[str]) -> str | None:
-    names = {name.casefold() for name in taken}
-    rowid = next((name for name in ("rowid", "_rowid_", "oid") if name not in names), None)
-    if rowid is None:
-        return None
-    try:
-        connection.execute(f"select {rowid} from {source(table)} limit 0")
-    except sqlite3.OperationalError:  # it is a table WITHOUT ROWID
-        return None
-    return rowid

@@ -1,4 +1,4 @@
-"""The time that a profile may take, and how SQLite is stopped when it is over."""
+"""The time limit of a profile, enforced by SQLite's progress handler."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from datasette.utils.sqlite import sqlite3
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-# Of SQLite's virtual machine between two looks at the clock; Datasette looks as often.
-INSTRUCTIONS = 1_000
-# The same where each may read megabytes.
-FEW_INSTRUCTIONS = 20
+# SQLite virtual machine instructions between two checks of the clock, as in Datasette.
+INSTRUCTIONS_PER_CHECK = 1_000
+# The same where each instruction may read megabytes.
+FEW_INSTRUCTIONS_PER_CHECK = 20
 
 Clock = Callable[[], float]
 
 
 class OutOfTimeError(Exception):
-    """The work was stopped, or not begun, because its part of the time is over."""
+    """Work was stopped, or not started, because its share of the time limit is used up."""
 
 
-class Budget:
-    """A time limit that begins when this is made."""
+class TimeBudget:
+    """A time limit that begins when it is created."""
 
     def __init__(self, connection: Connection, seconds: float, clock: Clock) -> None:
         """
         Args:
-            connection: what is stopped; nobody else may use it meanwhile.
+            connection: the connection to interrupt; it must not be used elsewhere meanwhile.
             seconds: the limit.
-            clock: tells the time, in seconds.
+            clock: gives the time in seconds.
         """
         self._connection = connection
         self._seconds = seconds
         self._clock = clock
-        self._begun = clock()
+        self._started = clock()
         self._end = seconds
 
     @property
     def spent(self) -> float:
-        """The seconds since the beginning."""
-        return self._clock() - self._begun
+        """The seconds since the start."""
+        return self._clock() - self._started
 
     @property
     def left(self) -> float:
-        """The seconds until the end, below 0 after it."""
+        """The seconds that remain; negative after the end."""
         return self._seconds - self.spent
 
     def check(self) -> None:
-        """Stop where SQLite gives a row, so that one of large values is the last.
+        """Check the time between rows, since reading large values takes few instructions.
 
         Raises:
-            OutOfTimeError: the share of the limit that `until` gave is over.
+            OutOfTimeError: the share of the limit given to `until` is used up.
         """
         if self.spent >= self._end:
             raise OutOfTimeError
 
     @contextmanager
-    def until(self, share: float, *, instructions: int = INSTRUCTIONS) -> Iterator[None]:
-        """Stop what SQLite does in the block when this share of the limit is over.
+    def until(self, share: float, *, instructions: int = INSTRUCTIONS_PER_CHECK) -> Iterator[None]:
+        """Interrupt SQLite in the block when this share of the limit is used up.
 
         Args:
-            share: of the whole limit, from its beginning; 1 is all of it.
-            instructions: how many SQLite does between two looks at the clock.
+            share: of the whole limit, from its start; 1 is all of it.
+            instructions: how many SQLite runs between two checks of the clock.
 
         Raises:
-            OutOfTimeError: the block was stopped, or was not entered.
+            OutOfTimeError: the block was interrupted, or not entered.
         """
         self._end = share * self._seconds
         self.check()
@@ -86,4 +86,4 @@ class Budget:
                 raise OutOfTimeError from error
             raise
         finally:
-            self._connection.set_progress_handler(None, INSTRUCTIONS)
+            self._connection.set_progress_handler(None, INSTRUCTIONS_PER_CHECK)

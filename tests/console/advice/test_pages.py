@@ -1,17 +1,20 @@
-"""The consultant's pages: who sees them, what they show, and that what is sent was seen."""
+"""The consultant's pages: permissions, contents, and that only a previewed prompt is sent."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sqlite3
+from urllib.parse import urlencode
 
 import pytest
+from datasette.utils import tilde_encode
 
+from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
 from datasette_llm.consultant.advice import previews
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, GOOD_FLAG, HOSTILE, answer, flag, says
+from tests.support.consultant import ANA, BEN, GOOD_FLAG, HOSTILE, answer, answering, flag
 from tests.support.openai_server import BOUND_S
 
 from ..log.test_pages import Page
@@ -24,7 +27,7 @@ EVERYTHING = ("/data/pets/-/llm-analyze", "/data/pets/-/llm-analyze.json")
 
 @pytest.fixture
 async def site(start_site, register_models):
-    register_models(says(answer()), says(answer(), model_id="other"))
+    register_models(answering(answer()), answering(answer(), model_id="other"))
     return await start_site()
 
 
@@ -39,10 +42,10 @@ async def previewed(site, table="pets", query="", **more):
     return Page((await site.get(f"/data/{table}/-/llm-analyze{query}", **more)).text)
 
 
-# Who sees what
+# Permissions
 
 
-async def test_nobody_and_the_wrong_actor_learn_nothing_of_the_preview(site):
+async def test_preview_is_refused_without_permission(site):
     for actor in (None, BEN):
         for address in (*EVERYTHING, "/data/ghost/-/llm-analyze"):
             refused = await site.get(address, 403, actor=actor)
@@ -54,7 +57,7 @@ async def test_nobody_and_the_wrong_actor_learn_nothing_of_the_preview(site):
     assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
 
 
-async def test_who_may_analyze_but_not_view_a_table_is_refused(site):
+async def test_analyze_permission_needs_view_permission(site):
     for suffix in ("", ".json"):
         refused = await site.get(f"/data/secrets/-/llm-analyze{suffix}", 403)
         assert "ssn" not in refused.text
@@ -62,7 +65,7 @@ async def test_who_may_analyze_but_not_view_a_table_is_refused(site):
     assert "ssn" in (await site.get("/data/secrets/-/llm-analyze", actor=EVE)).text
 
 
-async def test_the_menu_of_a_table_and_of_a_view_has_an_entry_for_those_who_may(site):
+async def test_menu_links_follow_permissions(site):
     for table in ("pets", "light"):
         for actor, shown in ((None, False), (BEN, False), (ANA, True)):
             page = Page((await site.get(f"/data/{table}", actor=actor)).text)
@@ -72,7 +75,7 @@ async def test_the_menu_of_a_table_and_of_a_view_has_an_entry_for_those_who_may(
         assert (PATH in page.links()) is shown
 
 
-async def test_consultations_are_seen_by_those_who_may_view_and_analyze_their_table(site):
+async def test_consultations_follow_table_permissions(site):
     mine = (await site.ask())["id"]
     hidden = (await site.ask("secrets", actor=EVE))["id"]
     for suffix in ("", ".json"):
@@ -89,7 +92,7 @@ async def test_consultations_are_seen_by_those_who_may_view_and_analyze_their_ta
     await site.get(f"{PATH}/{'0' * 26}", 404)
 
 
-async def test_the_pages_of_a_list_are_full_although_others_are_left_out(site):
+async def test_list_pages_are_full_despite_hidden_rows(site):
     ids = []
     for number in range(5):
         ids.append((await site.ask())["id"])
@@ -107,7 +110,7 @@ async def test_the_pages_of_a_list_are_full_although_others_are_left_out(site):
     assert ids[2] in (await site.get(older)).text
 
 
-async def test_a_list_has_fifty_unless_told_and_five_hundred_at_the_most(site):
+async def test_list_limit_is_50_by_default_500_at_most(site):
     assert (await site.get(f"{PATH}.json")).json()["limit"] == 50
     assert (await site.get(f"{PATH}.json?limit=500")).json()["limit"] == 500
     for query in ("limit=501", "limit=0", "limit=x", "limit=-1", "next=x", "limit=1&limit=2"):
@@ -116,10 +119,8 @@ async def test_a_list_has_fifty_unless_told_and_five_hundred_at_the_most(site):
             assert "limit" in refused.text or "next" in refused.text
 
 
-async def test_rows_of_a_table_that_the_reader_may_not_view_are_not_shown(
-    start_site, register_models
-):
-    register_models(says(answer(GOOD_FLAG, flag("select ssn from secrets", column=None))))
+async def test_check_rows_of_hidden_tables_are_hidden(start_site, register_models):
+    register_models(answering(answer(GOOD_FLAG, flag("select ssn from secrets", column=None))))
     site = await start_site()
     found = await site.ask(actor=EVE)
     assert found["checks"][1]["rows"] == [["111-22"]]
@@ -132,10 +133,8 @@ async def test_rows_of_a_table_that_the_reader_may_not_view_are_not_shown(
     assert "may not view" in hidden["reason"]
 
 
-async def test_who_may_not_run_sql_gets_advice_whose_claims_are_unchecked(
-    start_site, register_models
-):
-    register_models(says(answer()))
+async def test_claims_are_unchecked_without_execute_sql(start_site, register_models):
+    register_models(answering(answer()))
     site = await start_site(databases={"data": {"allow_sql": False}})
     found = await site.ask()
     assert found["outcome"] == "ok"
@@ -143,7 +142,7 @@ async def test_who_may_not_run_sql_gets_advice_whose_claims_are_unchecked(
     assert "not checked" in (await site.get(f"{PATH}/{found['id']}")).text
 
 
-async def test_consultations_about_a_table_that_is_gone_are_hidden(site):
+async def test_consultations_of_missing_table_hidden(site):
     found = await site.ask()
     connection = sqlite3.connect(site.path)
     connection.execute("drop table pets")
@@ -171,8 +170,8 @@ async def test_the_preview_is_what_is_sent(site):
     assert len([each for each in page.all("input") if "checked" in each]) == 2
 
 
-async def test_the_cost_is_estimated_by_the_configured_price(start_site, register_models):
-    register_models(says(answer()))
+async def test_estimate_uses_the_configured_price(start_site, register_models):
+    register_models(answering(answer()))
     prices = {"scripted": {"input": 1000, "output": 1000}}
     site = await start_site({"default_model": "scripted", "log": {"prices": prices}})
     shown = await site.preview()
@@ -180,7 +179,7 @@ async def test_the_cost_is_estimated_by_the_configured_price(start_site, registe
     assert shown["cost_dollars"] == pytest.approx(tokens / 1000)
 
 
-async def test_a_site_without_models_says_so_and_what_to_do(start_site):
+async def test_no_model_is_explained_on_the_page(start_site):
     site = await start_site({})
     shown = await site.preview()
     assert shown["model_id"] is None
@@ -190,8 +189,8 @@ async def test_a_site_without_models_says_so_and_what_to_do(start_site):
     assert "disabled" in send
 
 
-async def test_what_was_seen_is_sent_although_the_table_has_changed(site, register_models):
-    model = says(answer(), model_id="keeps")
+async def test_previewed_prompt_is_sent_after_a_change(site, register_models):
+    model = answering(answer(), model_id="keeps")
     register_models(model)
     query = "?model_id=keeps"
     page = await previewed(site, query=query)
@@ -207,8 +206,8 @@ async def test_what_was_seen_is_sent_although_the_table_has_changed(site, regist
     assert "Look at the negative weight" in stored.text
 
 
-async def test_what_was_not_seen_is_shown_and_not_sent(site, register_models):
-    model = says(answer(), model_id="shy")
+async def test_changed_request_is_shown_and_not_sent(site, register_models):
+    model = answering(answer(), model_id="shy")
     register_models(model)
     page = await previewed(site, query="?model_id=shy")
     sent = fields(page, model_id="shy")
@@ -216,8 +215,8 @@ async def test_what_was_not_seen_is_shown_and_not_sent(site, register_models):
         answered = await site.send(sent | changed)
         assert answered.status_code == 409
         assert "Nothing was sent" in answered.text
-    # Nor after the site forgot it, if the table has another profile by now.
-    previews._kept.clear()
+    # Nor when it is no longer cached and the table has another profile by now.
+    instance.of(site.datasette, previews.PreviewCache).clear()
     connection = sqlite3.connect(site.path)
     connection.execute("delete from pets where id = 1")
     connection.commit()
@@ -230,15 +229,16 @@ async def test_what_was_not_seen_is_shown_and_not_sent(site, register_models):
     assert len(model.calls) == 1
 
 
-async def test_only_so_many_previews_are_kept(site):
-    for number in range(previews.KEPT + 5):
+async def test_preview_cache_is_bounded(site):
+    for number in range(previews.MAX_PREVIEWS + 5):
         await site.preview(query=f"?question={number}")
-    assert len(previews._kept[site.datasette]) == previews.KEPT
+    cache = instance.of(site.datasette, previews.PreviewCache)
+    assert len(cache) == previews.MAX_PREVIEWS
 
 
-async def test_a_bad_request_is_told(site):
+async def test_bad_request_is_explained(site):
     many = "x" * (MAX_QUESTION_CHARS + 1)
-    for body, told in (
+    for body, message in (
         ({"exclude": ["ghost"]}, "ghost"),
         ({"question": many}, "2,000"),
         ({"model": "x"}, "no field"),
@@ -248,7 +248,7 @@ async def test_a_bad_request_is_told(site):
         ([], "object"),
     ):
         response = await site.datasette.client.post(f"{PETS}.json", json=body, actor=ANA)
-        assert (response.status_code, told in response.text) == (400, True), body
+        assert (response.status_code, message in response.text) == (400, True), body
     broken = await site.datasette.client.post(f"{PETS}.json", content="{", actor=ANA)
     assert broken.status_code == 400
     assert "ghost" in (await site.get(f"{PETS}?exclude=ghost", 400)).text
@@ -256,7 +256,7 @@ async def test_a_bad_request_is_told(site):
     assert (await site.ask(exclude="owner"))["exclude"] == ["owner"]
 
 
-async def test_a_post_from_another_site_is_refused(site):
+async def test_cross_site_post_is_refused(site):
     for suffix in ("", ".json"):
         refused = await site.datasette.client.post(
             f"{PETS}{suffix}", json={}, actor=ANA, headers={"sec-fetch-site": "cross-site"}
@@ -264,7 +264,8 @@ async def test_a_post_from_another_site_is_refused(site):
         assert refused.status_code == 403
 
 
-async def test_a_program_gets_201_and_the_address_also_of_a_failure(start_site, register_models):
+async def test_json_post_returns_201_and_location(start_site, register_models):
+    """Also where the consultation failed."""
     register_models(ScriptedModel("scripted", [RuntimeError("It is down")]))
     site = await start_site()
     response = await site.datasette.client.post(f"{PETS}.json", content="{}", actor=ANA)
@@ -277,7 +278,7 @@ async def test_a_program_gets_201_and_the_address_also_of_a_failure(start_site, 
 # While it runs
 
 
-async def test_a_browser_with_javascript_is_told_each_step(site):
+async def test_ndjson_has_a_line_for_each_step(site):
     sent = fields(await previewed(site))
     answered = await site.send(sent, accept="application/x-ndjson")
     lines = [json.loads(line) for line in answered.text.splitlines()]
@@ -290,7 +291,7 @@ async def test_a_browser_with_javascript_is_told_each_step(site):
     assert len(await site.rows()) == 1
 
 
-async def test_a_browser_with_javascript_is_sent_to_what_it_has_not_seen(site):
+async def test_ndjson_leads_to_the_changed_preview(site):
     sent = fields(await previewed(site), question="New?", exclude="name")
     answered = await site.send(sent, accept="application/x-ndjson")
     (line,) = [json.loads(line) for line in answered.text.splitlines()]
@@ -301,9 +302,7 @@ async def test_a_browser_with_javascript_is_sent_to_what_it_has_not_seen(site):
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/x-ndjson"])
-async def test_who_leaves_while_a_provider_hangs_has_it_cancelled_and_recorded(
-    start_site, register_models, accept
-):
+async def test_disconnect_cancels_and_is_stored(start_site, register_models, accept):
     model = ScriptedModel("scripted", ["half", asyncio.Event()])
     register_models(model)
     site = await start_site()
@@ -321,9 +320,7 @@ async def test_who_leaves_while_a_provider_hangs_has_it_cancelled_and_recorded(
 
 
 async def _posted(site, sent, accept, leaves):
-    """A POST of a browser that goes away; httpx's own client cannot."""
-    from urllib.parse import urlencode
-
+    """A POST of a browser that disconnects, which httpx's client cannot."""
     body = urlencode(sent).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -358,19 +355,17 @@ async def _posted(site, sent, accept, leaves):
     await site.datasette.app()(scope, receive, send)
 
 
-# Names and texts of strangers
+# Untrusted names and texts
 
 ODD = 'o\'pets "<img src=x onerror=alert(1)>" 50% a/b.c~\U0001f436'
 
 
-async def test_a_table_and_columns_of_any_name_are_analyzed(start_site, register_models):
-    from datasette.utils import tilde_encode
-
+async def test_odd_table_and_column_names(start_site, register_models):
     quoted = '"' + ODD.replace('"', '""') + '"'
     schema = f"create table {quoted} ({quoted}, \"a,b\"); insert into {quoted} values (1, 'x');"
     config = answer()["suggested_config"] | {"facets": [ODD], "hidden_columns": [ODD]}
     config |= {"columns": [], "sort_desc": None, "label_column": ODD, "full_text_columns": [ODD]}
-    model = says(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
+    model = answering(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
     register_models(model)
     site = await start_site(schema=schema + "create table secrets (ssn);")
     address = tilde_encode(ODD)
@@ -395,7 +390,7 @@ async def test_a_table_and_columns_of_any_name_are_analyzed(start_site, register
     assert left_out["exclude"] == ["a,b"]
 
 
-async def test_texts_of_a_model_are_shown_and_never_obeyed(start_site, register_models):
+async def test_html_of_a_model_is_escaped(start_site, register_models):
     config = answer()["suggested_config"]
     described = [{"column": "weight", "description": HOSTILE, "unit": HOSTILE}]
     hostile = answer(
@@ -404,7 +399,9 @@ async def test_texts_of_a_model_are_shown_and_never_obeyed(start_site, register_
         reasoning_summary=HOSTILE,
         suggested_config=config | {"facets": [HOSTILE], "columns": described},
     )
-    register_models(says(hostile, HOSTILE, HOSTILE), ScriptedModel("bad", [RuntimeError(HOSTILE)]))
+    register_models(
+        answering(hostile, HOSTILE, HOSTILE), ScriptedModel("bad", [RuntimeError(HOSTILE)])
+    )
     site = await start_site()
     for body in ({"question": HOSTILE}, {}, {"model_id": "bad"}, {"model_id": HOSTILE}):
         found = await site.ask(**body)
@@ -416,8 +413,8 @@ async def test_texts_of_a_model_are_shown_and_never_obeyed(start_site, register_
     await site.get(f"{PETS}?model_id=%3Cimg%3E&question=%3Cimg%3E")
 
 
-async def test_every_address_begins_with_the_base_url(start_site, register_models):
-    register_models(says(answer()))
+async def test_every_url_has_the_base_url(start_site, register_models):
+    register_models(answering(answer()))
     site = await start_site(settings={"base_url": "/prefix/"})
     page = await previewed(site)
     answered = await site.send(fields(page))
@@ -430,9 +427,9 @@ async def test_every_address_begins_with_the_base_url(start_site, register_model
             assert target.startswith(("/prefix/", "https://")), target
 
 
-async def test_other_tables_are_analyzed(start_site, register_models):
+async def test_other_kinds_of_tables(start_site, register_models):
     """An empty table, one of many columns, a view, an immutable database."""
-    register_models(says(answer()))
+    register_models(answering(answer()))
     many = ", ".join(f"c{number}" for number in range(500))
     schema = (
         f"create table empty (id); create table wide ({many}); insert into wide default values;"
@@ -444,10 +441,8 @@ async def test_other_tables_are_analyzed(start_site, register_models):
         await previewed(site, table)
 
 
-async def test_a_failure_that_quotes_a_value_is_shown_to_who_may_view_its_table(
-    start_site, register_models
-):
-    register_models(says(answer(flag("select json_extract('{}', ssn) from secrets"))))
+async def test_quoted_value_of_hidden_table_is_hidden(start_site, register_models):
+    register_models(answering(answer(flag("select json_extract('{}', ssn) from secrets"))))
     site = await start_site()
     made = await site.ask(actor={"id": "eve"})
     assert "111-22" in made["checks"][0]["reason"]
@@ -456,7 +451,7 @@ async def test_a_failure_that_quotes_a_value_is_shown_to_who_may_view_its_table(
     assert "may not view" in seen["consultation"]["checks"][0]["reason"]
 
 
-async def test_it_is_sent_to_the_model_that_was_seen_whatever_the_default_is_by_then(site):
+async def test_previewed_model_is_used(site):
     made = await site.preview()
     site.datasette.config["plugins"]["datasette-llm"] = {"default_model": "other"}
     answered = await site.send({"digest": made["digest"]})

@@ -1,4 +1,4 @@
-"""The queries that come with claims: run read-only, within limits, on what the actor may view."""
+"""The queries of claims: run read-only, within limits, on tables that the actor may view."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlite3
 import threading
 
 import pytest
+from datasette import hookimpl
 
 from datasette_llm.consultant.advice import claims as checks
 from datasette_llm.consultant.advice import sql_sandbox as queries
@@ -22,11 +23,11 @@ EVE = {"id": "eve"}
 
 @pytest.fixture
 async def checked(start_site):
-    """A function that checks queries, for ana unless told."""
+    """A function that checks queries, for ana by default."""
     site = await start_site()
 
-    async def run(*queries, actor=ANA, everything=False):
-        access = Access(site.datasette, actor, everything)
+    async def run(*queries, actor=ANA, unrestricted=False):
+        access = Access(site.datasette, actor, unrestricted)
         claims = [each if isinstance(each, Claim) else Claim(each) for each in queries]
         return await check(site.datasette, "data", claims, access)
 
@@ -34,21 +35,21 @@ async def checked(start_site):
     return run
 
 
-async def test_a_claim_whose_query_returns_rows_is_supported_by_them(checked):
+async def test_claim_with_rows_is_supported(checked):
     (result,) = await checked("select id, weight from pets where weight < 0")
     assert result.status == "supported"
     assert (result.columns, result.rows, result.more) == (["id", "weight"], [[4, -1.0]], False)
     assert result.tables == ["pets"]
 
 
-async def test_a_claim_whose_query_returns_nothing_is_unsupported(checked):
+async def test_claim_without_rows_is_unsupported(checked):
     results = await checked(
         "select * from pets where weight > 1000",
         "select count(*) from pets where weight > 1000",
         "select max(weight), min(name) from pets where weight > 1000",
     )
-    told = [(result.status, result.reason) for result in results]
-    assert told == [("unsupported", "its query returned nothing")] * 3
+    results = [(result.status, result.reason) for result in results]
+    assert results == [("unsupported", "its query returned nothing")] * 3
 
 
 REFUSED = [
@@ -83,7 +84,7 @@ REFUSED = [
 ]
 
 
-async def test_a_query_that_may_not_be_run_makes_its_claim_unsupported(checked):
+async def test_forbidden_query_is_unsupported(checked):
     before = checked.site.path.read_bytes()
     for sql, reason in REFUSED:
         (result,) = await checked(sql)
@@ -107,7 +108,7 @@ HIDDEN = [
 ]
 
 
-async def test_a_table_that_the_actor_may_not_view_is_not_read(checked):
+async def test_query_reads_viewable_tables_only(checked):
     for sql in HIDDEN:
         (hidden, shown) = (await checked(sql))[0], (await checked(sql, actor=EVE))[0]
         assert hidden.status == "unsupported", sql
@@ -117,7 +118,7 @@ async def test_a_table_that_the_actor_may_not_view_is_not_read(checked):
         assert "secrets" in shown.tables
 
 
-async def test_a_view_that_the_actor_may_view_is_read_although_its_table_is_hidden(checked):
+async def test_viewable_view_of_hidden_table_is_read(checked):
     results = await checked(
         "select owner from half_open", "select count(*) from light where weight < 5"
     )
@@ -143,12 +144,12 @@ async def test_a_view_that_the_actor_may_view_is_read_although_its_table_is_hidd
         ({Read("w", "a", None)}, True, {"w"}),
     ],
 )
-def test_what_has_to_be_viewable_follows_from_what_is_read(reads, has_with, needed):
+def test_needed_tables(reads, has_with, needed):
     schema = {"t": "table", "v": "view", "dbstat": "module", "json_each": "module"}
     assert needed_tables(reads, schema, has_with=has_with) == needed
 
 
-def test_a_table_that_has_the_name_of_a_function_is_a_table():
+def test_table_with_name_of_a_function():
     reads = {Read("json_each", "value", None)}
     assert needed_tables(reads, {"json_each": "table"}, has_with=False) == {"json_each"}
 
@@ -163,12 +164,12 @@ async def test_without_execute_sql_no_query_is_run(start_site):
     assert ana[0].status == "supported"
 
 
-async def test_who_has_the_files_may_read_all_of_them(checked):
-    (result,) = await checked("select ssn from secrets", actor=None, everything=True)
+async def test_unrestricted_access_reads_everything(checked):
+    (result,) = await checked("select ssn from secrets", actor=None, unrestricted=True)
     assert result.status == "supported"
 
 
-async def test_a_query_that_runs_for_ever_is_stopped(start_site):
+async def test_endless_query_is_stopped(start_site):
     site = await start_site(settings={"sql_time_limit_ms": 50})
     endless = "with recursive r(n) as (select 1 union all select n + 1 from r) select max(n) from r"
     access = Access(site.datasette, ANA)
@@ -179,7 +180,7 @@ async def test_a_query_that_runs_for_ever_is_stopped(start_site):
     assert second.status == "supported"
 
 
-async def test_a_query_that_takes_for_ever_to_prepare_is_left_alone(start_site, monkeypatch):
+async def test_slow_preparation_is_abandoned(start_site, monkeypatch):
     monkeypatch.setattr(queries, "PREPARE_S", 0.05)
     site = await start_site(settings={"sql_time_limit_ms": 50})
     doubled = ", ".join(f"a{n + 1} as (select 1 as x from a{n} p, a{n} q)" for n in range(16))
@@ -188,7 +189,7 @@ async def test_a_query_that_takes_for_ever_to_prepare_is_left_alone(start_site, 
     assert result.status == "unsupported"
 
 
-async def test_the_loop_goes_on_while_queries_run(checked):
+async def test_event_loop_runs_during_queries(checked):
     endless = "with recursive r(n) as (select 1 union all select n + 1 from r) select max(n) from r"
     task = asyncio.create_task(checked(endless))
     turns = 0
@@ -219,15 +220,13 @@ async def test_results_are_bounded_in_rows_and_cells(checked):
     ]
 
 
-async def test_only_so_many_claims_are_checked(checked):
+async def test_checked_claims_are_limited(checked):
     queries = ["select 1 as x from pets"] * (checks.MAX_CLAIMS + 1)
     results = await checked(*queries)
     assert [result.status for result in results[-2:]] == ["supported", "unchecked"]
 
 
-async def test_no_function_of_a_plugin_is_known_to_a_query(checked, plugin):
-    from datasette import hookimpl
-
+async def test_plugin_functions_are_unknown_to_queries(checked, plugin):
     called = []
 
     class Plugin:
@@ -254,7 +253,7 @@ async def test_json_and_full_text_queries_work(checked):
     assert [result.reason for result in results] == [None, None]
 
 
-async def test_a_check_leaves_no_connection_behind(checked):
+async def test_check_closes_its_connections(checked):
     db = checked.site.datasette.get_database("data")
     await checked("select 1 from pets")
     before = len(db._all_connections)
@@ -272,28 +271,29 @@ async def test_an_immutable_database_is_checked_too(start_site):
     assert result.status == "supported"
 
 
-def test_the_schema_of_the_tests_has_a_hidden_table():
+def test_test_schema_has_a_hidden_table():
     assert "secrets" in SCHEMA
 
 
-async def test_a_failure_that_quotes_a_value_names_the_tables_it_may_come_from(checked):
+async def test_failed_query_names_the_tables_it_read(checked):
+    """Its error message may quote a value of them."""
     (result,) = await checked("select json_extract('{}', ssn) from secrets", actor=EVE)
     assert (result.status, result.tables) == ("unsupported", ["secrets"])
 
 
-async def test_a_pattern_that_would_take_for_ever_to_match_is_refused(checked):
+async def test_long_like_pattern_is_refused(checked):
     (result,) = await checked("select 1 where 'a' like printf('%201c', 'a')")
     assert "pattern too complex" in result.reason
 
 
-async def test_only_so_many_queries_hang(checked, monkeypatch):
+async def test_hanging_queries_are_limited(checked, monkeypatch):
     monkeypatch.setattr(queries, "PREPARE_S", -0.999)
     monkeypatch.setattr(queries, "MAX_HANGING", 1)
     go_on = threading.Event()
-    monkeypatch.setattr(queries, "_harden", lambda connection: go_on.wait())
+    monkeypatch.setattr(queries, "harden", lambda connection: go_on.wait())
     try:
         first, second = await checked("select 1", "select 1")
-        (hanging,) = queries._hanging
+        (hanging,) = queries.hanging
     finally:
         go_on.set()
     assert (first.status, second.status) == ("unsupported", "unchecked")
@@ -303,10 +303,10 @@ async def test_only_so_many_queries_hang(checked, monkeypatch):
         while not hanging.ended:  # noqa: ASYNC110 - a thread sets it
             await asyncio.sleep(0)
     assert [each.status for each in await checked("select 1")] == ["supported"]
-    assert not queries._hanging
+    assert not queries.hanging
 
 
-async def test_what_a_query_defines_itself_can_be_counted(checked):
+async def test_cte_can_be_counted(checked):
     (result,) = await checked(
         "with twice as (select name from pets group by name having count(*) > 1) "
         "select count(*) from twice"

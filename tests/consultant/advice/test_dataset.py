@@ -1,4 +1,4 @@
-"""The envelope of advice, held against a table's columns, and what there is to copy of it."""
+"""Advice, checked against a table's columns, and the configuration made of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import pydantic
 import pytest
 import yaml
+from datasette.utils import _table_config_keys
 
 from datasette_llm.consultant.advice import dataset as advice
 from datasette_llm.consultant.advice import suggested_config as configuration
@@ -31,7 +32,7 @@ def reviewed(facts=FACTS, **config):
     return review(DatasetAdvice.model_validate(whole), facts)
 
 
-def test_good_advice_is_kept_as_it_is():
+def test_good_advice_is_unchanged():
     result = reviewed()
     assert result.advice == answer()
     assert result.rejected == ()
@@ -39,20 +40,20 @@ def test_good_advice_is_kept_as_it_is():
 
 
 @pytest.mark.parametrize("name", ["facets", "full_text_columns", "hidden_columns"])
-def test_an_unknown_column_of_a_list_is_dropped_and_told(name):
+def test_unknown_column_of_list_is_rejected(name):
     result = reviewed(**{name: ["kind", "nmae", "Kind", "kind", ""]})
     assert result.advice["suggested_config"][name] == ["kind"]
     assert result.rejected == (f"{name}: no such column: nmae", f"{name}: no such column: Kind")
 
 
 @pytest.mark.parametrize("name", ["sort", "sort_desc", "label_column"])
-def test_an_unknown_column_of_a_setting_is_dropped_and_told(name):
+def test_unknown_column_of_setting_is_rejected(name):
     result = reviewed(**{"sort": None, "sort_desc": None, "label_column": None, name: "nmae"})
     assert result.advice["suggested_config"][name] is None
     assert result.rejected == (f"{name}: no such column: nmae",)
 
 
-def test_a_description_of_an_unknown_column_is_dropped_and_told():
+def test_unknown_described_column_is_rejected():
     described = [
         {"column": "ghost", "description": "Boo", "unit": None},
         {"column": "name", "description": "First", "unit": None},
@@ -63,7 +64,7 @@ def test_a_description_of_an_unknown_column_is_dropped_and_told():
     assert result.rejected == ("columns: no such column: ghost",)
 
 
-def test_what_datasette_would_refuse_is_dropped_and_told():
+def test_what_datasette_refuses_is_rejected():
     facts = TableFacts(COLUMNS, ("id",), sortable=frozenset({"name"}))
     result = reviewed(facts, sort="weight", sort_desc=None, hidden_columns=["id", "owner"])
     assert result.advice["suggested_config"]["hidden_columns"] == ["owner"]
@@ -73,20 +74,20 @@ def test_what_datasette_would_refuse_is_dropped_and_told():
     )
 
 
-def test_of_two_orders_only_one_is_kept():
+def test_second_sort_order_is_rejected():
     result = reviewed(sort="name", sort_desc="weight")
     assert result.advice["suggested_config"]["sort"] == "name"
     assert result.advice["suggested_config"]["sort_desc"] is None
     assert result.rejected == ("sort_desc: only one of sort and sort_desc can be set: weight",)
 
 
-def test_a_view_has_neither_labels_nor_full_text_search():
+def test_view_has_no_label_and_no_search():
     config = reviewed(TableFacts(COLUMNS, is_view=True)).advice["suggested_config"]
     assert config["label_column"] is None
     assert config["full_text_columns"] == []
 
 
-def test_a_claim_about_an_unknown_column_is_refused():
+def test_claim_about_unknown_column_is_refused():
     whole = answer(flag("select 1", column="ghost"), flag("select 2", column=None))
     result = review(DatasetAdvice.model_validate(whole), FACTS)
     assert [claim.refused for claim in result.claims] == [
@@ -97,7 +98,7 @@ def test_a_claim_about_an_unknown_column_is_refused():
     assert result.rejected == ("risk flag outliers: no such column: ghost",)
 
 
-def test_texts_lose_what_would_make_them_read_as_something_else():
+def test_control_characters_are_removed():
     turned = "safe\u202egnihton\x07 \x9b31m\ud83d done"
     result = review(DatasetAdvice.model_validate(answer(suggested_action=turned)), FACTS)
     assert result.advice["suggested_action"] == "safegnihton 31m\ufffd done"
@@ -105,14 +106,14 @@ def test_texts_lose_what_would_make_them_read_as_something_else():
     assert len(endless.advice["reasoning_summary"]) == MAX_TEXT_CHARS + 1
 
 
-def test_a_column_with_an_odd_name_keeps_it():
+def test_column_names_are_not_changed():
     odd = "\u202e a\tb"
     result = reviewed(TableFacts((odd,)), facets=[odd], sort_desc=odd, label_column=odd)
     config = result.advice["suggested_config"]
     assert [config["facets"], config["sort_desc"], config["label_column"]] == [[odd], odd, odd]
 
 
-def test_an_answer_that_cannot_be_read_becomes_advice_with_a_flag_and_its_text():
+def test_unreadable_answer_becomes_flagged_advice():
     advice = unreadable('{"sugg', ["it is cut off"])
     assert advice["reasoning_summary"] == '{"sugg'
     (only,) = advice["risk_flags"]
@@ -120,12 +121,12 @@ def test_an_answer_that_cannot_be_read_becomes_advice_with_a_flag_and_its_text()
     assert only["claim"] == "The model's answer could not be read: it is cut off"
 
 
-def test_a_model_cannot_call_its_own_answer_malformed():
+def test_model_cannot_set_malformed_flag():
     with pytest.raises(pydantic.ValidationError):
         DatasetAdvice.model_validate(answer(flag("select 1", kind=MALFORMED)))
 
 
-def test_the_schema_that_is_sent_is_closed_and_has_no_free_form_objects():
+def test_schema_is_strict():
     schema = closed_schema(DatasetAdvice)
     objects = [schema, *schema["$defs"].values()]
     assert len(objects) == 4
@@ -134,12 +135,12 @@ def test_the_schema_that_is_sent_is_closed_and_has_no_free_form_objects():
         assert sorted(each["required"]) == sorted(each["properties"])
 
 
-# To copy
+# Configuration to copy
 
 ODD_DATABASE, ODD_TABLE = "my: data", "o'pets \U0001f436\n- x: y"
 
 
-def test_the_yaml_reads_back_as_what_was_suggested():
+def test_yaml_round_trip():
     config = CONFIG | {"facets": ["a: b", "- c", "yes", "1", "#d", "'", "\U0001f408"]}
     read = yaml.safe_load(configuration.datasette_yaml(ODD_DATABASE, ODD_TABLE, config))
     assert read["databases"][ODD_DATABASE]["tables"][ODD_TABLE] == {
@@ -153,17 +154,15 @@ def test_the_yaml_reads_back_as_what_was_suggested():
     }
 
 
-def test_what_is_suggested_is_what_datasette_reads(make_datasette):
+def test_suggested_keys_are_those_of_datasette(make_datasette):
     """The keys are those that Datasette itself moves into its configuration."""
-    from datasette.utils import _table_config_keys
-
     written = configuration.datasette_yaml("d", "t", CONFIG | {"sort": "name"})
     settings = yaml.safe_load(written)["databases"]["d"]["tables"]["t"]
     assert set(settings) == {"facets", "sort", "sort_desc", "label_column"}
     assert set(settings) <= set(_table_config_keys)
 
 
-def test_nothing_suggested_is_nothing_to_copy():
+def test_empty_suggestion_has_nothing_to_copy():
     nothing = {name: [] if isinstance(value, list) else None for name, value in CONFIG.items()}
     assert configuration.datasette_yaml("d", "t", nothing) == ""
     assert configuration.metadata_yaml("d", "t", nothing) == ""
@@ -171,7 +170,7 @@ def test_nothing_suggested_is_nothing_to_copy():
     assert configuration.hiding_query(nothing) == ""
 
 
-def test_the_command_and_the_address_hold_any_name():
+def test_command_and_query_escape_names():
     config = CONFIG | {
         "full_text_columns": ["--x", "a b; rm -rf"],
         "hidden_columns": ["a&b", "c d"],
@@ -185,7 +184,7 @@ def test_advice_is_plain_json():
     assert json.loads(json.dumps(reviewed().advice)) == reviewed().advice
 
 
-def test_of_a_long_text_only_what_is_kept_is_looked_at():
+def test_long_text_is_read_up_to_its_limit():
     class Watched(str):
         seen = 0
 

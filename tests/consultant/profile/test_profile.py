@@ -1,4 +1,4 @@
-"""The profile of a table: what its figures are, of which rows, and what is never in it."""
+"""The profile of a table: its statistics, of which rows, and what it never contains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.settings import ConsultantSettings
 from datasette_llm.consultant.profile import measure as measuring
 from datasette_llm.consultant.profile import sampling
-from datasette_llm.consultant.profile.measure import Measured, measure
+from datasette_llm.consultant.profile.measure import Measurement, measure
 from datasette_llm.consultant.profile.profile import make_profile
 from datasette_llm.errors import ProfileError, TableNotFoundError
 
@@ -37,7 +37,7 @@ def settings_with(**settings: Any) -> ConsultantSettings:
 
 
 class Clock:
-    """Goes on by so many seconds whenever it is looked at."""
+    """A clock that advances by a step at every reading."""
 
     def __init__(self, step: float = 0.0) -> None:
         self.times = itertools.count(0, step) if step else itertools.repeat(0)
@@ -47,7 +47,7 @@ class Clock:
 
 
 class LeapingClock:
-    """Stands still until it has leapt to the end of the time."""
+    """A clock that stands still until it jumps to the end of the time limit."""
 
     now = 0.0
 
@@ -78,7 +78,7 @@ async def site(
 
 @pytest.fixture
 def profile(site: Datasette) -> Profile:
-    """A function that profiles a table with all the time in the world."""
+    """A function that profiles a table without a time limit."""
 
     async def of(table: str = "t", exclude: Any = (), clock: Any = None, **settings: Any) -> Any:
         made = await make_profile(
@@ -100,13 +100,13 @@ def columns_of(profile: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def measured_of(
-    connection: sqlite3.Connection, clock: Any = None, unwanted: Any = (), **settings: Any
-) -> Measured:
+    connection: sqlite3.Connection, clock: Any = None, exclude: Any = (), **settings: Any
+) -> Measurement:
     return measure(
         connection,
         database="data",
         name="t",
-        unwanted=unwanted,
+        exclude=exclude,
         settings=settings_with(**settings),
         clock=clock or Clock(),
     )
@@ -121,7 +121,7 @@ def rows_of(connection: sqlite3.Connection, count: int, start: int = 1) -> None:
     connection.execute("commit")
 
 
-async def test_the_figures_of_a_small_table_are_those_of_plain_sql(
+async def test_stats_of_a_small_table_match_plain_sql(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 100)
@@ -167,7 +167,7 @@ CELLS = (
 
 
 def naive(cells: list[Any]) -> dict[str, Any]:
-    """The figures of a column, as Python has them."""
+    """The statistics of a column, computed in Python."""
     kinds = {None: "null", int: "integer", float: "real", str: "text", bytes: "blob"}
     types = Counter(kinds[None if cell is None else type(cell)] for cell in cells)
     numbers = [cell for cell in cells if isinstance(cell, int | float)]
@@ -196,9 +196,7 @@ def cut(value: Any) -> Any:
 
 @hypothesis_settings(max_examples=60)
 @given(st.lists(CELLS, max_size=30), st.sampled_from(["", "collate nocase", "blob", "text"]))
-def test_the_figures_agree_with_a_naive_profile_of_any_values(
-    cells: list[Any], declared: str
-) -> None:
+def test_stats_match_a_naive_profile(cells: list[Any], declared: str) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute(f"create table t (c {declared})")
         connection.executemany("insert into t values (?)", [(cell,) for cell in cells])
@@ -208,43 +206,43 @@ def test_the_figures_agree_with_a_naive_profile_of_any_values(
 
     assert (exact.exact, sampled.exact) == ({"c"}, set())
     expected = naive(stored)
-    for figures in (exact.figures["c"], sampled.figures["c"]):
-        same = {name: figures[name] for name in ("rows", "observed_types", "min", "max")}
+    for stats in (exact.stats["c"], sampled.stats["c"]):
+        same = {name: stats[name] for name in ("rows", "observed_types", "min", "max")}
         assert same == {name: expected[name] for name in same}
-        assert figures["null_fraction"] == pytest.approx(expected["null_fraction"])
-        assert figures["distinct"] == expected["distinct"]
-        length = figures["length"]
+        assert stats["null_fraction"] == pytest.approx(expected["null_fraction"])
+        assert stats["distinct"] == expected["distinct"]
+        length = stats["length"]
         assert (length and [length["min"], length["max"]]) == expected["lengths"]
-        top = [(each["value"], each["count"]) for each in figures["top_values"]]
+        top = [(each["value"], each["count"]) for each in stats["top_values"]]
         assert [count for _, count in top] == expected["often"]
         assert all(expected["of"][value] == count for value, count in top)
 
 
-def sampled_of(connection: sqlite3.Connection, **settings: Any) -> Measured:
-    """Measured with a clock that leaps to the end as soon as the sample was taken."""
+def sampled_of(connection: sqlite3.Connection, **settings: Any) -> Measurement:
+    """A measurement whose time limit ends as soon as the sample was taken."""
     clock = LeapingClock()
-    real = measuring.sample_answers
+    real = measuring.sample_results
 
     def late(*args: Any, **kwargs: Any) -> Any:
         clock.now = 1e9
         return real(*args, **kwargs)
 
-    with patch.object(measuring, "sample_answers", late):
+    with patch.object(measuring, "sample_results", late):
         return measured_of(connection, clock, **settings)
 
 
-async def test_a_column_that_does_not_get_its_turn_is_sampled(
+async def test_column_without_time_is_sampled(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 6_000)
     clock = LeapingClock()
-    real = measuring.sample_answers
+    real = measuring.sample_results
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         clock.now = 1e9
         return real(*args, **kwargs)
 
-    with patch.object(measuring, "sample_answers", slow):
+    with patch.object(measuring, "sample_results", slow):
         made = await profile(clock=clock)
 
     assert made["rows"] == {"count": 6_000, "exact": True}
@@ -259,20 +257,18 @@ async def test_a_column_that_does_not_get_its_turn_is_sampled(
     assert columns["id"]["mean"] == pytest.approx(3_000, rel=0.05)
 
 
-async def test_the_cheap_columns_come_first(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+async def test_cheap_columns_come_first(connection: sqlite3.Connection, profile: Profile) -> None:
     rows_of(connection, 100)
     clock = LeapingClock()
-    real = measuring.figures_sql
+    real = measuring.stats_sql
 
     def second_is_late(*args: Any, **kwargs: Any) -> str:
-        clock.now = 1e9 if asked else 0
-        asked.append(args)
+        clock.now = 1e9 if queries else 0
+        queries.append(args)
         return real(*args, **kwargs)
 
-    asked: list[Any] = []
-    with patch.object(measuring, "figures_sql", second_is_late):
+    queries: list[Any] = []
+    with patch.object(measuring, "stats_sql", second_is_late):
         columns = columns_of(await profile(clock=clock))
 
     assert {name: column["exact"] for name, column in columns.items()} == {
@@ -282,7 +278,7 @@ async def test_the_cheap_columns_come_first(
     }
 
 
-async def test_without_any_time_the_columns_are_there_without_figures(
+async def test_no_time_gives_columns_without_stats(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 10)
@@ -296,12 +292,12 @@ async def test_without_any_time_the_columns_are_there_without_figures(
     assert [column["declared_type"] for column in made["columns"]] == ["INTEGER", "", "REAL"]
 
 
-async def test_counting_stops_in_time_and_the_count_is_then_an_estimate(
+async def test_counting_stops_and_count_is_estimated(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 20_000)
     connection.execute("delete from t where id % 4 = 0")
-    stopped = patch.object(measuring, "COUNTED", 0.0)
+    stopped = patch.object(measuring, "COUNT_SHARE", 0.0)
 
     with stopped:
         made = await profile()
@@ -311,9 +307,7 @@ async def test_counting_stops_in_time_and_the_count_is_then_an_estimate(
     assert made["sample"]["of"] == made["rows"]["count"]
 
 
-async def test_a_view_without_end_stops_in_time(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+async def test_endless_view_stops_in_time(connection: sqlite3.Connection, profile: Profile) -> None:
     connection.execute(
         "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
         "select i, i % 3 as third from n"
@@ -326,7 +320,7 @@ async def test_a_view_without_end_stops_in_time(
     assert columns_of(made)["third"]["distinct"] == {"count": 3, "exact": False}
 
 
-async def test_a_view_whose_first_row_never_comes_stops_in_time(
+async def test_view_without_first_row_stops_in_time(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute(
@@ -340,7 +334,7 @@ async def test_a_view_whose_first_row_never_comes_stops_in_time(
     assert made["columns"][0]["rows"] == 0
 
 
-async def test_a_profile_that_was_stopped_leaves_the_connection_usable(
+async def test_connection_is_usable_after_a_stop(
     site: Datasette, connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 5_000)
@@ -360,9 +354,7 @@ async def test_a_profile_that_was_stopped_leaves_the_connection_usable(
     ],
     ids=["table", "without rowid", "view"],
 )
-def test_a_sample_is_spread_over_all_rows_and_always_the_same(
-    connection: sqlite3.Connection, create: str
-) -> None:
+def test_sample_is_spread_and_deterministic(connection: sqlite3.Connection, create: str) -> None:
     connection.executescript(create)
     connection.execute("begin")
     rows = [(number, "x") for number in range(50_000)]
@@ -380,7 +372,7 @@ def test_a_sample_is_spread_over_all_rows_and_always_the_same(
     assert max(parts.values()) <= min(parts.values()) * 1.1
 
 
-def test_a_sample_is_not_misled_by_a_rowid_far_from_the_others(
+def test_sample_with_an_outlying_rowid(
     connection: sqlite3.Connection,
 ) -> None:
     rows_of(connection, 20_000)
@@ -392,7 +384,7 @@ def test_a_sample_is_not_misled_by_a_rowid_far_from_the_others(
     assert max(value for value, _ in sample.cells("id")) > 17_000
 
 
-def test_a_sample_that_is_stopped_is_still_spread(connection: sqlite3.Connection) -> None:
+def test_stopped_sample_is_spread(connection: sqlite3.Connection) -> None:
     rows_of(connection, 20_000)
     # The clock is looked at for each row, and once for each thousand instructions.
     measured = measured_of(connection, Clock(step=0.01))
@@ -403,9 +395,7 @@ def test_a_sample_that_is_stopped_is_still_spread(connection: sqlite3.Connection
     assert max(numbers) > 15_000
 
 
-async def test_no_values_are_in_a_profile_without_values(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+async def test_values_none_has_no_values(connection: sqlite3.Connection, profile: Profile) -> None:
     connection.execute("create table t (secret text, pay integer, b blob)")
     rows = [("hunter2", 424242, b"swordfish")] * 3
     connection.executemany("insert into t values (?, ?, ?)", rows)
@@ -421,7 +411,7 @@ async def test_no_values_are_in_a_profile_without_values(
     assert columns_of(made)["pay"]["distinct"] == {"count": 1, "exact": True}
 
 
-async def test_a_few_whole_rows_are_in_a_profile_with_a_sample_and_in_no_other(
+async def test_values_sample_has_a_few_whole_rows(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (id integer primary key, b, long)")
@@ -440,7 +430,7 @@ async def test_a_few_whole_rows_are_in_a_profile_with_a_sample_and_in_no_other(
 
 @pytest.mark.parametrize("name", ["secret", "SECRET", "t.secret", "Data.T.Secret"])
 @pytest.mark.parametrize("where", ["configuration", "argument"])
-async def test_a_column_that_is_left_out_is_named_and_not_read(
+async def test_excluded_column_is_named_and_not_read(
     site: Datasette, connection: sqlite3.Connection, profile: Profile, name: str, where: str
 ) -> None:
     connection.execute("create table t (id integer primary key, secret)")
@@ -459,7 +449,7 @@ async def test_a_column_that_is_left_out_is_named_and_not_read(
     assert "hunter2" not in json.dumps(made)
 
 
-def test_sqlite_is_not_asked_for_a_column_that_is_left_out(connection: sqlite3.Connection) -> None:
+def test_excluded_column_is_in_no_query(connection: sqlite3.Connection) -> None:
     rows_of(connection, 6_000)
     read: set[str] = set()
 
@@ -469,13 +459,13 @@ def test_sqlite_is_not_asked_for_a_column_that_is_left_out(connection: sqlite3.C
         return sqlite3.SQLITE_OK
 
     connection.set_authorizer(see)
-    measured_of(connection, unwanted=["name"], values="sample")
+    measured_of(connection, exclude=["name"], values="sample")
 
     # The empty name is that of the row itself, which is counted.
     assert read - {""} == {"id", "size"}
 
 
-async def test_names_of_other_tables_columns_leave_nothing_out(
+async def test_exclude_of_other_tables_is_ignored(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (a, b)")
@@ -485,7 +475,7 @@ async def test_names_of_other_tables_columns_leave_nothing_out(
     assert made["left_out"] == []
 
 
-async def test_all_columns_may_be_left_out(
+async def test_all_columns_may_be_excluded(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     rows_of(connection, 3)
@@ -497,7 +487,7 @@ async def test_all_columns_may_be_left_out(
     assert made["sample_rows"] == []
 
 
-async def test_an_empty_table_has_columns_without_figures(
+async def test_empty_table_has_columns_without_stats(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (a text, b blob)")
@@ -512,7 +502,7 @@ async def test_an_empty_table_has_columns_without_figures(
 
 
 @pytest.mark.parametrize("name", ["a b", 'a"b', "a'b", "ü😀", "[x]", "select", "a;--", "%", "`"])
-async def test_names_of_tables_and_columns_may_hold_anything(
+async def test_odd_names_of_tables_and_columns(
     connection: sqlite3.Connection, profile: Profile, name: str
 ) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
@@ -526,7 +516,7 @@ async def test_names_of_tables_and_columns_may_hold_anything(
 
 
 @pytest.mark.parametrize("count", [500, 2_000])
-async def test_a_table_may_have_very_many_columns(
+async def test_table_with_very_many_columns(
     connection: sqlite3.Connection, profile: Profile, count: int
 ) -> None:
     names = [f"column {number}" for number in range(count)]
@@ -540,7 +530,7 @@ async def test_a_table_may_have_very_many_columns(
     assert set(made["sample_rows"][0]) == set(names)
 
 
-async def test_a_long_text_is_cut_with_a_mark_and_no_blob_is_shown(
+async def test_long_text_is_truncated_and_blob_hidden(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (long, b)")
@@ -560,20 +550,20 @@ async def test_a_long_text_is_cut_with_a_mark_and_no_blob_is_shown(
     assert "SECRETBLOB" not in json.dumps(made)
 
 
-async def test_a_column_that_holds_too_much_to_be_sorted_is_sampled(
+async def test_column_too_large_to_sort_is_sampled(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (id integer primary key, long)")
     connection.executemany("insert into t (long) values (?)", [("z" * 1_000,)] * 20)
 
-    with patch.object(measuring, "MOST_SORTED_BYTES", 10_000):
+    with patch.object(measuring, "MAX_SORTED_BYTES", 10_000):
         columns = columns_of(await profile())
 
     assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, False)
     assert columns["long"]["rows"] == 20
 
 
-async def test_text_that_is_not_utf8_is_shown_with_replacements(
+async def test_invalid_utf8_has_replacement_characters(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (c text)")
@@ -585,7 +575,7 @@ async def test_text_that_is_not_utf8_is_shown_with_replacements(
     assert column["top_values"] == [{"value": "a�b", "count": 2}]
 
 
-async def test_sums_beyond_integers_and_infinity_are_no_errors(
+async def test_large_sums_and_infinity_are_no_errors(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (big integer, inf real, both real)")
@@ -601,7 +591,7 @@ async def test_sums_beyond_integers_and_infinity_are_no_errors(
     assert (columns["both"]["min"], columns["both"]["mean"]) == ("-Infinity", None)
 
 
-async def test_a_value_that_is_in_one_row_only_is_not_a_top_value(
+async def test_value_of_one_row_is_no_top_value(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (c)")
@@ -610,7 +600,7 @@ async def test_a_value_that_is_in_one_row_only_is_not_a_top_value(
     assert columns_of(await profile())["c"]["top_values"] == [{"value": "b", "count": 2}]
 
 
-async def test_values_are_told_apart_by_their_bytes_whatever_the_collation(
+async def test_values_are_compared_by_bytes(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.execute("create table t (c text collate nocase)")
@@ -655,7 +645,7 @@ async def test_virtual_tables_are_profiled(
     assert all(column["exact"] for column in made["columns"])
 
 
-async def test_what_datasette_knows_of_a_table_is_in_its_profile(
+async def test_metadata_is_in_the_profile(
     make_datasette: Callable[..., Datasette], connection: sqlite3.Connection, path: Path
 ) -> None:
     connection.executescript(
@@ -694,9 +684,7 @@ async def test_what_datasette_knows_of_a_table_is_in_its_profile(
     assert columns["mail"]["column_type"] == "email"
 
 
-async def test_a_profile_is_the_same_every_time(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+async def test_profile_is_deterministic(connection: sqlite3.Connection, profile: Profile) -> None:
     rows_of(connection, 6_000)
 
     made = [json.dumps(await profile(values="sample")) for _ in range(3)]
@@ -705,29 +693,29 @@ async def test_a_profile_is_the_same_every_time(
 
 
 @pytest.mark.parametrize(("database", "table"), [("data", "gone"), ("gone", "t")])
-async def test_a_table_that_is_gone_is_told_as_such(
+async def test_missing_table_is_not_found(
     site: Datasette, connection: sqlite3.Connection, database: str, table: str
 ) -> None:
     with pytest.raises(TableNotFoundError, match=r"There is no table or view '.*gone"):
         await make_profile(site, database, table, settings=settings_with())
 
 
-async def test_a_table_that_is_dropped_meanwhile_is_told_as_gone(
+async def test_table_dropped_meanwhile_is_not_found(
     connection: sqlite3.Connection, profile: Profile, path: Path
 ) -> None:
     rows_of(connection, 10)
-    real = measuring.sample_answers
+    real = measuring.sample_results
 
     def drop(*args: Any, **kwargs: Any) -> Any:
         with closing(sqlite3.connect(path)) as another:
             another.execute("drop table t")
         return real(*args, **kwargs)
 
-    with patch.object(measuring, "sample_answers", drop), pytest.raises(TableNotFoundError):
+    with patch.object(measuring, "sample_results", drop), pytest.raises(TableNotFoundError):
         await profile()
 
 
-async def test_a_view_of_a_table_that_is_gone_cannot_be_profiled(
+async def test_view_of_a_missing_table_is_an_error(
     connection: sqlite3.Connection, profile: Profile
 ) -> None:
     connection.executescript("create table u (a); create view t as select a from u; drop table u")
@@ -736,16 +724,16 @@ async def test_a_view_of_a_table_that_is_gone_cannot_be_profiled(
         await profile()
 
 
-def test_what_a_sample_holds_in_memory_has_a_bound(connection: sqlite3.Connection) -> None:
+def test_sample_is_bounded_in_cells(connection: sqlite3.Connection) -> None:
     rows_of(connection, 20_000)
 
     sample = measured_of(connection).sample
 
-    assert sum(len(list(sample.cells(name))) for name in sample.names) <= sampling.MOST_CELLS
+    assert sum(len(list(sample.cells(name))) for name in sample.names) <= sampling.MAX_SAMPLE_CELLS
 
 
 @pytest.mark.parametrize("name", ["g", "G", "t", "cells", "main"])
-async def test_a_table_may_be_called_like_a_part_of_our_queries(
+async def test_table_named_like_a_part_of_our_queries(
     profile: Profile, connection: sqlite3.Connection, name: str
 ) -> None:
     connection.execute(f"create table {name} (v, n, t)")
@@ -765,14 +753,12 @@ async def test_a_table_may_be_called_like_a_part_of_our_queries(
         "create view t as select c from a union all select c from b",
     ],
 )
-def test_equal_numbers_of_both_types_are_told_apart_wherever_they_can_be(
-    connection: sqlite3.Connection, sql: str
-) -> None:
+def test_equal_integers_and_reals_are_counted(connection: sqlite3.Connection, sql: str) -> None:
     connection.executescript(sql)
 
     measured = measured_of(connection)
 
-    assert measured.figures["c"]["observed_types"] == {"integer": 1, "real": 2}
+    assert measured.stats["c"]["observed_types"] == {"integer": 1, "real": 2}
 
 
 @pytest.mark.parametrize(
@@ -783,16 +769,16 @@ def test_equal_numbers_of_both_types_are_told_apart_wherever_they_can_be(
         ([math.inf, 1.0], "Infinity"),
     ],
 )
-def test_a_mean_is_never_beyond_the_extremes(
+def test_mean_is_within_the_extremes(
     connection: sqlite3.Connection, values: list[float], mean: Any
 ) -> None:
     connection.execute("create table t (c)")
     connection.executemany("insert into t values (?)", [(value,) for value in values])
 
-    assert measured_of(connection).figures["c"]["mean"] == mean
+    assert measured_of(connection).stats["c"]["mean"] == mean
 
 
-def test_a_column_that_is_dropped_meanwhile_is_no_column_of_its_name(
+def test_column_dropped_meanwhile_is_an_error(
     connection: sqlite3.Connection,
 ) -> None:
     rows_of(connection, 3)
@@ -807,7 +793,7 @@ def test_a_column_that_is_dropped_meanwhile_is_no_column_of_its_name(
         measured_of(connection, clock)
 
 
-def test_rows_of_megabytes_do_not_take_more_than_the_time(connection: sqlite3.Connection) -> None:
+def test_rows_of_megabytes_keep_the_time_limit(connection: sqlite3.Connection) -> None:
     clock = LeapingClock()
 
     def read(number: int) -> str:
@@ -827,7 +813,7 @@ def test_rows_of_megabytes_do_not_take_more_than_the_time(connection: sqlite3.Co
     assert "long" not in measured.exact
 
 
-async def test_a_profile_that_nobody_waits_for_any_more_is_stopped(
+async def test_cancelled_profile_is_stopped(
     site: Datasette, connection: sqlite3.Connection
 ) -> None:
     connection.execute(
