@@ -1,8 +1,8 @@
-"""The models that administrators chose for purposes, within what the configuration allows.
+"""The models that administrators assigned to purposes, within what the configuration allows.
 
-The table has every choice that was ever made; the newest of a purpose counts. What counts is
-kept in memory, because it is asked for at each prompt, and read again now and then, because
-another process may share the database.
+The table is append-only; the newest row of a purpose counts. The rows that count are cached,
+because each prompt needs them, and read again every `REREAD_S`, because another process may
+share the database.
 """
 
 from __future__ import annotations
@@ -19,44 +19,17 @@ from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database, Migrations
 
-from .. import migrations as database
 from ..errors import NewerDatabaseError
+from ..migrations import append_only, migrate
 from ..sanitize import now
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from datasette.app import Datasette
 
+logger = logging.getLogger("datasette_llm")
 migrations = Migrations("datasette_llm_console")
 
-
-@migrations()
-def m001_assignments(db: Database) -> None:
-    for statement in (
-        """
-        create table llm_assignments (
-            id integer primary key check (id > 0),
-            assigned_at text not null,
-            purpose text not null,
-            model_id text,
-            actor_id text
-        )
-        """,
-        "create index llm_assignments_purpose on llm_assignments (purpose, id)",
-    ):
-        db.execute(statement)
-    database.append_only(db, "llm_assignments")
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the table up to date, as `database.migrate`."""
-    database.migrate(connection, migrations)
-
-
-logger = logging.getLogger("datasette_llm")
-
-# How soon a choice that was made in another process counts in this one.
+# How soon a choice made in another process counts in this one.
 REREAD_S = 5.0
 HISTORY_ROWS = 100
 
@@ -73,14 +46,14 @@ _NONE: Mapping[str, Assignment] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A choice that somebody made for a purpose.
+    """A choice that was made for a purpose.
 
     Attributes:
         id: counts up; the newest choice of a purpose is the one that counts.
-        assigned_at: when, in UTC, as `2026-01-31T12:00:00.000Z`.
-        purpose: for what.
+        assigned_at: the time in UTC, as `2026-01-31T12:00:00.000Z`.
+        purpose: the purpose.
         model_id: the model; None for "back to the configuration".
-        actor_id: who, or None.
+        actor_id: the id of the actor who chose, or None.
     """
 
     id: int
@@ -91,11 +64,11 @@ class Assignment:
 
 
 class Assignments:
-    """The choices of one Datasette instance.
+    """The assignments of one Datasette instance.
 
     Attributes:
         current: the newest choice for each purpose that has one; replaced, never changed.
-        failure: why the choices cannot be read at the moment; None when they can.
+        failure: why they cannot be read at the moment; None when they can.
     """
 
     def __init__(self) -> None:
@@ -105,9 +78,9 @@ class Assignments:
         self._newest_id = 0
 
     async def load(self, datasette: Datasette) -> None:
-        """Make the table, where it is missing, and read what counts.
+        """Create the table if it is missing, and read the rows that count.
 
-        A database that cannot be used is noted in `failure`, and logged once: the site goes on.
+        If the database cannot be used, `failure` says why, and it is logged once.
 
         Raises:
             NewerDatabaseError: a newer version of datasette-llm has changed the tables.
@@ -128,25 +101,25 @@ class Assignments:
     async def assign(
         self, datasette: Datasette, purpose: str, model_id: str | None, actor_id: str | None
     ) -> None:
-        """Choose a model for a purpose, at once and for all who ask from now on.
+        """Assign a model to a purpose; it counts for every prompt from now on.
 
         Args:
             datasette: the Datasette instance.
-            purpose: for what.
+            purpose: the purpose.
             model_id: a canonical id; None to go back to the configuration.
-            actor_id: who chooses.
+            actor_id: the id of the actor who chooses, or None.
 
         Raises:
-            UnicodeEncodeError: one of them is no text that a database can hold.
+            UnicodeEncodeError: SQLite cannot hold one of these texts.
             NewerDatabaseError: a newer version of datasette-llm has changed the tables.
             sqlite3.Error: the database cannot be written; nothing has changed.
         """
         row = (now(), purpose, model_id, actor_id)
-        # Shielded, since the row may be written although nobody waits for it any more.
+        # Shielded: a cancelled caller must not lose a row that may have been written.
         await asyncio.shield(self._write(datasette, row))
 
     async def follow(self, datasette: Datasette) -> None:
-        """Read now and then what counts, for as long as Datasette runs."""
+        """Read the rows that count every `REREAD_S`, for as long as Datasette runs."""
         while True:
             await asyncio.sleep(REREAD_S)
             try:
@@ -154,14 +127,15 @@ class Assignments:
             except DatasetteClosedError:
                 return
             except NewerDatabaseError as error:
-                # Found so late only where the database could not be read at the start.
+                # Only if the database could not be read at startup.
                 self.failure = str(error)
                 logger.error("%s", error)
                 return
 
     async def _make_table(self, datasette: Datasette) -> None:
         if not self._has_table:
-            await datasette.get_internal_database().execute_write_fn(migrate)
+            database = datasette.get_internal_database()
+            await database.execute_write_fn(partial(migrate, migrations=migrations))
             self._has_table = True
 
     async def _write(self, datasette: Datasette, row: tuple[str | None, ...]) -> None:
@@ -176,14 +150,14 @@ class Assignments:
 
     def _take(self, rows: list[Assignment]) -> None:
         newest_id = max((row.id for row in rows), default=0)
-        # What was read before another choice was written may arrive after it.
+        # Rows that were read before another choice was written may arrive after it.
         if newest_id > self._newest_id:
             chosen = {row.purpose: row for row in rows if row.model_id is not None}
             self._newest_id, self.current = newest_id, MappingProxyType(chosen)
 
 
 async def history(datasette: Datasette) -> list[Assignment]:
-    """The newest choices for all purposes, the newest first.
+    """The latest choices for all purposes, at most `HISTORY_ROWS`, the newest first.
 
     Raises:
         sqlite3.Error: the database cannot be read.
@@ -195,8 +169,26 @@ async def history(datasette: Datasette) -> list[Assignment]:
     return rows
 
 
+@migrations()
+def m001_assignments(db: Database) -> None:
+    for statement in (
+        """
+        create table llm_assignments (
+            id integer primary key check (id > 0),
+            assigned_at text not null,
+            purpose text not null,
+            model_id text,
+            actor_id text
+        )
+        """,
+        "create index llm_assignments_purpose on llm_assignments (purpose, id)",
+    ):
+        db.execute(statement)
+    append_only(db, "llm_assignments")
+
+
 def _newest(connection: sqlite3.Connection, unless: int | None = None) -> list[Assignment]:
-    """The newest choice of each purpose; nothing where the newest of all has this id."""
+    """The newest choice of each purpose; nothing if `unless` is the newest id of all."""
     (newest_id,) = connection.execute("select max(id) from llm_assignments").fetchone()
     return [] if newest_id == unless else _rows(connection, _NEWEST)
 

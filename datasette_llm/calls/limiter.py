@@ -121,11 +121,11 @@ class Turn:
         """Go through some gates, one after the other; those passed stay so if one is cancelled."""
         self._token = _current.set(self)
         for limit in limits:
-            gate = gates.named(limit.gate)
+            gate = gates.named(limit.limiter)
             if not self._is_inside(gate):
                 await gate.enter(limit.count)
                 self._gates.append(gate)
-                if limit.gate[0] == "purpose":
+                if limit.limiter[0] == "purpose":
                     self._of_purpose = gate
 
     @property

@@ -26,7 +26,7 @@ from .response import PromptResponse
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..config.references import FallbackReference
+    from ..config.settings import FallbackReference
     from ..facade import LLM
     from ..log.recorder import ModelLog
     from ..providers.registry import AsyncLLM

@@ -157,8 +157,9 @@ def test_a_fallback_has_what_its_reference_says_then_what_is_said_of_its_model()
         }
     )
     [fallback] = call_policy_of(settings, CATALOG, None, "a").fallbacks
-    assert fallback_call_policy(settings, CATALOG, None, fallback) == CallPolicy(
-        timeout_s=None, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),)
+    own = call_policy_of(settings, CATALOG, None, "b")
+    assert fallback_call_policy(settings, CATALOG, None, fallback, own) == CallPolicy(
+        timeout_s=9, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),)
     )
 
 
@@ -167,7 +168,7 @@ def test_a_fallback_that_says_nothing_of_its_own_has_what_its_purpose_says() -> 
         {"retries": 5, "purposes": {"chat": {"retries": 1, "idle_timeout": 7, "fallbacks": ["b"]}}}
     )
     [fallback] = call_policy_of(settings, CATALOG, "chat", "a").fallbacks
-    plan = fallback_call_policy(settings, CATALOG, "chat", fallback)
+    plan = fallback_call_policy(settings, CATALOG, "chat", fallback, DEFAULT_CALL_POLICY)
     assert (plan.retries, plan.idle_timeout_s) == (1, 7)
 
 

@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from datasette_llm.config.parse import parse_settings
-from datasette_llm.config.settings import Settings, secret_names
+from datasette_llm.config.references import secret_names
+from datasette_llm.config.settings import Settings
 from datasette_llm.config.values import Section
 from datasette_llm.errors import ConfigError
 

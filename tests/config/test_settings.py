@@ -16,8 +16,14 @@ from datasette.utils import StartupError
 from pydantic import ValidationError
 
 from datasette_llm.config.parse import parse_settings
-from datasette_llm.config.references import FallbackReference, ModelReference
-from datasette_llm.config.settings import PurposeSettings, Settings, secret_names, settings_table
+from datasette_llm.config.references import secret_names
+from datasette_llm.config.settings import (
+    FallbackReference,
+    ModelReference,
+    PurposeSettings,
+    Settings,
+    settings_table,
+)
 from datasette_llm.errors import ConfigError
 
 ROOT = "plugins.datasette-llm"
@@ -852,7 +858,7 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "threads",
             "number",
             "4",
-            "How many requests to models without an async version may be under way at once.",
+            "How many requests to models without an async version may run at once.",
         ),
         ("endpoints", "list", "[]", "Models of OpenAI-compatible servers."),
         ("log", "bool or mapping", "true", "Whether calls are recorded, and how."),
@@ -872,7 +878,7 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "max_concurrency",
             "number",
             "not set",
-            "How many requests may be under way at once; the others wait their turn.",
+            "How many requests may run at once; the others wait their turn.",
         ),
         (
             "timeout",

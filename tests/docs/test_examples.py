@@ -54,8 +54,7 @@ from datasette_llm.access.keys import provider_secret
 from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.cli import log as log_cli
 from datasette_llm.config.parse import parse_settings
-from datasette_llm.config.references import CallSettings
-from datasette_llm.config.settings import settings_table
+from datasette_llm.config.settings import CallSettings, settings_table
 from datasette_llm.console import probe as trial
 from datasette_llm.console import probe as trials
 from datasette_llm.console.advice import payloads as consultant_pages
