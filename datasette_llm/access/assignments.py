@@ -88,7 +88,7 @@ class Assignments:
         try:
             await self._make_table(datasette)
             database = datasette.get_internal_database()
-            self._take(await database.execute_fn(partial(_newest, unless=self._newest_id)))
+            self._take(await database.execute_fn(partial(newest_rows, unless=self._newest_id)))
         except sqlite3.Error as error:
             if self.failure is None:
                 logger.error("The models assigned to purposes cannot be read: %s", error)
@@ -143,7 +143,7 @@ class Assignments:
 
         def insert(connection: sqlite3.Connection) -> list[Assignment]:
             connection.execute(_INSERT, row)
-            return _newest(connection)
+            return newest_rows(connection)
 
         self._take(await datasette.get_internal_database().execute_write_fn(insert))
         self.failure = None
@@ -187,7 +187,7 @@ def m001_assignments(db: Database) -> None:
     append_only(db, "llm_assignments")
 
 
-def _newest(connection: sqlite3.Connection, unless: int | None = None) -> list[Assignment]:
+def newest_rows(connection: sqlite3.Connection, unless: int | None = None) -> list[Assignment]:
     """The newest choice of each purpose; nothing if `unless` is the newest id of all."""
     (newest_id,) = connection.execute("select max(id) from llm_assignments").fetchone()
     return [] if newest_id == unless else _rows(connection, _NEWEST)

@@ -178,8 +178,12 @@ class Snapshot:
         return choice.model_id if choice is not None else None
 
 
-class _SnapshotSource:
-    """Takes the snapshots of a Datasette instance."""
+class SnapshotSource:
+    """Takes the snapshots of a Datasette instance.
+
+    Attributes:
+        catalogs: keeps the catalog of the instance up to date.
+    """
 
     def __init__(self) -> None:
         self.catalogs = CatalogSource()
@@ -222,7 +226,7 @@ async def settings_of(datasette: Datasette) -> Settings:
     Raises:
         ConfigError: it cannot be used.
     """
-    return await instance.of(datasette, _SnapshotSource).settings(datasette)
+    return await instance.of(datasette, SnapshotSource).settings(datasette)
 
 
 async def snapshot_of(datasette: Datasette) -> Snapshot:
@@ -231,7 +235,7 @@ async def snapshot_of(datasette: Datasette) -> Snapshot:
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    source = instance.of(datasette, _SnapshotSource)
+    source = instance.of(datasette, SnapshotSource)
     settings = await source.settings(datasette)
     return source.snapshot(datasette, settings, await source.catalogs.current())
 
@@ -243,7 +247,7 @@ async def find_model(datasette: Datasette, name: str) -> tuple[Snapshot, Entry]:
         ConfigError: the configuration cannot be used.
         ModelNotFoundError: there is no such model.
     """
-    source = instance.of(datasette, _SnapshotSource)
+    source = instance.of(datasette, SnapshotSource)
     settings = await source.settings(datasette)
     catalog, entry = await source.catalogs.find(name)
     return source.snapshot(datasette, settings, catalog), entry

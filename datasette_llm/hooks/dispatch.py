@@ -1,9 +1,9 @@
-"""The only place that calls our plugin hooks.
+"""Calls of the plugin hooks; no other module calls them.
 
-Each implementation is called by itself rather than through `pm.hook`, because we need the
-name of the plugin for messages, because one that raises must not silence the others, and
-because a coroutine must be awaited before the next implementation can fail. Wrappers of a
-hook (`hookimpl(wrapper=True)`) have no place in that, and are not called.
+Each implementation is called separately rather than through `pm.hook`, because messages name
+the plugin, because one that raises must not keep the others from being called, and because a
+coroutine must be awaited before the next implementation is called. Hook wrappers
+(`hookimpl(wrapper=True)`) are therefore not supported, and not called.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def plugins_with(datasette: Datasette, hook: str) -> list[str]:
 
 
 async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
-    """Ask every implementation of a hook.
+    """Call every implementation of a hook.
 
     Returns:
-        (plugin name, answer) for each answer that is not None, in hook order.
+        (plugin name, result) for each result that is not None, in hook order.
 
     Raises:
-        Exception: what the first implementation to fail raised; later ones are not asked.
+        Exception: what the first implementation to fail raised; later ones are not called.
     """
     answers = []
     for plugin, call in _implementations(datasette, hook, arguments):
@@ -70,7 +70,7 @@ async def default_model(
 ) -> tuple[str, str] | None:
     """The first default that a plugin names, as (plugin name, model id), or None.
 
-    None also inside one of these hooks, which may want to look at the models that there are.
+    Inside one of these hooks it is None, so that the hook may list models.
 
     Raises:
         Exception: what a plugin raised.
@@ -91,10 +91,10 @@ async def try_default_model(
     actor: Mapping[str, Any] | None,
     limit_s: float | None = None,
 ) -> tuple[str, str | Exception] | None:
-    """As `default_model`, but what a plugin raises is its answer, and so is that it hangs."""
+    """As `default_model`, but an exception or a timeout of a plugin is returned as its result."""
     if any(_asking_for_default.get()):
         return None
-    # A list, because a task that the hook starts has a copy of the variable for good.
+    # A list that is cleared at the end, because tasks started by the hook keep the variable.
     asking = [True]
     token = _asking_for_default.set(asking)
     try:
@@ -128,14 +128,14 @@ async def filter_models(
     purpose: str | None,
     actor: Mapping[str, Any] | None,
 ) -> list[tuple[str, frozenset[str]]]:
-    """What each filter keeps of some models.
+    """The models that each filter keeps.
 
     Returns:
         (plugin name, ids of the models it keeps) for each plugin with an opinion, in hook
-        order; every plugin was shown the whole list.
+        order; every plugin got the whole list.
 
     Raises:
-        Exception: what the first plugin to fail raised; later ones are not asked.
+        Exception: what the first plugin to fail raised; later ones are not called.
         HookError: a plugin returned something other than models.
     """
     kept = []
@@ -153,9 +153,9 @@ async def try_filter_models(
     actor: Mapping[str, Any] | None,
     limit_s: float | None = None,
 ) -> list[tuple[str, frozenset[str] | Exception]]:
-    """As `filter_models`, but what a plugin raises is its answer, and all plugins are asked.
+    """As `filter_models`, but an exception is a plugin's result, and all plugins are called.
 
-    Each has `limit_s` seconds; one that takes longer has failed.
+    A plugin that takes longer than `limit_s` seconds has failed.
     """
     answers = []
     for plugin, work in _filters(datasette, models, purpose, actor):
@@ -174,7 +174,7 @@ def _filters(
     known = frozenset(model.model_id for model in models)
     arguments = {"purpose": purpose, "actor": actor}
     for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
-        # A list of its own for each plugin, since a plugin may edit what it is given.
+        # A new list for each plugin, since a plugin may modify its argument.
         yield plugin, partial(_kept, plugin, partial(call, models=list(models)), known)
 
 
@@ -195,7 +195,7 @@ async def _tried(
             return await work
     except asyncio.CancelledError as error:
         return not_ours(error, who)
-    except Exception as error:  # a stranger's code ran
+    except Exception as error:  # third-party code
         return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
 
 
@@ -212,10 +212,10 @@ async def _called(call: Callable[[], Any]) -> Any:
 
 
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
-    """The error of a stranger's code that let a CancelledError out which nobody sent us.
+    """The error of third-party code that raised CancelledError without us being cancelled.
 
     Raises:
-        CancelledError: we are being cancelled, so it was sent to us.
+        CancelledError: the current task is being cancelled.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -238,7 +238,7 @@ def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
 
 
 async def _resolved(value: Any) -> Any:
-    """What a hook's answer comes to; like Datasette's hooks ours may answer with a function."""
+    """The final value of a hook's result: as in Datasette it may be a function or awaitable."""
     if callable(value):
         value = value()
     return await value if inspect.isawaitable(value) else value

@@ -151,8 +151,11 @@ async def test_the_models_own_options_and_key_apply_to_a_chosen_one(make_dataset
 
     await chosen.assign(datasette, "chat", "heron", None)
 
-    model = await LLM(datasette).model(purpose="chat")
-    assert (model._options, model._secret_names) == ({"temperature": 0.5}, ("HERONS_KEY",))
+    snapshot = (await snapshot_of(datasette)).for_purpose("chat")
+    chosen_default = snapshot.default()
+    assert chosen_default is not None
+    route = snapshot.route(chosen_default.model_id)
+    assert (route.options, route.secret_names) == ({"temperature": 0.5}, ("HERONS_KEY",))
 
 
 async def test_going_back_leaves_the_choice_in_the_history(make_datasette: Make) -> None:
@@ -192,7 +195,7 @@ async def test_what_was_read_before_a_choice_does_not_take_it_back(
     datasette, chosen = await started(make_datasette)
     await chosen.assign(datasette, "chat", "pelican", None)
     has_read, may_answer = threading.Event(), threading.Event()
-    newest = assignments._newest
+    newest = assignments.newest_rows
 
     def slow(connection: sqlite3.Connection, unless: int | None = None) -> Any:
         rows = newest(connection, None)
@@ -201,7 +204,7 @@ async def test_what_was_read_before_a_choice_does_not_take_it_back(
             assert may_answer.wait(BOUND_S)
         return rows
 
-    monkeypatch.setattr(assignments, "_newest", slow)
+    monkeypatch.setattr(assignments, "newest_rows", slow)
     reading = asyncio.create_task(chosen.load(datasette))
     assert await asyncio.to_thread(has_read.wait, BOUND_S)
     await chosen.assign(datasette, "chat", "heron", None)

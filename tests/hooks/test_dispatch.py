@@ -19,9 +19,16 @@ from datasette_llm.testing import ScriptedModel
 
 
 @pytest.fixture
-def datasette(make_datasette: Callable[..., Datasette], register_models: Any) -> Datasette:
-    """A Datasette whose default is a model that says Hello."""
-    register_models(ScriptedModel("pelican"))
+def pelican(register_models: Any) -> ScriptedModel:
+    """A model that says Hello."""
+    model = ScriptedModel("pelican")
+    register_models(model)
+    return model
+
+
+@pytest.fixture
+def datasette(make_datasette: Callable[..., Datasette], pelican: ScriptedModel) -> Datasette:
+    """A Datasette whose default is this model."""
     return make_datasette({"default_model": "pelican"})
 
 
@@ -302,7 +309,7 @@ async def test_a_hook_may_answer_with_a_function_as_datasettes_own_may(
 
 @pytest.mark.parametrize("returned", [7, "text", object(), [print]])
 async def test_a_prompt_context_that_is_no_function_blocks_the_call_and_is_told_by_name(
-    datasette: Datasette, plugin, returned: object
+    datasette: Datasette, pelican: ScriptedModel, plugin, returned: object
 ) -> None:
     plugin(module_with("llm_prompt_context", lambda: returned), name="tracing")
     model = await LLM(datasette).model()
@@ -314,7 +321,7 @@ async def test_a_prompt_context_that_is_no_function_blocks_the_call_and_is_told_
         f"llm_prompt_context of plugin 'tracing' returned {type(returned).__name__}; return None, "
         "or a function that takes a PromptResult and returns an async context manager"
     )
-    assert model._model.calls == []
+    assert pelican.calls == []
 
 
 async def undecorated(result: Any) -> AsyncIterator[None]:
@@ -336,7 +343,7 @@ def synchronous(result: Any) -> Iterator[None]:
     ],
 )
 async def test_a_factory_that_makes_no_context_manager_blocks_the_call_and_is_told_by_name(
-    datasette: Datasette, plugin, factory: Callable[..., Any], made: str
+    datasette: Datasette, pelican, plugin, factory: Callable[..., Any], made: str
 ) -> None:
     plugin(module_with("llm_prompt_context", lambda: factory), name="tracing")
     model = await LLM(datasette).model()
@@ -348,7 +355,7 @@ async def test_a_factory_that_makes_no_context_manager_blocks_the_call_and_is_to
         f"The function that llm_prompt_context of plugin 'tracing' returned gave {made}, not an "
         "async context manager; decorate it with contextlib.asynccontextmanager"
     )
-    assert model._model.calls == []
+    assert pelican.calls == []
 
 
 @pytest.mark.parametrize("hook_is_async", [False, True])
@@ -394,6 +401,10 @@ async def test_every_group_exit_hook_runs_whatever_the_others_raise(
     for name in "abc":
         plugin(module_with("llm_group_exit", hook_of(name)), name=name)
 
-    errors = await LLM(datasette).group()._tell()
+    with pytest.raises(ZeroDivisionError) as raised:
+        async with LLM(datasette).group():
+            raise ZeroDivisionError
 
-    assert asked == [str(error) for error in errors] == ["c", "b", "a"]
+    assert asked == ["c", "b", "a"]
+    failed = "An llm_group_exit hook failed too: RuntimeError('{}')"
+    assert raised.value.__notes__ == [failed.format(name) for name in asked]

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from datasette_llm import LLM, ModelNotFoundError, instance
-from datasette_llm.access.snapshot import _Source, snapshot_of
+from datasette_llm.access.snapshot import SnapshotSource, find_model, snapshot_of
 from datasette_llm.providers import catalog
 from datasette_llm.providers.catalog import CatalogSource
 from datasette_llm.testing import ScriptedModel
@@ -381,11 +381,11 @@ async def test_c8_the_event_loop_runs_on_while_a_provider_takes_its_time(
 
 async def test_users_at_the_same_time_share_one_snapshot(make_datasette, llm_plugin) -> None:
     provider = llm_plugin(Provider("pelican"))
-    models = LLM(make_datasette())
+    datasette = make_datasette()
 
-    found = await asyncio.gather(*[models.model("pelican") for _ in range(20)])
+    found = await asyncio.gather(*[find_model(datasette, "pelican") for _ in range(20)])
 
-    assert len({id(model._model) for model in found}) == 1
+    assert len({id(entry.model) for _, entry in found}) == 1
     assert len(provider.threads) == 1
 
 
@@ -428,7 +428,7 @@ async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_ans
     assert "heron" not in {model.model_id for model in await models.models()}
 
     provider.may_answer.set()
-    await instance.of(models.datasette, _Source).catalogs._refresh
+    await instance.of(models.datasette, SnapshotSource).catalogs.refresh()
     assert "heron" in {model.model_id for model in await models.models()}
     assert len(provider.threads) == 2
 
@@ -473,9 +473,9 @@ async def test_a_model_with_an_async_version_is_not_run_in_a_thread(
     make_datasette, llm_plugin
 ) -> None:
     llm_plugin(Provider("pelican"))
-    model = await LLM(make_datasette()).model("pelican")
+    _, entry = await find_model(make_datasette(), "pelican")
 
-    assert isinstance(model._model, ScriptedModel)
+    assert isinstance(entry.model, ScriptedModel)
 
 
 async def test_what_llm_could_not_prompt_is_no_model(make_datasette, llm_plugin) -> None:
@@ -541,10 +541,10 @@ async def test_each_datasette_has_a_snapshot_of_its_own(make_datasette, llm_plug
     provider = llm_plugin(Provider("pelican"))
     one, other = make_datasette(), make_datasette()
 
-    first = await LLM(one).model("pelican")
-    second = await LLM(other).model("pelican")
+    _, first = await find_model(one, "pelican")
+    _, second = await find_model(other, "pelican")
 
-    assert first._model is not second._model
+    assert first.model is not second.model
     assert len(provider.threads) == 2
 
 

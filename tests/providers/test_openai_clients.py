@@ -51,9 +51,15 @@ def start(make_datasette):
 
 
 @pytest.fixture
-async def model(server, start):
+async def datasette(server, start):
+    """A started Datasette with the model "wire"."""
+    return await start()
+
+
+@pytest.fixture
+async def model(datasette):
     """The model "wire", ready to prompt."""
-    return await LLM(await start()).model("wire")
+    return await LLM(datasette).model("wire")
 
 
 @pytest.fixture
@@ -476,10 +482,10 @@ async def test_a_chain_that_is_left_half_way_makes_the_server_see_the_client_go(
 # Groups
 
 
-async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, model):
+async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, datasette):
     everyone = asyncio.Event()
     server.play(["Hel", everyone, "lo"])
-    async with LLM(model._datasette).group("wire") as member:
+    async with LLM(datasette).group("wire") as member:
         responses = await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(10)]))
         assert len(server.requests) == 10
         assert {request.outcome for request in server.requests} == {"running"}
@@ -488,11 +494,11 @@ async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, m
     assert [response.prompt.prompt for response in responses] == [f"Row {n}" for n in range(10)]
 
 
-async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, model):
+async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, datasette):
     cut = asyncio.Event()
     server.play(["Hello"], ["Hel", cut, Drop.CLOSE], ["Hello"])
     with pytest.raises(GroupError) as raised:
-        async with LLM(model._datasette).group("wire") as member:
+        async with LLM(datasette).group("wire") as member:
             for number in range(3):
                 await soon(member.prompt(f"Row {number}"))
             cut.set()
@@ -500,10 +506,10 @@ async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, 
     assert "prompt 'Row 1'" in str(raised.value)
 
 
-async def test_g3_a_group_that_is_left_by_an_exception_stops_all_at_the_server(server, model):
+async def test_g3_a_group_that_is_left_by_an_exception_stops_all_at_the_server(server, datasette):
     server.play(["Hel", asyncio.Event()])
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model._datasette).group("wire") as member:
+        async with LLM(datasette).group("wire") as member:
             await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(3)]))
             raise ZeroDivisionError
     assert [await request.end() for request in server.requests] == ["client gone"] * 3

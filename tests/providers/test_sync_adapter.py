@@ -18,7 +18,7 @@ from llm.parts import StreamEvent
 from pydantic import Field
 
 from datasette_llm import LLM, GroupError, ModelNotAllowedError, ResponseCancelledError, instance
-from datasette_llm.access.snapshot import _Source
+from datasette_llm.access.snapshot import SnapshotSource, find_model
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 from datasette_llm.errors import ResponseTimeoutError
@@ -157,14 +157,22 @@ def provide() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def local(provide, make_datasette):
-    """A function that has a model play some scripts, and gives it and its wrapper."""
+    """Makes a model that plays some scripts; its Datasette is `local.datasette` afterwards."""
 
     async def local(*scripts: Any, kind: Any = Local, config: Any = None) -> tuple[Any, Any]:
+        """The model and its wrapper."""
         model = kind("local", *scripts)
         provide(model)
-        return model, await LLM(make_datasette(config)).model("local")
+        made.datasette = make_datasette(config)
+        return model, await LLM(made.datasette).model("local")
 
+    made: Any = local
     return local
+
+
+def cancel_all(datasette: Any) -> None:
+    for call in list(instance.of(datasette, RunningCalls)):
+        call.cancel("enough")
 
 
 async def happens(event: threading.Event) -> None:
@@ -300,7 +308,7 @@ async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, h
     response = await model.prompt("Hi")
     if how == "cancelled":
         await happens(plain.requests[0].blocked)
-        response._flight.call.cancel("enough")
+        cancel_all(local.datasette)
     with pytest.raises((RuntimeError, ResponseCancelledError)):
         await response.text()
 
@@ -314,7 +322,7 @@ async def test_the_thread_of_a_given_up_response_cannot_change_it(local) -> None
 
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    response._flight.call.cancel("enough")
+    cancel_all(local.datasette)
     with pytest.raises(ResponseCancelledError):
         await response.text()
     go_on.set()
@@ -436,17 +444,18 @@ async def test_a_plain_model_is_called_without_a_key_as_llm_itself_does(local) -
 
 async def test_the_wrapped_model_is_like_the_model(local) -> None:
     plain, model = await local(["ok"], kind=Keyed)
-    stand_in = model._model
+    _, entry = await find_model(local.datasette, "local")
+    adapter = entry.model
 
-    assert isinstance(stand_in, ThreadedModel)
+    assert isinstance(adapter, ThreadedModel)
     for name in (
         *("model_id", "can_stream", "attachment_types", "supports_schema", "supports_tools"),
         *("supports_conversation", "needs_key", "key_env_var", "Options"),
         "supported_server_side_tools",
     ):
-        assert getattr(model, name) == getattr(stand_in, name) == getattr(plain, name)
+        assert getattr(model, name) == getattr(adapter, name) == getattr(plain, name)
     assert str(model) == str(plain)
-    assert stand_in.get_key("sk-x") == "sk-x"
+    assert adapter.get_key("sk-x") == "sk-x"
 
 
 async def test_policy_holds_for_it(local) -> None:
@@ -502,7 +511,7 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
     try:
         models = LLM(make_datasette())
         await (await (await models.model("lazy")).prompt("Hi")).text()
-        await instance.of(models.datasette, _Source).catalogs._refreshed()
+        await instance.of(models.datasette, SnapshotSource).catalogs.refresh()
         await (await (await models.model("lazy")).prompt("Hi")).text()
     finally:
         llm.plugins.pm.unregister(plugin)
@@ -511,11 +520,11 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
 
 
 async def test_the_client_of_such_a_model_leaves_retries_to_us(make_datasette) -> None:
-    model = await LLM(make_datasette()).model("gpt-3.5-turbo-instruct")
-    assert isinstance(model._model, ThreadedModel)
-    asked: Any = model._model.sync_model
+    _, entry = await find_model(make_datasette(), "gpt-3.5-turbo-instruct")
+    assert isinstance(entry.model, ThreadedModel)
+    sync_model: Any = entry.model.sync_model
 
-    assert asked.get_client("sk-x").max_retries == 0
+    assert sync_model.get_client("sk-x").max_retries == 0
 
 
 @pytest.mark.parametrize("how", ["complete", "refused", "dropped"])
@@ -528,8 +537,9 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
         write_model(llm_folder, server.url, completion=True, api_key_name=None)
         half = ["Hel", go_on, "lo", asyncio.Event()]
         server.play({"complete": ["Hello"], "refused": [Refuse(401)], "dropped": half}[how])
-        model = await LLM(make_datasette()).model("wire")
-        gc.disable()  # which would close them some time
+        datasette = make_datasette()
+        model = await LLM(datasette).model("wire")
+        gc.disable()  # which would close them at some time
         try:
             if how == "refused":
                 with pytest.raises(openai.AuthenticationError):
@@ -537,8 +547,8 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
             elif how == "dropped":
                 async for _ in await model.prompt("Hi"):
                     break
-                while instance.of(model._datasette, RunningCalls):
-                    await next(iter(instance.of(model._datasette, RunningCalls))).closed.wait()
+                while running := instance.of(datasette, RunningCalls):
+                    await next(iter(running)).closed.wait()
                 go_on.set()
             else:
                 assert await (await model.prompt("Hi")).text() == "Hello"
@@ -650,7 +660,7 @@ async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next
     went_on: list[Any] = []
     plain, model = await local(["one", go_on, "two", went_on.append, "three"])
 
-    await GOING_AWAY[way](model, plain)
+    await GOING_AWAY[way](local.datasette, model, plain)
     async with asyncio.timeout(BOUND_S):
         await seen.left.wait()
 
@@ -660,10 +670,10 @@ async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next
     go_on.set()
     await happens(plain.requests[0].ended)
     assert went_on == []
-    assert instance.of(model._datasette, RunningCalls) == set()
+    assert instance.of(local.datasette, RunningCalls) == set()
 
 
-async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
+async def cancelled_by_the_caller(datasette: Any, model: Any, plain: Any) -> None:
     async def read() -> str:
         text: str = await (await model.prompt("Hi")).text()
         return text
@@ -675,24 +685,24 @@ async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
         await reading
 
 
-async def dropped_half_read(model: Any, plain: Any) -> None:
+async def dropped_half_read(datasette: Any, model: Any, plain: Any) -> None:
     async for _ in await model.prompt("Hi"):
         break
     await happens(plain.requests[0].blocked)
 
 
-async def left_with_a_group(model: Any, plain: Any) -> None:
+async def left_with_a_group(datasette: Any, model: Any, plain: Any) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model._datasette).group("local") as grouped:
+        async with LLM(datasette).group("local") as grouped:
             await grouped.prompt("Hi")
             await happens(plain.requests[0].blocked)
             raise ZeroDivisionError
 
 
-async def shut_down(model: Any, plain: Any) -> None:
+async def shut_down(datasette: Any, model: Any, plain: Any) -> None:
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    await model._datasette.invoke_shutdown()
+    await datasette.invoke_shutdown()
     with pytest.raises(ResponseCancelledError):
         await response.text()
 
@@ -706,10 +716,10 @@ GOING_AWAY = {
 
 
 async def test_g1_and_g2_hold_in_a_group(local) -> None:
-    _, model = await local(["a", "b"], ["half", ValueError("no")])
+    await local(["a", "b"], ["half", ValueError("no")])
 
     with pytest.raises(GroupError) as raised:
-        async with LLM(model._datasette).group("local") as grouped:
+        async with LLM(local.datasette).group("local") as grouped:
             fine = await grouped.prompt("Hi")
             await grouped.prompt("Hi")
 
@@ -792,9 +802,9 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
 ) -> None:
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"], ["next"], config={"threads": 1})
-    gate = instance.of(model._datasette, LimiterRegistry).named(("threads", ""))
+    gate = instance.of(local.datasette, LimiterRegistry).named(("threads", ""))
 
-    await cancelled_by_the_caller(model, plain)
+    await cancelled_by_the_caller(local.datasette, model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
     await queued(2)
     assert len(plain.requests) == 1
@@ -822,7 +832,7 @@ async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, q
     assert sorted(seen.events) == sorted(
         ["hook opens", "hook opens", "hook sees ResponseCancelledError", "hook succeeds"]
     )
-    assert instance.of(model._datasette, LimiterRegistry).named("threads").idle
+    assert instance.of(local.datasette, LimiterRegistry).named("threads").idle
 
 
 async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(

@@ -42,18 +42,20 @@ PET = {
 
 @pytest.fixture
 def start(make_datasette, register_models):
-    """A function that makes a model with these answers, as (wrapped, scripted)."""
+    """Makes a model with these answers; its Datasette is `start.datasette` afterwards."""
 
     async def start(
         *answers: Any, config: object = None, internal: str | None = None, **kwargs: Any
     ):
+        """The wrapped and the scripted model."""
         scripts = [[answer] if isinstance(answer, str) else answer for answer in answers]
         scripted = ScriptedModel("scripted", *scripts, **kwargs)
         register_models(scripted)
-        datasette = make_datasette(config, internal=internal)
-        model = await LLM(datasette).model("scripted", purpose="pets", actor={"id": "ada"})
+        made.datasette = make_datasette(config, internal=internal)
+        model = await LLM(made.datasette).model("scripted", purpose="pets", actor={"id": "ada"})
         return model, scripted
 
+    made: Any = start
     return start
 
 
@@ -226,6 +228,13 @@ async def test_no_reference_is_ever_asked_of_the_network(start, monkeypatch):
     assert (await model.structured("Invent a pet", schema=schema)).value["name"] == "Pim"
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 async def test_jsonschema_is_imported_off_the_event_loop(start, monkeypatch):
     import jsonschema.validators
 
@@ -233,7 +242,7 @@ async def test_jsonschema_is_imported_off_the_event_loop(start, monkeypatch):
     original = jsonschema.validators.validator_for
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        threads.append(asyncio._get_running_loop())
+        threads.append(_running_loop())
         return original(*args, **kwargs)
 
     monkeypatch.setattr(jsonschema.validators, "validator_for", noting)
@@ -310,7 +319,7 @@ async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plu
     assert hook.events == ["hook opens", "hook succeeds"] * 2
     assert [seen.response for seen in hook.results] == list(result.attempts)
     assert [(seen.purpose, seen.actor) for seen in hook.results] == [("pets", {"id": "ada"})] * 2
-    await Recorder.of(model._datasette).writer.flush()
+    await Recorder.of(start.datasette).writer.flush()
     rows = [(row["id"], row["outcome"], row["actor_id"]) for row in rows_of(internal)]
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
@@ -512,12 +521,13 @@ async def test_the_model_of_a_group_gives_objects_at_once_and_the_group_has_ever
     make_datasette, register_models
 ):
     register_models(ScriptedModel("scripted", [BAD], [GOOD]))
-    async with LLM(make_datasette()).group("scripted") as model:
+    group = LLM(make_datasette()).group("scripted")
+    async with group as model:
         results = await asyncio.gather(
             *[model.structured(f"Pet {n}", schema=Pet) for n in range(3)], return_exceptions=True
         )
     assert [result.value.name for result in results] == ["Pim"] * 3
-    assert len(model._group.responses) == 4
+    assert len(group.responses) == 4
 
 
 async def test_in_a_conversation_the_answer_and_its_repair_are_turns(start):
