@@ -29,7 +29,7 @@ def planned(
     return call_policy_of(parse_settings(config), CATALOG, purpose, model_id)
 
 
-def test_without_settings_there_are_two_retries_and_nothing_else() -> None:
+def test_defaults_are_two_retries_only() -> None:
     assert planned({}) == DEFAULT_CALL_POLICY
     assert DEFAULT_CALL_POLICY.retries == 2
 
@@ -110,7 +110,7 @@ def test_each_setting_is_looked_for_by_itself() -> None:
         ({"default_model": {"model": "b", "max_concurrency": 9}}, []),
     ],
 )
-def test_limits_are_of_the_model_and_of_the_purpose(
+def test_limits_of_model_and_purpose(
     config: dict[str, Any], limits: list[tuple[tuple[str, str], int]]
 ) -> None:
     assert planned(config).limits == tuple(Limit(*limit) for limit in limits)
@@ -120,7 +120,8 @@ def fallbacks(plan: CallPolicy) -> list[tuple[str, str]]:
     return [(each.model_id, each.setting.removeprefix(f"{ROOT}.")) for each in plan.fallbacks]
 
 
-def test_fallbacks_come_from_the_most_specific_place_and_each_is_followed_by_its_own() -> None:
+def test_fallbacks_come_from_most_specific_place() -> None:
+    """The most specific list of fallbacks counts, and each is followed by its own."""
     config = {
         "fallbacks": ["c"],
         "purposes": {
@@ -146,7 +147,8 @@ def test_an_empty_list_is_a_setting() -> None:
     assert planned(config).fallbacks == ()
 
 
-def test_a_fallback_has_what_its_reference_says_then_what_is_said_of_its_model() -> None:
+def test_fallback_reference_precedes_its_model() -> None:
+    """A fallback has the settings of its reference, then those of its model."""
     settings = parse_settings(
         {
             "timeout": 9,
@@ -163,7 +165,8 @@ def test_a_fallback_has_what_its_reference_says_then_what_is_said_of_its_model()
     )
 
 
-def test_a_fallback_that_says_nothing_of_its_own_has_what_its_purpose_says() -> None:
+def test_fallback_inherits_from_its_purpose() -> None:
+    """A fallback without settings has those of its purpose."""
     settings = parse_settings(
         {"retries": 5, "purposes": {"chat": {"retries": 1, "idle_timeout": 7, "fallbacks": ["b"]}}}
     )
@@ -172,7 +175,7 @@ def test_a_fallback_that_says_nothing_of_its_own_has_what_its_purpose_says() -> 
     assert (plan.retries, plan.idle_timeout_s) == (1, 7)
 
 
-def test_each_limit_has_the_setting_that_it_comes_from() -> None:
+def test_each_limit_has_its_setting() -> None:
     config = {
         "max_concurrency": 9,
         "purposes": {"chat": {"max_concurrency": 3, "model": {"model": "a", "max_concurrency": 2}}},

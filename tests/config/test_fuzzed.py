@@ -285,7 +285,8 @@ def check_settings(settings: Settings, raw: Any) -> None:
     assert shown(settings) == before
 
 
-def test_the_full_configuration_has_every_setting_at_every_place() -> None:
+def test_full_configuration_has_every_setting() -> None:
+    """The full configuration has every setting at every place."""
     found: set[tuple[type[Section], str]] = set()
     every = [Settings]
     for section in every:  # which grows
@@ -319,7 +320,7 @@ def sections_in(hint: Any) -> Iterator[type[Section]]:
 @given(raw=VALUES | st.dictionaries(NAMES, VALUES, max_size=5))
 @example(raw=EVERYTHING)
 @example(raw=FULL)
-def test_any_value_gives_well_typed_settings_or_a_config_error(raw: Any) -> None:
+def test_any_value_parses_or_is_a_config_error(raw: Any) -> None:
     check(copy.deepcopy(raw))
 
 
@@ -337,7 +338,8 @@ def paths(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("setting", FULL)
-def test_each_setting_with_each_special_value_is_well_typed_or_told(setting: str) -> None:
+def test_special_values_parse_or_are_errors(setting: str) -> None:
+    """Each setting with each special value is well typed or a problem."""
     for path in paths({setting: FULL[setting]}):
         *above, name = path
         for value in SPECIAL:
@@ -347,7 +349,8 @@ def test_each_setting_with_each_special_value_is_well_typed_or_told(setting: str
 
 
 @pytest.mark.parametrize("setting", FULL)
-def test_each_setting_with_a_key_for_a_name_is_told_without_it(setting: str) -> None:
+def test_key_as_setting_name_is_not_shown(setting: str) -> None:
+    """Each setting with a key in the place of a name is a problem that does not show it."""
     for path in paths({setting: FULL[setting]}):
         *above, name = path
         for bad in ("ü", len):
@@ -364,12 +367,12 @@ def test_each_setting_with_a_key_for_a_name_is_told_without_it(setting: str) -> 
 
 @hypothesis_settings(max_examples=300)
 @given(raw=mutated())
-def test_a_mutated_configuration_gives_well_typed_settings_or_a_config_error(raw: Any) -> None:
+def test_mutated_config_parses_or_is_an_error(raw: Any) -> None:
     check(raw)
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_what_yaml_can_do_gives_well_typed_settings_or_a_config_error(text: str) -> None:
+def test_yaml_features_parse_or_are_errors(text: str) -> None:
     for loader in (yaml.SafeLoader, yaml.BaseLoader):
         try:
             raw = yaml.load(text, loader)
@@ -379,7 +382,7 @@ def test_what_yaml_can_do_gives_well_typed_settings_or_a_config_error(text: str)
 
 
 @pytest.mark.parametrize("setting", sorted(Settings.model_fields))
-def test_a_setting_that_is_very_deep_or_wide_is_read_or_told(setting: str) -> None:
+def test_deep_or_wide_setting_parses_or_is_error(setting: str) -> None:
     deep: Any = "x"
     for _ in range(5_000):
         deep = {"model": [deep]}
@@ -392,8 +395,9 @@ def test_a_setting_that_is_very_deep_or_wide_is_read_or_told(setting: str) -> No
 @hypothesis_settings(max_examples=25)
 @given(raw=mutated(knots=False))
 @example(raw=FULL)
-def test_datasette_starts_with_a_mutated_configuration_or_says_why_not(raw: Any) -> None:
+def test_mutated_config_starts_or_says_why_not(raw: Any) -> None:
     # Without knots: Datasette itself looks into every configuration for `$env`.
+    """Datasette starts with a mutated configuration or shows its problems."""
     asyncio.run(start(copy.deepcopy(raw)))
 
 

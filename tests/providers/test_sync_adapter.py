@@ -187,7 +187,7 @@ async def arrived(model: Any, count: int = 1) -> Request:
 # Chunk by chunk
 
 
-async def test_a_chunk_is_readable_while_the_model_computes_the_next(local) -> None:
+async def test_chunk_is_readable_before_the_next(local) -> None:
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"])
 
@@ -200,7 +200,7 @@ async def test_a_chunk_is_readable_while_the_model_computes_the_next(local) -> N
     assert [chunk async for chunk in chunks] == ["two"]
 
 
-async def test_the_event_loop_goes_on_while_the_model_computes(local) -> None:
+async def test_event_loop_runs_while_model_computes(local) -> None:
     go_on = threading.Event()
     plain, model = await local([go_on, "done"])
 
@@ -214,7 +214,7 @@ async def test_the_event_loop_goes_on_while_the_model_computes(local) -> None:
     assert await (await prompting).text() == "done"
 
 
-async def test_all_of_a_request_runs_in_one_thread_of_its_own(local) -> None:
+async def test_request_runs_in_one_thread_of_its_own(local) -> None:
     threads = set()
 
     def note(response: Any) -> None:
@@ -261,7 +261,7 @@ async def test_a_model_may_return_a_list(provide, make_datasette) -> None:
     assert (await response.usage()).output == 2
 
 
-async def test_a_model_that_does_not_stream_is_asked_for_no_stream(provide, make_datasette) -> None:
+async def test_model_without_streaming_is_not_streamed(provide, make_datasette) -> None:
     asked = []
 
     class Whole(Local):
@@ -287,7 +287,7 @@ def leave_everything(response: llm.Response) -> None:
     response._prompt_json = {"messages": ["Hi"]}
 
 
-async def test_what_the_model_leaves_with_its_response_is_there(local) -> None:
+async def test_response_has_what_the_model_set(local) -> None:
     _, model = await local(["ok", leave_everything])
 
     response = await model.prompt("Hi")
@@ -300,7 +300,7 @@ async def test_what_the_model_leaves_with_its_response_is_there(local) -> None:
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, how: str) -> None:
+async def test_unfinished_response_has_what_is_known(local, how: str) -> None:
     go_on = threading.Event()
     after = [RuntimeError("out of memory")] if how == "failed" else [go_on]
     plain, model = await local([leave_everything, "half", *after])
@@ -316,7 +316,7 @@ async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, h
     assert (response.input_tokens, response.resolved_model) == (3, "local-q4")
 
 
-async def test_the_thread_of_a_given_up_response_cannot_change_it(local) -> None:
+async def test_abandoned_thread_cannot_change_response(local) -> None:
     go_on = threading.Event()
     plain, model = await local(["half", go_on, leave_everything, "rest"])
 
@@ -353,7 +353,7 @@ async def test_a_conversation_carries_its_history(local) -> None:
     assert "turn 1" in texts[2]
 
 
-async def test_reply_gives_the_model_the_exchange_as_messages(local) -> None:
+async def test_reply_sends_the_exchange_as_messages(local) -> None:
     plain, model = await local(["Pat"], ["Again"])
 
     response = await model.prompt("A name")
@@ -364,7 +364,7 @@ async def test_reply_gives_the_model_the_exchange_as_messages(local) -> None:
     assert [message.role for message in messages] == ["user", "assistant", "user"]
 
 
-async def test_a_chain_runs_the_tools_that_the_model_calls(local) -> None:
+async def test_chain_runs_the_models_tool_calls(local) -> None:
     asked = []
 
     def weigh(name: str) -> str:
@@ -385,7 +385,7 @@ async def test_a_chain_runs_the_tools_that_the_model_calls(local) -> None:
     assert len(plain.requests[1].conversation.responses) == 1
 
 
-async def test_schema_attachments_options_and_system_reach_the_model(local) -> None:
+async def test_schema_attachments_options_and_system(local) -> None:
     plain, model = await local(['{"name": "Pat"}'])
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
 
@@ -400,9 +400,8 @@ async def test_schema_attachments_options_and_system_reach_the_model(local) -> N
     assert (prompt.system, prompt.options.temperature) == ("Invent", 0.5)
 
 
-async def test_c1_what_the_model_does_not_take_is_refused_before_any_hook_runs(
-    local, plugin
-) -> None:
+async def test_c1_unsupported_input_is_refused_early(local, plugin) -> None:
+    """Unsupported input is refused before any hook runs."""
     seen = plugin(Observer())
     plain, model = await local(["never"])
 
@@ -413,9 +412,7 @@ async def test_c1_what_the_model_does_not_take_is_refused_before_any_hook_runs(
     assert (seen.events, plain.requests) == ([], [])
 
 
-async def test_a_model_with_a_key_gets_the_one_of_datasette_secrets(
-    provide, make_datasette
-) -> None:
+async def test_keyed_model_gets_datasette_secrets_key(provide, make_datasette) -> None:
     plain = Keyed("local", ["ok"])
     provide(plain)
     datasette = make_datasette(plugins=SECRETS)
@@ -433,7 +430,7 @@ async def test_a_model_with_a_key_gets_the_one_of_datasette_secrets(
     assert [request.key for request in plain.requests] == [KEY, "sk-explicit"]
 
 
-async def test_a_plain_model_is_called_without_a_key_as_llm_itself_does(local) -> None:
+async def test_plain_model_is_called_without_a_key(local) -> None:
     plain, model = await local(["ok"])
 
     await (await model.prompt("Hi", key="sk-of-nobody")).text()
@@ -483,9 +480,8 @@ class Uncomparable:
     ],
     ids=["same", "changed", "uncomparable", "a lock of its own"],
 )
-async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_same(
-    make_datasette, paths, loads
-) -> None:
+async def test_loaded_model_is_kept_while_unchanged(make_datasette, paths, loads) -> None:
+    """A model that has loaded its weights is kept as long as it is the same."""
     loaded = []
 
     class Lazy(llm.Model):
@@ -519,7 +515,7 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
     assert (paths, len(loaded)) == ([], loads)
 
 
-async def test_the_client_of_such_a_model_leaves_retries_to_us(make_datasette) -> None:
+async def test_client_of_sync_model_does_not_retry(make_datasette) -> None:
     _, entry = await find_model(make_datasette(), "gpt-3.5-turbo-instruct")
     assert isinstance(entry.model, ThreadedModel)
     sync_model: Any = entry.model.sync_model
@@ -528,7 +524,7 @@ async def test_the_client_of_such_a_model_leaves_retries_to_us(make_datasette) -
 
 
 @pytest.mark.parametrize("how", ["complete", "refused", "dropped"])
-async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_open(
+async def test_sync_openai_model_leaves_no_connection(
     make_datasette, llm_folder, monkeypatch, how: str
 ) -> None:
     monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
@@ -562,9 +558,7 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
 
 @pytest.mark.parametrize("before", [[], ["half "]])
 @pytest.mark.parametrize("error", [ValueError("no such token"), OSError("out of memory")])
-async def test_h4_a_failure_is_raised_at_the_yield_and_at_the_caller(
-    local, plugin, before, error
-) -> None:
+async def test_h4_failure_is_raised_at_yield_and_caller(local, plugin, before, error) -> None:
     seen = plugin(Observer())
     _, model = await local([*before, error])
 
@@ -594,7 +588,7 @@ async def test_a_key_in_a_failure_is_taken_out(provide, make_datasette, monkeypa
     assert KEY not in str(raised.value)
 
 
-async def test_a_model_that_hangs_is_given_up_after_the_idle_timeout(local, plugin) -> None:
+async def test_hanging_model_is_left_after_idle_timeout(local, plugin) -> None:
     seen, go_on = plugin(Observer()), threading.Event()
     plain, model = await local([go_on, "late"], config={"idle_timeout": 0.05, "retries": 0})
 
@@ -607,9 +601,10 @@ async def test_a_model_that_hangs_is_given_up_after_the_idle_timeout(local, plug
 
 
 @pytest.mark.parametrize("of_purpose", [{}, {"max_concurrency": 1}])
-async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_asks_others(
+async def test_computing_model_is_not_retried(
     provide, make_datasette, register_models, monkeypatch, of_purpose
 ) -> None:
+    """A model that still computes is not asked again; its purpose's fallbacks are."""
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_INITIAL_S", 0)
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_JITTER_S", 0)
     go_on = threading.Event()
@@ -636,7 +631,9 @@ async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_as
     go_on.set()
 
 
-async def test_a_failed_attempt_leaves_nothing_with_the_response_of_the_next(local) -> None:
+async def test_failed_attempt_leaves_nothing_behind(local) -> None:
+    """A failed attempt leaves nothing on the response of the next."""
+
     def call(response: llm.Response) -> None:
         response.add_tool_call(llm.ToolCall(name="weigh", arguments={}))
 
@@ -652,9 +649,8 @@ async def test_a_failed_attempt_leaves_nothing_with_the_response_of_the_next(loc
 
 
 @pytest.mark.parametrize("way", ["caller", "dropped", "group", "shutdown"])
-async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next_chunk(
-    local, plugin, way: str, monkeypatch
-) -> None:
+async def test_h4_cancelled_caller_is_not_held_up(local, plugin, way: str, monkeypatch) -> None:
+    """A caller who stops is not held up, and the model stops at its next chunk."""
     monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
     budget, seen, go_on = plugin(Accountant()), plugin(Observer()), threading.Event()
     went_on: list[Any] = []
@@ -727,7 +723,7 @@ async def test_g1_and_g2_hold_in_a_group(local) -> None:
     assert [str(error) for error in raised.value.exceptions] == ["no"]
 
 
-def test_the_event_loop_may_be_closed_while_the_model_computes(provide, make_datasette) -> None:
+def test_event_loop_may_close_while_computing(provide, make_datasette) -> None:
     go_on = threading.Event()
     plain = Local("local", ["one", go_on, "two"])
     provide(plain)
@@ -766,7 +762,7 @@ def queued(monkeypatch) -> Callable[[int], Any]:
     return queued
 
 
-async def test_threads_bounds_how_many_run_at_once_in_the_order_they_came(local) -> None:
+async def test_threads_limits_requests_in_fifo_order(local) -> None:
     doors = [threading.Event() for _ in range(3)]
     plain, model = await local(*([door, "ok"] for door in doors), config={"threads": 1})
 
@@ -781,7 +777,7 @@ async def test_threads_bounds_how_many_run_at_once_in_the_order_they_came(local)
     assert asked == ["prompt 0", "prompt 1", "prompt 2"]
 
 
-async def test_two_models_share_the_threads_of_an_instance(provide, make_datasette, queued) -> None:
+async def test_models_share_the_threads_of_an_instance(provide, make_datasette, queued) -> None:
     go_on = threading.Event()
     one, other = Local("one", [go_on, "1"]), Local("other", ["2"])
     provide(one, other)
@@ -797,9 +793,8 @@ async def test_two_models_share_the_threads_of_an_instance(provide, make_dataset
     assert await (await first).text() + await (await second).text() == "12"
 
 
-async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
-    local, queued
-) -> None:
+async def test_cancelled_request_keeps_its_permit(local, queued) -> None:
+    """A cancelled request keeps its permit until its thread has ended."""
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"], ["next"], config={"threads": 1})
     gate = instance.of(local.datasette, LimiterRegistry).named(("threads", ""))
@@ -814,7 +809,7 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
     assert gate.idle
 
 
-async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, queued) -> None:
+async def test_cancelled_while_waiting_sends_nothing(local, plugin, queued) -> None:
     go_on, seen = threading.Event(), plugin(Observer())
     plain, model = await local([go_on, "ok"], config={"threads": 1})
 
@@ -835,9 +830,8 @@ async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, q
     assert instance.of(local.datasette, LimiterRegistry).named("threads").idle
 
 
-async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
-    provide, make_datasette
-) -> None:
+async def test_nested_prompt_does_not_wait_for_itself(provide, make_datasette) -> None:
+    """A model that prompts another one does not wait for its own permit."""
     loop = asyncio.get_running_loop()
     models = LLM(make_datasette({"threads": 1}))
 
@@ -858,7 +852,7 @@ async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
     assert instance.of(models.datasette, LimiterRegistry).named("threads").idle
 
 
-async def test_a_tool_may_prompt_a_model_that_runs_in_a_thread(provide, make_datasette) -> None:
+async def test_tool_may_prompt_a_threaded_model(provide, make_datasette) -> None:
     def call(response: llm.Response) -> None:
         response.add_tool_call(llm.ToolCall(name="weigh", arguments={}))
 
@@ -873,7 +867,7 @@ async def test_a_tool_may_prompt_a_model_that_runs_in_a_thread(provide, make_dat
     assert await (await models.model("one")).chain("Hi", tools=[weigh]).text() == "done"
 
 
-async def test_a_thread_that_cannot_begin_leaves_no_place_taken(local, monkeypatch) -> None:
+async def test_thread_that_cannot_start_frees_permit(local, monkeypatch) -> None:
     plain, model = await local(["ok"], config={"threads": 1})
 
     def refuse(stream: ThreadStream[Any], name: str) -> None:
@@ -888,7 +882,7 @@ async def test_a_thread_that_cannot_begin_leaves_no_place_taken(local, monkeypat
     assert len(plain.requests) == 1
 
 
-async def test_models_with_an_async_version_do_not_count(
+async def test_async_models_do_not_count_as_threads(
     provide, make_datasette, register_models
 ) -> None:
     go_on = threading.Event()
