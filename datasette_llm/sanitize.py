@@ -69,6 +69,17 @@ def storable(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _storable_value(value) for name, value in row.items()}
 
 
+def new_id() -> str:
+    """An id for a row without a response: a ULID in lower case, as llm's."""
+    return str(monotonic_ulid()).lower()
+
+
+def now() -> str:
+    """The time in UTC, as `2026-01-31T12:00:00.000Z`."""
+    moment = datetime.datetime.now(datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _storable_value(value: Any) -> Any:
     if value is None or isinstance(value, int | float):
         return value
@@ -86,14 +97,3 @@ def _plain(value: Any, key: Keys, longest: int | None) -> Any:
     if isinstance(value, dict):
         return {_plain(k, key, longest): _plain(v, key, longest) for k, v in value.items()}
     return value
-
-
-def new_id() -> str:
-    """An id for a row without a response: a ULID in lower case, as llm's."""
-    return str(monotonic_ulid()).lower()
-
-
-def now() -> str:
-    """The time in UTC, as `2026-01-31T12:00:00.000Z`."""
-    moment = datetime.datetime.now(datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

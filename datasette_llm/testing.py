@@ -141,32 +141,6 @@ class ScriptedModel(llm.AsyncKeyModel):
             call.ended.set()
 
 
-async def _act(item: Item, response: llm.AsyncResponse) -> None:
-    match item:
-        case llm.ToolCall():
-            response.add_tool_call(item)
-        case llm.Usage():
-            response.set_usage(input=item.input, output=item.output, details=item.details)
-        case asyncio.Event():
-            await item.wait()
-        case BaseException():
-            raise item
-        case int() | float():
-            await asyncio.sleep(item)
-        case _:
-            raise TypeError(f"A script cannot hold {type(item).__name__}: {item!r}")
-
-
-class _SyncTwin(llm.Model):
-    """llm lists a model by its sync version; this one only provides its id."""
-
-    def __init__(self, model_id: str) -> None:
-        self.model_id = model_id
-
-    def execute(self, *args: Any, **kwargs: Any) -> Iterator[str]:
-        raise llm.ModelError(f"{self.model_id} is an async model")
-
-
 @contextlib.contextmanager
 def registered(*models: llm.AsyncModel | llm.AsyncKeyModel) -> Iterator[None]:
     """Register models with llm, as a plugin does, until the block is left."""
@@ -192,3 +166,29 @@ def register_models() -> Iterator[Callable[..., None]]:
     """A function that registers models with llm until the end of the test."""
     with contextlib.ExitStack() as stack:
         yield lambda *models: stack.enter_context(registered(*models))
+
+
+async def _act(item: Item, response: llm.AsyncResponse) -> None:
+    match item:
+        case llm.ToolCall():
+            response.add_tool_call(item)
+        case llm.Usage():
+            response.set_usage(input=item.input, output=item.output, details=item.details)
+        case asyncio.Event():
+            await item.wait()
+        case BaseException():
+            raise item
+        case int() | float():
+            await asyncio.sleep(item)
+        case _:
+            raise TypeError(f"A script cannot hold {type(item).__name__}: {item!r}")
+
+
+class _SyncTwin(llm.Model):
+    """llm lists a model by its sync version; this one only provides its id."""
+
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+
+    def execute(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        raise llm.ModelError(f"{self.model_id} is an async model")

@@ -1,4 +1,4 @@
-"""What others may rely on by name: our exports, and all that llm offers under the same names."""
+"""The public API: our exports, and the names that they share with llm's classes."""
 
 import dataclasses
 import importlib.metadata

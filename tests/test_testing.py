@@ -1,4 +1,4 @@
-"""ScriptedModel and its company: what authors of plugins test against."""
+"""The test helpers for authors of plugins."""
 
 import asyncio
 from typing import Any

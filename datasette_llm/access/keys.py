@@ -137,39 +137,9 @@ async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozens
     return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
 
 
-async def _decrypted(datasette: Datasette) -> list[str]:
-    if not can_store(datasette):
-        return []
-    keys = []
-    try:
-        # In a thread, because resolving `$file` reads files.
-        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
-        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
-        sql = "select encrypted from datasette_secrets where encrypted is not null"
-        rows = await _secrets_database(datasette).execute(sql)
-    except (OSError, ValueError, sqlite3.Error):
-        return []  # then no prompt can use them either
-    for row in rows:
-        with contextlib.suppress(cryptography.fernet.InvalidToken):
-            keys.append(cipher.decrypt(row["encrypted"]).decode())
-    return keys
-
-
 def can_store(datasette: Datasette) -> bool:
     """Whether datasette-secrets has the encryption key that it stores secrets with."""
     return bool(_secrets_config(datasette).get("encryption-key"))
-
-
-def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
-    # The raw configuration: resolving a `$file` would read it here, on the event loop.
-    plugins = (datasette.config or {}).get("plugins") or {}
-    return plugins.get("datasette-secrets") or {}
-
-
-def _secrets_database(datasette: Datasette) -> Database:
-    name = _secrets_config(datasette).get("database")
-    named = isinstance(name, str) and name != "_internal"
-    return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
 async def find_key(
@@ -213,6 +183,36 @@ async def find_key(
         return key
     message = _missing_key_message(model, candidates(model, secret_names))
     raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
+
+
+async def _decrypted(datasette: Datasette) -> list[str]:
+    if not can_store(datasette):
+        return []
+    keys = []
+    try:
+        # In a thread, because resolving `$file` reads files.
+        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
+        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
+        sql = "select encrypted from datasette_secrets where encrypted is not null"
+        rows = await _secrets_database(datasette).execute(sql)
+    except (OSError, ValueError, sqlite3.Error):
+        return []  # then no prompt can use them either
+    for row in rows:
+        with contextlib.suppress(cryptography.fernet.InvalidToken):
+            keys.append(cipher.decrypt(row["encrypted"]).decode())
+    return keys
+
+
+def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
+    # The raw configuration: resolving a `$file` would read it here, on the event loop.
+    plugins = (datasette.config or {}).get("plugins") or {}
+    return plugins.get("datasette-secrets") or {}
+
+
+def _secrets_database(datasette: Datasette) -> Database:
+    name = _secrets_config(datasette).get("database")
+    named = isinstance(name, str) and name != "_internal"
+    return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
 async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:

@@ -134,22 +134,6 @@ def option(value: object) -> object:
     return _frozen(value, iter(range(_OPTION_VALUES)), _OPTION_LEVELS)
 
 
-def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
-    if not levels or next(spare, None) is None:
-        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
-        raise refusal(limits, "more, or something that contains itself")
-    match value:
-        case None | bool() | int() | float() | str() | bytes() | date():
-            return value
-        case list() | tuple():
-            return tuple(_frozen(item, spare, levels - 1) for item in value)
-        case set() | frozenset():
-            return frozenset(_frozen(item, spare, levels - 1) for item in value)
-        case Mapping():
-            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
-    raise refusal("a value that YAML can hold", described(value))
-
-
 def thawed(value: Any) -> Any:
     """A frozen option as a fresh copy in ordinary dicts and lists."""
     if isinstance(value, Mapping):
@@ -169,6 +153,36 @@ def address(value: object) -> str:
     return text.rstrip("/")
 
 
+def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    """HTTP headers that can be sent, without space around them; their values are never shown."""
+    # A file that a value comes from ends with a line end.
+    value = {name: text.strip() for name, text in value.items()}
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise PydanticCustomError("refusal", "a name is not one that a header can have")
+        if not (text.isascii() and text.isprintable()):
+            # In braces, as pydantic would fill in what looks like a place for a value.
+            problem = "{name}: expected one line of ASCII text"
+            raise PydanticCustomError("refusal", problem, {"name": quoted(name)[1:-1]})
+    return MappingProxyType(value)
+
+
+def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
+    if not levels or next(spare, None) is None:
+        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
+        raise refusal(limits, "more, or something that contains itself")
+    match value:
+        case None | bool() | int() | float() | str() | bytes() | date():
+            return value
+        case list() | tuple():
+            return tuple(_frozen(item, spare, levels - 1) for item in value)
+        case set() | frozenset():
+            return frozenset(_frozen(item, spare, levels - 1) for item in value)
+        case Mapping():
+            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
+    raise refusal("a value that YAML can hold", described(value))
+
+
 def _address_problem(text: str) -> str | None:
     try:
         parts = urlsplit(text)
@@ -186,17 +200,3 @@ def _address_problem(text: str) -> str | None:
     if parts.path.rstrip("/").endswith("/completions"):
         return "leave out /chat/completions, which is added for each request"
     return None
-
-
-def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
-    """HTTP headers that can be sent, without space around them; their values are never shown."""
-    # A file that a value comes from ends with a line end.
-    value = {name: text.strip() for name, text in value.items()}
-    for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise PydanticCustomError("refusal", "a name is not one that a header can have")
-        if not (text.isascii() and text.isprintable()):
-            # In braces, as pydantic would fill in what looks like a place for a value.
-            problem = "{name}: expected one line of ASCII text"
-            raise PydanticCustomError("refusal", problem, {"name": quoted(name)[1:-1]})
-    return MappingProxyType(value)

@@ -79,10 +79,10 @@ async def default_model(
     answer = await try_default_model(datasette, purpose, actor)
     if answer is None:
         return None
-    plugin, named = answer
-    if isinstance(named, Exception):
-        raise named
-    return plugin, named
+    plugin, model_id = answer
+    if isinstance(model_id, Exception):
+        raise model_id
+    return plugin, model_id
 
 
 async def try_default_model(
@@ -100,26 +100,13 @@ async def try_default_model(
     try:
         arguments = {"purpose": purpose, "actor": actor}
         for plugin, call in _implementations(datasette, "llm_default_model", arguments):
-            answer = await _tried("llm_default_model", plugin, _named(plugin, call), limit_s)
+            answer = await _bounded("llm_default_model", plugin, _default_of(plugin, call), limit_s)
             if answer is not None:
                 return plugin, answer
         return None
     finally:
         asking.clear()
         _asking_for_default.reset(token)
-
-
-async def _named(plugin: str, call: Callable[[], Any]) -> str | None:
-    answer = await _resolved(call())
-    if answer is None:
-        return None
-    model_id = getattr(answer, "model_id", answer)
-    if not isinstance(model_id, str):
-        raise HookError(
-            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
-            "a model id, or None"
-        )
-    return model_id
 
 
 async def filter_models(
@@ -159,44 +146,10 @@ async def try_filter_models(
     """
     answers = []
     for plugin, work in _filters(datasette, models, purpose, actor):
-        answer = await _tried("llm_filter_models", plugin, work(), limit_s)
+        answer = await _bounded("llm_filter_models", plugin, work(), limit_s)
         if answer is not None:
             answers.append((plugin, answer))
     return answers
-
-
-def _filters(
-    datasette: Datasette,
-    models: Sequence[AnyModel],
-    purpose: str | None,
-    actor: Mapping[str, Any] | None,
-) -> Iterator[tuple[str, Callable[[], Awaitable[frozenset[str] | None]]]]:
-    known = frozenset(model.model_id for model in models)
-    arguments = {"purpose": purpose, "actor": actor}
-    for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
-        # A new list for each plugin, since a plugin may modify its argument.
-        yield plugin, partial(_kept, plugin, partial(call, models=list(models)), known)
-
-
-async def _kept(
-    plugin: str, call: Callable[[], Any], known: frozenset[str]
-) -> frozenset[str] | None:
-    answer = await _resolved(call())
-    return None if answer is None else _kept_ids(plugin, answer) & known
-
-
-async def _tried(
-    hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
-) -> _T | Exception:
-    who = f"{hook} of plugin {plugin!r}"
-    limit = asyncio.timeout(limit_s)
-    try:
-        async with limit:
-            return await work
-    except asyncio.CancelledError as error:
-        return not_ours(error, who)
-    except Exception as error:  # third-party code
-        return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
 
 
 def group_exits(
@@ -204,11 +157,7 @@ def group_exits(
 ) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
     """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
     for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
-        yield plugin, partial(_called, call)
-
-
-async def _called(call: Callable[[], Any]) -> Any:
-    return await _resolved(call())
+        yield plugin, partial(_awaited, call)
 
 
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
@@ -223,7 +172,58 @@ def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
     return HookError(f"{who} was cancelled from inside: it awaited something that was")
 
 
-def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
+async def _default_of(plugin: str, call: Callable[[], Any]) -> str | None:
+    answer = await _resolved(call())
+    if answer is None:
+        return None
+    model_id = getattr(answer, "model_id", answer)
+    if not isinstance(model_id, str):
+        raise HookError(
+            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
+            "a model id, or None"
+        )
+    return model_id
+
+
+def _filters(
+    datasette: Datasette,
+    models: Sequence[AnyModel],
+    purpose: str | None,
+    actor: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, Callable[[], Awaitable[frozenset[str] | None]]]]:
+    known = frozenset(model.model_id for model in models)
+    arguments = {"purpose": purpose, "actor": actor}
+    for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
+        # A new list for each plugin, since a plugin may modify its argument.
+        yield plugin, partial(_filtered_ids, plugin, partial(call, models=list(models)), known)
+
+
+async def _filtered_ids(
+    plugin: str, call: Callable[[], Any], known: frozenset[str]
+) -> frozenset[str] | None:
+    answer = await _resolved(call())
+    return None if answer is None else _ids_of(plugin, answer) & known
+
+
+async def _bounded(
+    hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
+) -> _T | Exception:
+    who = f"{hook} of plugin {plugin!r}"
+    limit = asyncio.timeout(limit_s)
+    try:
+        async with limit:
+            return await work
+    except asyncio.CancelledError as error:
+        return not_ours(error, who)
+    except Exception as error:  # third-party code
+        return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
+
+
+async def _awaited(call: Callable[[], Any]) -> Any:
+    return await _resolved(call())
+
+
+def _ids_of(plugin: str, answer: object) -> frozenset[str]:
     ids = []
     iterable = not isinstance(answer, str) and hasattr(answer, "__iter__")
     for item in answer if iterable else [None]:  # type: ignore[attr-defined]  # checked above

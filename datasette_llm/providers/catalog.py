@@ -110,21 +110,6 @@ class Catalog:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What a catalog depends on, apart from files; if it changes, the catalog is rebuilt."""
-
-    # The plugins themselves, not their ids, which Python may reuse.
-    plugins: frozenset[Any]
-    user_path: str | None
-    endpoints: tuple[EndpointSettings, ...]
-
-    @classmethod
-    def now(cls, endpoints: tuple[EndpointSettings, ...]) -> _Origin:
-        plugins = frozenset(llm.plugins.pm.get_plugins())
-        return cls(plugins, os.environ.get("LLM_USER_PATH"), endpoints)
-
-
 @dataclass(slots=True)
 class CatalogSource:
     """Keeps a Datasette instance's catalog up to date.
@@ -191,6 +176,21 @@ class CatalogSource:
             partial(_build, self.endpoints, self._catalog.entries if self._catalog else {})
         )
         self._taken_at = self._checked_at = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a catalog depends on, apart from files; if it changes, the catalog is rebuilt."""
+
+    # The plugins themselves, not their ids, which Python may reuse.
+    plugins: frozenset[Any]
+    user_path: str | None
+    endpoints: tuple[EndpointSettings, ...]
+
+    @classmethod
+    def now(cls, endpoints: tuple[EndpointSettings, ...]) -> _Origin:
+        plugins = frozenset(llm.plugins.pm.get_plugins())
+        return cls(plugins, os.environ.get("LLM_USER_PATH"), endpoints)
 
 
 def _build(

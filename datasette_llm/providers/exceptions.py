@@ -75,6 +75,14 @@ def places_of(error: BaseException) -> list[Any]:
     return [place for place in places if place is not None]
 
 
+def part_of(thing: Any, name: str) -> Any:
+    """An attribute or an entry of a third-party object; None also if reading it raises."""
+    try:
+        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
+    except Exception:
+        return None
+
+
 def _status(place: object) -> int | None:
     metadata = part_of(place, "ResponseMetadata")
     for value in (
@@ -86,11 +94,3 @@ def _status(place: object) -> int | None:
         if isinstance(value, int) and 100 <= value < 600:
             return int(value)
     return None
-
-
-def part_of(thing: Any, name: str) -> Any:
-    """An attribute or an entry of a third-party object; None also if reading it raises."""
-    try:
-        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-    except Exception:
-        return None

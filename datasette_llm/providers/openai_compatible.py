@@ -118,6 +118,19 @@ class EndpointModel(AsyncChat):
                 yield from dict.fromkeys((value, value.rpartition(" ")[2]))
 
 
+def models_of(endpoints: Iterable[EndpointSettings]) -> list[llm.models.ModelWithAliases]:
+    """The models of endpoints, in the form in which llm lists models.
+
+    Args:
+        endpoints: the endpoints of the configuration.
+    """
+    _tls()  # here, in the thread of the catalog, since it reads files
+    return [
+        llm.models.ModelWithAliases(None, EndpointModel(each), list(each.aliases))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
+        for each in endpoints
+    ]
+
+
 @functools.cache
 def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
@@ -145,16 +158,3 @@ def _has_reason(response: llm.AsyncResponse) -> bool:
     """Whether the server sent a finish_reason; some send none, or an empty one."""
     summary: Any = response.response_json
     return isinstance(summary, dict) and bool(summary.get("finish_reason"))
-
-
-def models_of(endpoints: Iterable[EndpointSettings]) -> list[llm.models.ModelWithAliases]:
-    """The models of endpoints, in the form in which llm lists models.
-
-    Args:
-        endpoints: the endpoints of the configuration.
-    """
-    _tls()  # here, in the thread of the catalog, since it reads files
-    return [
-        llm.models.ModelWithAliases(None, EndpointModel(each), list(each.aliases))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
-        for each in endpoints
-    ]

@@ -45,7 +45,7 @@ def registered_models(problems: list[str]) -> list[Registered]:
     registered: list[Registered] = []
 
     def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
-        asked = model if async_model is None else async_model
+        used = model if async_model is None else async_model
         if async_model is None and isinstance(model, SyncLLM):
             async_model = ThreadedModel(model)
         if not hasattr(model, "model_id") or not isinstance(async_model, AsyncLLM):
@@ -54,7 +54,7 @@ def registered_models(problems: list[str]) -> list[Registered]:
         ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
-        _take_over_clients(asked)
+        _take_over_clients(used)
         both: Any = async_model  # llm's own type omits models with keys
         registered.append(Registered(model, both, names))
 
@@ -68,14 +68,6 @@ def registered_models(problems: list[str]) -> list[Registered]:
                 f"{type(error).__name__}: {error}"
             )
     return registered
-
-
-def _take_over_clients(model: Any) -> None:
-    """Take over the clients of a model that is one of llm's OpenAI models, or a subclass."""
-    kinds = {kind.__module__ for kind in type(model).__mro__}
-    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
-        get_client = model.get_client
-        model.get_client = lambda *args, **kwargs: take_over(get_client(*args, **kwargs))
 
 
 def endpoint_models(endpoints: Sequence[EndpointSettings]) -> list[Registered]:
@@ -113,3 +105,11 @@ def file_stamps() -> FileStamps:
             continue
         stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
     return tuple(stamps)
+
+
+def _take_over_clients(model: Any) -> None:
+    """Take over the clients of a model that is one of llm's OpenAI models, or a subclass."""
+    kinds = {kind.__module__ for kind in type(model).__mro__}
+    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
+        get_client = model.get_client
+        model.get_client = lambda *args, **kwargs: take_over(get_client(*args, **kwargs))

@@ -87,23 +87,6 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start.start() : position]
 
 
-def _end(text: str, start: int) -> int:
-    depth = 0
-    for token in _TOKEN.finditer(text, start):
-        match token[0]:
-            case "{" | "[":
-                depth += 1
-            case "}" | "]":
-                depth -= 1
-            case '"':
-                break
-        if depth > MAX_DEPTH:
-            raise UnfitError([f"The JSON is nested more than {MAX_DEPTH} levels deep."])
-        if not depth:
-            return token.end()
-    raise UnfitError(["The answer ends before its JSON does: it was cut off, or is not closed."])
-
-
 def parsed(piece: str) -> Any:
     """Parse JSON strictly, as its specification says.
 
@@ -121,6 +104,23 @@ def parsed(piece: str) -> Any:
     except ValueError as error:
         raise UnfitError([f"The JSON cannot be read: {error}."]) from None
     return value
+
+
+def _end(text: str, start: int) -> int:
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        match token[0]:
+            case "{" | "[":
+                depth += 1
+            case "}" | "]":
+                depth -= 1
+            case '"':
+                break
+        if depth > MAX_DEPTH:
+            raise UnfitError([f"The JSON is nested more than {MAX_DEPTH} levels deep."])
+        if not depth:
+            return token.end()
+    raise UnfitError(["The answer ends before its JSON does: it was cut off, or is not closed."])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

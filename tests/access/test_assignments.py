@@ -1,4 +1,4 @@
-"""What administrators chose for purposes: kept, followed, and never above the configuration."""
+"""Models assigned to purposes: stored, polled, and limited by the configuration."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def default(datasette: Datasette, purpose: str = "chat") -> str:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    """Wait for what another task or thread will do."""
+    """Wait until another task or thread has done something."""
     async with asyncio.timeout(BOUND_S):
         while not happened():  # noqa: ASYNC110 - what happens sets no event
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What is odd about a valid configuration, each oddity with its exact path."""
+"""Warnings about a valid configuration, each with its exact path."""
 
 from typing import Any
 
@@ -231,9 +231,9 @@ def test_raising_validator_costs_no_other_warning() -> None:
         {"default_model": {"model": "odd", "options": {"size": 2}}, "blocked_models": ["nobody"]}
     )
     catalog = Catalog({"odd": Entry(Odd("odd"))}, {"odd": "odd"})
-    told = warnings(settings, catalog)
-    assert any("no sizes today" in line for line in told)
-    assert any("'nobody'" in line for line in told)
+    found = warnings(settings, catalog)
+    assert any("no sizes today" in line for line in found)
+    assert any("'nobody'" in line for line in found)
 
 
 @pytest.mark.parametrize(

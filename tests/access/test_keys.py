@@ -1,4 +1,4 @@
-"""Which key a prompt uses, which models are listed as having one, and that no message holds one."""
+"""Which key a prompt uses, which models have one, and that no message holds one."""
 
 import asyncio
 import dataclasses
@@ -51,7 +51,7 @@ def make_started(make_datasette: Callable[..., Datasette]) -> Callable[..., Awai
 
 
 async def store(datasette: Datasette, name: str, key: str, encryption_key: str = "") -> None:
-    """Do what a person does at /-/secrets."""
+    """Store a secret with the form at /-/secrets."""
     encrypted = Fernet((encryption_key or ENCRYPTION_KEY).encode()).encrypt(key.encode())
     await datasette.get_internal_database().execute_write(
         "insert into datasette_secrets (name, encrypted, encryption_key_name) values (?, ?, ?)",
@@ -576,11 +576,11 @@ def test_key_is_removed_from_exceptions(leak: Callable[[str], Exception]) -> Non
     try:
         raise leak(f"Incorrect API key provided: {KEY}. Check it.")
     except Exception as error:
-        told = redact(error, KEY)
+        clean = redact(error, KEY)
 
-    everything = [str(told), repr(told), repr(vars(told)), *traceback.format_exception(told)]
+    everything = [str(clean), repr(clean), repr(vars(clean)), *traceback.format_exception(clean)]
     assert KEY not in "\n".join(everything)
-    assert isinstance(told, Exception)
+    assert isinstance(clean, Exception)
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
@@ -652,7 +652,7 @@ def test_key_is_removed_from_http_messages() -> None:
     assert KEY not in "".join(everything)
 
 
-async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monkeypatch) -> None:
+async def test_a_malformed_encryption_key_is_clean(make_datasette, pelican, monkeypatch) -> None:
     plugins = {"datasette-secrets": {"encryption-key": "too short"}}
     datasette = make_datasette(plugins=plugins)
     await datasette.invoke_startup()

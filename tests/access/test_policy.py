@@ -1,4 +1,4 @@
-"""Who may use which model for what: tables of cases for the pure functions that decide."""
+"""Which models may be used: tables of cases for the pure functions that decide."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Purposes: what plugins say that they use models for."""
+"""Purposes: what plugins use models for."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The configuration, fuzzed: all that may stand there is a problem, or has the right type."""
+"""Fuzz tests: any configuration is a problem, or has the right types."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ YAML = [
 
 
 def places(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
-    """Each container with each of its names or numbers, and the containers it is in."""
+    """Each container with each of its keys or indexes, and the containers it is in."""
     inner = (*above, node)
     for name, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
         yield node, name, inner
@@ -203,11 +203,11 @@ def mutated(draw: st.DrawFn, knots: bool = True) -> Any:
     return raw
 
 
-# What comes of them
+# The results
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a setting has exactly its declared type, all the way down, and cannot be changed."""
+    """Whether a setting deeply has exactly its declared type, and is immutable."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return is_frozen(value)
@@ -233,7 +233,7 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def shown(value: Any) -> Any:
-    """All that a setting says, also what its repr leaves out, as a text that can be compared."""
+    """A whole setting as text, including what its repr leaves out, for comparison."""
     if isinstance(value, Section):
         return {name: shown(each) for name, each in value.__dict__.items()}
     if isinstance(value, Mapping):
@@ -242,7 +242,7 @@ def shown(value: Any) -> Any:
 
 
 def wreck(raw: Any, seen: set[int]) -> None:
-    """Empty all that can be emptied, as someone might who goes on to use the configuration."""
+    """Empty every mutable container of a configuration, as later code might."""
     if id(raw) in seen or not isinstance(raw, dict | list | set | tuple | bytearray):
         return
     seen.add(id(raw))
@@ -260,7 +260,7 @@ def parsed(raw: Any) -> Settings | ConfigError:
 
 
 def check(raw: Any) -> None:
-    """Either every problem is told properly, or every setting has the right type."""
+    """Either every problem is reported properly, or every setting has the right type."""
     result = parsed(raw)
     check_error(result) if isinstance(result, ConfigError) else check_settings(result, raw)
 
@@ -396,7 +396,7 @@ def test_deep_or_wide_setting_parses_or_is_error(setting: str) -> None:
 @given(raw=mutated(knots=False))
 @example(raw=FULL)
 def test_mutated_config_starts_or_says_why_not(raw: Any) -> None:
-    # Without knots: Datasette itself looks into every configuration for `$env`.
+    # Without cycles: Datasette itself looks into every configuration for `$env`.
     """Datasette starts with a mutated configuration or shows its problems."""
     asyncio.run(start(copy.deepcopy(raw)))
 

@@ -1,4 +1,4 @@
-"""The configuration: what is read, and how every problem with it is told."""
+"""The configuration: what is read, and how each problem is reported."""
 
 import copy
 import datetime
@@ -750,7 +750,7 @@ def test_each_circle_is_told_once() -> None:
         {"default_model": "a", "fallbacks": ["a", "b"]},
         {"purposes": {"chat": {"model": "a", "models": ["b"], "fallbacks": ["a", "b"]}}},
         {"default_model": reference("a", "b"), "fallbacks": ["a"]},
-        # Two ways to one model are no circle.
+        # Two paths to one model are no cycle.
         listing(reference("a", "b", "c"), reference("b", "d"), reference("c", "d")),
         # Other purposes do not count.
         {
@@ -763,7 +763,7 @@ def test_each_circle_is_told_once() -> None:
         listing(reference("b")) | {"purposes": {"x": {"model": reference("b", "a")}}},
         {"default_model": reference("a", "b")} | listing(reference("a"), reference("b", "a")),
         listing(reference("a", "b"), reference("a", "a")),
-        # Only names that are written alike are alike.
+        # Aliases are not resolved here.
         {"default_model": reference("a", "A")},
     ],
 )

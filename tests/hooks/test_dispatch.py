@@ -1,4 +1,4 @@
-"""Calling our hooks: in which order, with which arguments, and that no coroutine is left over."""
+"""Calling the hooks: their order and arguments, and that no coroutine is left unawaited."""
 
 import gc
 import itertools
@@ -182,7 +182,7 @@ async def test_first_default_leaves_no_coroutine(datasette: Datasette, plugin) -
 
 
 class Ordered:
-    """Takes part in every hook, and notes that it was asked."""
+    """Takes part in every hook, and records that it was called."""
 
     def __init__(self, name: str, asked: list[str], **options: bool) -> None:
         self.name = name

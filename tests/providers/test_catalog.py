@@ -1,4 +1,4 @@
-"""Which models llm knows: the snapshot, when it is taken anew, and what may go wrong with it."""
+"""The catalog: its contents, when it is refreshed, and failures."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ class SyncModel(llm.Model):
 
 
 class Provider:
-    """An llm plugin that provides some models, and notes how it is asked for them."""
+    """An llm plugin that provides some models, and records how it was called."""
 
     def __init__(self, *model_ids: str, aliases: tuple[str, ...] = ()) -> None:
         self.model_ids = list(model_ids)
@@ -419,7 +419,7 @@ async def test_old_catalog_is_refreshed_in_background(
     clock.now += 2
     await models.model("pelican")
     await asyncio.to_thread(provider.asked.wait, 20)
-    # The provider has not answered yet, and nobody has to wait for it.
+    # The provider has not answered yet, and no caller waits for it.
     assert "heron" not in {model.model_id for model in await models.models()}
 
     provider.may_answer.set()
@@ -520,7 +520,7 @@ def test_stalled_event_loop_blocks_no_other(
         still.run(models.model("pelican"))
         clock.now += 61
         provider.may_answer.clear()
-        still.run(models.model("pelican"))  # leaves a refresh that is under way
+        still.run(models.model("pelican"))  # leaves a refresh running
 
         llm.plugins.pm.unregister(provider)
         llm_plugin(Provider("heron"))

@@ -77,7 +77,7 @@ CASES: list[tuple[str, Any]] = [
     ("blocked", NotRecordedError("The call was not made")),
     ("other", ResponseCancelledError("Datasette is shutting down")),
     ("timeout", behind(ResponseCancelledError("The call was ended"), TimeoutError())),
-    # OpenAI's, and those who speak its protocol
+    # OpenAI's, and compatible servers'
     ("key_refused", openai_status(401, "Incorrect API key", code="invalid_api_key")),
     ("key_refused", openai_status(403, "Country not supported")),
     ("unknown_model", openai_status(403, "No access to model `x`", code="model_not_found")),
@@ -108,7 +108,7 @@ CASES: list[tuple[str, Any]] = [
     ("other", anthropic(200, "overloaded_error", "Overloaded")),  # in a stream that had begun
     ("rate_limit", anthropic(200, "rate_limit_error")),
     ("no_key", TypeError("Could not resolve authentication method. Expected either api_key")),
-    # Google's: its client, its older client, and llm-gemini, which only hands on the message
+    # Google's: its client, its older client, and llm-gemini, which only passes on the message
     ("key_refused", google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid one")),
     ("key_refused", google(403, "PERMISSION_DENIED", "Caller has no permission")),
     ("unknown_model", google(404, "NOT_FOUND", "models/x is not found for API version v1beta")),
@@ -155,7 +155,7 @@ CASES: list[tuple[str, Any]] = [
     ("bad_answer", KeyError("choices")),
     ("bad_answer", TypeError("'NoneType' object is not subscriptable")),
     ("bad_answer", httpx2.DecodingError("bad gzip")),
-    # And the rest
+    # Others
     ("other", RuntimeError("Something odd")),
     ("other", ValueError("temperature")),
     ("other", Exception()),
@@ -190,7 +190,7 @@ def test_last_provider_error_counts_most() -> None:
 
 
 class HostileError(Exception):
-    """Whatever is asked of it, it raises."""
+    """Raises when any attribute is read."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""llm's own OpenAI models, prompted over a real connection: what reaches the provider, and us."""
+"""llm's own OpenAI models over a real connection, in both directions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import socket
-import traceback
 from contextlib import suppress
 
 import httpx2
@@ -17,8 +16,10 @@ from cryptography.fernet import Fernet
 
 from datasette_llm import LLM, GroupError, ResponseCancelledError
 
-from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
+from ..support.exceptions import all_texts
+from ..support.openai_server import Drop, OpenAIServer, Refuse, write_model
 from ..support.plugins import Observer
+from ..support.waiting import soon
 
 KEY = "sk-wire-0123456789abcdef"
 OTHER_KEY = "sk-other-fedcba9876543210"
@@ -27,13 +28,11 @@ REPEATS_KEY = "Incorrect API key provided: {key}. Find yours on our site."
 
 
 @pytest.fixture
-async def server(llm_folder, monkeypatch):
-    """The server, which answers for llm's model "wire"; its key is in datasette-secrets."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def server(server, llm_folder, monkeypatch):
+    """The server of llm's model "wire"; its key is in datasette-secrets."""
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", KEY)
-    async with OpenAIServer() as server:
-        write_model(llm_folder, server.url)
-        yield server
+    write_model(llm_folder, server.url)
+    return server
 
 
 @pytest.fixture
@@ -64,14 +63,8 @@ async def model(datasette):
 
 @pytest.fixture
 def hook(plugin):
-    """A plugin that notes what its contexts see."""
+    """A plugin that records what its contexts see."""
     return plugin(Observer())
-
-
-async def soon(awaitable):
-    """Wait for something that is about to happen."""
-    async with asyncio.timeout(BOUND_S):
-        return await awaitable
 
 
 async def failure_of(awaitable):
@@ -79,21 +72,6 @@ async def failure_of(awaitable):
     with pytest.raises(Exception) as raised:  # noqa: PT011  # the tests look at what it is
         await soon(awaitable)
     return raised.value
-
-
-def everything_said(error: BaseException) -> str:
-    """All that an exception and those behind it say when shown, logged, or taken apart."""
-    said = traceback.format_exception(error)
-    todo, seen = [error], set()
-    while todo:
-        item = todo.pop()
-        if item is None or item in seen:
-            continue
-        seen.add(item)
-        said += [str(item), repr(item), repr(item.args), repr(vars(item))]
-        said += getattr(item, "__notes__", [])
-        todo += [item.__cause__, item.__context__, *getattr(item, "exceptions", [])]
-    return "\n".join(said)
 
 
 # Streaming
@@ -340,7 +318,7 @@ async def test_c2_h4_refusal_is_raised_without_the_key(
     assert "Incorrect API key provided: [key removed]." in str(error)
     assert hook.errors == [error]
     assert server.requests[0].key == KEY  # the server had it, and did repeat it
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
     assert KEY not in caplog.text
     assert len(server.requests) == 1
 
@@ -363,7 +341,7 @@ async def test_h4_stream_error_is_raised_without_key(server, model, hook):
     error = await failure_of(anext(chunks))
     assert isinstance(error, openai.APIError)
     assert "[key removed]" in str(error)
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
     assert hook.errors == [error]
     assert await failure_of(response.text()) is error
 
@@ -392,24 +370,24 @@ async def test_c5_dropped_connection_fails_the_response(drop, server, model, hoo
 
 
 async def test_c2_unknown_host_is_raised_by_prompt(llm_folder, server, start, hook):
-    # Bound and not listening: nobody answers, and nobody else can take the port.
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+    # Bound but not listening: it refuses connections, and no other process can take the port.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         write_model(
-            llm_folder, f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", model_id="nowhere"
+            llm_folder, f"http://127.0.0.1:{closed.getsockname()[1]}/v1", model_id="nowhere"
         )
         model = await LLM(await start()).model("nowhere")
         error = await failure_of(model.prompt("Hi"))
     assert isinstance(error, openai.APIConnectionError)
     assert hook.errors == [error]
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
 
 
-# Nobody pays for text that nobody wants
+# Requests that are given up are closed
 
 
 async def stopped(server, hook, number=0):
-    """Wait until the server sees the client go away, and give what the context was told."""
+    """Wait until the client has disconnected; returns the error that the context got."""
     request = await server.received(number)
     assert await request.end() == "client gone"
     await soon(hook.left.wait())

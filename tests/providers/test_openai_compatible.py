@@ -1,4 +1,4 @@
-"""Models of OpenAI-compatible servers, declared in the configuration and asked over HTTP."""
+"""Models of OpenAI-compatible servers, from the configuration, over HTTP."""
 
 from __future__ import annotations
 
@@ -20,19 +20,12 @@ from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
-from ..support.openai_server import OpenAIServer, Refuse
+from ..support.exceptions import all_texts
+from ..support.openai_server import Refuse
 from ..support.plugins import Observer
-from .test_openai_clients import everything_said
 
 KEY = "sk-gpu-0123456789abcdef"
 CREDENTIAL = "s3cret-of-the-gateway"
-
-
-@pytest.fixture
-async def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with OpenAIServer() as server:
-        yield server
 
 
 @pytest.fixture
@@ -212,8 +205,8 @@ async def test_header_credentials_are_never_shown(server, start, plugin):
         await answer(datasette)
     view = await snapshot_of(datasette)
     headers = raised.value.request.headers
-    said = [everything_said(raised.value), *headers.values(), repr(view), repr(hook.events)]
-    assert CREDENTIAL not in "".join(said)
+    texts = [all_texts(raised.value), *headers.values(), repr(view), repr(hook.events)]
+    assert CREDENTIAL not in "".join(texts)
     assert "[key removed] of pelicans" in str(raised.value)
 
 
@@ -242,7 +235,7 @@ async def test_a_header_can_come_from_the_environment(server, start, monkeypatch
 async def test_only_the_exact_public_name_has_a_price(key, server, start, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", KEY)
     server.play(["Hello", llm.Usage(input=1000, output=100)])
-    names = ("deepseek-r1:8b", "gpt-4o-mini")  # the first is told from a public one by a guess
+    names = ("deepseek-r1:8b", "gpt-4o-mini")  # the first differs from a public one only by a guess
     each = [
         {"model": name, "api_base": server.url} | ({"key": key} if key else {}) for name in names
     ]
@@ -293,13 +286,13 @@ async def test_endpoint_replaces_model_with_a_warning(server, start, register_mo
     assert await answer(datasette) == "Hello"
     assert installed.calls == []
     assert (await LLM(datasette).explain("gpt-4o")).model_id == "local"
-    told = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
-    assert told == [
+    replaced = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
+    assert replaced == [
         f"plugins.datasette-llm.endpoints[0]: {name!r} is also the name of an installed model, "
         "and means this endpoint now"
         for name in ("gpt-4o", "local")
     ]
-    assert set(told) <= {record.getMessage() for record in caplog.records}
+    assert set(replaced) <= {record.getMessage() for record in caplog.records}
 
 
 async def test_changed_configuration_counts_at_once(server, start):

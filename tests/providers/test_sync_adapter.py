@@ -30,16 +30,16 @@ from ..access.test_keys import SECRETS, store
 from ..log.test_recorder import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
 from ..support.plugins import Accountant, Observer
+from ..support.waiting import BOUND_S, happens
 
-BOUND_S = 10.0
 KEY = "sk-local-0123456789"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
-who: ContextVar[str] = ContextVar("who", default="nobody")
+who: ContextVar[str] = ContextVar("who", default="default")
 
 
 class Request:
-    """What a model was asked, and what became of it."""
+    """A request to a model, and its state."""
 
     def __init__(self, prompt: llm.Prompt, response: Any, conversation: Any, key: Any) -> None:
         self.prompt = prompt
@@ -118,8 +118,8 @@ class Remembering(Played, llm.Model):
     def execute(self, prompt, stream, response, conversation):
         turns = conversation.responses if conversation else []
         assert all(isinstance(turn, llm.Response) for turn in turns)
-        told = [(turn.prompt.system, turn.prompt.prompt, turn.text()) for turn in turns]
-        yield f"{[*told, (prompt.system, prompt.prompt)]}"
+        history = [(turn.prompt.system, turn.prompt.prompt, turn.text()) for turn in turns]
+        yield f"{[*history, (prompt.system, prompt.prompt)]}"
         response.set_usage(input=len(turns), output=1)
 
 
@@ -138,7 +138,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def provide() -> Iterator[Callable[..., None]]:
-    """A function that has llm know some models without an async version."""
+    """A function that registers models without an async version with llm."""
     with contextlib.ExitStack() as stack:
 
         def provide(*models: Any) -> None:
@@ -173,10 +173,6 @@ def local(provide, make_datasette):
 def cancel_all(datasette: Any) -> None:
     for call in list(instance.of(datasette, RunningCalls)):
         call.cancel("enough")
-
-
-async def happens(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, BOUND_S)
 
 
 async def arrived(model: Any, count: int = 1) -> Request:
@@ -277,7 +273,7 @@ async def test_model_without_streaming_is_not_streamed(provide, make_datasette) 
     assert (response.text_or_raise(), asked) == ("whole", [False])
 
 
-# What the model leaves with its response
+# What the model sets on its response
 
 
 def leave_everything(response: llm.Response) -> None:
@@ -433,7 +429,7 @@ async def test_keyed_model_gets_datasette_secrets_key(provide, make_datasette) -
 async def test_plain_model_is_called_without_a_key(local) -> None:
     plain, model = await local(["ok"])
 
-    await (await model.prompt("Hi", key="sk-of-nobody")).text()
+    await (await model.prompt("Hi", key="sk-unused")).text()
 
     assert plain.requests[0].key is None
     assert plain.requests[0].response._key is None
@@ -460,7 +456,7 @@ async def test_policy_holds_for_it(local) -> None:
         await local(["no"], config={"blocked_models": ["local"]})
 
 
-# When llm is asked anew which models there are
+# When the catalog is refreshed
 
 
 class Uncomparable:
@@ -662,7 +658,7 @@ async def test_h4_cancelled_caller_is_not_held_up(local, plugin, way: str, monke
 
     assert [type(error) for error in seen.errors] == [ResponseCancelledError]
     assert (budget.released, budget.open) == (1, 0)
-    assert not plain.requests[0].ended.is_set()  # it still computes, and nobody waits for it
+    assert not plain.requests[0].ended.is_set()  # it still computes, and the caller does not wait
     go_on.set()
     await happens(plain.requests[0].ended)
     assert went_on == []
@@ -899,7 +895,7 @@ async def test_async_models_do_not_count_as_threads(
     await first
 
 
-# The record
+# The call log
 
 
 async def test_its_calls_are_on_record(provide, make_datasette, tmp_path) -> None:

@@ -10,11 +10,7 @@ import pytest
 
 from datasette_llm.providers.threads import LOOK_AHEAD, ThreadStream
 
-BOUND_S = 10.0
-
-
-async def happens(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, BOUND_S)
+from ..support.waiting import BOUND_S, happens
 
 
 def started(work):

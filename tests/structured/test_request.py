@@ -18,7 +18,7 @@ from datasette_llm.structured import closed_schema, prompt_text
 from datasette_llm.testing import ScriptedModel
 
 from ..log.test_recorder import rows_of
-from ..support.openai_server import OpenAIServer, Refuse, write_model
+from ..support.openai_server import Refuse, write_model
 from ..support.plugins import Observer
 
 GOOD = '{"name": "Pim", "age": 3}'
@@ -302,7 +302,7 @@ async def test_repair_has_same_key_options_and_schema(start):
     assert second.request.options.max_tokens == 9
     assert second.request.options.temperature == 0.1
     assert second.request.system == "Be brief"
-    # What the history holds is not said again.
+    # What the history holds is not sent again.
     assert second.request.attachments == []
     assert second.request.fragments == []
     assert second.request.messages[: len(first.request.messages)] == first.request.messages
@@ -399,7 +399,7 @@ async def test_unsent_formats_and_rules_are_checked(start):
 
 
 class Tree(BaseModel):
-    """Holds itself."""
+    """Refers to itself."""
 
     below: list[Tree] = []
 
@@ -553,11 +553,9 @@ async def test_repair_in_conversation_adds_turns(start):
 
 
 @pytest.fixture
-async def server(llm_folder, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def server(server, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", "sk-wire-0123456789abcdef")
-    async with OpenAIServer() as server:
-        yield server
+    return server
 
 
 def of_role(request: Any, role: str) -> list[str]:

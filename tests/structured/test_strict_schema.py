@@ -103,9 +103,9 @@ def test_dictionary_property_is_required():
 def test_unsent_rules_are_in_the_description():
     kind = Annotated[str, Field(description="Its name", min_length=1, pattern="^[a-zé]+$")]
 
-    said = closed_field(kind)["description"]
+    description = closed_field(kind)["description"]
 
-    assert said == 'Its name ({"pattern": "^[a-zé]+$", "minLength": 1})'
+    assert description == 'Its name ({"pattern": "^[a-zé]+$", "minLength": 1})'
 
 
 def test_tuple_is_sent_as_a_list():
