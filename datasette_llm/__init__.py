@@ -1,4 +1,4 @@
-"""Language models for Datasette plugins: allowed, keyed, streaming, and seen by policy hooks.
+"""Language models for Datasette plugins, with policy, API keys, streaming and hooks.
 
 from datasette_llm import LLM
 
@@ -93,9 +93,9 @@ def register_commands(cli: click.Group) -> None:
     register(cli)
 
 
-# Whoever imports us before Datasette makes Datasette load its plugins right here, ourselves
-# included: it looks for the hooks above at this moment, so they stand before every import
-# that leads to datasette.plugins.
+# If this package is imported before Datasette, this import makes Datasette load its plugins, this
+# one included, and register the hooks above. So every import that leads to datasette.plugins
+# comes after them.
 from datasette.plugins import pm  # noqa: E402
 
 from .hooks import specs as hookspecs  # noqa: E402

@@ -1,4 +1,4 @@
-"""A decision about a model: the rules that were asked, and what each of them answered."""
+"""The decision whether a model may be used: each rule, and its result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Rule = Literal["known", "allowlist", "blocklist", "key", "filter"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule's answer about one model.
+    """The result of one rule for one model.
 
     Attributes:
-        rule: which rule was asked.
-        passed: whether it lets the model through.
+        rule: the rule.
+        passed: whether it permits the model.
         detail: the sentence that explains it to an administrator.
-        plugin: for a filter, the plugin that answered.
+        plugin: for a filter, its plugin.
     """
 
     rule: Rule
@@ -31,11 +31,11 @@ class Decision:
     """Why a model is, or is not, available to an actor for a purpose.
 
     Attributes:
-        model_id: the model that was asked about; the canonical id where llm knows it.
+        model_id: the model; the canonical id where llm knows it.
         purpose: the purpose, or None.
         actor: Datasette's actor dictionary, or None.
-        steps: every rule that was asked, in order; the rules stop at the first refusal,
-            except that a missing key does not keep a model from being used by name.
+        steps: the results of the rules, in order, up to the first refusal; a missing key is
+            no such refusal, since the model can still be used by name.
     """
 
     model_id: str
@@ -45,23 +45,23 @@ class Decision:
 
     @property
     def available(self) -> bool:
-        """Whether `LLM.model()` gives this model. A missing key shows only at the prompt."""
+        """Whether `LLM.model()` returns this model. A missing key is an error at the prompt."""
         return all(step.passed for step in self.steps if step.rule != "key")
 
     @property
     def listed(self) -> bool:
-        """Whether `LLM.models()` shows this model."""
+        """Whether `LLM.models()` lists this model."""
         return all(step.passed for step in self.steps)
 
     @property
     def refusal(self) -> Step | None:
-        """The rule that decided against it; one about keys only where no other did."""
+        """The step that refused the model; the one about keys only if there is no other."""
         refusals = [step for step in self.steps if not step.passed]
         return min(refusals, key=lambda step: step.rule == "key", default=None)
 
     @property
     def reason(self) -> str:
-        """One sentence: the refusal that decided, or that the model is available."""
+        """One sentence: why the model was refused, or that it is available."""
         if self.refusal is not None:
             return self.refusal.detail
         return f"Model {self.model_id!r} is available{for_purpose(self.purpose)}"
@@ -71,5 +71,5 @@ class Decision:
 
 
 def for_purpose(purpose: str | None) -> str:
-    """How a sentence goes on that is about a purpose."""
+    """The end of a sentence about a purpose."""
     return "" if purpose is None else f" for purpose {purpose!r}"

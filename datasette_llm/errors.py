@@ -3,23 +3,23 @@
 One root, so that `except LLMError` catches all that is ours:
 
     LLMError
-    ├── ConfigError             the configuration cannot be used (also a Datasette StartupError)
+    ├── ConfigError             the configuration is invalid (also a Datasette StartupError)
     ├── NewerDatabaseError      a newer version wrote the database (also a StartupError)
     ├── ModelNotFoundError      no such model, or no default (also an llm.UnknownModelError)
-    │   └── ModelNotAllowedError    policy says no; carries the Decision
-    ├── NotRecordedError        the record is required, and cannot be written
-    ├── HookError               a plugin hook returned something that it may not
-    ├── ConversationBusyError   the previous turn has not ended yet
+    │   └── ModelNotAllowedError    policy refused the model; has the Decision
+    ├── NotRecordedError        the call log is required, and cannot be written
+    ├── HookError               a plugin hook returned something invalid
+    ├── ConversationBusyError   the previous turn is still running
     ├── ResponseCancelledError  the call was stopped before its response was complete
     ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
-    ├── SchemaError             a schema cannot be closed, so it is not sent (also a ValueError)
-    ├── StructuredOutputError   the answers do not fit the schema; carries the raw text
+    ├── SchemaError             a schema cannot be closed (also a ValueError)
+    ├── StructuredOutputError   no answer fits the schema; has the raw text
     ├── ProfileError            a table cannot be profiled
     │   └── TableNotFoundError      there is no such table or view, or no longer
     ├── GroupClosedError        the group of this model has been left
-    └── GroupError              responses of a group failed unseen (also an ExceptionGroup)
+    └── GroupError              unread responses of a group failed (also an ExceptionGroup)
 
-What a provider raises is passed on as it is, only without keys. A missing key is llm's own
+Exceptions of providers are passed on with keys removed. A missing key is llm's own
 `llm.NeedsKeyException`. No message holds a key.
 """
 
@@ -42,7 +42,7 @@ class LLMError(Exception):
 
 
 class ConfigError(LLMError, StartupError):
-    """The configuration has problems; Datasette does not start.
+    """The configuration is invalid, so Datasette does not start.
 
     Attributes:
         problems: one line each, `path.of.the.setting: what is wrong and what to do`.
@@ -57,17 +57,17 @@ class ConfigError(LLMError, StartupError):
 
 
 class ModelNotFoundError(LLMError, llm.UnknownModelError):
-    """No installed model has this id or alias, or there is no default to use."""
+    """No installed model has this id or alias, or there is no default."""
 
     # llm's error is a KeyError, whose str() is the repr of its argument.
     __str__ = Exception.__str__
 
 
 class ModelNotAllowedError(ModelNotFoundError):
-    """The model exists, and policy keeps it from this actor for this purpose.
+    """The model exists, but policy does not allow it to this actor for this purpose.
 
     Attributes:
-        decision: the rules that were asked, in order, and which one said no.
+        decision: the results of the rules, the refusal included.
     """
 
     def __init__(self, decision: Decision) -> None:
@@ -80,15 +80,15 @@ class NewerDatabaseError(LLMError, StartupError):
 
 
 class NotRecordedError(LLMError):
-    """The configuration says no record, no call, and the record cannot be written."""
+    """The configuration requires the call log, and its row cannot be written."""
 
 
 class HookError(LLMError):
-    """A plugin's hook returned something that it may not return."""
+    """A plugin's hook returned something invalid."""
 
 
 class ConversationBusyError(LLMError):
-    """A turn was started while the conversation's previous one is still under way."""
+    """A turn was started while the conversation's previous one is still running."""
 
 
 class ResponseCancelledError(LLMError):
@@ -96,11 +96,11 @@ class ResponseCancelledError(LLMError):
 
 
 class ResponseTimeoutError(LLMError, TimeoutError):
-    """The provider took longer than the configuration lets it.
+    """The provider took longer than the configured timeout.
 
     Attributes:
         setting: `timeout`, the time in total, or `idle_timeout`, the time without an event.
-        seconds: what that is.
+        seconds: the value of the setting.
     """
 
     def __init__(self, setting: str, seconds: float) -> None:
@@ -114,10 +114,10 @@ class ResponseTimeoutError(LLMError, TimeoutError):
 
 
 class SchemaError(LLMError, ValueError):
-    """A schema cannot be closed, and strict providers would refuse it, so nothing was sent.
+    """A schema cannot be closed, so that strict providers would refuse it; nothing was sent.
 
     Attributes:
-        path: the part that cannot, such as `pets[].owner`; empty for the schema as a whole.
+        path: the part that cannot be closed, such as `pets[].owner`; empty for the whole schema.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -128,11 +128,11 @@ class SchemaError(LLMError, ValueError):
 
 
 class StructuredOutputError(LLMError):
-    """No answer of the model fits the schema that was asked for.
+    """No answer of the model fits the schema.
 
     Attributes:
-        problems: what is wrong with the last answer, one sentence each.
-        attempts: the responses, the first answer's and the repair's.
+        problems: the problems of the last answer, one sentence each.
+        attempts: the responses: the first answer and the repair, if there was one.
         response: the last of them.
         text: its raw text.
     """
@@ -154,7 +154,7 @@ class StructuredOutputError(LLMError):
 
 
 class ProfileError(LLMError):
-    """A table or view cannot be read as a profile needs it; the message says why."""
+    """A table or view cannot be profiled; the message explains why."""
 
 
 class TableNotFoundError(ProfileError):
@@ -173,7 +173,7 @@ class GroupClosedError(LLMError):
 
 
 class GroupError(LLMError, ExceptionGroup[Exception]):
-    """Responses of a group failed, and nobody had seen it.
+    """Responses of a group failed that were not read.
 
     Attributes:
         responses: the failed responses, in the order of `exceptions`; each has its prompt.

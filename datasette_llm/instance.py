@@ -1,4 +1,4 @@
-"""What belongs to one Datasette instance, by its type; let go with the instance."""
+"""One object of each type for each Datasette instance, freed with the instance."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _objects: WeakKeyDictionary[Datasette, dict[type, object]] = WeakKeyDictionary()
 def of(datasette: Datasette, kind: type[_T], make: Callable[[], _T] | None = None) -> _T:
     """The one object of a type that a Datasette instance has.
 
-    It must not hold on to the instance, or neither would ever be freed.
+    It must not refer to the instance, or neither would ever be freed.
 
     Args:
         datasette: the instance.
         kind: the type.
-        make: makes the object when it is first asked for; without it the type does, without
-            arguments.
+        make: creates the object at first use; by default the type is called without arguments.
     """
     objects = _objects.get(datasette)
     if objects is None:

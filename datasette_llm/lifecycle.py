@@ -16,7 +16,7 @@ from .access.config_warnings import StartupCheck, warnings
 from .access.secrets import secrets_to_register
 from .access.snapshot import settings_of, snapshot_of
 from .calls.call import RunningCalls
-from .config.settings import secret_names
+from .config.references import secret_names
 from .errors import NewerDatabaseError
 from .log import retention
 from .log.queries import has_record

@@ -1,4 +1,4 @@
-"""Our tables in Datasette's internal database, brought up to date."""
+"""Migrations of tables in Datasette's internal database."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ if TYPE_CHECKING:
 
 
 def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
-    """Bring some tables up to date.
+    """Apply the pending migrations.
 
-    In a transaction that may write, which keeps processes that start together out of each
-    other's way; this one makes none of its own around it all.
+    The caller's write transaction keeps processes that start at the same time from applying
+    them twice; no other transaction is opened around them.
 
     Args:
-        connection: a connection that may write, in a transaction.
-        migrations: those of one part of datasette-llm.
+        connection: a connection in a write transaction.
+        migrations: the migrations of one part of datasette-llm.
 
     Raises:
         NewerDatabaseError: a newer version of datasette-llm has changed the tables.
     """
     db: Any = Database(connection)
-    known = {migration.name for migration in migrations._migrations}
+    # sqlite_utils has no public list of them.
+    known = {migration.name for migration in migrations._migrations}  # noqa: SLF001
     unknown = [m.name for m in migrations.applied(db) if m.name not in known]
     if unknown:
         raise NewerDatabaseError(
@@ -37,15 +38,15 @@ def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
 
 
 def append_only(db: Database, table: str) -> None:
-    """Have SQLite refuse every change of what a table holds.
+    """Have SQLite refuse every change of existing rows of a table.
 
     Args:
         db: a database, in a migration.
         table: the name of a table whose key is `id`.
     """
     refuse = f"begin select raise(abort, '{table} is append-only'); end"
-    # REPLACE removes the old row without asking the triggers for DELETE (SQLite's
-    # recursive_triggers is off), so it has to be refused as the INSERT that it also is.
+    # REPLACE deletes the old row without running the DELETE triggers (SQLite's
+    # recursive_triggers is off), so it is refused as an INSERT.
     known = f"when exists (select 1 from {table} where id = new.id)"
     db.execute(f"create trigger {table}_insert before insert on {table} {known} {refuse}")
     db.execute(f"create trigger {table}_update before update on {table} {refuse}")

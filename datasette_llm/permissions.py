@@ -1,7 +1,4 @@
-"""The permissions: who manages models, who reads the call log, who has a table analyzed.
-
-Like those of Datasette's own plugins they are denied to everyone by default.
-"""
+"""The actions for Datasette's permissions; denied by default, as those of Datasette's plugins."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ ANALYZE = "analyze-table"
 
 
 def actions() -> list[Action]:
-    """The permissions, for Datasette's `register_actions`."""
+    """The actions, for Datasette's `register_actions`."""
     return [
         Action(name=MANAGE, description="Manage the language models of plugins"),
-        # view-table is asked for beside it, since Datasette merges the parameters of an action
-        # and of what it requires, and leaves out the permissions of derived tables there.
+        # view-table is checked separately instead of with `also_requires`, since Datasette merges
+        # the parameters of both actions, and leaves out the permissions of derived tables there.
         Action(
             name=ANALYZE,
             description="Send a profile of a table to a language model, and read the advice",

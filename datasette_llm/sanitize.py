@@ -1,76 +1,83 @@
-"""What providers, plugins and callers said, as SQLite and JSON can hold it, and without keys."""
+"""Third-party values in a form that SQLite and JSON can hold, without keys."""
 
 from __future__ import annotations
 
 import datetime
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm.utils import monotonic_ulid
 
 from .redaction import Keys, without_key
 
-if TYPE_CHECKING:
-    from .redaction import Keys
-
-
-# Of a purpose, an id, an error: no reader wants more of it in a table.
+# Of a purpose, an id or an error in a table.
 MAX_TEXT_CHARS = 2_000
-# More tokens than any request has; a million calls with so many still add up in 63 bits.
+# More tokens than any request has; the sum of a million calls still fits into 63 bits.
 MAX_COUNT = 10**12
 
 
 def brief(value: object, key: Keys = None) -> str:
-    """What a value says of itself, without a key, in no more than `MAX_TEXT_CHARS`."""
+    """A value as text, without a key, of at most `MAX_TEXT_CHARS` characters."""
     return well_formed(without_key(message_of(value), key)[:MAX_TEXT_CHARS])
 
 
 def as_json(value: object, key: Keys, longest: int | None = None) -> str:
-    """A value as JSON that any program reads, without a key in any of its texts.
+    """A value as standard JSON, without a key in any of its texts.
 
     Args:
-        value: what was said; what JSON does not know says of itself what it is.
-        key: the key, or None.
-        longest: how many characters of each text are kept; None for all.
+        value: anything; for types that JSON does not have, `message_of` is used.
+        key: the key or keys, or None.
+        longest: the maximal characters of each text; None for no limit.
     """
     try:
         text = json.dumps(value, default=message_of, skipkeys=True)
-        # NaN and its like are names in JavaScript, and nothing in JSON.
+        # NaN and infinities are not JSON, so they become texts.
         plain = _plain(json.loads(text, parse_constant=str), key, longest)
         return json.dumps(plain, ensure_ascii=False)
-    except (ValueError, RecursionError):  # it contains itself, or is endlessly deep
+    except (ValueError, RecursionError):  # it contains itself, or is nested too deep
         return json.dumps(f"{type(value).__name__} that cannot be written as JSON")
 
 
 def message_of(value: object) -> str:
-    """What a value says of itself, or that it cannot."""
+    """A value as text, or a placeholder if its `__str__` raises."""
     try:
         return str(value)
-    except Exception:  # a stranger's __str__
+    except Exception:  # a third-party __str__
         return f"{type(value).__name__} that cannot be shown"
 
 
 def count(value: object) -> int | None:
-    """A provider's number of tokens; None for what is no such number."""
+    """A provider's number of tokens; None if it is no plausible number."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_COUNT else None
 
 
 def well_formed(text: str) -> str:
-    """A text that can be encoded: halves of surrogate pairs are joined, or marked as lost."""
+    """A text that can be encoded: surrogate pairs are joined, lone surrogates replaced."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        # As of a character that came in two chunks.
+        # For example of a character that came in two chunks.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def storable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose values SQLite can hold."""
+    """A row with values that SQLite can hold."""
     return {name: _storable_value(value) for name, value in row.items()}
+
+
+def new_id() -> str:
+    """An id for a row without a response: a ULID in lower case, as llm's."""
+    return str(monotonic_ulid()).lower()
+
+
+def now() -> str:
+    """The time in UTC, as `2026-01-31T12:00:00.000Z`."""
+    moment = datetime.datetime.now(datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _storable_value(value: Any) -> Any:
@@ -80,7 +87,7 @@ def _storable_value(value: Any) -> Any:
 
 
 def _plain(value: Any, key: Keys, longest: int | None) -> Any:
-    """A value out of JSON, with its texts cleared and cut."""
+    """A value out of JSON, with its texts redacted and shortened."""
     if isinstance(value, str):
         text = without_key(value, key)
         more = len(text) - longest if longest is not None else 0
@@ -90,14 +97,3 @@ def _plain(value: Any, key: Keys, longest: int | None) -> Any:
     if isinstance(value, dict):
         return {_plain(k, key, longest): _plain(v, key, longest) for k, v in value.items()}
     return value
-
-
-def new_id() -> str:
-    """The id of a row that no response has: a ULID, in small letters as llm's."""
-    return str(monotonic_ulid()).lower()
-
-
-def now() -> str:
-    """The time in UTC, as `2026-01-31T12:00:00.000Z`."""
-    moment = datetime.datetime.now(datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

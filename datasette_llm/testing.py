@@ -1,4 +1,4 @@
-"""Models that do as they are told, for the tests of plugins.
+"""Scripted models for the tests of plugins.
 
     from datasette_llm.testing import ScriptedModel, registered
 
@@ -39,9 +39,9 @@ class ScriptedCall:
         key: the key that came with it, or None.
         stream: whether the caller wanted a stream.
         request: llm's prompt object, with system prompt, options, messages and so on.
-        sent: how many chunks and events were handed out so far.
-        outcome: how it ended; "cancelled" when it was stopped from outside.
-        ended: set when it has.
+        sent: the number of chunks and events that were yielded so far.
+        outcome: how it ended; "cancelled" if the caller stopped it.
+        ended: set when it has ended.
     """
 
     prompt: str
@@ -104,7 +104,7 @@ class ScriptedModel(llm.AsyncKeyModel):
         self._arrived = asyncio.Event()
 
     async def received(self, count: int = 1) -> ScriptedCall:
-        """Wait until so many requests have been received, and give the last of these."""
+        """Wait until this many requests have been received, and return the last of these."""
         while len(self.calls) < count:
             await self._arrived.wait()
         return self.calls[count - 1]
@@ -141,6 +141,33 @@ class ScriptedModel(llm.AsyncKeyModel):
             call.ended.set()
 
 
+@contextlib.contextmanager
+def registered(*models: llm.AsyncModel | llm.AsyncKeyModel) -> Iterator[None]:
+    """Register models with llm, as a plugin does, until the block is left."""
+
+    class Plugin:
+        __name__ = "datasette_llm.testing"
+
+        @llm.hookimpl(trylast=True)  # to replace a model with the same id
+        def register_models(self, register: Callable[..., None]) -> None:
+            for model in models:
+                register(_SyncTwin(model.model_id), model)
+
+    plugin = Plugin()
+    llm.plugins.pm.register(plugin, name=f"{Plugin.__name__} {id(plugin)}")
+    try:
+        yield
+    finally:
+        llm.plugins.pm.unregister(plugin)
+
+
+@pytest.fixture
+def register_models() -> Iterator[Callable[..., None]]:
+    """A function that registers models with llm until the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *models: stack.enter_context(registered(*models))
+
+
 async def _act(item: Item, response: llm.AsyncResponse) -> None:
     match item:
         case llm.ToolCall():
@@ -158,37 +185,10 @@ async def _act(item: Item, response: llm.AsyncResponse) -> None:
 
 
 class _SyncTwin(llm.Model):
-    """llm lists a model by its sync version; this one only lends its id."""
+    """llm lists a model by its sync version; this one only provides its id."""
 
     def __init__(self, model_id: str) -> None:
         self.model_id = model_id
 
     def execute(self, *args: Any, **kwargs: Any) -> Iterator[str]:
         raise llm.ModelError(f"{self.model_id} is an async model")
-
-
-@contextlib.contextmanager
-def registered(*models: llm.AsyncModel | llm.AsyncKeyModel) -> Iterator[None]:
-    """Have llm know some models, as if a plugin provided them, until the block is left."""
-
-    class Plugin:
-        __name__ = "datasette_llm.testing"
-
-        @llm.hookimpl(trylast=True)  # so that ours takes the place of one with the same id
-        def register_models(self, register: Callable[..., None]) -> None:
-            for model in models:
-                register(_SyncTwin(model.model_id), model)
-
-    plugin = Plugin()
-    llm.plugins.pm.register(plugin, name=f"{Plugin.__name__} {id(plugin)}")
-    try:
-        yield
-    finally:
-        llm.plugins.pm.unregister(plugin)
-
-
-@pytest.fixture
-def register_models() -> Iterator[Callable[..., None]]:
-    """A function that has llm know some models until the end of the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *models: stack.enter_context(registered(*models))

@@ -1,6 +1,6 @@
-"""Requests and answers: the body of a POST, a payload as JSON, a client that went away.
+"""HTTP helpers: the body of a POST, payloads as JSON, a disconnected client.
 
-A payload is what a page shows and its JSON twin gives. One with `"ok": False` has `error` and
+A payload is the data of a page and of its JSON version. One with `"ok": False` has `error` and
 `status`, as Datasette's own JSON errors have.
 """
 
@@ -22,9 +22,9 @@ def refused(message: str, status: int = 400, **payload: object) -> Payload:
     """The payload of a request that cannot be answered.
 
     Args:
-        message: what is wrong, and what to do.
+        message: the problem, and what to do.
         status: the HTTP status.
-        **payload: what the page needs all the same, for example for its form.
+        **payload: data that the page needs in spite of it, for example for its form.
     """
     return {"ok": False, "error": message, "status": status, **payload}
 
@@ -40,24 +40,24 @@ def status_of(payload: Payload) -> int:
 
 
 def method_not_allowed(allowed: Sequence[str]) -> Response:
-    """The answer to a method that an address does not take."""
+    """The response to a method that a route does not support."""
     allow = ", ".join(allowed)
     return Response.error(f"Only {allow}", 405, headers={"Allow": allow})
 
 
 def wants_html(request: Request) -> bool:
-    """Whether whoever posts is a browser that shows the answer, rather than a program."""
+    """Whether a POST comes from a browser that shows the response, rather than from a program."""
     sent = request.headers.get("content-type", "")
     return "json" not in sent and "text/html" in request.headers.get("accept", "")
 
 
 async def posted(request: Request) -> Mapping[str, str]:
-    """The fields of a POST, from a form or from JSON; a field that is empty is not there.
+    """The fields of a POST, from a form or from JSON, without empty ones.
 
-    In JSON a field may also be true, which is `"true"` then, or false, which is not there.
+    In JSON a field may also be true, which becomes `"true"`, or false, which is left out.
 
     Raises:
-        PostError: the body is neither.
+        PostError: the body is invalid.
     """
     is_json = "json" in request.headers.get("content-type", "")
     fields: Any
@@ -77,10 +77,10 @@ async def posted(request: Request) -> Mapping[str, str]:
 
 
 class PostError(Exception):
-    """The body of a POST cannot be used; the message says why."""
+    """The body of a POST is invalid; the message explains why."""
 
 
 async def client_disconnected(request: Request) -> None:
-    """Wait until the client has disconnected, which ASGI only says to those who listen."""
+    """Wait until the client has disconnected, by listening for ASGI's message."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What every test starts from: an empty llm folder, no keys, and the makers of what it needs."""
+"""Fixtures of all tests: an empty llm folder, no keys, a Datasette, plugins."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,12 +11,16 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 from hypothesis import settings
 
-# The same examples in every run, and no verdict on how long they take.
+# The same examples in every run, and no deadline.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-pytest.register_assert_rewrite("tests.support.faults")
-pytest_plugins = ["datasette_llm.testing", "tests.support.consultant"]
+pytest.register_assert_rewrite("tests.support.faults", "tests.support.waiting")
+pytest_plugins = [
+    "datasette_llm.testing",
+    "tests.support.consultant",
+    "tests.support.openai_server",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What others may rely on by name: our exports, and all that llm offers under the same names."""
+"""The public API: our exports, and the names that they share with llm's classes."""
 
 import dataclasses
 import importlib.metadata
@@ -70,7 +70,7 @@ def test_what_is_exported_has_a_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_an_error_is_one_of_ours_and_stands_in_the_tree(name: str) -> None:
+def test_error_is_ours_and_in_the_tree(name: str) -> None:
     assert issubclass(getattr(datasette_llm, name), LLMError)
     assert f"{name} " in errors.__doc__ or f"{name}\n" in errors.__doc__
 
@@ -81,7 +81,7 @@ def test_types_are_shipped() -> None:
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["datasette_llm"]
 
 
-def test_datasette_finds_the_package_itself_as_the_plugin() -> None:
+def test_package_is_its_own_plugin() -> None:
     (entry_point,) = importlib.metadata.entry_points(group="datasette", value="datasette_llm")
 
     (plugin,) = [each for each in get_plugins() if each["name"] == "datasette-llm"]
@@ -142,7 +142,7 @@ class KeyModel(llm.AsyncKeyModel):
         yield "Hello"
 
 
-async def test_llms_public_surface_is_the_one_that_we_carry() -> None:
+async def test_llm_surface_is_the_one_that_we_mirror() -> None:
     model = KeyModel()
 
     assert public_names(model) == public_names(KeylessModel()) == MODEL, TELLING
@@ -152,9 +152,8 @@ async def test_llms_public_surface_is_the_one_that_we_carry() -> None:
     assert public_names(model.chain("hi")) == CHAIN, TELLING
 
 
-async def test_what_callers_hold_is_genuine_and_has_every_public_name_of_llms(
-    make_datasette, register_models
-) -> None:
+async def test_callers_objects_have_all_of_llms_names(make_datasette, register_models) -> None:
+    """The objects of callers are instances of llm's classes with every public name."""
     register_models(ScriptedModel("pelican"))
     model = await LLM(make_datasette()).model("pelican")
     conversation, chain, response = (
@@ -202,7 +201,7 @@ class AbleModel(ScriptedModel):
     ],
     ids=lambda model: model.model_id,
 )
-async def test_a_wrapped_model_has_the_attributes_of_llms(
+async def test_wrapped_model_has_llms_attributes(
     make_datasette, register_models, original: Any
 ) -> None:
     register_models(original)
@@ -216,7 +215,7 @@ async def test_a_wrapped_model_has_the_attributes_of_llms(
     assert wrapped._model is original
 
 
-def test_a_wrapped_conversation_has_the_fields_of_llms_and_no_more() -> None:
+def test_wrapped_conversation_has_llms_fields() -> None:
     fields = {field.name for field in dataclasses.fields(llm.AsyncConversation)}
 
     assert {field.name for field in dataclasses.fields(WrappedConversation)} == fields
@@ -332,7 +331,7 @@ def sent(model: ScriptedModel) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("way", "name"), CASES, ids=[f"{way.__name__}({name}=)" for way, name in CASES]
 )
-async def test_an_argument_reaches_the_provider_as_from_llm_itself(
+async def test_argument_reaches_provider_as_from_llm(
     make_datasette, register_models, llm_folder: Path, way: Callable[..., Any], name: str
 ) -> None:
     (llm_folder / "keys.json").write_text('{"bird": "sk-stored"}')
@@ -350,9 +349,7 @@ async def test_an_argument_reaches_the_provider_as_from_llm_itself(
     assert sent(ours) == sent(raw)
 
 
-async def test_the_text_may_be_given_by_position_by_name_or_not_at_all(
-    make_datasette, register_models
-) -> None:
+async def test_text_by_position_by_name_or_not_at_all(make_datasette, register_models) -> None:
     ours = ScriptedModel("ours")
     register_models(ours)
     model = await LLM(make_datasette()).model("ours")
@@ -381,9 +378,7 @@ async def test_a_conversation_takes_what_llms_takes(
     assert conversation.model is model
 
 
-async def test_a_conversation_takes_its_arguments_by_position_too(
-    make_datasette, register_models
-) -> None:
+async def test_conversation_arguments_by_position(make_datasette, register_models) -> None:
     register_models(ScriptedModel("pelican"))
     names = parameters(llm.AsyncKeyModel.conversation)
     values = [ARGUMENTS[name] for name in names]
@@ -401,9 +396,7 @@ async def test_a_chain_keeps_what_it_was_given(make_datasette, register_models, 
     assert getattr(model.chain("hi", **{name: ARGUMENTS[name]}), name) == ARGUMENTS[name]
 
 
-async def test_an_argument_that_llm_does_not_take_is_refused(
-    make_datasette, register_models
-) -> None:
+async def test_unknown_argument_is_refused(make_datasette, register_models) -> None:
     ours = ScriptedModel("ours")
     register_models(ours)
     model = await LLM(make_datasette()).model("ours")

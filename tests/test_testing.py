@@ -1,4 +1,4 @@
-"""ScriptedModel and its company: what authors of plugins test against."""
+"""The test helpers for authors of plugins."""
 
 import asyncio
 from typing import Any
@@ -12,11 +12,12 @@ from datasette_llm import LLM
 from datasette_llm.testing import ScriptedCall, ScriptedModel, registered
 
 
-async def test_a_model_says_hello_where_nothing_else_is_scripted() -> None:
+async def test_default_script_says_hello() -> None:
     assert await ScriptedModel().prompt("hi").text() == "Hello"
 
 
-async def test_each_prompt_plays_the_next_script_and_the_last_one_is_used_for_the_rest() -> None:
+async def test_scripts_are_played_in_turn() -> None:
+    """Each prompt plays the next script; the last one is used for the rest."""
     model = ScriptedModel("pelican", ["first"], ["sec", "ond"])
 
     texts = [await model.prompt("hi").text() for _ in range(4)]
@@ -38,7 +39,7 @@ async def test_chunks_and_events_come_one_by_one() -> None:
     assert model.calls[0].sent == 3
 
 
-async def test_an_event_is_waited_for_and_a_number_is_a_delay() -> None:
+async def test_events_are_awaited_numbers_are_delays() -> None:
     gate = asyncio.Event()
     model = ScriptedModel("pelican", ["One ", 0, 0.0, gate, "two"])
     response = model.prompt("hi")
@@ -53,7 +54,7 @@ async def test_an_event_is_waited_for_and_a_number_is_a_delay() -> None:
     assert await waiting == "two"
 
 
-async def test_tool_calls_and_usage_are_those_of_the_response() -> None:
+async def test_tool_calls_and_usage_reach_the_response() -> None:
     tool_call = llm.ToolCall(name="lookup", arguments={"id": 1})
     usage = llm.Usage(input=12, output=2, details={"cached": 3})
     response = ScriptedModel("pelican", [tool_call, usage, "done"]).prompt("hi")
@@ -75,7 +76,7 @@ async def test_an_exception_is_raised_where_it_stands() -> None:
     assert (model.calls[0].outcome, model.calls[0].sent) == ("failed", 1)
 
 
-async def test_something_else_in_a_script_is_a_type_error() -> None:
+async def test_invalid_script_item_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"A script cannot hold bytes: b'One'"):
         await ScriptedModel("pelican", [b"One"]).prompt("hi").text()  # type: ignore[list-item]
 
@@ -103,7 +104,7 @@ async def test_what_is_noted_does_not_show_the_key() -> None:
     assert "sk-secret" not in repr(model.calls)
 
 
-async def test_a_call_that_was_stopped_from_outside_is_cancelled() -> None:
+async def test_stopped_call_is_cancelled() -> None:
     model = ScriptedModel("pelican", ["One ", asyncio.Event()])
     reading = asyncio.ensure_future(model.prompt("hi").text())
     call = await model.received()
@@ -116,7 +117,7 @@ async def test_a_call_that_was_stopped_from_outside_is_cancelled() -> None:
     assert call.outcome == "cancelled"
 
 
-async def test_received_waits_until_so_many_requests_are_there() -> None:
+async def test_received_waits_for_the_requests() -> None:
     model = ScriptedModel("pelican", [asyncio.Event()])
     waiting = asyncio.ensure_future(model.received(2))
     readers = [asyncio.ensure_future(model.prompt(f"prompt {n}").text()) for n in range(2)]
@@ -152,7 +153,8 @@ def test_a_model_refuses_options_like_a_real_one(options: dict[str, Any]) -> Non
         ScriptedModel().prompt("hi", **options)
 
 
-def test_registered_models_are_known_to_llm_until_the_block_is_left() -> None:
+def test_registered_models_until_block_is_left() -> None:
+    """Registered models are known to llm until the block is left."""
     one, other = ScriptedModel("one"), ScriptedModel("other")
 
     with registered(one, other):
@@ -162,7 +164,8 @@ def test_registered_models_are_known_to_llm_until_the_block_is_left() -> None:
         llm.get_async_model("one")
 
 
-def test_registered_models_are_forgotten_when_the_block_is_left_by_an_exception() -> None:
+def test_registered_models_after_an_exception() -> None:
+    """Registered models are unregistered when an exception leaves the block."""
     with pytest.raises(ZeroDivisionError), registered(ScriptedModel("one")):
         raise ZeroDivisionError
     with pytest.raises(llm.UnknownModelError):
@@ -185,7 +188,7 @@ def test_the_fixture_may_be_called_several_times(register_models) -> None:
         assert llm.get_async_model(name).model_id == name
 
 
-def test_llm_lists_a_registered_model_as_it_lists_any(register_models) -> None:
+def test_llm_lists_a_registered_model_normally(register_models) -> None:
     register_models(ScriptedModel("pelican"))
 
     assert llm.get_model("pelican").model_id == "pelican"

@@ -1,4 +1,4 @@
-"""What is odd about a valid configuration, given the models that are installed."""
+"""Warnings about a valid configuration, given the models that are installed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterator
 
 import pydantic
 
-from ..config.fallback_cycles import fallback_circles
-from ..config.settings import Settings, path_of, references
+from ..config.fallback_cycles import fallback_cycles
+from ..config.references import references
+from ..config.settings import Path, Settings, path_of
 from ..providers.catalog import Catalog
 from .policy import Rules
 
-Path = tuple[str | int, ...]
-
 
 class StartupCheck:
-    """What is odd about the configuration, as found when Datasette started.
+    """The warnings that were found when Datasette started.
 
     Attributes:
         warnings: one line each.
-        task: finds them; None before the start.
+        task: looks for them; None before the start.
     """
 
     def __init__(self) -> None:
@@ -36,17 +35,17 @@ def warnings(settings: Settings, catalog: Catalog) -> list[str]:
         catalog: the models that llm knows.
 
     Returns:
-        One line each, `path.of.the.setting: what is odd and what follows from it`; and what
+        One line each, `path.of.the.setting: what is wrong and what follows from it`; and what
         went wrong while llm listed its models.
     """
     return [
         *catalog.problems,
         *_replaced_models(settings, catalog),
         *_unknown_ids(settings, catalog),
-        *_odd_references(settings, catalog),
+        *_unusable_settings(settings, catalog),
         *_blocked_defaults(settings, catalog),
         *_useless_fallbacks(settings, catalog),
-        *_circles_by_alias(settings, catalog),
+        *_cycles_by_alias(settings, catalog),
     ]
 
 
@@ -79,7 +78,7 @@ def _unknown_ids(settings: Settings, catalog: Catalog) -> Iterator[str]:
             yield f"{path_of(*path)}: {catalog.why_unknown(name)}"
 
 
-def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
+def _unusable_settings(settings: Settings, catalog: Catalog) -> Iterator[str]:
     for path, reference in references(settings):
         entry = catalog.entries.get(catalog.canonical(reference.model))
         if entry is None:
@@ -89,7 +88,7 @@ def _odd_references(settings: Settings, catalog: Catalog) -> Iterator[str]:
             yield f"{where}: model {entry.model_id!r} takes no key, so this is not used"
         try:
             entry.model.Options(**reference.plain_options())
-        except Exception as error:  # a stranger's validator may raise anything
+        except Exception as error:  # a third-party validator may raise anything
             if not isinstance(error, pydantic.ValidationError):
                 yield f"{path_of(*path, 'options')}: model {entry.model_id!r} refuses this: {error}"
                 continue
@@ -107,34 +106,33 @@ def _blocked_defaults(settings: Settings, catalog: Catalog) -> Iterator[str]:
         rules = Rules.of(settings, catalog, name)
         if rules.default is None or rules.default not in rules.blocked:
             continue
-        own = name is not None and settings.purposes[name].model is not None
-        if name is not None and not own and rules.default in everywhere:
-            continue  # said already, of default_model
-        path: Path = ("purposes", str(name), "model") if own else ("default_model",)
+        inherited = name is not None and rules.default_setting == path_of("default_model")
+        if inherited and rules.default in everywhere:
+            continue  # reported for default_model
         yield (
-            f"{path_of(*path)}: model {rules.default!r} is blocked by "
+            f"{rules.default_setting}: model {rules.default!r} is blocked by "
             f"{rules.blocked[rules.default]}, so a prompt that names no model will be refused"
         )
 
 
 def _useless_fallbacks(settings: Settings, catalog: Catalog) -> Iterator[str]:
-    """Fallbacks that a purpose may not use, told once each."""
-    named = [(path, each) for path, each in references(settings) if "fallbacks" in path]
-    told = set[Path]()
-    for purpose in [None, *settings.purposes] if named else []:
+    """Fallbacks that a purpose may not use, each once."""
+    fallbacks = [(path, each) for path, each in references(settings) if "fallbacks" in path]
+    reported = set[Path]()
+    for purpose in [None, *settings.purposes] if fallbacks else []:
         rules = Rules.of(settings, catalog, purpose)
-        for path, fallback in named:
+        for path, fallback in fallbacks:
             model_id = catalog.canonical(fallback.model)
             elsewhere = path[0] == "purposes" and path[1] != purpose
-            if elsewhere or path in told or model_id not in catalog.entries:
+            if elsewhere or path in reported or model_id not in catalog.entries:
                 continue
             if not rules.permits(model_id):
-                told.add(path)
+                reported.add(path)
                 refusal = next(step for step in rules.steps(model_id, purpose) if not step.passed)
                 yield f"{path_of(*path)}: {refusal.detail}; until then this fallback is skipped"
 
 
-def _circles_by_alias(settings: Settings, catalog: Catalog) -> Iterator[str]:
-    # Those that can be seen without the aliases have kept Datasette from starting.
-    for path, problem in fallback_circles(settings, catalog.canonical):
+def _cycles_by_alias(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    # Those that need no alias are errors, and kept Datasette from starting.
+    for path, problem in fallback_cycles(settings, catalog.canonical):
         yield f"{path_of(*path)}: {problem}; until then it is skipped"

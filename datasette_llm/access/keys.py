@@ -1,8 +1,8 @@
-"""Which key a model uses, and which models have one.
+"""API keys: where they are set, which models have one, and the key for a prompt.
 
-Finding out which models have a key reads names only: no key is decrypted, nothing is
-written. Using a key goes through datasette-secrets' `get_secret()`, which stamps the secret
-as used, and then through llm's own places.
+To see which models have a key, only names are read: no key is decrypted, nothing is written.
+A prompt takes its key from datasette-secrets' `get_secret()`, which records the use, and else
+from where llm itself looks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Place:
 
     Attributes:
         source: the kind of place.
-        name: what the key is called there: a secret, a name in keys.json, a variable; for a
-            key that its llm plugin gave to the model, llm's name for the key.
+        name: the name of the key there: of the secret, in keys.json, of the variable; for a
+            key that the model's own plugin has set, llm's name for the key.
     """
 
     source: Source
@@ -47,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class KeyStatus:
-    """Which keys are set, as of one moment. Holds names, never keys.
+    """The names of the keys that are set at one moment; it never holds keys.
 
     Attributes:
         secrets: names in datasette-secrets' encrypted table.
@@ -58,7 +58,7 @@ class KeyStatus:
     stored: frozenset[str] = frozenset()
 
     def source(self, model: AsyncLLM, secret_names: Iterable[str]) -> Source | None:
-        """Where the key of a model would come from, or None where it has none.
+        """The kind of place that the key of a model would come from; None for no key.
 
         Args:
             model: a model with `needs_key`.
@@ -96,39 +96,39 @@ def provider_secret(needs_key: str) -> str:
 
 def endpoint_secret(model: AsyncLLM) -> str | None:
     """The secret that an endpoint names for its model; None for any other model."""
-    # Told by the attribute, as importing the class of endpoints takes a second.
+    # By attribute, since importing the class of endpoints takes a second.
     return getattr(model, "own_secret", None)
 
 
 def own_secret(model: AsyncLLM) -> str | None:
-    """The secret that is a model's by itself: its endpoint's, or its provider's."""
+    """The secret of the model's endpoint, else of its provider, else None."""
     return endpoint_secret(model) or (provider_secret(model.needs_key) if model.needs_key else None)
 
 
 def candidates(model: AsyncLLM, secret_names: Iterable[str]) -> list[str]:
-    """The secrets that may hold the key of a model, in the order they are tried."""
+    """The secrets that may hold the key of a model, in the order in which they are tried."""
     own = own_secret(model)
     return list(dict.fromkeys([*secret_names, *([own] if own else [])]))
 
 
 async def read_status(datasette: Datasette) -> KeyStatus:
-    """The names of the keys that are set: one read of the table, one of keys.json."""
+    """Read the names of the keys that are set: from datasette-secrets' table and keys.json."""
     if not can_store(datasette):
         stored, _ = await asyncio.to_thread(_stored_keys)
         return KeyStatus(frozenset(), frozenset(stored))
-    # Both in the thread of the database: a second thread costs more than it saves.
+    # Both in the database's thread: a second thread costs more than it saves.
     status: KeyStatus = await _secrets_database(datasette).execute_fn(_status)
     return status
 
 
 async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozenset[str]:
-    """The keys themselves, wherever one is set, to take them out of what strangers say.
+    """Every key that is set on this site, to remove them from third-party texts.
 
-    Not for listing, which needs no key. None is stamped as used.
+    No secret is recorded as used.
 
     Args:
         datasette: the Datasette instance.
-        models: those whose own variables and keys count too.
+        models: their own keys and environment variables are included.
     """
     prefixed = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
     names = {*prefixed, *(model.key_env_var for model in models if model.key_env_var)}
@@ -137,39 +137,9 @@ async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozens
     return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
 
 
-async def _decrypted(datasette: Datasette) -> list[str]:
-    if not can_store(datasette):
-        return []
-    keys = []
-    try:
-        # In a thread, because resolving `$file` reads files.
-        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
-        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
-        sql = "select encrypted from datasette_secrets where encrypted is not null"
-        rows = await _secrets_database(datasette).execute(sql)
-    except (OSError, ValueError, sqlite3.Error):
-        return []  # then nobody can read them
-    for row in rows:
-        with contextlib.suppress(cryptography.fernet.InvalidToken):
-            keys.append(cipher.decrypt(row["encrypted"]).decode())
-    return keys
-
-
 def can_store(datasette: Datasette) -> bool:
     """Whether datasette-secrets has the encryption key that it stores secrets with."""
     return bool(_secrets_config(datasette).get("encryption-key"))
-
-
-def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
-    # Looked at as it is written: resolving a `$file` would read it here, on the event loop.
-    plugins = (datasette.config or {}).get("plugins") or {}
-    return plugins.get("datasette-secrets") or {}
-
-
-def _secrets_database(datasette: Datasette) -> Database:
-    name = _secrets_config(datasette).get("database")
-    named = isinstance(name, str) and name != "_internal"
-    return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
 async def find_key(
@@ -187,13 +157,13 @@ async def find_key(
         model: llm's model.
         explicit: what the caller passed as `key=`: a key, or a name in keys.json.
         secret_names: secrets that the configuration names for the model, in order.
-        actor: who asks; datasette-secrets notes who used a secret last.
+        actor: the actor; datasette-secrets records who used a secret last.
 
     Returns:
-        The key, or None for a model that needs none.
+        The key; None for a model that needs none.
 
     Raises:
-        llm.NeedsKeyException: no place has one; the message names all the places.
+        llm.NeedsKeyException: no key is set; the message lists where it can be set.
     """
     if explicit:
         stored, _ = await asyncio.to_thread(_stored_keys)
@@ -201,7 +171,7 @@ async def find_key(
     if not model.needs_key:
         return None
     actor_id = (actor or {}).get("id")
-    # It is only noted; datasette-secrets would hand anything else to SQLite as it is.
+    # Only recorded; datasette-secrets passes it to SQLite, which takes no other types.
     actor_id = None if actor_id is None else str(actor_id)
     for name in candidates(model, secret_names):
         key = await _get_secret(datasette, name, actor_id)
@@ -213,6 +183,36 @@ async def find_key(
         return key
     message = _missing_key_message(model, candidates(model, secret_names))
     raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
+
+
+async def _decrypted(datasette: Datasette) -> list[str]:
+    if not can_store(datasette):
+        return []
+    keys = []
+    try:
+        # In a thread, because resolving `$file` reads files.
+        config = await asyncio.to_thread(datasette_secrets.get_config, datasette)
+        cipher = cryptography.fernet.Fernet(config["encryption_key"].encode())
+        sql = "select encrypted from datasette_secrets where encrypted is not null"
+        rows = await _secrets_database(datasette).execute(sql)
+    except (OSError, ValueError, sqlite3.Error):
+        return []  # then no prompt can use them either
+    for row in rows:
+        with contextlib.suppress(cryptography.fernet.InvalidToken):
+            keys.append(cipher.decrypt(row["encrypted"]).decode())
+    return keys
+
+
+def _secrets_config(datasette: Datasette) -> Mapping[str, Any]:
+    # The raw configuration: resolving a `$file` would read it here, on the event loop.
+    plugins = (datasette.config or {}).get("plugins") or {}
+    return plugins.get("datasette-secrets") or {}
+
+
+def _secrets_database(datasette: Datasette) -> Database:
+    name = _secrets_config(datasette).get("database")
+    named = isinstance(name, str) and name != "_internal"
+    return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
 async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:
@@ -237,12 +237,12 @@ def _status(connection: sqlite3.Connection) -> KeyStatus:
             "select distinct name from datasette_secrets where encrypted is not null"
         ).fetchall()
     except sqlite3.OperationalError:
-        rows = []  # the table is made at startup; before that there are no secrets in it
+        rows = []  # datasette-secrets creates the table at startup
     return KeyStatus(frozenset(row[0] for row in rows), frozenset(_stored_keys()[0]))
 
 
 def _stored_keys() -> tuple[dict[str, str], str | None]:
-    """The keys in llm's keys.json, and what is wrong with the file if it cannot be read."""
+    """The keys in llm's keys.json, and the problem if the file cannot be read."""
     try:
         items = llm.load_keys().items()
     except (OSError, ValueError, AttributeError, RecursionError) as error:

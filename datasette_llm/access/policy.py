@@ -1,6 +1,6 @@
-"""Who may use which model for what: pure functions over settings, catalog and answers.
+"""Which models may be used: pure functions over settings, catalog, keys and hook results.
 
-Nothing here waits, reads or asks; `facade` fetches what these functions decide over.
+Nothing here awaits or reads; the callers fetch the values to decide over.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..config.references import ModelReference
-from ..config.settings import Settings, path_of
+from ..config.references import default_reference, references_for
+from ..config.settings import ModelReference, Settings, path_of
 from ..decision import Step, for_purpose
 from ..providers.catalog import Catalog, Entry
 from ..sanitize import message_of
@@ -23,7 +23,7 @@ ASSIGNED = "assignment"
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """The model that counts where none is named.
+    """The model that is used where the caller names none.
 
     Attributes:
         model_id: its id, or a name from the configuration that llm does not know.
@@ -36,7 +36,7 @@ class Default:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says for one purpose, with every name made a model id.
+    """The configuration's rules for one purpose, with aliases resolved to model ids.
 
     Attributes:
         default: the configured default, or None.
@@ -44,7 +44,7 @@ class Rules:
         allowed: ids on the allowlist, or None where there is none.
         blocked: blocked ids, each with the setting that blocks it.
         order: ids in the order of the lists: the purpose's, then the global one.
-        references: for each model id, its references, the most specific first.
+        references: the references for each model id, the most specific first.
     """
 
     default: str | None
@@ -60,41 +60,25 @@ class Rules:
 
         Args:
             settings: the parsed configuration.
-            catalog: what turns aliases into ids.
+            catalog: resolves aliases.
             purpose: any name; one without settings has the global rules.
         """
-        own = settings.purposes.get(purpose) if purpose is not None else None
-        listed = (own.models or ()) if own else ()
-        main = own.model if own else None
-        default = main or settings.default_model
-        names = [*(item.model for item in listed), *(settings.models or ())]
-        order = tuple(dict.fromkeys(map(catalog.canonical, names)))
-        has_allowlist = settings.models is not None or (own is not None and own.models is not None)
-        defaults = [default.model] if default else []
-        blocked: dict[str, str] = {}
-        lists = [(path_of("blocked_models"), settings.blocked_models)]
-        if own:
-            setting = path_of("purposes", str(purpose), "blocked_models")
-            lists.append((setting, own.blocked_models))
-        for setting, ids in lists:
-            for model_id in catalog.canonical_set(ids):
-                before = blocked.get(model_id)
-                blocked[model_id] = f"{before} and {setting}" if before else setting
-        references: dict[str, list[ModelReference]] = {}
-        for reference in [*listed, main, settings.default_model]:
-            if reference is not None:
-                references.setdefault(catalog.canonical(reference.model), []).append(reference)
+        default = default_reference(settings, purpose)
+        names = _allowlist(settings, purpose)
+        allowed = None
+        if names is not None:
+            allowed = catalog.canonical_set([*names, *([default[1].model] if default else [])])
         return cls(
-            default=catalog.canonical(default.model) if default else None,
-            default_setting=_default_setting(purpose, main, settings.default_model),
-            allowed=catalog.canonical_set([*names, *defaults]) if has_allowlist else None,
-            blocked=MappingProxyType(blocked),
-            order=order,
-            references=MappingProxyType({k: tuple(v) for k, v in references.items()}),
+            default=catalog.canonical(default[1].model) if default else None,
+            default_setting=path_of(*default[0]) if default else None,
+            allowed=allowed,
+            blocked=MappingProxyType(_blocked(settings, catalog, purpose)),
+            order=tuple(dict.fromkeys(map(catalog.canonical, names or ()))),
+            references=MappingProxyType(_references(settings, catalog, purpose)),
         )
 
     def options(self, model_id: str) -> dict[str, Any]:
-        """The configured options of a model; of two references the more specific one wins."""
+        """The configured options of a model; the more specific reference takes precedence."""
         merged: dict[str, Any] = {}
         references = self.references.get(model_id)
         for reference in reversed(references) if references else ():
@@ -143,22 +127,14 @@ class Rules:
         return steps
 
 
-def _default_setting(
-    purpose: str | None, own: ModelReference | None, everywhere: ModelReference | None
-) -> str | None:
-    if own is not None:
-        return path_of("purposes", str(purpose), "model")
-    return path_of("default_model") if everywhere is not None else None
-
-
 def default_of(rules: Rules, catalog: Catalog, assigned: str | None) -> Default | None:
-    """The model that a purpose has where nobody and no hook names one.
+    """The default model of a purpose where no hook names one.
 
     Args:
         rules: the configuration's rules for the purpose.
-        catalog: what turns aliases into ids, and tells what llm knows.
-        assigned: the model that the console assigned, or None. It counts only while llm knows
-            it and the configuration allows it.
+        catalog: resolves aliases, and has the models that llm knows.
+        assigned: the model that an administrator assigned, or None. It counts only while llm
+            knows it and the configuration allows it.
     """
     if assigned is not None:
         model_id = catalog.canonical(assigned)
@@ -179,7 +155,7 @@ def has_key(entry: Entry, rules: Rules, status: KeyStatus) -> bool:
 
 def with_key(ids: Iterable[str], catalog: Catalog, rules: Rules, status: KeyStatus) -> list[str]:
     """The ids of the models that need no key or have one, in the order they came in."""
-    # Most models share their provider's key, so few of them need looking up.
+    # Most models share their provider's key, so that few lookups are needed.
     known: dict[tuple[object, ...], bool] = {}
     kept = []
     for model_id in ids:
@@ -194,7 +170,7 @@ def with_key(ids: Iterable[str], catalog: Catalog, rules: Rules, status: KeyStat
 
 
 def key_step(entry: Entry, rules: Rules, status: KeyStatus, require_keys: bool) -> Step:
-    """What the keys say about a model."""
+    """The step about a model's key."""
     model_id, model = entry.model_id, entry.model
     if not model.needs_key:
         return Step("key", True, f"Model {model_id!r} needs no key")
@@ -210,12 +186,12 @@ def key_step(entry: Entry, rules: Rules, status: KeyStatus, require_keys: bool) 
 def filter_steps(
     model_id: str, purpose: str | None, answers: Sequence[tuple[str, frozenset[str] | Exception]]
 ) -> list[Step]:
-    """What the filter hooks say about a model: one step for each plugin with an opinion.
+    """The filter hooks' steps about a model, one for each plugin with an opinion.
 
     Args:
         model_id: a canonical id.
         purpose: the purpose as the caller named it.
-        answers: for each plugin the ids that it keeps, or what it raised.
+        answers: for each plugin the ids that it keeps, or the exception that it raised.
     """
     suffix = for_purpose(purpose)
     steps = []
@@ -239,7 +215,7 @@ def narrowed(ids: Iterable[str], answers: Sequence[tuple[str, frozenset[str]]]) 
 
 
 def listing(rules: Rules, catalog: Catalog, default: str | None) -> list[str]:
-    """The ids that configuration permits, in the order of `LLM.models()`.
+    """The ids that the configuration permits, in the order of `LLM.models()`.
 
     Args:
         rules: the rules of the purpose.
@@ -249,3 +225,37 @@ def listing(rules: Rules, catalog: Catalog, default: str | None) -> list[str]:
     first = [default] if default is not None else []
     ordered = dict.fromkeys([*first, *rules.order, *catalog.entries])
     return [name for name in ordered if name in catalog.entries and rules.permits(name)]
+
+
+def _allowlist(settings: Settings, purpose: str | None) -> list[str] | None:
+    """The names on the allowlist, the purpose's first; None where there is no list."""
+    own = settings.for_purpose(purpose)
+    added = own.models if own is not None else None
+    if added is None and settings.models is None:
+        return None
+    return [*(reference.model for reference in added or ()), *(settings.models or ())]
+
+
+def _blocked(settings: Settings, catalog: Catalog, purpose: str | None) -> dict[str, str]:
+    """The blocked ids, each with the setting that blocks it, or with both."""
+    lists = [(path_of("blocked_models"), settings.blocked_models)]
+    own = settings.for_purpose(purpose)
+    if own is not None:
+        lists.append((path_of("purposes", str(purpose), "blocked_models"), own.blocked_models))
+    blocked: dict[str, str] = {}
+    for setting, ids in lists:
+        for model_id in catalog.canonical_set(ids):
+            before = blocked.get(model_id)
+            blocked[model_id] = f"{before} and {setting}" if before else setting
+    return blocked
+
+
+def _references(
+    settings: Settings, catalog: Catalog, purpose: str | None
+) -> dict[str, tuple[ModelReference, ...]]:
+    """The references for each model; an endpoint has options and a key of its own."""
+    found: dict[str, list[ModelReference]] = {}
+    for _, model_id, section in references_for(settings, purpose, catalog.canonical):
+        if isinstance(section, ModelReference):
+            found.setdefault(model_id, []).append(section)
+    return {model_id: tuple(each) for model_id, each in found.items()}

@@ -1,4 +1,4 @@
-"""Purposes: what plugins say that they use models for."""
+"""Purposes: what plugins use models for."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ async def get_purposes(datasette: Datasette) -> list[Purpose]:
         datasette: the Datasette instance.
 
     Returns:
-        One `Purpose` a name, in the order of the plugins; where two plugins register the
-        same name, the first with a description is kept. Purposes need no registration to
-        be used, so this list is for showing, not for checking.
+        One `Purpose` for each name, in the order of the plugins; where two plugins register
+        the same name, the first with a description counts. A purpose can be used without
+        being registered.
 
     Raises:
         HookError: a plugin returned something other than purposes.

@@ -1,4 +1,4 @@
-"""What plugins and providers say when they fail, as pages can quote it: bounded, without keys."""
+"""Third-party error messages for pages: bounded in length, without API keys."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_MESSAGE_CHARS = 10_000
 
 
 async def quoted(datasette: Datasette, text: str) -> str:
-    """A stranger's text without any key that is set on this site, and not endlessly long.
+    """A third-party text, shortened, without any key that is set on this site.
 
-    A hook may have read a key by itself, so all of them are looked for.
+    A hook may have read any key by itself, so all keys are removed.
 
     Args:
         datasette: the Datasette instance.
-        text: what was said.
+        text: the text.
     """
     try:
         catalog = (await snapshot_of(datasette)).catalog
@@ -37,5 +37,5 @@ async def quoted(datasette: Datasette, text: str) -> str:
 
 
 async def quoted_error(datasette: Datasette, error: Exception) -> str:
-    """What a plugin's exception is and says, as `quoted`."""
+    """The type and message of a plugin's exception, as `quoted`."""
     return await quoted(datasette, f"{type(error).__name__}: {message_of(error)}")

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def secrets_to_register(
     models: Iterable[AsyncLLM], secret_names: Iterable[str]
 ) -> list[datasette_secrets.Secret]:
-    """What datasette-secrets shall list: a secret for each provider, then the configured ones."""
+    """The secrets to list: one for each provider, then those that the configuration names."""
     by_name: dict[str, datasette_secrets.Secret] = {}
-    # The secret of an endpoint is among the configured ones.
+    # The secrets of endpoints are among `secret_names`.
     provided = (model for model in models if not endpoint_secret(model))
     for needs_key in dict.fromkeys(model.needs_key for model in provided if model.needs_key):
         name = provider_secret(needs_key)

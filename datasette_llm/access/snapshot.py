@@ -1,7 +1,7 @@
-"""The settings, the models and the assignments of one moment, and what follows from them.
+"""Consistent snapshots of the settings, the models and the assignments.
 
-A snapshot is taken anew when one of its parts has changed. Whoever decides about a model takes
-one, so that the decision is of one moment.
+A snapshot is replaced when one of its parts has changed. Each decision about a model is made
+over one snapshot.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PLUGIN = "datasette-llm"
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """A model for a purpose, with all that the configuration says of it.
+    """A model for a purpose, with its settings.
 
     Attributes:
         model: llm's own model object.
-        options: the configured options, as defaults for the caller's.
+        options: the configured options; the caller's take precedence.
         secret_names: the secrets that may hold its key, the most specific first.
-        call_policy: how its prompts are made.
+        call_policy: its timeouts, retries, limits and fallbacks.
         log: how its calls are recorded; None where they are not.
         price: its configured price, or None.
         exact_price: whether only the very name of a public model has a public price, since this
@@ -56,12 +56,12 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class PurposeSnapshot:
-    """What holds for one purpose.
+    """The part of a snapshot that is about one purpose.
 
     Attributes:
         snapshot: the snapshot it is part of.
         purpose: the purpose where it has settings of its own, else None.
-        rules: what the configuration says about which models it may use.
+        rules: the models that the configuration lets it use.
         assigned: the model that an administrator chose for it, or None.
     """
 
@@ -72,7 +72,7 @@ class PurposeSnapshot:
     _call_policies: dict[str, CallPolicy] = field(default_factory=dict, repr=False)
 
     def default(self) -> Default | None:
-        """The default, hooks aside: by assignment, then by configuration."""
+        """The default model before hooks are asked: by assignment, else by configuration."""
         return default_of(self.rules, self.snapshot.catalog, self.assigned)
 
     def permits(self, model_id: str) -> bool:
@@ -89,7 +89,7 @@ class PurposeSnapshot:
         return listing(self.rules, catalog, catalog.canonical(default) if default else None)
 
     def call_policy(self, model_id: str) -> CallPolicy:
-        """How the prompts of a model are made, worked out once."""
+        """The call policy of a model, computed once."""
         found = self._call_policies.get(model_id)
         if found is None:
             snapshot = self.snapshot
@@ -98,7 +98,7 @@ class PurposeSnapshot:
         return found
 
     def route(self, model_id: str) -> ModelRoute:
-        """A known model with all that the configuration says of it.
+        """A known model with its settings.
 
         Args:
             model_id: a canonical id.
@@ -134,7 +134,7 @@ class PurposeSnapshot:
         log = self.snapshot.settings.log
         if log is None:
             return None
-        own = self.snapshot.settings.purposes.get(self.purpose) if self.purpose else None
+        own = self.snapshot.settings.for_purpose(self.purpose)
         content = own.log.content if own is not None else None
         return LogPolicy(log.content if content is None else content, log.required)
 
@@ -156,7 +156,7 @@ class Snapshot:
     _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
 
     def for_purpose(self, purpose: str | None) -> PurposeSnapshot:
-        """What holds for a purpose, worked out once where it has settings of its own.
+        """The part about a purpose, computed once where it has settings of its own.
 
         Args:
             purpose: any name; one without settings has what holds for all.
@@ -169,9 +169,7 @@ class Snapshot:
             self._purposes[key] = found
         if key == purpose or purpose not in self.assigned:
             return found
-        return PurposeSnapshot(
-            self, None, found.rules, self._assigned(purpose), found._call_policies
-        )
+        return replace(found, assigned=self._assigned(purpose))
 
     def price(self, model_id: str) -> PriceSettings | None:
         """The configured price of a model, or None."""
@@ -185,8 +183,12 @@ class Snapshot:
         return choice.model_id if choice is not None else None
 
 
-class _Source:
-    """Takes the snapshots of a Datasette instance."""
+class SnapshotSource:
+    """Takes the snapshots of a Datasette instance.
+
+    Attributes:
+        catalogs: keeps the catalog of the instance up to date.
+    """
 
     def __init__(self) -> None:
         self.catalogs = CatalogSource()
@@ -197,7 +199,7 @@ class _Source:
     async def settings(self, datasette: Datasette) -> Settings:
         raw = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
         if self._settings is None or raw != self._raw:
-            # A copy from before we wait, since the configuration may change meanwhile.
+            # Copied before the await, since the configuration may change meanwhile.
             raw = copy.deepcopy(raw)
             try:
                 # In a thread, because resolving `$file` reads files.
@@ -209,10 +211,10 @@ class _Source:
             self._raw = raw
         return self._settings
 
-    def taken(self, datasette: Datasette, settings: Settings, catalog: Catalog) -> Snapshot:
+    def snapshot(self, datasette: Datasette, settings: Settings, catalog: Catalog) -> Snapshot:
         assigned = instance.of(datasette, Assignments).current
         known = self._snapshot
-        # By identity: each is replaced when it changes, and comparing them would take long.
+        # By identity: each is replaced when it changes, and comparing them would be slow.
         if (
             known is None
             or known.settings is not settings
@@ -224,23 +226,23 @@ class _Source:
 
 
 async def settings_of(datasette: Datasette) -> Settings:
-    """The parsed configuration; parsed again when the raw one has changed.
+    """The parsed configuration, parsed again when the raw one has changed.
 
     Raises:
         ConfigError: it cannot be used.
     """
-    return await instance.of(datasette, _Source).settings(datasette)
+    return await instance.of(datasette, SnapshotSource).settings(datasette)
 
 
 async def snapshot_of(datasette: Datasette) -> Snapshot:
-    """The snapshot as of now.
+    """The current snapshot.
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    source = instance.of(datasette, _Source)
+    source = instance.of(datasette, SnapshotSource)
     settings = await source.settings(datasette)
-    return source.taken(datasette, settings, await source.catalogs.current())
+    return source.snapshot(datasette, settings, await source.catalogs.current())
 
 
 async def find_model(datasette: Datasette, name: str) -> tuple[Snapshot, Entry]:
@@ -250,7 +252,7 @@ async def find_model(datasette: Datasette, name: str) -> tuple[Snapshot, Entry]:
         ConfigError: the configuration cannot be used.
         ModelNotFoundError: there is no such model.
     """
-    source = instance.of(datasette, _Source)
+    source = instance.of(datasette, SnapshotSource)
     settings = await source.settings(datasette)
     catalog, entry = await source.catalogs.find(name)
-    return source.taken(datasette, settings, catalog), entry
+    return source.snapshot(datasette, settings, catalog), entry

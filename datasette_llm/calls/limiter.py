@@ -127,11 +127,11 @@ class Permit:
         """Wait for a place in each limiter in turn; places so far are held if it is cancelled."""
         self._token = _current.set(self)
         for limit in limits:
-            limiter = limiters.named(limit.gate)
+            limiter = limiters.named(limit.limiter)
             if not any(limiter in permit.held for permit in self._nested()):
                 await limiter.acquire(limit.count)
                 self.held.append(limiter)
-                if limit.gate[0] == "purpose":
+                if limit.limiter[0] == "purpose":
                     self._of_purpose = limiter
 
     @property

@@ -1,19 +1,18 @@
-"""Fallbacks that lead back to the model which they stand in for.
+"""Cycles of fallbacks: a model that falls back, over others or not, to itself.
 
-Only those of a model's own references can: where a purpose or everything has fallbacks, a model
-that is asked for is skipped in them.
+Only the fallbacks of model references and endpoints can form one. Fallbacks of a purpose, or
+those for all, never do: a prompt asks no model twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .references import ModelReference
-from .settings import EndpointSettings, Settings
+from .references import references_for
+from .settings import Path, PurposeSettings, Settings
 from .values import quoted
 
-Path = tuple[str | int, ...]
 _SHOWN_MODELS = 8
 _ADVICE = (
     "a model cannot stand in for itself. "
@@ -21,92 +20,77 @@ _ADVICE = (
 )
 
 
-class _Step(NamedTuple):
+class _Edge(NamedTuple):
     path: Path
     model: str
     fallback: str
 
 
-_Steps = dict[str, list[_Step]]
-_Circle = list[_Step]
+_Graph = dict[str, list[_Edge]]
+_Cycle = list[_Edge]
 
 
-def fallback_circles(
+def fallback_cycles(
     settings: Settings, canonical: Callable[[str], str] = str
 ) -> Iterator[tuple[Path, str]]:
-    """The circles in the fallbacks of model references.
-
-    The references of a purpose count together with `default_model` and the endpoints.
+    """The cycles in the fallbacks of model references, each once.
 
     Args:
         settings: valid in all other respects.
         canonical: turns aliases into ids; without it names are compared as they are written.
 
-    Returns:
-        For each circle the path of the fallback that closes it, and what is wrong with it.
+    Yields:
+        The path of the fallback that closes a cycle, and what is wrong with it.
     """
-    told = set()
-    for steps in _purposes(settings, canonical):
-        for circle in _circles(steps):
-            paths = frozenset(step.path for step in circle)
-            if paths not in told:
-                told.add(paths)
-                yield circle[-1].path, f"{_sentence(circle)}; {_ADVICE}"
+    purposes = [name for name, each in settings.purposes.items() if _has_fallbacks(each)]
+    seen = set[frozenset[Path]]()
+    for purpose in [None, *purposes]:
+        for cycle in _cycles(_graph(settings, purpose, canonical)):
+            paths = frozenset(edge.path for edge in cycle)
+            if paths not in seen:
+                seen.add(paths)
+                yield cycle[-1].path, f"{_sentence(cycle)}; {_ADVICE}"
 
 
-def _purposes(settings: Settings, canonical: Callable[[str], str]) -> Iterator[_Steps]:
-    everywhere: list[tuple[Path, ModelReference | EndpointSettings | None]] = [
-        (("default_model",), settings.default_model),
-        *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
-    ]
-    yield _steps(everywhere, canonical)
-    for name, purpose in settings.purposes.items():
-        listed = enumerate(purpose.models or ())
-        own = [(("purposes", name, "models", number), each) for number, each in listed]
-        main = (("purposes", name, "model"), purpose.model)
-        # One that adds none has no circle of its own.
-        if any(each and each.fallbacks for _, each in (*own, main)):
-            yield _steps([*own, main, *everywhere], canonical)
+def _has_fallbacks(purpose: PurposeSettings) -> bool:
+    """Whether its references have any; otherwise it has the cycles of all purposes."""
+    return any(each and each.fallbacks for each in (*(purpose.models or ()), purpose.model))
 
 
-def _steps(
-    references: Iterable[tuple[Path, ModelReference | EndpointSettings | None]],
-    canonical: Callable[[str], str],
-) -> _Steps:
-    steps: _Steps = {}
-    for path, reference in references:
-        model = canonical(reference.model) if reference else ""
-        # The first that has any is the most specific one.
-        if reference and reference.fallbacks is not None and model not in steps:
-            steps[model] = [
-                _Step((*path, "fallbacks", number), model, canonical(fallback.model))
-                for number, fallback in enumerate(reference.fallbacks)
+def _graph(settings: Settings, purpose: str | None, canonical: Callable[[str], str]) -> _Graph:
+    graph: _Graph = {}
+    for path, model, section in references_for(settings, purpose, canonical):
+        # The first list that a model has is the most specific one, and the only one that counts.
+        if section.fallbacks is not None and model not in graph:
+            graph[model] = [
+                _Edge((*path, "fallbacks", number), model, canonical(fallback.model))
+                for number, fallback in enumerate(section.fallbacks)
             ]
-    return steps
+    return graph
 
 
-def _circles(steps: _Steps) -> Iterator[_Circle]:
+def _cycles(graph: _Graph) -> Iterator[_Cycle]:
+    """Depth-first search; a loop, since a long chain would exceed the recursion limit."""
     done: set[str] = set()
-    for start in steps:
-        # A loop instead of a recursion, which a long way would break off.
-        way: list[_Step] = []
-        left = {} if start in done else {start: iter(steps[start])}
-        while left:
-            model = next(reversed(left))
-            step = next(left[model], None)
-            if step is None:
+    for start in graph:
+        chain: list[_Edge] = []
+        open_models = {} if start in done else {start: iter(graph[start])}
+        while open_models:
+            model = next(reversed(open_models))
+            edge = next(open_models[model], None)
+            if edge is None:
                 done.add(model)
-                left.popitem()
-                del way[-1:]
-            elif step.fallback in left:
-                yield [*way[list(left).index(step.fallback) :], step]
-            elif step.fallback in steps and step.fallback not in done:
-                way.append(step)
-                left[step.fallback] = iter(steps[step.fallback])
+                open_models.popitem()
+                del chain[-1:]
+            elif edge.fallback in open_models:
+                yield [*chain[list(open_models).index(edge.fallback) :], edge]
+            elif edge.fallback in graph and edge.fallback not in done:
+                chain.append(edge)
+                open_models[edge.fallback] = iter(graph[edge.fallback])
 
 
-def _sentence(circle: _Circle) -> str:
-    names = [quoted(step.fallback) for step in circle]
+def _sentence(cycle: _Cycle) -> str:
+    names = [quoted(edge.fallback) for edge in cycle]
     if len(names) > _SHOWN_MODELS:
         names = [*names[: _SHOWN_MODELS - 2], "…", names[-1]]
-    return f"{quoted(circle[0].model)} falls back to {', which falls back to '.join(names)}"
+    return f"{quoted(cycle[0].model)} falls back to {', which falls back to '.join(names)}"

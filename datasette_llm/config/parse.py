@@ -1,7 +1,7 @@
-"""`datasette.yaml` to settings, or to every problem with it at once.
+"""Parse `datasette.yaml` into settings, or report every problem in it at once.
 
-pydantic reads and checks. Its errors are worded by us, and never hold what may be a pasted API
-key.
+pydantic reads and checks. Its messages are replaced by ours, which never hold what may be a
+pasted API key.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pydantic
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError
-from .fallback_cycles import fallback_circles
+from .fallback_cycles import fallback_cycles
 from .settings import Settings, path_of
 from .values import described
 
-# By the type of pydantic's error; another, such as a refusal of ours, is told as it stands.
+# By the type of pydantic's error; the message of any other, such as `refusal`, is shown as it is.
 _MESSAGES = {
     "bool_type": "expected true or false, without quotes, got {got}",
     "dict_type": "expected a mapping, got {got}",
@@ -38,20 +38,20 @@ _MESSAGES = {
 
 
 def parse_settings(raw: object) -> Settings:
-    """Reads the plugin's configuration into settings that share nothing mutable with it.
+    """Parse the plugin's configuration into settings that share nothing mutable with it.
 
     Args:
-        raw: what YAML or JSON gave for `plugins: datasette-llm:`; None when nothing stands there.
+        raw: what YAML or JSON gave for `plugins: datasette-llm:`; None when there is nothing.
 
     Raises:
         ConfigError: `raw` has problems; the error lists all of them.
     """
     try:
         settings = Settings.model_validate({} if raw is None else raw)
-        problems = [f"{path_of(*path)}: {circle}" for path, circle in fallback_circles(settings)]
+        problems = [f"{path_of(*path)}: {cycle}" for path, cycle in fallback_cycles(settings)]
     except pydantic.ValidationError as refused:
         problems = list(_problems(refused.errors(include_url=False)))
-    if problems:  # out here, so that the error's context does not have the refused values
+    if problems:  # outside `except`, so that its context does not hold the refused values
         raise ConfigError(problems)
     return settings
 
@@ -60,12 +60,12 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
     misnamed = {error["loc"][:-1] for error in errors if error["type"] == "extra_forbidden"}
     for error in errors:
         kind, loc, value = error["type"], error["loc"], error["input"]
-        if kind == "string_type" and loc[-1] == "[key]":  # a name in a mapping that is no section
+        if kind == "string_type" and loc[-1] == "[key]":  # a name in a plain mapping
             kind, loc = "invalid_key", loc[:-1]
         if kind == "missing" and loc[:-1] in misnamed:
             continue
         place, name = (loc[:-1], loc[-1]) if kind in ("missing", "invalid_key") else (loc, "")
-        # Of the same name in both, as "name" may be, ours counts.
+        # Ours come last, since pydantic's context may have a "name" too.
         ours = {"got": described(value), "input": value, "msg": error["msg"], "name": name}
         message = _MESSAGES.get(kind, "{msg}").format_map({**error.get("ctx", {}), **ours})
         yield f"{path_of(*place)}: {message}"

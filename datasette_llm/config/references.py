@@ -1,93 +1,103 @@
-"""Model references, and what can be said of requests for a model, for a purpose and for all."""
+"""Which model references the configuration has, and which of them count for a purpose."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from __future__ import annotations
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
-from pydantic_core import PydanticCustomError
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from .values import Section, described, listed, option, refusal, secret_name, thawed
-
-# More is a mistake in the unit: a day of seconds, as many retries as nobody waits for.
-MAX_SECONDS = 86_400
-MAX_RETRIES = 20
-MAX_CONCURRENCY = 100_000
-
-
-def _reference(value: object) -> object:
-    if isinstance(value, Mapping | ModelReference):
-        return value
-    if isinstance(value, str) and value.strip():
-        return {"model": value}
-    raise refusal('a model id, or a mapping with "model"', described(value))
+from .settings import (
+    CallSettings,
+    EndpointSettings,
+    FallbackReference,
+    ModelReference,
+    Path,
+    Settings,
+)
 
 
-def _seconds(value: object) -> float:
-    # One message for all numbers that are none, too: NaN, infinity, one too large for a float.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise refusal("a number of seconds, without quotes", described(value))
-    if not 0 < value <= MAX_SECONDS:
-        limits = f"expected seconds, more than 0 and at most {MAX_SECONDS:,}"
-        raise PydanticCustomError("refusal", limits)
-    return float(value)
+class ModelSection(NamedTuple):
+    """A section of the configuration that is about one model.
+
+    Attributes:
+        path: where it stands.
+        model_id: the model, its aliases resolved.
+        section: a reference or an endpoint.
+    """
+
+    path: Path
+    model_id: str
+    section: ModelReference | EndpointSettings
 
 
-Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Ids = Annotated[tuple[Id, ...], BeforeValidator(listed)]
-SecretName = Annotated[str, BeforeValidator(secret_name)]
-_Option = Annotated[Any, AfterValidator(option)]
-_Seconds = Annotated[float, BeforeValidator(_seconds)]
-_Retries = Annotated[int, Field(ge=0, le=MAX_RETRIES)]
-_Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
+def references_for(
+    settings: Settings, purpose: str | None, canonical: Callable[[str], str] = str
+) -> Iterator[ModelSection]:
+    """The sections about models that count for a purpose, the most specific first.
+
+    This order is the one precedence of datasette-llm: the purpose's `models`, its `model`,
+    `default_model`, the endpoints.
+
+    Args:
+        settings: the parsed configuration.
+        purpose: any name; one without settings has what counts for all.
+        canonical: turns aliases into ids; without it names stay as they are written.
+    """
+    for path, section in _sections_for(settings, purpose):
+        if section is not None:
+            yield ModelSection(path, canonical(section.model), section)
 
 
-class AttemptSettings(Section):
-    """What can be said of each request to a provider; None where a setting is absent."""
-
-    idle_timeout: _Seconds | None = Field(default=None, title="seconds")
-    """Ends a request after so long without an event, the first one included."""
-    retries: _Retries | None = Field(default=None, title="number")
-    """How often a request that failed before its first event is made again; otherwise 2."""
-    max_concurrency: _Concurrency | None = Field(default=None, title="number")
-    """How many requests may be under way at once; the others wait their turn."""
-
-
-class CallSettings(AttemptSettings):
-    """What can be said of a prompt with all its attempts; None where a setting is absent."""
-
-    timeout: _Seconds | None = Field(default=None, title="seconds")
-    """Ends a prompt, waiting and attempts included; of a chain each step."""
-    fallbacks: "FallbackReferences | None" = Field(default=None, title="list of references")
-    """Asked in order when a prompt has failed for good before its first event."""
+def default_reference(
+    settings: Settings, purpose: str | None
+) -> tuple[Path, ModelReference] | None:
+    """The reference that names the default model of a purpose, and its path, or None."""
+    own = settings.for_purpose(purpose)
+    if own is not None and own.model is not None:
+        return ("purposes", str(purpose), "model"), own.model
+    if settings.default_model is not None:
+        return ("default_model",), settings.default_model
+    return None
 
 
-class FallbackReference(AttemptSettings):
-    """A model that answers when another cannot; its options are read-only all the way down."""
+def references(settings: Settings) -> Iterator[tuple[Path, FallbackReference]]:
+    """Every reference with its path, in configuration order; fallbacks after what has them.
 
-    misplaced: ClassVar[Mapping[str, str]] = {
-        "fallbacks": "a fallback has none here; list them after it",
-        "timeout": "a fallback has none; that of the model asked for holds for all attempts",
-    }
-    model: Id
-    key: SecretName | None = None
-    options: Annotated[Mapping[str, _Option], AfterValidator(MappingProxyType)] = Field(
-        default={}, validate_default=True
-    )
+    Args:
+        settings: the parsed configuration.
+    """
+    sections: list[tuple[Path, CallSettings | None]] = [
+        (("default_model",), settings.default_model),
+        ((), settings),
+        *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
+    ]
+    for name, purpose in settings.purposes.items():
+        place = ("purposes", name)
+        listed = enumerate(purpose.models or ())
+        sections += [((*place, "model"), purpose.model), (place, purpose)]
+        sections += [((*place, "models", number), each) for number, each in listed]
+    for path, section in sections:
+        if isinstance(section, ModelReference):
+            yield path, section
+        for number, fallback in enumerate((section.fallbacks if section else None) or ()):
+            yield (*path, "fallbacks", number), fallback
 
-    def plain_options(self) -> dict[str, Any]:
-        """The options as a fresh copy in ordinary dicts and lists, which models and JSON take."""
-        return {name: thawed(value) for name, value in self.options.items()}
+
+def secret_names(settings: Settings) -> tuple[str, ...]:
+    """The secrets that references and endpoints name, each once, in configuration order."""
+    keys = [reference.key for _, reference in references(settings)]
+    keys += [endpoint.key for endpoint in settings.endpoints]
+    return tuple(dict.fromkeys(key for key in keys if key))
 
 
-class ModelReference(FallbackReference, CallSettings):
-    """A model as the configuration names it, with all that can be said of it."""
-
-
-_FallbackReference = Annotated[FallbackReference, BeforeValidator(_reference)]
-FallbackReferences = Annotated[tuple[_FallbackReference, ...], BeforeValidator(listed)]
-Reference = Annotated[ModelReference, BeforeValidator(_reference)]
-References = Annotated[tuple[Reference, ...], BeforeValidator(listed)]
-
-CallSettings.model_rebuild()
-ModelReference.model_rebuild()
+def _sections_for(
+    settings: Settings, purpose: str | None
+) -> Iterator[tuple[Path, ModelReference | EndpointSettings | None]]:
+    own = settings.for_purpose(purpose)
+    if own is not None:
+        place = ("purposes", str(purpose))
+        for number, reference in enumerate(own.models or ()):
+            yield (*place, "models", number), reference
+        yield (*place, "model"), own.model
+    yield ("default_model",), settings.default_model
+    for number, endpoint in enumerate(settings.endpoints):
+        yield ("endpoints", number), endpoint

@@ -1,6 +1,6 @@
-"""The settings of datasette-llm: frozen, typed, each with what it means.
+"""The settings of datasette-llm: frozen and typed.
 
-Adding a setting is adding a field; its title and docstring are its row in the documentation.
+To add a setting, add a field; its title and docstring are its row in the documentation.
 """
 
 import json
@@ -8,26 +8,62 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_core import PydanticUndefined
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
-from .references import (
-    CallSettings,
-    FallbackReference,
-    Id,
-    Ids,
-    ModelReference,
-    Reference,
-    References,
-    SecretName,
+from .values import (
+    Section,
+    address,
+    described,
+    http_headers,
+    listed,
+    option,
+    quoted,
+    refusal,
+    secret_name,
+    thawed,
 )
-from .values import Section, address, http_headers, listed, quoted, refusal
+
+# The keys and indexes that lead to a setting, from `datasette-llm` downwards.
+Path = tuple[str | int, ...]
+
+# More than these is a mistake, such as milliseconds for seconds.
+MAX_SECONDS = 86_400
+MAX_RETRIES = 20
+MAX_CONCURRENCY = 100_000
+
+
+def _reference(value: object) -> object:
+    if isinstance(value, Mapping | ModelReference):
+        return value
+    if isinstance(value, str) and value.strip():
+        return {"model": value}
+    raise refusal('a model id, or a mapping with "model"', described(value))
+
+
+def _seconds(value: object) -> float:
+    # Also refuses NaN, infinity, and what is too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refusal("a number of seconds, without quotes", described(value))
+    if not 0 < value <= MAX_SECONDS:
+        limits = f"expected seconds, more than 0 and at most {MAX_SECONDS:,}"
+        raise PydanticCustomError("refusal", limits)
+    return float(value)
+
+
+Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Ids = Annotated[tuple[Id, ...], BeforeValidator(listed)]
+SecretName = Annotated[str, BeforeValidator(secret_name)]
+_Option = Annotated[Any, AfterValidator(option)]
+_Seconds = Annotated[float, BeforeValidator(_seconds)]
+_Retries = Annotated[int, Field(ge=0, le=MAX_RETRIES)]
+_Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
 
 
 def _log(value: object) -> object:
-    # `log: true` is a log with the defaults; None stands for none.
+    # `log: true` is a log with the defaults, `log: false` no log.
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
@@ -40,6 +76,57 @@ _Address = Annotated[str, BeforeValidator(address)]
 _Headers = Annotated[Mapping[str, str], AfterValidator(http_headers)]
 
 
+class AttemptSettings(Section):
+    """Settings of each request to a provider; None where a setting is absent."""
+
+    idle_timeout: _Seconds | None = Field(default=None, title="seconds")
+    """Ends a request after so long without an event, the first one included."""
+    retries: _Retries | None = Field(default=None, title="number")
+    """How often a request that failed before its first event is made again; otherwise 2."""
+    max_concurrency: _Concurrency | None = Field(default=None, title="number")
+    """How many requests may run at once; the others wait their turn."""
+
+
+class CallSettings(AttemptSettings):
+    """Settings of a prompt with all its attempts; None where a setting is absent."""
+
+    timeout: _Seconds | None = Field(default=None, title="seconds")
+    """Ends a prompt, waiting and attempts included; of a chain each step."""
+    fallbacks: "FallbackReferences | None" = Field(default=None, title="list of references")
+    """Asked in order when a prompt has failed for good before its first event."""
+
+
+class FallbackReference(AttemptSettings):
+    """A model that is asked when another has failed; its options are deeply read-only."""
+
+    misplaced: ClassVar[Mapping[str, str]] = {
+        "fallbacks": "a fallback has none here; list them after it",
+        "timeout": "a fallback has none; that of the model asked for holds for all attempts",
+    }
+    model: Id
+    key: SecretName | None = None
+    options: Annotated[Mapping[str, _Option], AfterValidator(MappingProxyType)] = Field(
+        default={}, validate_default=True
+    )
+
+    def plain_options(self) -> dict[str, Any]:
+        """The options as a fresh copy in ordinary dicts and lists, which models and JSON take."""
+        return {name: thawed(value) for name, value in self.options.items()}
+
+
+class ModelReference(FallbackReference, CallSettings):
+    """A model with its settings, as the configuration refers to it."""
+
+
+_FallbackReference = Annotated[FallbackReference, BeforeValidator(_reference)]
+FallbackReferences = Annotated[tuple[_FallbackReference, ...], BeforeValidator(listed)]
+Reference = Annotated[ModelReference, BeforeValidator(_reference)]
+References = Annotated[tuple[Reference, ...], BeforeValidator(listed)]
+
+CallSettings.model_rebuild()
+ModelReference.model_rebuild()
+
+
 class PriceSettings(Section):
     """What a model costs, in US dollars a million tokens."""
 
@@ -48,7 +135,7 @@ class PriceSettings(Section):
 
 
 class LogSettings(Section):
-    """What is kept on record, and for how long."""
+    """What the call log records, and for how long."""
 
     content: bool = Field(default=False, title="bool")
     """Record prompts and responses too, not only their sizes."""
@@ -63,14 +150,14 @@ class LogSettings(Section):
 
 
 class PurposeLogSettings(Section):
-    """What one purpose's records hold; None where that is as for all."""
+    """What is recorded for one purpose; None where that is as for all."""
 
     content: bool | None = Field(default=None, title="bool")
     """As `log.content`, for this purpose."""
 
 
 class PurposeSettings(CallSettings):
-    """What the configuration says about one purpose; None where a setting is absent."""
+    """The settings of one purpose; None where a setting is absent."""
 
     model: Reference | None = Field(default=None, title="reference")
     """The default for this purpose."""
@@ -94,7 +181,7 @@ class EndpointSettings(CallSettings):
     """Other names for it here."""
     key: SecretName | None = Field(default=None, title="name of a secret")
     """Holds the server's key; without it the server needs none."""
-    # Some of them are credentials, so they are kept out of what is printed.
+    # Some of them are credentials, which a repr must not show.
     headers: _Headers = Field(default={}, validate_default=True, repr=False, title="mapping")
     """Sent with each request."""
     can_stream: bool = Field(default=True, title="bool")
@@ -120,7 +207,7 @@ def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSetting
 
 
 class ConsultantSettings(Section):
-    """What a table's profile holds when advice about the table is asked for."""
+    """Settings of table profiles, which requests for advice about a table send."""
 
     values: Literal["none", "top", "sample"] = Field(default="top", title="none, top or sample")
     """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
@@ -131,7 +218,7 @@ class ConsultantSettings(Section):
 
 
 class Settings(CallSettings):
-    """What stands under `plugins: datasette-llm:`; None where a setting is absent."""
+    """All settings under `plugins: datasette-llm:`; None where a setting is absent."""
 
     default_model: Reference | None = Field(default=None, title="reference")
     """Used when none is named."""
@@ -142,7 +229,7 @@ class Settings(CallSettings):
     require_keys: bool = Field(default=True, title="bool")
     """List only models whose key is set."""
     threads: _Threads = Field(default=4, title="number")
-    """How many requests to models without an async version may be under way at once."""
+    """How many requests to models without an async version may run at once."""
     endpoints: Annotated[
         tuple[EndpointSettings, ...], BeforeValidator(listed), AfterValidator(_endpoints)
     ] = Field(default=(), title="list")
@@ -156,12 +243,16 @@ class Settings(CallSettings):
         default={}, validate_default=True
     )
 
+    def for_purpose(self, purpose: str | None) -> PurposeSettings | None:
+        """The settings of a purpose, or None where it has none of its own."""
+        return self.purposes.get(purpose) if purpose is not None else None
+
 
 def path_of(*parts: str | int) -> str:
-    """Where a setting stands, as problems and warnings name it.
+    """The path of a setting, as problems and warnings show it.
 
     Args:
-        *parts: names of mappings and numbers of lists, from `datasette-llm` downwards.
+        *parts: keys and indexes, from `datasette-llm` downwards.
     """
     return f"plugins.datasette-llm{''.join(map(_step, parts))}"
 
@@ -171,38 +262,8 @@ def _step(part: str | int) -> str:
     return f".{part}" if re.fullmatch(r'"[\w-]+"', shown) else f"[{shown}]"
 
 
-def references(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], FallbackReference]]:
-    """Every model reference with its path, in configuration order; fallbacks after what has them.
-
-    Args:
-        settings: the parsed configuration.
-    """
-    sections: list[tuple[tuple[str | int, ...], CallSettings | None]] = [
-        (("default_model",), settings.default_model),
-        ((), settings),
-        *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
-    ]
-    for name, purpose in settings.purposes.items():
-        place = ("purposes", name)
-        listed = enumerate(purpose.models or ())
-        sections += [((*place, "model"), purpose.model), (place, purpose)]
-        sections += [((*place, "models", number), each) for number, each in listed]
-    for path, section in sections:
-        if isinstance(section, ModelReference):
-            yield path, section
-        for number, fallback in enumerate((section.fallbacks if section else None) or ()):
-            yield (*path, "fallbacks", number), fallback
-
-
-def secret_names(settings: Settings) -> tuple[str, ...]:
-    """The secrets that references and endpoints name, each once, in configuration order."""
-    keys = [reference.key for _, reference in references(settings)]
-    keys += [endpoint.key for endpoint in settings.endpoints]
-    return tuple(dict.fromkeys(key for key in keys if key))
-
-
 def settings_table() -> list[tuple[str, str, str, str]]:
-    """Every setting for the documentation: its path, type, default and description."""
+    """The rows of the documentation's table: path, type, default and description."""
     return [
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),
@@ -215,7 +276,7 @@ def settings_table() -> list[tuple[str, str, str, str]]:
 
 def _rows(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     for name, field in section.fields_in_order().items():
-        # What may stand in several places is told once.
+        # A setting that several sections share has one row.
         if field.title and not (prefix and name in CallSettings.model_fields):
             yield f"{prefix}{name}", field.title, _default(field.default), field.description or ""
 

@@ -1,6 +1,6 @@
-"""What a value of the configuration may be: checked, and told of without showing it.
+"""Checks of single values, with messages that never show the value.
 
-A value in a wrong place may be a pasted API key, so that a message names its kind at most.
+A value in a wrong place may be a pasted API key, so messages name its kind at most.
 """
 
 import difflib
@@ -19,17 +19,17 @@ from pydantic_core import PydanticCustomError
 _SHOWN_CHARS = 60
 _OPTION_VALUES = 10_000
 _OPTION_LEVELS = 20
-# What is very long, or long with both small letters and digits, looks like a pasted key.
+# Text that is very long, or long with both small letters and digits, looks like a pasted key.
 _SECRET_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{,18}|[A-Z_][A-Z0-9_]{19,63}|[A-Za-z_]{20,64}")
 # One long word with small letters and digits may be a key that was pasted in the wrong place.
 _KEY_LIKE = re.compile(r"(?=.*[a-z])(?=.*[0-9])\S{20,}")
-# Within a name, which may be long and have numbers, only this can be one.
+# A name may be long and have numbers; only this part of one looks like a key.
 _KEY_WITHIN = re.compile("(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16}")
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
 class Section(pydantic.BaseModel):
-    """A mapping of the configuration that knows its settings."""
+    """A mapping of the configuration with a fixed set of settings."""
 
     model_config = pydantic.ConfigDict(
         frozen=True,
@@ -40,18 +40,18 @@ class Section(pydantic.BaseModel):
     )
 
     misplaced: ClassVar[Mapping[str, str]] = {}
-    """Settings of others that are looked for here, and what to do instead."""
+    """Settings of other sections that people try here, and what to do instead."""
 
     @classmethod
     def fields_in_order(cls) -> dict[str, FieldInfo]:
-        """The settings, its own before those that it shares with other sections."""
+        """The settings, the section's own before inherited ones."""
         own = cls.__annotations__
         return dict(sorted(cls.model_fields.items(), key=lambda field: field[0] not in own))
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _explain_unknown(cls, value: object) -> object:
-        # An unknown setting's value may be a key: pydantic finds, and tells, a hint in its place.
+        # An unknown setting's value may be a key: replace it by a hint, which pydantic reports.
         if not isinstance(value, Mapping):
             example = f"{{{next(iter(cls.fields_in_order()))}: …}}"
             raise refusal(f"a mapping such as {example}", described(value))
@@ -70,7 +70,7 @@ class Section(pydantic.BaseModel):
 
 
 def quoted(text: str) -> str:
-    """A text in quotes, cut short, on one line; without what can only be a key."""
+    """A text in quotes, shortened, on one line; of what looks like a key only the start."""
     shown = 2 if _KEY_WITHIN.search(text[: 2 * _SHOWN_CHARS]) else _SHOWN_CHARS
     cut = text if len(text) <= shown else f"{text[: max(2, shown - 1)]}…"
     quoted = json.dumps(cut, ensure_ascii=False)
@@ -78,8 +78,7 @@ def quoted(text: str) -> str:
 
 
 def described(value: object) -> str:
-    """The kind of a value."""
-    # Only its kind: what stands in a wrong place may be a key.
+    """The kind of a value; never the value, which may be a key."""
     match value:
         case None | bool():
             return json.dumps(value)
@@ -95,7 +94,7 @@ def described(value: object) -> str:
 
 
 def hinted(name: str, known: Sequence[str]) -> tuple[str, str]:
-    """An unknown setting as it may be shown, and what may have been meant."""
+    """The name of an unknown setting as it may be shown, and a hint."""
     name = name.encode(errors="replace").decode()  # lone surrogates stop pydantic
     head, *rest = re.split(r"[:=\s]", name, maxsplit=1)
     if rest:  # YAML reads {model: x, key:sk-1} as a setting "key:sk-1": show no more than "key"
@@ -112,7 +111,7 @@ def refusal(expected: str, got: str) -> PydanticCustomError:
 
 
 def listed(value: object) -> object:
-    """A list as a tuple; a text is refused with the list that was meant."""
+    """A list as a tuple; a text is refused, and the list to write is shown."""
     if isinstance(value, str) and _KEY_LIKE.fullmatch(value):
         raise refusal("a list", 'text; write it as ["…"]')
     if isinstance(value, str) and value:
@@ -122,7 +121,7 @@ def listed(value: object) -> object:
 
 
 def secret_name(value: object) -> str:
-    """The name of a secret, which a pasted key is refused as."""
+    """The name of a secret; what looks like a pasted key is refused."""
     if isinstance(value, str) and _SECRET_NAME.fullmatch(value):
         return value
     expected = "expected the name of a secret, such as OPENAI_API_KEY"
@@ -131,24 +130,8 @@ def secret_name(value: object) -> str:
 
 
 def option(value: object) -> object:
-    """An option of a model, read-only all the way down."""
+    """An option of a model, deeply read-only."""
     return _frozen(value, iter(range(_OPTION_VALUES)), _OPTION_LEVELS)
-
-
-def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
-    if not levels or next(spare, None) is None:
-        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
-        raise refusal(limits, "more, or something that contains itself")
-    match value:
-        case None | bool() | int() | float() | str() | bytes() | date():
-            return value
-        case list() | tuple():
-            return tuple(_frozen(item, spare, levels - 1) for item in value)
-        case set() | frozenset():
-            return frozenset(_frozen(item, spare, levels - 1) for item in value)
-        case Mapping():
-            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
-    raise refusal("a value that YAML can hold", described(value))
 
 
 def thawed(value: Any) -> Any:
@@ -170,6 +153,36 @@ def address(value: object) -> str:
     return text.rstrip("/")
 
 
+def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
+    """HTTP headers that can be sent, without space around them; their values are never shown."""
+    # A file that a value comes from ends with a line end.
+    value = {name: text.strip() for name, text in value.items()}
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise PydanticCustomError("refusal", "a name is not one that a header can have")
+        if not (text.isascii() and text.isprintable()):
+            # In braces, as pydantic would fill in what looks like a place for a value.
+            problem = "{name}: expected one line of ASCII text"
+            raise PydanticCustomError("refusal", problem, {"name": quoted(name)[1:-1]})
+    return MappingProxyType(value)
+
+
+def _frozen(value: object, spare: Iterator[int], levels: int) -> object:
+    if not levels or next(spare, None) is None:
+        limits = f"at most {_OPTION_VALUES:,} values on {_OPTION_LEVELS} levels"
+        raise refusal(limits, "more, or something that contains itself")
+    match value:
+        case None | bool() | int() | float() | str() | bytes() | date():
+            return value
+        case list() | tuple():
+            return tuple(_frozen(item, spare, levels - 1) for item in value)
+        case set() | frozenset():
+            return frozenset(_frozen(item, spare, levels - 1) for item in value)
+        case Mapping():
+            return MappingProxyType({k: _frozen(v, spare, levels - 1) for k, v in value.items()})
+    raise refusal("a value that YAML can hold", described(value))
+
+
 def _address_problem(text: str) -> str | None:
     try:
         parts = urlsplit(text)
@@ -187,17 +200,3 @@ def _address_problem(text: str) -> str | None:
     if parts.path.rstrip("/").endswith("/completions"):
         return "leave out /chat/completions, which is added for each request"
     return None
-
-
-def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
-    """HTTP headers that can be sent, without space around them; their values are never shown."""
-    # A file that a value comes from ends with a line end.
-    value = {name: text.strip() for name, text in value.items()}
-    for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise PydanticCustomError("refusal", "a name is not one that a header can have")
-        if not (text.isascii() and text.isprintable()):
-            # In braces, as pydantic would fill in what looks like a place for a value.
-            problem = "{name}: expected one line of ASCII text"
-            raise PydanticCustomError("refusal", problem, {"name": quoted(name)[1:-1]})
-    return MappingProxyType(value)

@@ -9,14 +9,13 @@ from .. import instance
 from ..access.keys import KeyStatus, candidates
 from ..access.snapshot import Snapshot
 from ..calls.limiter import LimiterRegistry
-from ..config.settings import references
+from ..config.references import references
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ..access.call_policy import CallPolicy, Fallback
-    from ..config.references import AttemptSettings
-    from ..config.settings import Settings
+    from ..config.settings import AttemptSettings, Settings
 
 Row = dict[str, Any]
 
@@ -106,8 +105,8 @@ class CallPolicies:
     def _limits(self, plan: CallPolicy) -> list[Row]:
         limits = []
         for limit in plan.limits:
-            kind, name = limit.gate
-            gate = self._busy.get(limit.gate)
+            kind, name = limit.limiter
+            gate = self._busy.get(limit.limiter)
             limits.append(
                 {
                     kind: name or None,

@@ -1,9 +1,9 @@
-"""The only place that calls our plugin hooks.
+"""Calls of the plugin hooks; no other module calls them.
 
-Each implementation is called by itself rather than through `pm.hook`, because we need the
-name of the plugin for messages, because one that raises must not silence the others, and
-because a coroutine must be awaited before the next implementation can fail. Wrappers of a
-hook (`hookimpl(wrapper=True)`) have no place in that, and are not called.
+Each implementation is called separately rather than through `pm.hook`, because messages name
+the plugin, because one that raises must not keep the others from being called, and because a
+coroutine must be awaited before the next implementation is called. Hook wrappers
+(`hookimpl(wrapper=True)`) are therefore not supported, and not called.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def plugins_with(datasette: Datasette, hook: str) -> list[str]:
 
 
 async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
-    """Ask every implementation of a hook.
+    """Call every implementation of a hook.
 
     Returns:
-        (plugin name, answer) for each answer that is not None, in hook order.
+        (plugin name, result) for each result that is not None, in hook order.
 
     Raises:
-        Exception: what the first implementation to fail raised; later ones are not asked.
+        Exception: what the first implementation to fail raised; later ones are not called.
     """
     answers = []
     for plugin, call in _implementations(datasette, hook, arguments):
@@ -68,7 +68,7 @@ async def default_model(
 ) -> tuple[str, str] | None:
     """The first default that a plugin names, as (plugin name, model id), or None.
 
-    None also inside one of these hooks, which may want to look at the models that there are.
+    Inside one of these hooks it is None, so that the hook may list models.
 
     Raises:
         Exception: what a plugin raised.
@@ -77,10 +77,10 @@ async def default_model(
     answer = await try_default_model(datasette, purpose, actor)
     if answer is None:
         return None
-    plugin, named = answer
-    if isinstance(named, Exception):
-        raise named
-    return plugin, named
+    plugin, model_id = answer
+    if isinstance(model_id, Exception):
+        raise model_id
+    return plugin, model_id
 
 
 async def try_default_model(
@@ -89,16 +89,16 @@ async def try_default_model(
     actor: Mapping[str, Any] | None,
     limit_s: float | None = None,
 ) -> tuple[str, str | Exception] | None:
-    """As `default_model`, but what a plugin raises is its answer, and so is that it hangs."""
+    """As `default_model`, but an exception or a timeout of a plugin is returned as its result."""
     if any(_asking_for_default.get()):
         return None
-    # A list, because a task that the hook starts has a copy of the variable for good.
+    # A list that is cleared at the end, because tasks started by the hook keep the variable.
     asking = [True]
     token = _asking_for_default.set(asking)
     try:
         arguments = {"purpose": purpose, "actor": actor}
         for plugin, call in _implementations(datasette, "llm_default_model", arguments):
-            answer = await _tried("llm_default_model", plugin, _named(plugin, call), limit_s)
+            answer = await _bounded("llm_default_model", plugin, _default_of(plugin, call), limit_s)
             if answer is not None:
                 return plugin, answer
         return None
@@ -107,33 +107,20 @@ async def try_default_model(
         _asking_for_default.reset(token)
 
 
-async def _named(plugin: str, call: Callable[[], Any]) -> str | None:
-    answer = await _resolved(call())
-    if answer is None:
-        return None
-    model_id = getattr(answer, "model_id", answer)
-    if not isinstance(model_id, str):
-        raise HookError(
-            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
-            "a model id, or None"
-        )
-    return model_id
-
-
 async def filter_models(
     datasette: Datasette,
     models: Sequence[AnyModel],
     purpose: str | None,
     actor: Mapping[str, Any] | None,
 ) -> list[tuple[str, frozenset[str]]]:
-    """What each filter keeps of some models.
+    """The models that each filter keeps.
 
     Returns:
         (plugin name, ids of the models it keeps) for each plugin with an opinion, in hook
-        order; every plugin was shown the whole list.
+        order; every plugin got the whole list.
 
     Raises:
-        Exception: what the first plugin to fail raised; later ones are not asked.
+        Exception: what the first plugin to fail raised; later ones are not called.
         HookError: a plugin returned something other than models.
     """
     kept = []
@@ -151,16 +138,49 @@ async def try_filter_models(
     actor: Mapping[str, Any] | None,
     limit_s: float | None = None,
 ) -> list[tuple[str, frozenset[str] | Exception]]:
-    """As `filter_models`, but what a plugin raises is its answer, and all plugins are asked.
+    """As `filter_models`, but an exception is a plugin's result, and all plugins are called.
 
-    Each has `limit_s` seconds; one that takes longer has failed.
+    A plugin that takes longer than `limit_s` seconds has failed.
     """
     answers = []
     for plugin, work in _filters(datasette, models, purpose, actor):
-        answer = await _tried("llm_filter_models", plugin, work(), limit_s)
+        answer = await _bounded("llm_filter_models", plugin, work(), limit_s)
         if answer is not None:
             answers.append((plugin, answer))
     return answers
+
+
+def group_exits(
+    datasette: Datasette, group: object
+) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
+    """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
+    for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
+        yield plugin, partial(_awaited, call)
+
+
+def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
+    """The error of third-party code that raised CancelledError without us being cancelled.
+
+    Raises:
+        CancelledError: the current task is being cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+    return HookError(f"{who} was cancelled from inside: it awaited something that was")
+
+
+async def _default_of(plugin: str, call: Callable[[], Any]) -> str | None:
+    answer = await _resolved(call())
+    if answer is None:
+        return None
+    model_id = getattr(answer, "model_id", answer)
+    if not isinstance(model_id, str):
+        raise HookError(
+            f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
+            "a model id, or None"
+        )
+    return model_id
 
 
 def _filters(
@@ -172,18 +192,18 @@ def _filters(
     known = frozenset(model.model_id for model in models)
     arguments = {"purpose": purpose, "actor": actor}
     for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
-        # A list of its own for each plugin, since a plugin may edit what it is given.
-        yield plugin, partial(_kept, plugin, partial(call, models=list(models)), known)
+        # A new list for each plugin, since a plugin may modify its argument.
+        yield plugin, partial(_filtered_ids, plugin, partial(call, models=list(models)), known)
 
 
-async def _kept(
+async def _filtered_ids(
     plugin: str, call: Callable[[], Any], known: frozenset[str]
 ) -> frozenset[str] | None:
     answer = await _resolved(call())
-    return None if answer is None else _kept_ids(plugin, answer) & known
+    return None if answer is None else _ids_of(plugin, answer) & known
 
 
-async def _tried(
+async def _bounded(
     hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
 ) -> _T | Exception:
     who = f"{hook} of plugin {plugin!r}"
@@ -193,35 +213,15 @@ async def _tried(
             return await work
     except asyncio.CancelledError as error:
         return not_ours(error, who)
-    except Exception as error:  # a stranger's code ran
+    except Exception as error:  # third-party code
         return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
 
 
-def group_exits(
-    datasette: Datasette, group: object
-) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]]:
-    """(plugin name, work) for each implementation of `llm_group_exit`, in hook order."""
-    for plugin, call in _implementations(datasette, "llm_group_exit", {"group": group}):
-        yield plugin, partial(_called, call)
-
-
-async def _called(call: Callable[[], Any]) -> Any:
+async def _awaited(call: Callable[[], Any]) -> Any:
     return await _resolved(call())
 
 
-def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
-    """The error of a stranger's code that let a CancelledError out which nobody sent us.
-
-    Raises:
-        CancelledError: we are being cancelled, so it was sent to us.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise error
-    return HookError(f"{who} was cancelled from inside: it awaited something that was")
-
-
-def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
+def _ids_of(plugin: str, answer: object) -> frozenset[str]:
     ids = []
     iterable = not isinstance(answer, str) and hasattr(answer, "__iter__")
     for item in answer if iterable else [None]:  # type: ignore[attr-defined]  # checked above
@@ -236,7 +236,7 @@ def _kept_ids(plugin: str, answer: object) -> frozenset[str]:
 
 
 async def _resolved(value: Any) -> Any:
-    """What a hook's answer comes to; like Datasette's hooks ours may answer with a function."""
+    """The final value of a hook's result: as in Datasette it may be a function or awaitable."""
     if callable(value):
         value = value()
     return await value if inspect.isawaitable(value) else value

@@ -1,7 +1,7 @@
 """The hooks that datasette-llm offers to other plugins.
 
 An implementation may take any subset of the arguments, and may be a plain function or a
-coroutine function. An actor is Datasette's actor dictionary, or None for nobody.
+coroutine function. An actor is Datasette's actor dictionary, or None.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def llm_prompt_context(
     purpose: str | None,
     actor: dict[str, Any] | None,
 ) -> Any:
-    """Wrap a call: everything from before the provider hears of it to its true end.
+    """Wrap a call, from before its first request until it has ended.
 
-    Asked once for each `prompt()`, conversation turn and `reply()`, and once for a whole
-    chain. `prompt` is the text the caller gave, for a chain that of its first step.
+    Called once for each `prompt()`, conversation turn and `reply()`, and once for a whole
+    chain. `prompt` is the caller's text, for a chain that of its first step.
 
     Return None to take no part, or a function that takes a `PromptResult` and returns an
     async context manager. Contexts are entered in hook order and left in reverse order, in
-    one task. What is raised before the `yield` blocks the call. At the `yield` arrives what
-    ended the call: nothing on success (the response is complete then), the provider's error,
-    or `ResponseCancelledError`. Swallowing it does not make the call succeed; raising
-    another error after a success makes it fail.
+    one task. An error raised before the `yield` blocks the call. A call that fails raises the
+    provider's error or `ResponseCancelledError` at the `yield`; after a success the response
+    is complete there. Swallowing the error does not make the call succeed; raising an error
+    after a success makes the call fail.
     """
 
 
@@ -44,11 +44,10 @@ def llm_prompt_context(
 def llm_group_exit(datasette: Datasette, group: Any) -> Any:
     """A group has been left, and all of its responses have ended.
 
-    `group` is a `datasette_llm.Group`.
-
-    Called exactly once a group, whichever way it was left; `group.error` says which. May
-    return an awaitable, which is awaited, shielded from cancellation. One that raises does
-    not keep the others from running; its error reaches the caller if nothing else did.
+    Called exactly once for each group, a `datasette_llm.Group`; `group.error` is the error that
+    it was left with, or None. May return an awaitable, which is awaited, shielded from
+    cancellation. If one raises, the others still run; its error is raised to the caller if there
+    is no other error.
     """
 
 
@@ -61,11 +60,11 @@ def llm_filter_models(
 ) -> Any:
     """Narrow the models that this actor may use for this purpose.
 
-    `models` are llm's own model objects, those that `LLM.models()` would show, plus the one
-    in question; where llm has no async one, its sync model is the `sync_model` of what stands
-    for it. Return those to keep (models or model ids), or None for no opinion. Filters
-    only narrow: what several of them keep is intersected, whatever their order, and models
-    that were not in `models` are ignored. What is raised reaches the caller.
+    `models` are llm's own model objects: those that `LLM.models()` would list, plus the one
+    in question. A model without an async version is represented by an async adapter, whose
+    `sync_model` is llm's model. Return the models or model ids to keep, or None for no opinion.
+    Filters only narrow: the results of several are intersected, in any order, and models that
+    were not in `models` are ignored. Exceptions reach the caller.
     """
 
 
@@ -76,11 +75,11 @@ def llm_default_model(
     """The model to use where the caller names none.
 
     Return a model id or alias, or None to leave it to the next plugin and then to the
-    configuration. The first answer is used, and policy is applied to it like to any other.
-    Inside this hook `LLM` knows only the configuration's defaults, so it may list models.
+    configuration. The first result is used, if the policy allows the model. Inside this hook
+    `LLM` uses only the configuration's defaults, so the hook may list models.
     """
 
 
 @hookspec
 def register_llm_purposes(datasette: Datasette) -> Any:
-    """The purposes this plugin uses models for: a list of `Purpose`, for people to see."""
+    """The purposes this plugin uses models for: a list of `Purpose`, shown to administrators."""

@@ -1,15 +1,14 @@
-"""Which models llm knows: a snapshot, taken off the event loop.
+"""The catalog of the models that llm knows, built outside the event loop.
 
-llm builds every model anew whenever it is asked, reads files for it, and some of its plugins
-ask their provider over the network. So a thread takes a snapshot, which is used until one of
+llm creates every model anew for each listing and reads files for it, and some of its plugins
+ask their provider over the network. So a thread builds a catalog, which is used until one of
 these is true:
 
-* an llm plugin was registered or unregistered, or `LLM_USER_PATH` or the endpoints of the
-  configuration were changed: seen at once, in memory, at each use; the user waits for the new
-  snapshot;
-* a file in llm's folder changed: looked at, in a thread, once a second at most, and always
-  before an id is called unknown; the user waits for the new snapshot;
-* the snapshot is a minute old: a new one is taken in the background.
+* an llm plugin was registered or unregistered, or `LLM_USER_PATH` or the configured endpoints
+  have changed: checked in memory at each use; the caller waits for the new catalog;
+* a file in llm's folder has changed: checked in a thread, once a second at most, and always
+  before an id is reported as unknown; the caller waits for the new catalog;
+* the catalog is a minute old: a new one is built in the background.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Entry:
     """A model that llm knows.
 
     Attributes:
-        model: llm's own async model object; a `ThreadedModel` where llm has none.
+        model: llm's own async model object; a `ThreadedModel` where llm has only a sync one.
         aliases: other names for it.
     """
 
@@ -70,13 +69,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that llm knew at one moment.
+    """The models that llm knows, as of one moment.
 
     Attributes:
         entries: every model by its id, in llm's order.
         names: the model id for every id and alias.
         problems: what went wrong while listing, one sentence each.
-        replaced: names of installed models that mean a model of an endpoint instead.
+        replaced: names of installed models that an endpoint has taken.
     """
 
     entries: Mapping[str, Entry]
@@ -85,7 +84,7 @@ class Catalog:
     replaced: frozenset[str] = frozenset()
 
     def canonical(self, name: str) -> str:
-        """The model id for an id or alias; a name that nobody knows stands for itself."""
+        """The model id for an id or alias; an unknown name is returned as it is."""
         return self.names.get(name, name)
 
     def canonical_set(self, names: Iterable[str]) -> frozenset[str]:
@@ -96,7 +95,7 @@ class Catalog:
         """The model with this id or alias.
 
         Raises:
-            ModelNotFoundError: there is none; the message says why and what to do.
+            ModelNotFoundError: there is none; the message explains what to do.
         """
         try:
             return self.entries[self.canonical(name)]
@@ -111,11 +110,79 @@ class Catalog:
         )
 
 
+@dataclass(slots=True)
+class CatalogSource:
+    """Keeps a Datasette instance's catalog up to date.
+
+    Attributes:
+        endpoints: the configured endpoints, whose models come after llm's own.
+    """
+
+    endpoints: tuple[EndpointSettings, ...] = ()
+    _catalog: Catalog | None = None
+    _origin: _Origin | None = None
+    _stamps: FileStamps = ()
+    _taken_at: float = 0.0
+    _checked_at: float = 0.0
+    _building: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    async def current(self, *, check_files: bool = False) -> Catalog:
+        """The current catalog.
+
+        Args:
+            check_files: check llm's files even if they were checked less than a second ago.
+        """
+        if self._catalog is None or self._origin != _Origin.now(self.endpoints):
+            # Again if a plugin was registered or unregistered meanwhile.
+            while self._catalog is None or self._origin != _Origin.now(self.endpoints):
+                await self.refresh()
+        else:
+            now = time.monotonic()
+            if check_files or now - self._checked_at > FILE_CHECK_S:
+                self._checked_at = now
+                # Again if the files changed meanwhile.
+                while await asyncio.to_thread(file_stamps) != self._stamps:
+                    await self.refresh()
+            if now - self._taken_at > MAX_AGE_S:
+                self._start_refresh()
+        assert self._catalog is not None
+        return self._catalog
+
+    async def find(self, name: str) -> tuple[Catalog, Entry]:
+        """The catalog, and the model with this id or alias in it.
+
+        Raises:
+            ModelNotFoundError: there is no such model, also after checking the files again.
+        """
+        catalog = await self.current()
+        if catalog.canonical(name) not in catalog.entries:
+            catalog = await self.current(check_files=True)
+        return catalog, catalog.get(name)
+
+    async def refresh(self) -> None:
+        """Build a new catalog, or wait for the one that is being built."""
+        # Shielded: several callers may wait for it, and one of them be cancelled.
+        await asyncio.shield(self._start_refresh())
+
+    def _start_refresh(self) -> asyncio.Task[None]:
+        loop = asyncio.get_running_loop()
+        running = self._building
+        if running is None or running.done() or running.get_loop() is not loop:
+            running = self._building = loop.create_task(self._take())
+        return running
+
+    async def _take(self) -> None:
+        self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
+            partial(_build, self.endpoints, self._catalog.entries if self._catalog else {})
+        )
+        self._taken_at = self._checked_at = time.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """What a snapshot was taken from; another origin calls for another snapshot."""
+    """What a catalog depends on, apart from files; if it changes, the catalog is rebuilt."""
 
-    # The plugins themselves, not their ids: as long as we hold one, no other has its id.
+    # The plugins themselves, not their ids, which Python may reuse.
     plugins: frozenset[Any]
     user_path: str | None
     endpoints: tuple[EndpointSettings, ...]
@@ -126,98 +193,31 @@ class _Origin:
         return cls(plugins, os.environ.get("LLM_USER_PATH"), endpoints)
 
 
-@dataclass(slots=True)
-class CatalogSource:
-    """Keeps a Datasette instance's snapshot fresh.
-
-    Attributes:
-        endpoints: those of the configuration, whose models come after llm's own.
-    """
-
-    endpoints: tuple[EndpointSettings, ...] = ()
-    _catalog: Catalog | None = None
-    _origin: _Origin | None = None
-    _stamps: FileStamps = ()
-    _taken_at: float = 0.0
-    _checked_at: float = 0.0
-    _refresh: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    async def current(self, *, check_files: bool = False) -> Catalog:
-        """The catalog as of now.
-
-        Args:
-            check_files: look at llm's files even if they were looked at a moment ago.
-        """
-        if self._catalog is None or self._origin != _Origin.now(self.endpoints):
-            # Again if a plugin came or went while the snapshot was being taken.
-            while self._catalog is None or self._origin != _Origin.now(self.endpoints):
-                await self._refreshed()
-        else:
-            now = time.monotonic()
-            if check_files or now - self._checked_at > FILE_CHECK_S:
-                self._checked_at = now
-                # Again if the files changed while a snapshot was being taken.
-                while await asyncio.to_thread(file_stamps) != self._stamps:
-                    await self._refreshed()
-            if now - self._taken_at > MAX_AGE_S:
-                self._start_refresh()
-        assert self._catalog is not None
-        return self._catalog
-
-    async def find(self, name: str) -> tuple[Catalog, Entry]:
-        """The catalog, and the model with this id or alias in it.
-
-        Raises:
-            ModelNotFoundError: there is no such model, also after another look at the files.
-        """
-        catalog = await self.current()
-        if catalog.canonical(name) not in catalog.entries:
-            catalog = await self.current(check_files=True)
-        return catalog, catalog.get(name)
-
-    async def _refreshed(self) -> None:
-        # Shielded: one of several waiting users may be cancelled.
-        await asyncio.shield(self._start_refresh())
-
-    def _start_refresh(self) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        running = self._refresh
-        if running is None or running.done() or running.get_loop() is not loop:
-            running = self._refresh = loop.create_task(self._take())
-        return running
-
-    async def _take(self) -> None:
-        self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
-            partial(_snapshot, self.endpoints, self._catalog.entries if self._catalog else {})
-        )
-        self._taken_at = self._checked_at = time.monotonic()
-
-
-def _snapshot(
+def _build(
     endpoints: tuple[EndpointSettings, ...], before: Mapping[str, Entry]
 ) -> tuple[Catalog, _Origin, FileStamps]:
-    # llm's own marks itself as loaded before it has loaded anything, so that a second thread
-    # would find an empty registry.
+    # Locked, since llm sets its "loaded" flag first, so that a second thread would find an
+    # empty registry.
     with _loading, without_garbage_collection():
         llm.plugins.load_plugins()
-    # Both before the models, so that a change in the meantime is seen as one.
+    # Both before the models, so that a change in the meantime is noticed.
     stamps, origin = file_stamps(), _Origin.now(endpoints)
     problems: list[str] = []
     registered = registered_models(problems)
-    registered = [_kept(item, before) for item in registered]
+    registered = [_reused(item, before) for item in registered]
     catalog = _catalog(registered, endpoint_models(endpoints), read_aliases(problems), problems)
     for problem in catalog.problems:
         logger.warning("%s", problem)
     return catalog, origin, stamps
 
 
-def _kept(item: Registered, before: Mapping[str, Entry]) -> Registered:
-    """The model of the snapshot before, where it was registered alike: it may be loaded."""
+def _reused(item: Registered, before: Mapping[str, Entry]) -> Registered:
+    """The model of the previous catalog if it is the same: its weights may be loaded."""
     known = before.get(item.model.model_id)
     if known is None or not isinstance(item.async_model, ThreadedModel):
         return item
-    kept: Any = known.model if item.async_model.same_as(known.model) else item.async_model
-    return Registered(item.model, kept, item.aliases)
+    model: Any = known.model if item.async_model.same_as(known.model) else item.async_model
+    return Registered(item.model, model, item.aliases)
 
 
 def _catalog(
@@ -231,13 +231,13 @@ def _catalog(
     replaced: set[str] = set()
     for number, item in enumerate([*installed, *endpoints]):
         model_id, aliases = _names(item, extra_aliases)
-        assert item.async_model is not None  # both sources see to it
+        assert item.async_model is not None  # both sources ensure it
         if number >= len(installed):
             replaced.update({model_id, *aliases} & names.keys())
         names.update(dict.fromkeys([*aliases, model_id], model_id))
         entries[model_id] = Entry(item.async_model, tuple(aliases))
     for model_id in [name for name in entries if names[name] != name]:
-        # As in llm, which gives the other model for this name too.
+        # As in llm, which resolves this name to the other model too.
         del entries[model_id]
         problems.append(
             f"Model {model_id!r} cannot be used: its id is also an alias of {names[model_id]!r}"
@@ -251,5 +251,5 @@ def _names(item: Registered, extra_aliases: Mapping[str, list[str]]) -> tuple[st
     model_id = (async_model or model).model_id
     aliases = [*item.aliases, *extra_aliases.get(model_id, ())]
     if model is not None and model.model_id != model_id:
-        aliases.append(model.model_id)  # the name that llm itself goes by
+        aliases.append(model.model_id)  # the name that llm itself uses
     return model_id, aliases

@@ -1,6 +1,6 @@
-"""What a stranger's exception carries: others behind it, an HTTP status, headers.
+"""Inspect third-party exceptions: cause chain, HTTP status, headers.
 
-The clients of providers, none of which we import, differ in where they put these.
+Providers' clients, none of which are imported here, differ in where they put these.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, Literal
 _MAX_ERRORS = 30
 
 
-def causes(error: BaseException, *, also_set_aside: bool = False) -> Iterator[BaseException]:
-    """An exception and those behind it, the outermost first, each once.
+def causes(error: BaseException, *, suppressed: bool = False) -> Iterator[BaseException]:
+    """An exception and its causes, the outermost first, each once.
 
     Args:
         error: the outermost.
-        also_set_aside: whether to follow those that were raised `from None` too.
+        suppressed: whether to follow contexts that `from None` suppressed too.
     """
     todo, seen = [error], set[int]()
     while todo and len(seen) < _MAX_ERRORS:
@@ -26,14 +26,14 @@ def causes(error: BaseException, *, also_set_aside: bool = False) -> Iterator[Ba
             continue
         seen.add(id(each))
         yield each
-        set_aside = each.__suppress_context__ and not also_set_aside
-        behind = each.__cause__ or (None if set_aside else each.__context__)
-        todo += [behind] if behind is not None else []
+        follow = suppressed or not each.__suppress_context__
+        cause = each.__cause__ or (each.__context__ if follow else None)
+        todo += [cause] if cause is not None else []
         todo += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an exception carries, or one behind it; None without any.
+    """The HTTP status of an exception or of its causes, or None.
 
     Args:
         error: the exception.
@@ -42,17 +42,17 @@ def status_of(error: BaseException) -> int | None:
 
 
 def own_status(error: BaseException) -> int | None:
-    """The HTTP status that an exception carries itself, or None."""
+    """The HTTP status of an exception itself, or None."""
     return next((status for place in places_of(error) if (status := _status(place))), None)
 
 
 def header_of(error: BaseException, name: str, *, of: Literal["request", "response"]) -> str | None:
-    """A header of the request that failed, or of its answer, where an exception carries them.
+    """A header of the failed request or of its response, or None.
 
     Args:
         error: the exception.
-        name: the header, in small letters.
-        of: where it stands.
+        name: the header, in lower case.
+        of: which of the two.
     """
     for each in causes(error):
         response = part_of(each, "response")
@@ -69,10 +69,18 @@ def header_of(error: BaseException, name: str, *, of: Literal["request", "respon
 
 
 def places_of(error: BaseException) -> list[Any]:
-    """Where an exception, or the answer that it carries, may say a status or a code."""
+    """The objects of an exception that may have a status or a code."""
     body, response = part_of(error, "body"), part_of(error, "response")
     places = [error, body, part_of(body, "error"), response, part_of(response, "Error")]
     return [place for place in places if place is not None]
+
+
+def part_of(thing: Any, name: str) -> Any:
+    """An attribute or an entry of a third-party object; None also if reading it raises."""
+    try:
+        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
+    except Exception:
+        return None
 
 
 def _status(place: object) -> int | None:
@@ -86,11 +94,3 @@ def _status(place: object) -> int | None:
         if isinstance(value, int) and 100 <= value < 600:
             return int(value)
     return None
-
-
-def part_of(thing: Any, name: str) -> Any:
-    """An attribute or an entry of a stranger's object; None also where reading it raises."""
-    try:
-        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-    except Exception:
-        return None

@@ -1,7 +1,7 @@
-"""What kind of failure an exception is, whichever provider's library it comes from.
+"""Classify exceptions of any provider's library.
 
-llm's plugins use the clients of their providers, none of which we import. What tells them apart
-is an HTTP status or a code that they carry, the names of their classes, and at last their words.
+llm's plugins use their providers' clients, none of which are imported here. Exceptions are
+classified by HTTP status or error code, by class names, and last by their messages.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FailureKind = Literal[
     "other",
 ]
 
-# What the page and the command call each kind.
+# How the page and the command show each kind.
 LABELS: Mapping[FailureKind, str] = {
     "no_key": "No key",
     "key_refused": "Key refused",
@@ -97,7 +97,7 @@ _NETWORK = (ConnectionError, socket.gaierror, socket.herror, ssl.SSLError)
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}
 _UNREACHABLE |= {errno.EADDRNOTAVAIL}
 
-# What the code that reads an answer raises when the answer is not what it expects.
+# What code raises that reads an unexpected answer.
 _UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError)
 
 _KEY = r"(api[ _-]?key|credentials?|(access|bearer) token)"
@@ -135,13 +135,12 @@ _READ_CHARS = 2_000
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """What kind of failure an exception is that a model's code, or ours, raised.
+    """The kind of failure of an exception that a model's code, or ours, raised.
 
-    An exception of a hook says nothing about the provider, whatever it looks like; whether it
-    is one is known to the call, not to the exception.
+    Not for exceptions of hooks, which may look like a provider's; the call knows the difference.
 
     Args:
-        error: the exception; those behind it count too.
+        error: the exception; its causes count too.
     """
     errors = list(causes(error))
     for rule in (_own, _coded, _by_status, _timed_out, _by_network, _by_words, _unreadable):
@@ -153,23 +152,22 @@ def kind_of(error: BaseException) -> FailureKind:
 
 
 def did_not_connect(error: BaseException) -> bool:
-    """Whether the network failed, or took too long, as an exception or one behind it tells."""
+    """Whether an exception or one of its causes is a network failure or a timeout."""
     return any(_timed_out(each) or _by_network(each) for each in causes(error))
 
 
 def failure_message(error: BaseException, kind: FailureKind) -> str:
-    """All that an exception says, for people to read; not without keys, if it has one.
+    """The message of an exception, for people to read; it may hold a key.
 
     Args:
         error: the exception.
-        kind: its kind. The clients say no more than "Connection error" of a network that fails,
-            and leave the reason to the exceptions behind theirs.
+        kind: its kind. For network failures clients only say "Connection error", so the
+            messages of the causes are added.
     """
     text = _sentence(error)
     if kind in ("network", "timeout"):
-        # Also what a client set aside with "from None", since the reason is often just that.
-        behind = causes(error, also_set_aside=True)
-        reasons = dict.fromkeys(map(_sentence, behind))
+        # Also those that a client suppressed with "from None", which are often the reason.
+        reasons = dict.fromkeys(map(_sentence, causes(error, suppressed=True)))
         reasons.pop(text)
         text += f" ({'; '.join(reasons)})" if reasons else ""
     notes = getattr(error, "__notes__", ())
@@ -177,7 +175,7 @@ def failure_message(error: BaseException, kind: FailureKind) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """What it says; with its name where that does not explain itself, as `'choices'` does not."""
+    """Its message; after its type for builtin ones, such as a KeyError with `'choices'`."""
     text = message_of(error).strip()
     name = type(error).__name__
     if not text:
@@ -205,13 +203,12 @@ def _by_status(error: BaseException) -> FailureKind | None:
         return None
     if status in _STATUSES:
         return _STATUSES[status]
-    if status == 404:  # it may as well be an address that has no such path
+    if status == 404:  # it may also be a wrong address
         return "unknown_model" if _MODEL_WORD.search(_text(error)) else "other"
-    failed_later = (
-        part_of(part_of(error, "body"), "error") is not None
-    )  # in an answer that had begun
+    # An error event in a stream that began with a success.
+    failed_later = part_of(part_of(error, "body"), "error") is not None
     if status < 300 and not failed_later:
-        return "bad_answer"  # the provider was content, the code that read its answer was not
+        return "bad_answer"  # the request succeeded, and reading its answer failed
     return (_by_words(error) if status < 500 else None) or "other"
 
 

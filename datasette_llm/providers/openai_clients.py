@@ -1,7 +1,7 @@
-"""The clients that llm makes for its OpenAI models: one for each request.
+"""The OpenAI clients that llm creates, one for each request.
 
-llm leaves them, with their connections, to the garbage collector, and has them try again by
-themselves. Both is done here instead.
+llm leaves closing them to the garbage collector, and lets them retry by themselves. Here they
+are closed after the request, and their retries are turned off.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
-# Those that were made for the request under way; None outside of one.
+# The clients of the running request; None outside of one.
 _made: ContextVar[list[Any] | None] = ContextVar("datasette_llm_clients", default=None)
 
 
 class Clients:
-    """Closes what is made inside of it: `async with` in a task, `with` in a thread."""
+    """Closes the clients created inside it: `async with` in a task, `with` in a thread."""
 
     __slots__ = ("_clients",)
 
     def __enter__(self) -> None:
         self._clients: list[Any] = []
-        # Not reset later: the next request of the task or thread has a list of its own.
+        # Not reset on exit: the next request of the task or thread sets its own list.
         _made.set(self._clients)
 
     def __exit__(self, *_: object) -> None:
         for client in self._clients:
             if not inspect.iscoroutinefunction(client.close):
-                with suppress(Exception):  # it must not hide what the provider raised
+                with suppress(Exception):  # it must not hide the provider's error
                     client.close()
 
     async def __aenter__(self) -> None:
@@ -41,13 +41,16 @@ class Clients:
                     await client.close()
 
 
-def taken_over(client: Any) -> Any:
-    """A client that llm has made, whose retries and whose end are our business.
+def take_over(client: Any) -> Any:
+    """Turn off a client's retries, and have it closed at the end of its request.
 
-    What it retries would be multiplied by what we do, and each attempt has a row of its own.
+    Its retries would multiply ours, and each attempt has its own row in the call log.
 
     Args:
         client: a client of the `openai` package.
+
+    Returns:
+        The same client.
     """
     client.max_retries = 0
     clients = _made.get()

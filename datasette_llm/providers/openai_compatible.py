@@ -1,6 +1,6 @@
 """The models of OpenAI-compatible servers that the configuration declares.
 
-They are llm's own OpenAI models. Nothing is sent to a server before a prompt.
+They are subclasses of llm's OpenAI models. Nothing is sent to a server before a prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm.parts import StreamEvent
 
 from ..config.settings import EndpointSettings
 from ..redaction import redact
-from .openai_clients import taken_over
+from .openai_clients import take_over
 
 _CREDENTIAL = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 
@@ -32,11 +32,10 @@ class EndpointModel(AsyncChat):
 
     Attributes:
         own_secret: the name of the secret that holds its key, or None.
+        end_marks: the end marks that the answer to a request has had; of its copy of the model.
     """
 
-    _marks: list[str]
-
-    # The key of OpenAI itself is not for other servers.
+    # OpenAI's own key must not be sent to other servers.
     key_env_var = None  # type: ignore[assignment]  # llm itself takes None
 
     def __init__(self, settings: EndpointSettings) -> None:
@@ -52,25 +51,27 @@ class EndpointModel(AsyncChat):
             supports_schema=settings.supports_schema,
             supports_tools=settings.supports_tools,
         )
-        self._marks = []
+        self.end_marks: list[str] = []
         self.own_secret = settings.key
         self.needs_key = settings.key  # type: ignore[assignment]  # None, as llm itself sets it
 
     def get_client(self, key: str | None, *, async_: bool = False) -> Any:
         """The client of the server."""
         client: Any = openai.AsyncOpenAI(
-            api_key=key or "DUMMY_KEY",  # as llm: the client insists on one
+            api_key=key or "DUMMY_KEY",  # as in llm: the client requires one
             base_url=self.api_base,
             default_headers=self.headers,
-            # Left to itself it reads the files of a TLS context for each request.
+            # By default a client reads the files of a TLS context for each request.
             http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
         )
-        # From OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which are not for other
-        # servers either.
+        # Undoes OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which are not for
+        # other servers either; the last has no public attribute.
         client.organization = client.project = None
-        client._custom_headers = dict(self.headers)
-        client._make_sse_decoder = partial(_Watched, client._make_sse_decoder(), self._marks)
-        return taken_over(client)
+        client._custom_headers = dict(self.headers)  # noqa: SLF001
+        # The client has no public way to see whether a stream was complete.
+        decoder = client._make_sse_decoder()  # noqa: SLF001
+        client._make_sse_decoder = partial(_Watched, decoder, self.end_marks)  # noqa: SLF001
+        return take_over(client)
 
     async def execute(
         self,
@@ -80,20 +81,20 @@ class EndpointModel(AsyncChat):
         conversation: llm.AsyncConversation | None = None,
         key: str | None = None,
     ) -> AsyncGenerator[str | StreamEvent, None]:
-        """Ask the server; what its errors repeat of our credentials is taken out of them.
+        """Send a request; credentials are removed from the server's errors.
 
         Raises:
-            ConnectionError: the answer broke off.
+            ConnectionError: the answer is incomplete.
         """
-        request = copy.copy(self)  # what one answer has marked is not for the others
-        request._marks = []
+        request = copy.copy(self)  # since requests run concurrently
+        request.end_marks = []
         source = AsyncChat.execute(request, prompt, stream, response, conversation, key)
         clean: BaseException | None = None
         try:
             async with aclosing(source):
                 async for chunk in source:
                     yield chunk
-            if stream and not request._marks and not _has_reason(response):
+            if stream and not request.end_marks and not _has_reason(response):
                 raise ConnectionError(
                     "The answer broke off: the server ended it without saying that it is complete "
                     '(there was no "finish_reason", and no "[DONE]")'
@@ -103,7 +104,7 @@ class EndpointModel(AsyncChat):
             if clean is error:
                 raise
         if clean is not None:
-            raise clean  # out here, so that its context is not what says a credential
+            raise clean  # outside `except`, so that its context does not hold a credential
 
     def _without_credentials(self, error: BaseException) -> BaseException:
         for credential in self._credentials():
@@ -111,10 +112,23 @@ class EndpointModel(AsyncChat):
         return error
 
     def _credentials(self) -> Iterable[str]:
-        """Header values that are credentials, and what follows a word such as Bearer in them."""
+        """Header values that are credentials, with and without a scheme such as Bearer."""
         for name, value in self.headers.items():
             if _CREDENTIAL.search(name):
                 yield from dict.fromkeys((value, value.rpartition(" ")[2]))
+
+
+def models_of(endpoints: Iterable[EndpointSettings]) -> list[llm.models.ModelWithAliases]:
+    """The models of endpoints, in the form in which llm lists models.
+
+    Args:
+        endpoints: the endpoints of the configuration.
+    """
+    _tls()  # here, in the thread of the catalog, since it reads files
+    return [
+        llm.models.ModelWithAliases(None, EndpointModel(each), list(each.aliases))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
+        for each in endpoints
+    ]
 
 
 @functools.cache
@@ -123,10 +137,10 @@ def _tls() -> ssl.SSLContext:
 
 
 class _Watched:
-    """A decoder of openai's client, which notes the mark at the end of a stream.
+    """A decoder of openai's client that records the mark at the end of a stream.
 
-    The client takes a stream that ends in the middle for one that is complete. Where the server
-    says neither how long its answer is nor that it comes in chunks, so does HTTP.
+    The client takes a truncated stream for a complete one. HTTP detects it only where the server
+    sends a Content-Length or chunked encoding.
     """
 
     def __init__(self, decoder: Any, marks: list[str]) -> None:
@@ -141,19 +155,6 @@ class _Watched:
 
 
 def _has_reason(response: llm.AsyncResponse) -> bool:
-    """Whether the server said why its answer ends; some never do, or say an empty text."""
-    said: Any = response.response_json
-    return isinstance(said, dict) and bool(said.get("finish_reason"))
-
-
-def models_of(endpoints: Iterable[EndpointSettings]) -> list[llm.models.ModelWithAliases]:
-    """The models of endpoints, as llm lists its own.
-
-    Args:
-        endpoints: the endpoints of the configuration.
-    """
-    _tls()  # here, in the snapshot's thread, since it reads files
-    return [
-        llm.models.ModelWithAliases(None, EndpointModel(each), list(each.aliases))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
-        for each in endpoints
-    ]
+    """Whether the server sent a finish_reason; some send none, or an empty one."""
+    summary: Any = response.response_json
+    return isinstance(summary, dict) and bool(summary.get("finish_reason"))

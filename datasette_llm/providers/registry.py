@@ -1,4 +1,4 @@
-"""What a catalog is made from: llm's plugins and files, and the endpoints of the configuration."""
+"""The sources of a catalog: llm's plugins and files, and the configured endpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import llm
 import llm.plugins
 
 from ..config.settings import EndpointSettings
-from .openai_clients import taken_over
+from .openai_clients import take_over
 from .sync_adapter import SyncLLM, ThreadedModel
 
 AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
@@ -24,9 +24,10 @@ FileStamps = tuple[tuple[str, int, int], ...]
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Importing llm's plugins brings in so much that a full collection falls due.
+    """Turn off garbage collection, for importing llm's plugins.
 
-    It would hold the interpreter for longer than the event loop may stall.
+    The import creates so many objects that a full collection would start, which holds the
+    interpreter for longer than the event loop may stall.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -64,24 +65,24 @@ def mirror_attributes(model: Any, onto: Any) -> None:
 
 
 def registered_models(problems: list[str]) -> list[Registered]:
-    """What llm.get_models_with_aliases() lists, each with an async model.
+    """The models of llm.get_models_with_aliases(), each with an async model.
 
-    One plugin that fails spoils only its own.
+    If a plugin fails, only its own models are missing, and `problems` gets a sentence.
     """
     registered: list[Registered] = []
 
     def register(model: Any, async_model: Any = None, aliases: Any = None) -> None:
-        asked = model if async_model is None else async_model
+        used = model if async_model is None else async_model
         if async_model is None and isinstance(model, SyncLLM):
             async_model = ThreadedModel(model)
         if not hasattr(model, "model_id") or not isinstance(async_model, AsyncLLM):
             raise TypeError(f"it registered {model!r} and {async_model!r}, which are no models")
-        names: Any = list(aliases or ())  # a list, as llm itself gives, whatever its type says
+        names: Any = list(aliases or ())  # a list, as in llm itself; its type says otherwise
         ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
-        _take_over_clients(asked)
-        both: Any = async_model  # llm's own type leaves out the models with keys
+        _take_over_clients(used)
+        both: Any = async_model  # llm's own type omits models with keys
         registered.append(Registered(model, both, names))
 
     arguments = {"register": register, "model_aliases": registered}
@@ -96,25 +97,18 @@ def registered_models(problems: list[str]) -> list[Registered]:
     return registered
 
 
-def _take_over_clients(model: Any) -> None:
-    """Have the clients of a model that is llm's own kind of OpenAI model be our business."""
-    kinds = {kind.__module__ for kind in type(model).__mro__}
-    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
-        get_client = model.get_client
-        model.get_client = lambda *args, **kwargs: taken_over(get_client(*args, **kwargs))
-
-
 def endpoint_models(endpoints: Sequence[EndpointSettings]) -> list[Registered]:
     """The models of the endpoints."""
     if not endpoints:
         return []
-    from .openai_compatible import models_of  # in the snapshot's thread: it imports openai
+    # Here, in the thread of the catalog: it imports openai, which takes a second.
+    from .openai_compatible import models_of  # noqa: PLC0415
 
     return models_of(endpoints)
 
 
 def read_aliases(problems: list[str]) -> dict[str, list[str]]:
-    """The aliases that a person set with `llm aliases set`, by model id."""
+    """The aliases that were set with `llm aliases set`, by model id."""
     path = llm.user_dir() / "aliases.json"
     by_model: dict[str, list[str]] = {}
     try:
@@ -138,3 +132,11 @@ def file_stamps() -> FileStamps:
             continue
         stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
     return tuple(stamps)
+
+
+def _take_over_clients(model: Any) -> None:
+    """Take over the clients of a model that is one of llm's OpenAI models, or a subclass."""
+    kinds = {kind.__module__ for kind in type(model).__mro__}
+    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
+        get_client = model.get_client
+        model.get_client = lambda *args, **kwargs: take_over(get_client(*args, **kwargs))

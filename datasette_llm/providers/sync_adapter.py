@@ -1,6 +1,6 @@
-"""Models that have no async version: each of their requests runs in a thread of its own.
+"""Async adapters for models without an async version: each request runs in its own thread.
 
-Many llm plugins for models that run on one's own machine are of this kind.
+Many llm plugins for local models have only sync models.
 """
 
 from __future__ import annotations
@@ -17,9 +17,22 @@ from .openai_clients import Clients
 from .threads import ThreadStream
 
 SyncLLM = llm.Model | llm.KeyModel
+AnyLLM = SyncLLM | llm.AsyncModel | llm.AsyncKeyModel
 
-# What a model leaves with its response, apart from chunks and events.
-_LEFT_WITH_RESPONSE = (
+# What callers and llm read of a model, apart from its key.
+MIRRORED_ATTRIBUTES = (
+    "model_id",
+    "can_stream",
+    "attachment_types",
+    "supports_schema",
+    "supports_tools",
+    "supports_conversation",
+    "needs_key",
+    "key_env_var",
+    "Options",
+)
+# What a model sets on its response, apart from chunks and events.
+_RESPONSE_ATTRIBUTES = (
     "input_tokens",
     "output_tokens",
     "token_details",
@@ -29,41 +42,45 @@ _LEFT_WITH_RESPONSE = (
 )
 
 
+def mirror_attributes(model: AnyLLM, target: llm.AsyncKeyModel) -> None:
+    """Give a model that stands for another one the other's attributes, except for its key.
+
+    Args:
+        model: llm's own model.
+        target: the model that stands for it.
+    """
+    for name in MIRRORED_ATTRIBUTES:
+        setattr(target, name, getattr(model, name))
+
+
 class ThreadedModel(llm.AsyncKeyModel):
-    """An async model that stands for one which has no async version.
+    """An async model that stands for one without an async version.
 
     Args:
         model: llm's own model.
 
     Attributes:
         sync_model: the same.
+        registered_attributes: the attributes that the model had when it was registered.
     """
 
     def __init__(self, model: SyncLLM) -> None:
         self.sync_model = model
-        self.model_id = model.model_id
-        self.can_stream = model.can_stream
-        self.attachment_types = model.attachment_types
-        self.supports_schema = model.supports_schema
-        self.supports_tools = model.supports_tools
-        self.supports_conversation = model.supports_conversation
-        self.needs_key = model.needs_key
         self.key = model.key
-        self.key_env_var = model.key_env_var
-        self.Options = model.Options
-        self._registered_with = dict(getattr(model, "__dict__", {}))
+        self.registered_attributes = dict(getattr(model, "__dict__", {}))
+        mirror_attributes(model, self)
 
     def same_as(self, other: object) -> bool:
-        """Whether the other one stands for a model that was registered with the same attributes.
+        """Whether the other stands for a model that was registered with equal attributes.
 
         Args:
             other: any model, whose attributes may have changed since.
         """
-        if not isinstance(other, ThreadedModel) or type(self.sync_model) is not type(
-            other.sync_model
-        ):
+        if not isinstance(other, ThreadedModel):
             return False
-        mine, theirs = self._registered_with, other._registered_with
+        if type(self.sync_model) is not type(other.sync_model):
+            return False
+        mine, theirs = self.registered_attributes, other.registered_attributes
         return mine.keys() == theirs.keys() and all(map(_alike, mine.values(), theirs.values()))
 
     @property
@@ -72,7 +89,7 @@ class ThreadedModel(llm.AsyncKeyModel):
         return self.sync_model.supported_server_side_tools
 
     def get_key(self, explicit_key: str | None = None) -> str | None:
-        """The key as the model itself would find it."""
+        """The key as the model itself finds it."""
         return self.sync_model.get_key(explicit_key)
 
     def __str__(self) -> str:
@@ -87,12 +104,12 @@ class ThreadedModel(llm.AsyncKeyModel):
         key: str | None = None,
         ended: Callable[[], None] | None = None,
     ) -> AsyncGenerator[str | StreamEvent, None]:
-        """Run the model in a thread, chunk by chunk; left early, it stops at its next chunk.
+        """Run the model in a thread; if the generator is closed, it stops at its next chunk.
 
         Args:
             prompt: as llm's.
             stream: as llm's.
-            response: gets what the model leaves with its response, also when it fails.
+            response: gets the attributes that the model set on its own, also when it fails.
             conversation: as llm's.
             key: as llm's; a plain `llm.Model` does not get it.
             ended: called in the event loop when the thread has ended.
@@ -100,10 +117,10 @@ class ThreadedModel(llm.AsyncKeyModel):
         turns: list[Any] = list(conversation.responses) if conversation else []
         request = _Request(self.sync_model, prompt, stream, conversation, turns, key)
         try:
-            # Of its own, since a thread that was left may go on to write to it.
-            stand_in = llm.Response(prompt, self.sync_model, stream)
-            stand_in.id = response.id
-            chunks = ThreadStream(partial(request.execute, stand_in), ended or _nobody_waits)
+            # Not `response`, since an abandoned thread may go on writing to it.
+            sync_response = llm.Response(prompt, self.sync_model, stream)
+            sync_response.id = response.id
+            chunks = ThreadStream(partial(request.execute, sync_response), ended or _ignore_end)
             chunks.start(f"datasette-llm {self.model_id}")
         except BaseException:
             if ended is not None:
@@ -114,12 +131,12 @@ class ThreadedModel(llm.AsyncKeyModel):
                 yield chunk
         finally:
             chunks.stop()
-            _carry_over(stand_in, response)
+            _carry_over(sync_response, response)
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a model is asked, as its thread needs it."""
+    """The arguments of one request to a model."""
 
     model: SyncLLM
     prompt: llm.Prompt
@@ -129,7 +146,7 @@ class _Request:
     key: str | None
 
     def execute(self, response: llm.Response) -> Iterator[str | StreamEvent]:
-        """Call the model; in the thread, so that a long history is no burden on the loop."""
+        """Call the model; in the thread, since converting a long history takes time."""
         response.conversation = self._conversation()
         arguments: dict[str, Any] = {"stream": self.stream, "response": response}
         if isinstance(self.model, llm.KeyModel):
@@ -143,9 +160,10 @@ class _Request:
         given = self.conversation
         if given is None:
             return None
-        # llm's own to_sync_conversation() has no responses, and many plugins read these.
+        # llm's to_sync_conversation() leaves out the responses, which many plugins read. There
+        # is no public way to convert one.
         turns = [
-            turn._to_sync_response() if isinstance(turn, llm.AsyncResponse) else turn
+            turn._to_sync_response() if isinstance(turn, llm.AsyncResponse) else turn  # noqa: SLF001
             for turn in self.turns
         ]
         return llm.Conversation(
@@ -154,25 +172,25 @@ class _Request:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Whether two attributes are equal; of what equals nothing but itself, of the same kind."""
-    # A lock, for example, which two models that are the same each make for themselves.
+    """Whether two attributes are equal, or of one type that compares by identity."""
+    # By identity: for example a lock that each model creates for itself.
     if type(one) is type(other) and type(one).__eq__ is object.__eq__:
         return True
     try:
         return bool(one == other)
-    except Exception:  # a stranger's objects, which may not like to be compared
+    except Exception:  # a third-party __eq__
         return False
 
 
-def _carry_over(stand_in: llm.Response, response: llm.AsyncResponse) -> None:
-    for name in _LEFT_WITH_RESPONSE:
-        value = getattr(stand_in, name)
+def _carry_over(sync_response: llm.Response, response: llm.AsyncResponse) -> None:
+    for name in _RESPONSE_ATTRIBUTES:
+        value = getattr(sync_response, name)
         if value is not None:
             setattr(response, name, value)
-    # Copies, since the thread may go on.
-    response._tool_calls = list(stand_in._tool_calls)
-    response.attachments = list(stand_in.attachments)
+    # Copies, since the thread may go on. llm has no public list of them before the end.
+    response._tool_calls = list(sync_response._tool_calls)  # noqa: SLF001
+    response.attachments = list(sync_response.attachments)
 
 
-def _nobody_waits() -> None:
+def _ignore_end() -> None:
     pass

@@ -1,4 +1,4 @@
-"""Threads that nobody waits for when the process ends."""
+"""Daemon threads: the process does not wait for them when it ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Generic, Self, TypeVar, cast
 
 T = TypeVar("T")
 
-# How far a thread may be ahead of whoever takes its items.
+# How many items a thread may produce before they are consumed.
 LOOK_AHEAD = 16
-# How often a thread that is so far ahead looks whether the event loop is still there.
+# How often a thread that waits for room checks whether the event loop is still open.
 LOOP_CHECK_S = 1.0
 
 
 def in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do work that may never end, such as listing models over a dead network.
+    """Run work that may never end, such as listing models over a dead network.
 
-    A provider's plugin may hang for good while it lists its models, and asyncio waits for the
-    threads of `asyncio.to_thread` before it lets a program end.
+    The process waits for the threads of `asyncio.to_thread` before it ends, and a provider's
+    plugin may hang forever.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -50,15 +50,15 @@ def in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 class ThreadStream(Generic[T]):
-    """What a function's result gives when it is iterated over in a thread of its own.
+    """An async iterator over the result of a function that runs in its own thread.
 
-    All of the function and of the iteration is in this one thread, which has the context
-    variables of the task that starts it. It waits while `LOOK_AHEAD` items are not taken yet.
-    Iterating over the stream raises what the function or the iteration raised.
+    The function and the iteration run in this one thread, which has the context variables of
+    the task that starts it. It waits while `LOOK_AHEAD` items are not consumed yet. Their
+    exceptions are raised by the stream.
 
     Args:
-        work: gives what is iterated over.
-        ended: called in the event loop when the thread has ended, unless the loop has first.
+        work: returns the iterable.
+        ended: called in the event loop when the thread has ended, if the loop is still open.
     """
 
     def __init__(self, work: Callable[[], Iterable[T]], ended: Callable[[], None]) -> None:
@@ -68,22 +68,22 @@ class ThreadStream(Generic[T]):
         self._items: deque[T] = deque()
         self._room = threading.Semaphore(LOOK_AHEAD)
         self._news = asyncio.Event()
-        self._told = False
+        self._woken = False
         self._stopped = False
         self._over = False
         self._error: BaseException | None = None
 
     def start(self, name: str) -> None:
-        """Begin; `name` is the thread's.
+        """Start the thread under this name.
 
         Raises:
-            RuntimeError: the system has no thread left.
+            RuntimeError: the system cannot start another thread.
         """
         run = copy_context().run
         threading.Thread(target=run, args=(self._run,), name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """Nothing more is wanted: the thread closes what it iterates over at its next item."""
+        """Have the thread close its iterator at the next item, and end."""
         self._stopped = True
         self._items.clear()
         self._room.release()
@@ -102,7 +102,7 @@ class ThreadStream(Generic[T]):
         return item
 
     def _raise_end(self) -> None:
-        # Let go of, since its traceback leads back here.
+        # Deleted, since its traceback refers back to this frame.
         error, self._error = self._error, None
         try:
             raise error or StopAsyncIteration
@@ -113,17 +113,17 @@ class ThreadStream(Generic[T]):
 
     def _run(self) -> None:
         try:
-            self._hand_over(self._work())
+            self._put_all(self._work())
         except (StopIteration, StopAsyncIteration) as error:
-            # Either would end the loop of whoever reads as if nothing were wrong.
+            # Raised as it is, it would look like the regular end of the stream.
             self._error = RuntimeError(f"The iteration raised {type(error).__name__}")
             self._error.__cause__ = error
-        except BaseException as error:  # all of it belongs to whoever reads
+        except BaseException as error:  # all of them are raised to the consumer
             self._error = error
         finally:
-            self._tell(self._finish)
+            self._call_in_loop(self._finish)
 
-    def _hand_over(self, items: Iterable[T]) -> None:
+    def _put_all(self, items: Iterable[T]) -> None:
         iterator = iter(items)
         for item in iterator:
             if not self._put(item):
@@ -133,19 +133,19 @@ class ThreadStream(Generic[T]):
                 return
 
     def _put(self, item: T) -> bool:
-        """Add an item for the event loop; False when nothing more is wanted."""
+        """Add an item for the consumer; False if the stream was stopped."""
         while not self._room.acquire(timeout=LOOP_CHECK_S):
             if self._loop.is_closed():
                 return False
         if self._stopped:
             return False
         self._items.append(item)
-        if self._told:
-            return True  # it will find this one too
-        self._told = True
-        return self._tell(self._wake)
+        if self._woken:
+            return True  # the consumer will see this item too
+        self._woken = True
+        return self._call_in_loop(self._wake)
 
-    def _tell(self, callback: Callable[[], None]) -> bool:
+    def _call_in_loop(self, callback: Callable[[], None]) -> bool:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the event loop was closed meanwhile
@@ -155,7 +155,7 @@ class ThreadStream(Generic[T]):
     # In the event loop, on behalf of the thread
 
     def _wake(self) -> None:
-        self._told = False
+        self._woken = False
         self._news.set()
 
     def _finish(self) -> None:

@@ -1,8 +1,8 @@
 """Structured output: prompts whose answer is an object that fits the caller's schema.
 
-The parts: `schemas` is what the caller gives, `closing` makes of it what is sent, `reading`
-finds the JSON in an answer, `validating` checks it by the caller's own rules, and `asking`
-prompts, twice if it must.
+`schema` reads the caller's schema, `strict_schema` makes the schema that is sent,
+`json_extraction` finds the JSON in an answer, `validation` checks it by the caller's schema, and
+`request` sends the prompt, and once more if the answer does not fit.
 """
 
 from __future__ import annotations

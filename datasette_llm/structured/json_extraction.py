@@ -1,4 +1,8 @@
-"""Finding the JSON in an answer, which may stand in a fenced block or among prose."""
+"""Find the JSON in an answer, in a fenced block or within prose.
+
+Pieces are found by matching brackets before they are parsed, not by `raw_decode`: a parser that
+fails does not tell where the broken object ends, and its parts must not be taken for whole ones.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-# Of an answer; what validates it works by recursion, so that a deeper one could break it.
+# Validators are recursive, so deeper JSON could exceed the recursion limit.
 MAX_DEPTH = 50
 MAX_PIECES = 100
 MAX_PROBLEMS = 20
 
-# Braces in prose and links in Markdown do not begin like this; all JSON does that could fit.
+# An object, or a list of objects or lists; not braces in prose, nor links in Markdown.
 _START = re.compile(r'\{(?=\s*["}])|\[(?=\s*[\[{])')
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\]]', re.DOTALL)
 
@@ -22,10 +26,10 @@ _T = TypeVar("_T")
 
 
 class UnfitError(Exception):
-    """An answer does not fit.
+    """An answer does not fit the schema.
 
     Attributes:
-        problems: what is wrong with it, one sentence each.
+        problems: one sentence each, at most `MAX_PROBLEMS`.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -40,14 +44,14 @@ def fitting(text: str, validated: Callable[[str, Any], _T]) -> _T:
 
     Args:
         text: the whole answer.
-        validated: what makes the value of a piece of JSON, given as text and as plain data;
+        validated: returns the value for a piece of JSON, given as text and as plain data, or
             raises UnfitError.
 
     Returns:
-        What `validated` made of the first piece that fits.
+        The value of the first piece that fits.
 
     Raises:
-        UnfitError: none fits, or two that differ do, or the text ends within one.
+        UnfitError: none fits, two different ones do, or the text ends within one.
     """
     fits: list[tuple[Any, _T]] = []
     problems: tuple[str, ...] = ("There is no JSON object in the answer.",)
@@ -67,13 +71,12 @@ def fitting(text: str, validated: Callable[[str, Any], _T]) -> _T:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """What may be JSON in a text: each brace or bracket up to the one that closes it.
+    """The outermost pieces of a text that may be JSON, from a bracket to its closing one.
 
-    None is a part of another, so that a part of a broken object is not taken for a whole one.
+    Only outermost ones, so that a part of a broken object is not taken for a whole one.
 
     Raises:
-        UnfitError: the text ends before one is closed, one is nested too deep, or there are
-            too many.
+        UnfitError: one is not closed or nested too deep, or there are too many.
     """
     position = count = 0
     while start := _START.search(text, position):
@@ -82,6 +85,25 @@ def pieces(text: str) -> Iterator[str]:
             raise UnfitError([f"There are more than {MAX_PIECES} JSON objects; give only one."])
         position = _end(text, start.start())
         yield text[start.start() : position]
+
+
+def parsed(piece: str) -> Any:
+    """Parse JSON strictly, as its specification says.
+
+    Raises:
+        UnfitError: it is not JSON, has a duplicate key, NaN, an infinite number, or half of a
+            surrogate pair.
+    """
+    try:
+        value = json.loads(
+            piece, object_pairs_hook=_object, parse_constant=_refused, parse_float=_number
+        )
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UnfitError(["The JSON holds half of a surrogate pair, which is no text."]) from None
+    except ValueError as error:
+        raise UnfitError([f"The JSON cannot be read: {error}."]) from None
+    return value
 
 
 def _end(text: str, start: int) -> int:
@@ -101,29 +123,10 @@ def _end(text: str, start: int) -> int:
     raise UnfitError(["The answer ends before its JSON does: it was cut off, or is not closed."])
 
 
-def parsed(piece: str) -> Any:
-    """JSON as plain data, by the letter of its specification.
-
-    Raises:
-        UnfitError: it is not JSON, says a key twice, has a number that is none, or text that
-            is not Unicode.
-    """
-    try:
-        value = json.loads(
-            piece, object_pairs_hook=_object, parse_constant=_refused, parse_float=_number
-        )
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UnfitError(["The JSON holds half of a surrogate pair, which is no text."]) from None
-    except ValueError as error:
-        raise UnfitError([f"The JSON cannot be read: {error}."]) from None
-    return value
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        # There may be a hundred thousand keys, so that each is looked at once.
+        # Linear, since there may be a hundred thousand keys.
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the key {twice!r} is there twice in one object")

@@ -1,4 +1,4 @@
-"""Asking for an object: a prompt, and one more where the answer does not fit."""
+"""`structured()`: prompt for an object, and once more if the answer does not fit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .validation import Shape
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
-# What the first prompt brought and the history has, so that a repair does not bring it again.
-_SAID = frozenset({"fragments", "attachments", "tool_results", "messages"})
-# All others that prompt() takes are the key and options.
+# Arguments of the first prompt that are part of the history, so that a repair leaves them out.
+_IN_HISTORY = frozenset({"fragments", "attachments", "tool_results", "messages"})
+# All other arguments of prompt() are the key and options.
 _PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
 
 
@@ -42,7 +42,7 @@ class Promptable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Structured(Generic[_T]):
-    """A validated answer; `value, response = await model.structured(…)` takes it apart.
+    """A validated answer; `value, response = await model.structured(…)` unpacks it.
 
     Attributes:
         value: an instance of the pydantic model, or plain data for a JSON schema.
@@ -63,7 +63,7 @@ class Structured(Generic[_T]):
 
 
 class AsksForObjects:
-    """What models and conversations have in common: `structured()`."""
+    """The method `structured()` of models and conversations."""
 
     @overload
     async def structured(
@@ -84,29 +84,29 @@ class AsksForObjects:
     ) -> Structured[Any]:
         """Prompt for an object that fits a schema, and validate the answer.
 
-        A model with schemas of its own gets the closed schema (`closed_schema()`); for others
-        it stands in the prompt. An answer that does not fit is repaired once: the model is
-        told what is wrong, with its answer as history. The repair is a prompt of its own, with
-        the same key, purpose, actor and options, or a fallback's own where that has answered;
-        it opens the contexts of the hooks anew and has its own row in the record. In a
-        conversation both are turns of it.
+        A model that supports schemas gets the closed schema (`closed_schema()`); for others it
+        is part of the prompt. If the answer does not fit, the model is asked once to repair it,
+        with its answer as history and a list of the problems. The repair is a separate prompt,
+        with the same key, purpose, actor and options (a fallback that has answered uses its
+        own); it enters the contexts of the hooks again and has its own row in the call log. In
+        a conversation both are turns.
 
         Args:
             prompt: the text; optional.
             schema: a pydantic model, or a JSON schema for an object.
-            **kwargs: everything that `prompt()` takes, except tools.
+            **kwargs: all arguments of `prompt()`, except tools.
 
         Returns:
-            The value and its response, which has been read to its end.
+            The value and its response, which is complete.
 
         Raises:
             SchemaError: the schema cannot be closed. Before any hook runs.
-            TypeError: tools were given, or something that is no schema. Before any hook runs.
-            StructuredOutputError: no answer fits; where the repair could not be made, with
-                the reason as its cause.
+            TypeError: tools were passed, or `schema` is no schema. Before any hook runs.
+            StructuredOutputError: no answer fits; if the repair failed, with its error as the
+                cause.
             Exception: what `prompt()` raises for the first prompt.
         """
-        # They alone inherit from this.
+        # No other classes inherit from this one.
         asked = cast(Promptable, self)
         if kwargs.get("tools") or getattr(asked, "tools", None):
             raise TypeError(
@@ -118,7 +118,7 @@ class AsksForObjects:
 def prompt_text(
     model: Promptable, prompt: str | None, schema: type[BaseModel] | Mapping[str, Any]
 ) -> str | None:
-    """The text that `structured()` sends, for those who show it before.
+    """The text that `structured()` sends, to show it before.
 
     Args:
         model: the model.
@@ -126,7 +126,7 @@ def prompt_text(
         schema: a pydantic model, or a JSON schema.
 
     Returns:
-        The same text for a model that takes schemas, otherwise with the schema below it.
+        The same text for a model that supports schemas, otherwise followed by the schema.
 
     Raises:
         SchemaError: the schema cannot be closed.
@@ -152,11 +152,9 @@ async def _asked(
     try:
         second = await _repaired(asked, text, first, problems, {**arguments, **native})
         answer = await second.text()
-    except (
-        Exception
-    ) as error:  # a provider's or a hook's; the answer that there is must not be lost
-        told = f"It could not be repaired, because of {type(error).__name__}: {error}"
-        raise StructuredOutputError([*problems, told], [first]) from error
+    except Exception as error:  # a provider's or a hook's; the first answer must not be lost
+        problem = f"It could not be repaired, because of {type(error).__name__}: {error}"
+        raise StructuredOutputError([*problems, problem], [first]) from error
     try:
         return Structured(await shape.read(answer), (first, second))
     except UnfitError as error:
@@ -170,9 +168,9 @@ async def _repaired(
     problems: Sequence[str],
     arguments: Mapping[str, Any],
 ) -> llm.AsyncResponse:
-    """Ask again, with the first answer as history."""
+    """Prompt for a repair, with the first answer as history."""
     wish = _wish(problems)
-    new = {name: value for name, value in arguments.items() if name not in _SAID}
+    new = {name: value for name, value in arguments.items() if name not in _IN_HISTORY}
     model = _model_of(asked)
     if asked is not model:
         return await asked.prompt(wish, **new)
@@ -180,18 +178,18 @@ async def _repaired(
     if answering.supports_conversation:
         if answering is not model:
             new = _for_fallback(first, new)
-        # An empty list, so that tools which a model calls unasked are not looked for.
+        # An empty list, so that llm does not run tools that the model called unasked.
         return await first.reply(wish, tool_results=[], **new)
     parts = [text, f"You have answered:\n{first.text_or_raise()}", wish]
     return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
 
 
 def _answering(response: llm.AsyncResponse) -> Promptable:
-    return cast(Promptable, response.model)  # one of ours, which llm's class does not say
+    return cast(Promptable, response.model)  # llm's type is the base class
 
 
 def _for_fallback(response: llm.AsyncResponse, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What a caller gave, for the fallback that answered: the key and options were not for it."""
+    """The arguments for the fallback that answered, without the key and options of the first."""
     options = response.prompt.options
     given = {name: value for name, value in arguments.items() if name in _PROMPT_PARAMETERS}
     return given | {"options": {name: getattr(options, name) for name in options.model_fields_set}}
@@ -199,14 +197,14 @@ def _for_fallback(response: llm.AsyncResponse, arguments: Mapping[str, Any]) -> 
 
 def _model_of(asked: Promptable) -> Promptable:
     model: Promptable | None = getattr(asked, "model", None)
-    # Only a conversation has a model, so that without one this is the model.
+    # Only a conversation has the attribute.
     return model or asked
 
 
 def _text(model: Promptable, prompt: str | None, sent: Mapping[str, Any]) -> str | None:
-    """The prompt, with the schema where the model does not take it otherwise.
+    """The prompt, followed by the schema if the model does not support schemas.
 
-    Not in the system prompt: llm drops that one beside `messages`, and in later turns.
+    Not in the system prompt, which llm drops beside `messages`, and in later turns.
     """
     if model.supports_schema:
         return prompt

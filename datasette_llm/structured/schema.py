@@ -1,4 +1,4 @@
-"""The caller's schema as JSON, and where the references in it lead."""
+"""The caller's schema as JSON, and the references in it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def plain_schema(schema: type[BaseModel] | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(root: Mapping[str, Any], reference: Any, path: str) -> Any:
-    """What a reference within a schema leads to.
+    """The target of a reference within a schema.
 
     Raises:
-        SchemaError: it leads out of the schema, or to nothing.
+        SchemaError: it is outside the schema, or does not exist.
     """
     if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
         raise SchemaError(
@@ -60,7 +60,7 @@ def resolved(root: Mapping[str, Any], reference: Any, path: str) -> Any:
 
 
 def refuse_other_references(root: Mapping[str, Any]) -> None:
-    """Refuse references that lead out of a schema, wherever in it they are.
+    """Refuse references to anything outside a schema, anywhere in it.
 
     Raises:
         SchemaError: there is one.

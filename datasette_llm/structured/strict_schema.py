@@ -1,13 +1,14 @@
 """The closed schema that is sent in place of the caller's.
 
-What OpenAI's strict mode takes, and what others refuse too: an object at the root, closed objects
-with all of their properties required, references only as `#/$defs/NAME` with nothing beside them,
-no `oneOf` or `allOf`. Of the keywords that constrain a value some providers take some; we send
-none of them, but say them in the description, and check the answer by them.
+It meets the rules of OpenAI's strict mode, which other providers share: an object at the root,
+closed objects with all of their properties required, references only as `#/$defs/NAME` with
+nothing beside them, no `oneOf` or `allOf`. Providers differ in which keywords that constrain a
+value they support; none are sent, but they are part of the description, and the answer is
+validated by them.
 
 Sources: https://platform.openai.com/docs/guides/structured-outputs (supported schemas), and
 `openai.lib._pydantic` in OpenAI's Python client. Their limits (5,000 properties, 10 levels, 1,000
-values of enumerations) are not checked here, since other providers have others.
+values of enumerations) are not checked here, since those of other providers differ.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import BaseModel
 from ..errors import SchemaError
 from .schema import plain_schema, resolved
 
-MAX_PARTS = 5_000  # of what is sent; a schema can unfold without end, or nearly
+MAX_PARTS = 5_000  # of the closed schema, since resolving references can grow exponentially
 
 _RULES = (
     *("default", "format", "pattern", "minLength", "maxLength", "minimum", "maximum"),
@@ -31,27 +32,29 @@ _RULES = (
     *("dependentRequired", "dependentSchemas", "if", "then", "else", "not"),
     *("allOf", "anyOf", "oneOf"),
 )
+_KEYWORDS = frozenset(
+    {"type", "properties", "required", "items", "enum", "const", "$ref", "description", *_RULES}
+)
 _TYPE_OF = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 def closed_schema(schema: type[BaseModel] | Mapping[str, Any]) -> dict[str, Any]:
     """The schema that is sent for one of the caller's.
 
-    Every object is closed and requires all of its properties. A property that the caller's
-    schema does not require, or has a default for, has to be stated all the same; it may be
-    null only where the caller's schema says so. Rules that providers do not all take stand in
-    the description, as JSON.
+    Every object is closed and requires all of its properties, also those that are optional or
+    have a default in the caller's schema; null is allowed only where the caller's schema allows
+    it. Keywords that not all providers support are added to the description, as JSON.
 
     Args:
         schema: a pydantic model, or a JSON schema.
 
     Returns:
-        A new dictionary. What several parts refer to is under `$defs`.
+        A new dictionary. Targets of references are under `$defs`.
 
     Raises:
-        SchemaError: it cannot be closed: an object without properties, or one that takes any
+        SchemaError: it cannot be closed: an object without properties, or with arbitrary ones
             (`dict[str, X]`), a value of any type (`Any`), a root that is not an object, a
-            reference out of the schema, several `allOf`. Names the path.
+            reference to outside the schema, several `allOf`. Names the path.
         TypeError: it is neither a model nor a dictionary.
     """
     plain = plain_schema(schema)
@@ -62,7 +65,7 @@ def closed_schema(schema: type[BaseModel] | Mapping[str, Any]) -> dict[str, Any]
 
 
 class _Closing:
-    """One schema while it is being closed."""
+    """The state of closing one schema."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
@@ -94,7 +97,7 @@ class _Closing:
         reference = part["$ref"]
         if len(part) == 1 or reference in self._inlined:
             return {"$ref": self._defined(reference, path)}
-        # Nothing may stand beside a reference, so what it leads to is written out here.
+        # Nothing may stand beside a reference, so its target is inlined.
         target, last = self._followed({"$ref": reference}, path)
         beside = {key: value for key, value in part.items() if key != "$ref"}
         self._inlined += [reference, last]
@@ -104,8 +107,8 @@ class _Closing:
             del self._inlined[-2:]
 
     def _merged(self, schema: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """Without an `allOf` of one, and without what says nothing about the value."""
-        part = {key: value for key, value in schema.items() if key in _MEANT}
+        """The part without keywords that do not constrain it, and with an `allOf` of one merged."""
+        part = {key: value for key, value in schema.items() if key in _KEYWORDS}
         several = part.get("allOf")
         if several is None:
             return part
@@ -116,7 +119,7 @@ class _Closing:
         return self._merged({**only, **part} if isinstance(only, Mapping) else {}, path)
 
     def _followed(self, schema: Any, path: str) -> tuple[Mapping[str, Any], str]:
-        """What a bare reference leads to in the end, and the last reference on the way."""
+        """The final target of a chain of references, and the last reference in it."""
         seen: list[str] = []
         while isinstance(schema, Mapping) and "$ref" in schema:
             reference = schema["$ref"]
@@ -124,7 +127,7 @@ class _Closing:
                 raise SchemaError(path, f"refers to {reference!r}, which refers to itself")
             target = resolved(self._root, reference, path)
             seen.append(reference)
-            beside = {k: v for k, v in schema.items() if k in _MEANT and k != "$ref"}
+            beside = {k: v for k, v in schema.items() if k in _KEYWORDS and k != "$ref"}
             if beside and isinstance(target, Mapping):
                 target = {**target, **beside}
             schema = target
@@ -135,26 +138,26 @@ class _Closing:
     def _defined(self, reference: str, path: str) -> str:
         if reference not in self._names:
             target = resolved(self._root, reference, path)
-            self._followed({"$ref": reference}, path)  # which must not go in circles
+            self._followed({"$ref": reference}, path)  # raises for a cycle
             last = "root" if reference == "#" else reference.rpartition("/")[2]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", last) or "part"
             while name in self._definitions:
                 name += "_"
             self._names[reference] = name
-            self._definitions[name] = {}  # takes its place before what it refers to
+            self._definitions[name] = {}  # reserves its position before those it refers to
             self._definitions[name] = self.closed(target, path)
         return f"#/$defs/{self._names[reference]}"
 
     def _value(self, part: Mapping[str, Any], path: str) -> dict[str, Any]:
         variants = part.get("anyOf") or part.get("oneOf")
         if "enum" in part or "const" in part:
-            closed, said = _enumeration(part, path), {"enum", "const"}
+            closed, used = _enumeration(part, path), {"enum", "const"}
         elif variants and not _describes_itself(part):
             options = [self.closed(variant, path) for variant in variants]
-            closed, said = {"anyOf": options}, {"anyOf" if "anyOf" in part else "oneOf"}
+            closed, used = {"anyOf": options}, {"anyOf" if "anyOf" in part else "oneOf"}
         else:
-            closed, said = self._typed(part, path), set()
-        return closed | _description(part, said)
+            closed, used = self._typed(part, path), set()
+        return closed | _description(part, used)
 
     def _typed(self, part: Mapping[str, Any], path: str) -> dict[str, Any]:
         kind = part.get("type") or _implied_type(part, path)
@@ -184,7 +187,7 @@ class _Closing:
         return {"properties": closed, "required": list(closed), "additionalProperties": False}
 
     def _items(self, part: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """The items of a list; those of a tuple as a choice, since order cannot be sent."""
+        """The items of a list; those of a tuple as alternatives, in any order."""
         each = [*part.get("prefixItems", ()), *([part["items"]] if part.get("items") else [])]
         if not each:
             raise SchemaError(path, "is a list of anything, which cannot be closed; say of what")
@@ -194,7 +197,7 @@ class _Closing:
 
 
 def _describes_itself(part: Mapping[str, Any]) -> bool:
-    """Whether a choice beside this only constrains it further."""
+    """Whether alternatives beside this only constrain it further."""
     kinds = part.get("type", "object")
     scalar = not {"object", "array"} & set(kinds if isinstance(kinds, list) else [kinds])
     return scalar or bool(part.keys() & {"properties", "items", "prefixItems"})
@@ -216,8 +219,8 @@ def _enumeration(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {"type": part.get("type") or (types if len(types) > 1 else types[0]), "enum": values}
 
 
-def _description(part: Mapping[str, Any], said: set[str]) -> dict[str, str]:
-    rules = {rule: part[rule] for rule in _RULES if part.get(rule) is not None and rule not in said}
+def _description(part: Mapping[str, Any], used: set[str]) -> dict[str, str]:
+    rules = {rule: part[rule] for rule in _RULES if part.get(rule) is not None and rule not in used}
     texts = [str(part.get("description", ""))]
     if rules:
         texts.append(f"({json.dumps(rules, ensure_ascii=False)})")
@@ -227,8 +230,3 @@ def _description(part: Mapping[str, Any], said: set[str]) -> dict[str, str]:
 
 def _takes_anything(path: str) -> SchemaError:
     return SchemaError(path, "takes a value of any type (such as Any), so say of which type it is")
-
-
-_MEANT = frozenset(
-    {"type", "properties", "required", "items", "enum", "const", "$ref", "description", *_RULES}
-)

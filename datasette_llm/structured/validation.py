@@ -1,4 +1,4 @@
-"""Checking an answer by the caller's own schema, with all of its rules."""
+"""Validate an answer by all rules of the caller's schema."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
-# Of a sentence, which may repeat the value that it is about.
+# Of one problem, whose message may repeat the value.
 MAX_PROBLEM_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What an answer has to look like.
+    """A schema, as it is sent and as it validates.
 
     Attributes:
-        sent: the schema that is sent.
-        validated: makes the value of a piece of JSON, given as text and as plain data.
-        in_thread: whether that may take long, and is safe in a thread.
+        sent: the closed schema.
+        validated: returns the value for a piece of JSON, given as text and as plain data, or
+            raises UnfitError.
+        in_thread: whether `validated` may take long, and is thread-safe.
     """
 
     sent: dict[str, Any]
@@ -39,7 +40,7 @@ class Shape:
 
     @classmethod
     async def of(cls, schema: type[pydantic.BaseModel] | Mapping[str, Any]) -> Shape:
-        """The shape that a schema describes.
+        """The shape of a caller's schema.
 
         Args:
             schema: a pydantic model, or a JSON schema.
@@ -49,18 +50,18 @@ class Shape:
             TypeError: it is neither a model nor a dictionary.
         """
         if isinstance(schema, type) and issubclass(schema, pydantic.BaseModel):
-            # A validator of the caller's may not be made for threads.
+            # The caller's own validators may not be thread-safe.
             return cls(closed_schema(schema), partial(_as_model, schema), in_thread=False)
         plain = plain_schema(schema)
         # In a thread, since jsonschema takes a tenth of a second to import and reads files.
-        validator = await asyncio.to_thread(_validator, plain)
-        return cls(closed_schema(plain), partial(_as_data, validator), in_thread=True)
+        validated = await asyncio.to_thread(_data_validator, plain)
+        return cls(closed_schema(plain), validated, in_thread=True)
 
     async def read(self, answer: str) -> Any:
-        """The value that an answer holds.
+        """The value in an answer.
 
         Raises:
-            UnfitError: it holds none.
+            UnfitError: there is none that fits.
         """
         if self.in_thread:
             return await asyncio.to_thread(fitting, answer, self.validated)
@@ -77,14 +78,12 @@ def _as_model(model: type[pydantic.BaseModel], text: str, plain: Any) -> pydanti
         raise _too_deep() from None
 
 
-def _as_data(validator: Validator, text: str, plain: Any) -> Any:
-    from jsonschema.exceptions import best_match
-
+def _as_data(
+    validator: Validator, best_match: Callable[..., ValidationError | None], text: str, plain: Any
+) -> Any:
     try:
-        # Of a choice that nothing fits, best_match tells what is wrong with the nearest.
-        errors: list[ValidationError] = [
-            best_match([each]) or each for each in validator.iter_errors(plain)
-        ]
+        # For alternatives, best_match has the error of the closest one.
+        errors = [best_match([each]) or each for each in validator.iter_errors(plain)]
     except RecursionError:
         raise _too_deep() from None
     if errors:
@@ -92,11 +91,13 @@ def _as_data(validator: Validator, text: str, plain: Any) -> Any:
     return plain
 
 
-def _validator(schema: dict[str, Any]) -> Validator:
-    """What validates by a JSON schema, and never asks the network for a part of it."""
-    from jsonschema.exceptions import SchemaError as NotASchema
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing import Registry
+def _data_validator(schema: dict[str, Any]) -> Callable[[str, Any], Any]:
+    """A validator of a JSON schema that never fetches references from the network."""
+    # Here, since these take a tenth of a second to import, and few plugins pass JSON schemas.
+    from jsonschema.exceptions import SchemaError as NotASchema  # noqa: PLC0415
+    from jsonschema.exceptions import best_match  # noqa: PLC0415
+    from jsonschema.validators import Draft202012Validator, validator_for  # noqa: PLC0415
+    from referencing import Registry  # noqa: PLC0415
 
     kind = validator_for(schema, default=Draft202012Validator)
     try:
@@ -107,7 +108,8 @@ def _validator(schema: dict[str, Any]) -> Validator:
     except RecursionError:
         raise SchemaError("", "is nested too deep to be checked") from None
     refuse_other_references(schema)
-    return kind(schema, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+    validator = kind(schema, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+    return partial(_as_data, validator, best_match)
 
 
 def _sentence(path: Iterable[str | int], message: str) -> str:

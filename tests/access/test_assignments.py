@@ -1,4 +1,4 @@
-"""What administrators chose for purposes: kept, followed, and never above the configuration."""
+"""Models assigned to purposes: stored, polled, and limited by the configuration."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def default(datasette: Datasette, purpose: str = "chat") -> str:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    """Wait for what another task or thread will do."""
+    """Wait until another task or thread has done something."""
     async with asyncio.timeout(BOUND_S):
         while not happened():  # noqa: ASYNC110 - what happens sets no event
             await asyncio.sleep(0.001)
@@ -63,7 +63,7 @@ async def until(happened: Callable[[], bool]) -> None:
 # What counts
 
 
-async def test_a_choice_counts_at_once_and_for_its_purpose_only(make_datasette: Make) -> None:
+async def test_choice_counts_at_once_for_its_purpose(make_datasette: Make) -> None:
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"})
 
     await chosen.assign(datasette, "chat", "heron", "ana")
@@ -74,9 +74,8 @@ async def test_a_choice_counts_at_once_and_for_its_purpose_only(make_datasette: 
     assert (await LLM(datasette).models(purpose="chat"))[0].model_id == "heron"
 
 
-async def test_a_choice_comes_after_the_callers_id_and_the_hooks_and_before_the_configuration(
-    make_datasette: Make, plugin: Callable[..., Any]
-) -> None:
+async def test_choice_ranks_after_hooks(make_datasette: Make, plugin: Callable[..., Any]) -> None:
+    """An assignment ranks after the caller's id and the hooks, before the configuration."""
     config = {"purposes": {"chat": {"model": "pelican"}}}
     datasette, chosen = await started(make_datasette, config)
     await chosen.assign(datasette, "chat", "heron", None)
@@ -101,9 +100,10 @@ async def test_a_choice_comes_after_the_callers_id_and_the_hooks_and_before_the_
         {"purposes": {"chat": {"models": ["pelican"]}}},
     ],
 )
-async def test_the_configuration_is_the_law_also_when_it_changes(
+async def test_choice_must_be_allowed_by_configuration(
     make_datasette: Make, ours: dict[str, Any]
 ) -> None:
+    """An assignment counts only while the configuration allows it, also after a change."""
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"})
     await chosen.assign(datasette, "chat", "heron", None)
     config = datasette.config["plugins"]
@@ -114,7 +114,7 @@ async def test_the_configuration_is_the_law_also_when_it_changes(
     assert await default(datasette) == "heron"
 
 
-async def test_a_choice_that_llm_no_longer_knows_does_not_count(make_datasette: Make) -> None:
+async def test_choice_of_unknown_model_does_not_count(make_datasette: Make) -> None:
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"})
 
     await chosen.assign(datasette, "chat", "gone", None)
@@ -122,9 +122,10 @@ async def test_a_choice_that_llm_no_longer_knows_does_not_count(make_datasette: 
     assert await default(datasette) == "pelican"
 
 
-async def test_a_choice_whose_model_was_renamed_follows_the_old_name_as_an_alias(
+async def test_choice_follows_an_alias_of_the_old_name(
     make_datasette: Make,
 ) -> None:
+    """If the model was renamed, an alias of the old name keeps the assignment."""
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"})
 
     await chosen.assign(datasette, "chat", "grey", None)
@@ -144,21 +145,22 @@ async def test_any_name_of_a_purpose_can_have_a_choice(
     assert await default(again, purpose) == "heron"
 
 
-async def test_the_models_own_options_and_key_apply_to_a_chosen_one(make_datasette: Make) -> None:
+async def test_chosen_model_has_its_options_and_key(make_datasette: Make) -> None:
+    """The options and key of the assigned model's own references apply."""
     references = [{"model": "heron", "options": {"temperature": 0.5}, "key": "HERONS_KEY"}]
     chat = {"model": {"model": "pelican", "options": {"max_tokens": 1}}, "models": references}
     datasette, chosen = await started(make_datasette, {"purposes": {"chat": chat}})
 
     await chosen.assign(datasette, "chat", "heron", None)
 
-    model = await LLM(datasette).model(purpose="chat")
-    assert (model.route.target.options, model.route.target.secret_names) == (
-        {"temperature": 0.5},
-        ("HERONS_KEY",),
-    )
+    snapshot = (await snapshot_of(datasette)).for_purpose("chat")
+    chosen_default = snapshot.default()
+    assert chosen_default is not None
+    route = snapshot.route(chosen_default.model_id)
+    assert (route.options, route.secret_names) == ({"temperature": 0.5}, ("HERONS_KEY",))
 
 
-async def test_going_back_leaves_the_choice_in_the_history(make_datasette: Make) -> None:
+async def test_going_back_stays_in_the_history(make_datasette: Make) -> None:
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"})
 
     await chosen.assign(datasette, "chat", "heron", "ana")
@@ -173,9 +175,8 @@ async def test_going_back_leaves_the_choice_in_the_history(make_datasette: Make)
 # Several at once
 
 
-async def test_of_many_at_once_the_last_wins_and_all_are_in_the_history(
-    make_datasette: Make, path: str
-) -> None:
+async def test_concurrent_choices_last_one_wins(make_datasette: Make, path: str) -> None:
+    """All of many concurrent assignments are in the history, and the last one counts."""
     datasette, chosen = await started(make_datasette, internal=path)
     both = ["pelican", "heron"] * 20
 
@@ -189,13 +190,14 @@ async def test_of_many_at_once_the_last_wins_and_all_are_in_the_history(
     assert await default(datasette) == past[0].model_id
 
 
-async def test_what_was_read_before_a_choice_does_not_take_it_back(
+async def test_stale_read_does_not_undo_a_choice(
     make_datasette: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Rows that were read before an assignment do not replace it."""
     datasette, chosen = await started(make_datasette)
     await chosen.assign(datasette, "chat", "pelican", None)
     has_read, may_answer = threading.Event(), threading.Event()
-    newest = assignments._newest
+    newest = assignments.newest_rows
 
     def slow(connection: sqlite3.Connection, unless: int | None = None) -> Any:
         rows = newest(connection, None)
@@ -204,7 +206,7 @@ async def test_what_was_read_before_a_choice_does_not_take_it_back(
             assert may_answer.wait(BOUND_S)
         return rows
 
-    monkeypatch.setattr(assignments, "_newest", slow)
+    monkeypatch.setattr(assignments, "newest_rows", slow)
     reading = asyncio.create_task(chosen.load(datasette))
     assert await asyncio.to_thread(has_read.wait, BOUND_S)
     await chosen.assign(datasette, "chat", "heron", None)
@@ -214,9 +216,10 @@ async def test_what_was_read_before_a_choice_does_not_take_it_back(
     assert chosen.current["chat"].model_id == "heron"
 
 
-async def test_a_choice_that_nobody_waits_for_any_more_counts_when_it_is_written(
+async def test_cancelled_choice_counts_when_written(
     make_datasette: Make,
 ) -> None:
+    """An assignment whose caller was cancelled counts once it is written."""
     datasette, chosen = await started(make_datasette)
     is_writing, may_write = threading.Event(), threading.Event()
 
@@ -266,7 +269,8 @@ async def test_what_did_not_change_makes_no_new_view(make_datasette: Make) -> No
     assert await snapshot_of(datasette) is view
 
 
-async def test_nobody_follows_where_no_other_process_can_be(make_datasette: Make) -> None:
+async def test_in_memory_database_is_not_polled(make_datasette: Make) -> None:
+    """No other process can share an in-memory database, so it is not read again."""
     alone, _ = await started(make_datasette, {"log": False})
 
     await alone.start_background_tasks()
@@ -285,12 +289,13 @@ def add_foreign_table(path: str) -> None:
         connection.commit()
 
 
-async def test_without_its_table_the_site_starts_and_says_so_once(
+async def test_missing_table_is_logged_once(
     make_datasette: Make,
     path: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Without its table the site starts, and the problem is logged once."""
     monkeypatch.setattr(assignments, "REREAD_S", 0.001)
     add_foreign_table(path)
     attempts = 0
@@ -323,9 +328,8 @@ async def test_without_its_table_the_site_starts_and_says_so_once(
     await datasette.invoke_shutdown()
 
 
-async def test_a_choice_makes_the_table_that_could_not_be_made_at_the_start(
-    make_datasette: Make, path: str
-) -> None:
+async def test_choice_creates_the_missing_table(make_datasette: Make, path: str) -> None:
+    """An assignment creates the table if it could not be created at startup."""
     add_foreign_table(path)
     datasette, chosen = await started(make_datasette, {"log": False}, internal=path)
     with closing(sqlite3.connect(path)) as connection:
@@ -337,9 +341,7 @@ async def test_a_choice_makes_the_table_that_could_not_be_made_at_the_start(
     assert (await default(datasette), chosen.failure) == ("heron", None)
 
 
-async def test_a_database_that_cannot_be_written_changes_nothing(
-    make_datasette: Make, path: str
-) -> None:
+async def test_unwritable_database_changes_nothing(make_datasette: Make, path: str) -> None:
     datasette, chosen = await started(make_datasette, {"default_model": "pelican"}, internal=path)
     await chosen.assign(datasette, "chat", "heron", None)
     before = chosen.current
@@ -355,9 +357,7 @@ async def test_a_database_that_cannot_be_written_changes_nothing(
     assert [each.model_id for each in await history(datasette)] == ["heron"]
 
 
-async def test_what_was_chosen_cannot_be_changed_in_the_database(
-    make_datasette: Make, path: str
-) -> None:
+async def test_table_is_append_only(make_datasette: Make, path: str) -> None:
     datasette, chosen = await started(make_datasette, internal=path)
     await chosen.assign(datasette, "chat", "heron", "ana")
 
@@ -370,9 +370,8 @@ async def test_what_was_chosen_cannot_be_changed_in_the_database(
             connection.execute(statement)
 
 
-async def test_a_database_of_the_version_before_gains_the_table_and_keeps_its_record(
-    make_datasette: Make, path: str
-) -> None:
+async def test_older_database_gains_the_table(make_datasette: Make, path: str) -> None:
+    """A database of the previous version gains the table and keeps its call log."""
     before = Migrations("datasette_llm")
     before()(m001_record)
     database: Any = Database(path)
@@ -394,9 +393,7 @@ async def test_a_database_of_the_version_before_gains_the_table_and_keeps_its_re
     assert [row["name"] for row in applied.rows] == ["m001_record", "m002_attempts"]
 
 
-async def test_a_database_of_a_newer_version_keeps_datasette_from_starting(
-    make_datasette: Make, path: str
-) -> None:
+async def test_newer_database_stops_the_start(make_datasette: Make, path: str) -> None:
     newer = Migrations("datasette_llm_console")
     newer(name="m999_later")(lambda database: None)
     database: Any = Database(path)
@@ -407,12 +404,13 @@ async def test_a_database_of_a_newer_version_keeps_datasette_from_starting(
         await make_datasette({"log": False}, internal=path).invoke_startup()
 
 
-async def test_a_newer_version_that_is_found_late_is_told_once_and_ends_the_following(
+async def test_newer_database_found_late_stops_polling(
     make_datasette: Make,
     path: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A newer version that is found after startup is logged once, and polling ends."""
     monkeypatch.setattr(assignments, "REREAD_S", 0.001)
     add_foreign_table(path)
     datasette, chosen = await started(make_datasette, {"log": False}, internal=path)
@@ -430,7 +428,7 @@ async def test_a_newer_version_that_is_found_late_is_told_once_and_ends_the_foll
     assert len([message for message in caplog.messages if "m999_later" in message]) == 1
 
 
-async def test_half_a_character_is_refused_by_its_own_error(make_datasette: Make) -> None:
+async def test_lone_surrogate_is_refused(make_datasette: Make) -> None:
     datasette, chosen = await started(make_datasette)
 
     with pytest.raises(UnicodeEncodeError):

@@ -23,14 +23,14 @@ ROOT = "plugins.datasette-llm"
 ENDPOINT = {"model": "a", "api_base": "http://127.0.0.1:1/v1"}
 
 
-def planned(
+def policy_for(
     config: dict[str, Any], purpose: str | None = "chat", model_id: str = "a"
 ) -> CallPolicy:
     return call_policy_of(parse_settings(config), CATALOG, purpose, model_id)
 
 
-def test_without_settings_there_are_two_retries_and_nothing_else() -> None:
-    assert planned({}) == DEFAULT_CALL_POLICY
+def test_defaults_are_two_retries_only() -> None:
+    assert policy_for({}) == DEFAULT_CALL_POLICY
     assert DEFAULT_CALL_POLICY.retries == 2
 
 
@@ -46,7 +46,7 @@ PLACES = [
 
 
 def put(config: dict[str, Any], path: str, value: dict[str, Any]) -> None:
-    """Say something at a path such as `purposes.chat.models[1]`."""
+    """Add settings at a path such as `purposes.chat.models[1]`."""
     place: Any = config
     for step in path.replace("[", ".").replace("]", "").split(".") if path else []:
         place = place[int(step) if step.isdigit() else step]
@@ -67,10 +67,10 @@ def merged(paths: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("number", range(len(PLACES)), ids=[path or "all" for path, _ in PLACES])
 def test_the_most_specific_setting_counts(number: int) -> None:
     paths = [path for path, _ in PLACES][number:]
-    plan = planned(merged(paths))
-    assert (plan.timeout_s, plan.idle_timeout_s, plan.retries) == (1, 1, 0)
+    policy = policy_for(merged(paths))
+    assert (policy.timeout_s, policy.idle_timeout_s, policy.retries) == (1, 1, 0)
     where = ".".join(part for part in (ROOT, paths[0]) if part)
-    assert plan.settings == {
+    assert policy.settings == {
         "timeout": f"{where}.timeout",
         "idle_timeout": f"{where}.idle_timeout",
         "retries": f"{where}.retries",
@@ -79,12 +79,12 @@ def test_the_most_specific_setting_counts(number: int) -> None:
 
 def test_each_setting_is_looked_for_by_itself() -> None:
     config = {"timeout": 9, "retries": 1, "purposes": {"chat": {"retries": 5}}}
-    plan = planned(config)
-    assert (plan.timeout_s, plan.retries) == (9, 5)
-    plan = planned(config, purpose="other")
-    assert (plan.timeout_s, plan.retries) == (9, 1)
-    plan = planned(config, purpose=None)
-    assert (plan.timeout_s, plan.retries) == (9, 1)
+    policy = policy_for(config)
+    assert (policy.timeout_s, policy.retries) == (9, 5)
+    policy = policy_for(config, purpose="other")
+    assert (policy.timeout_s, policy.retries) == (9, 1)
+    policy = policy_for(config, purpose=None)
+    assert (policy.timeout_s, policy.retries) == (9, 1)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,18 @@ def test_each_setting_is_looked_for_by_itself() -> None:
         ({"default_model": {"model": "b", "max_concurrency": 9}}, []),
     ],
 )
-def test_limits_are_of_the_model_and_of_the_purpose(
+def test_limits_of_model_and_purpose(
     config: dict[str, Any], limits: list[tuple[tuple[str, str], int]]
 ) -> None:
-    assert planned(config).limits == tuple(Limit(*limit) for limit in limits)
+    assert policy_for(config).limits == tuple(Limit(*limit) for limit in limits)
 
 
-def fallbacks(plan: CallPolicy) -> list[tuple[str, str]]:
-    return [(each.model_id, each.setting.removeprefix(f"{ROOT}.")) for each in plan.fallbacks]
+def fallbacks(policy: CallPolicy) -> list[tuple[str, str]]:
+    return [(each.model_id, each.setting.removeprefix(f"{ROOT}.")) for each in policy.fallbacks]
 
 
-def test_fallbacks_come_from_the_most_specific_place_and_each_is_followed_by_its_own() -> None:
+def test_fallbacks_come_from_most_specific_place() -> None:
+    """The most specific list of fallbacks counts, and each is followed by its own."""
     config = {
         "fallbacks": ["c"],
         "purposes": {
@@ -130,23 +131,24 @@ def test_fallbacks_come_from_the_most_specific_place_and_each_is_followed_by_its
             }
         },
     }
-    assert fallbacks(planned(config)) == [
+    assert fallbacks(policy_for(config)) == [
         ("d", "purposes.chat.fallbacks[1]"),
         ("c", "purposes.chat.models[1].fallbacks[0]"),
         ("b", "purposes.chat.fallbacks[2]"),
     ]
-    assert fallbacks(planned(config, model_id="d")) == [
+    assert fallbacks(policy_for(config, model_id="d")) == [
         ("c", "purposes.chat.models[1].fallbacks[0]")
     ]
-    assert fallbacks(planned(config, purpose=None)) == [("c", "fallbacks[0]")]
+    assert fallbacks(policy_for(config, purpose=None)) == [("c", "fallbacks[0]")]
 
 
 def test_an_empty_list_is_a_setting() -> None:
     config = {"fallbacks": ["c"], "purposes": {"chat": {"fallbacks": []}}}
-    assert planned(config).fallbacks == ()
+    assert policy_for(config).fallbacks == ()
 
 
-def test_a_fallback_has_what_its_reference_says_then_what_is_said_of_its_model() -> None:
+def test_fallback_reference_precedes_its_model() -> None:
+    """A fallback has the settings of its reference, then those of its model."""
     settings = parse_settings(
         {
             "timeout": 9,
@@ -157,29 +159,31 @@ def test_a_fallback_has_what_its_reference_says_then_what_is_said_of_its_model()
         }
     )
     [fallback] = call_policy_of(settings, CATALOG, None, "a").fallbacks
-    assert fallback_call_policy(
-        settings, CATALOG, None, fallback, CallPolicy(timeout_s=6)
-    ) == CallPolicy(timeout_s=6, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),))
+    own = call_policy_of(settings, CATALOG, None, "b")
+    assert fallback_call_policy(settings, CATALOG, None, fallback, own) == CallPolicy(
+        timeout_s=9, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),)
+    )
 
 
-def test_a_fallback_that_says_nothing_of_its_own_has_what_its_purpose_says() -> None:
+def test_fallback_inherits_from_its_purpose() -> None:
+    """A fallback without settings has those of its purpose."""
     settings = parse_settings(
         {"retries": 5, "purposes": {"chat": {"retries": 1, "idle_timeout": 7, "fallbacks": ["b"]}}}
     )
     [fallback] = call_policy_of(settings, CATALOG, "chat", "a").fallbacks
-    plan = fallback_call_policy(settings, CATALOG, "chat", fallback, DEFAULT_CALL_POLICY)
-    assert (plan.retries, plan.idle_timeout_s) == (1, 7)
+    policy = fallback_call_policy(settings, CATALOG, "chat", fallback, DEFAULT_CALL_POLICY)
+    assert (policy.retries, policy.idle_timeout_s) == (1, 7)
 
 
-def test_each_limit_has_the_setting_that_it_comes_from() -> None:
+def test_each_limit_has_its_setting() -> None:
     config = {
         "max_concurrency": 9,
         "purposes": {"chat": {"max_concurrency": 3, "model": {"model": "a", "max_concurrency": 2}}},
     }
     place = f"{ROOT}.purposes.chat"
-    assert [limit.setting for limit in planned(config).limits] == [
+    assert [limit.setting for limit in policy_for(config).limits] == [
         f"{place}.max_concurrency",
         f"{place}.model.max_concurrency",
     ]
-    (limit,) = planned(config, purpose=None).limits
+    (limit,) = policy_for(config, purpose=None).limits
     assert limit.setting == f"{ROOT}.max_concurrency"

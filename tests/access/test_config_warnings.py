@@ -1,4 +1,4 @@
-"""What is odd about a valid configuration, each oddity with its exact path."""
+"""Warnings about a valid configuration, each with its exact path."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def unknown(name: str) -> str:
         },
     ],
 )
-def test_a_configuration_with_nothing_odd_has_no_warnings(config: dict[str, Any]) -> None:
+def test_valid_configuration_has_no_warnings(config: dict[str, Any]) -> None:
     assert warnings_about(config) == []
 
 
@@ -137,7 +137,7 @@ def test_an_option_that_the_model_does_not_take(
         )
 
 
-def test_a_warning_about_an_option_does_not_repeat_its_value() -> None:
+def test_warning_does_not_repeat_an_option_value() -> None:
     pasted = "sk-" + "0123456789abcdef"
     options = {"api_key": pasted, "temperature": pasted}
 
@@ -209,7 +209,7 @@ def test_all_that_is_odd_is_told_at_once() -> None:
     ]
 
 
-def test_what_went_wrong_while_listing_comes_first() -> None:
+def test_listing_problems_come_first() -> None:
     catalog = Catalog({}, {}, problems=("llm plugin 'x' failed",))
 
     found = warnings(parse_settings({"models": ["pelican"]}), catalog)
@@ -217,7 +217,7 @@ def test_what_went_wrong_while_listing_comes_first() -> None:
     assert found == ["llm plugin 'x' failed", f"{ROOT}.models[0]: {unknown('pelican')}"]
 
 
-def test_a_validator_that_raises_anything_costs_no_other_warning() -> None:
+def test_raising_validator_costs_no_other_warning() -> None:
     class Odd(ScriptedModel):
         class Options(llm.Options):
             size: int = 1
@@ -231,9 +231,9 @@ def test_a_validator_that_raises_anything_costs_no_other_warning() -> None:
         {"default_model": {"model": "odd", "options": {"size": 2}}, "blocked_models": ["nobody"]}
     )
     catalog = Catalog({"odd": Entry(Odd("odd"))}, {"odd": "odd"})
-    told = warnings(settings, catalog)
-    assert any("no sizes today" in line for line in told)
-    assert any("'nobody'" in line for line in told)
+    found = warnings(settings, catalog)
+    assert any("no sizes today" in line for line in found)
+    assert any("'nobody'" in line for line in found)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_fallback_that_is_not_allowed_is_told(
     assert warnings_about(config) == expected
 
 
-def test_a_fallback_that_leads_back_by_an_alias_is_told() -> None:
+def test_cycle_by_alias_is_a_warning() -> None:
     model = {"model": "a", "fallbacks": [{"model": "choosy"}, "ay"]}
     assert warnings_about({"default_model": model}) == [
         'default_model.fallbacks[1]: "a" falls back to "a"; a model cannot stand in for itself. '

@@ -1,4 +1,4 @@
-"""Which key a prompt uses, which models are listed as having one, and that no message holds one."""
+"""Which key a prompt uses, which models have one, and that no message holds one."""
 
 import asyncio
 import dataclasses
@@ -51,7 +51,7 @@ def make_started(make_datasette: Callable[..., Datasette]) -> Callable[..., Awai
 
 
 async def store(datasette: Datasette, name: str, key: str, encryption_key: str = "") -> None:
-    """Do what a person does at /-/secrets."""
+    """Store a secret with the form at /-/secrets."""
     encrypted = Fernet((encryption_key or ENCRYPTION_KEY).encode()).encrypt(key.encode())
     await datasette.get_internal_database().execute_write(
         "insert into datasette_secrets (name, encrypted, encryption_key_name) values (?, ?, ?)",
@@ -97,7 +97,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("first", range(len(PLACES)), ids=[" ".join(place) for place in PLACES])
-async def test_the_key_comes_from_the_first_place_that_has_one(
+async def test_key_comes_from_the_first_place(
     make_started, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     datasette = await make_started(EVERY_REFERENCE)
@@ -136,7 +136,7 @@ async def test_the_key_of_another_purpose_is_never_used(
     assert pelican.calls[0].key == key
 
 
-async def test_a_reference_by_alias_gives_its_key_to_the_model(
+async def test_reference_by_alias_gives_its_key(
     make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (llm_folder / "aliases.json").write_text('{"big": "pelican"}')
@@ -181,9 +181,10 @@ async def test_an_empty_key_counts_as_none(
     assert pelican.calls[0].key == "the secret"
 
 
-async def test_a_model_that_needs_no_key_is_prompted_without_looking_for_one(
+async def test_model_without_key_is_prompted_directly(
     make_datasette, register_models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model that needs no key is prompted without looking for one."""
     free = ScriptedModel("free")
     register_models(free)
     model = await LLM(make_datasette()).model("free")
@@ -195,7 +196,7 @@ async def test_a_model_that_needs_no_key_is_prompted_without_looking_for_one(
     assert free.calls[0].key is None
 
 
-async def test_a_model_that_ignores_keys_takes_a_prompt_with_one(make_datasette) -> None:
+async def test_model_that_ignores_keys_accepts_one(make_datasette) -> None:
     model = await LLM(make_datasette()).model("echo")
 
     response = await model.prompt("hi", key="sk-given")
@@ -203,9 +204,10 @@ async def test_a_model_that_ignores_keys_takes_a_prompt_with_one(make_datasette)
     assert "hi" in await response.text()
 
 
-async def test_the_key_is_never_put_on_llms_model_which_others_share(
+async def test_key_is_never_set_on_the_shared_model(
     make_datasette, pelican, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The key is never set on llm's model object, which others share."""
     monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "the secret")
     model = await LLM(make_datasette()).model("pelican")
 
@@ -219,9 +221,7 @@ async def test_the_key_is_never_put_on_llms_model_which_others_share(
 # No key
 
 
-async def test_a_missing_key_is_told_by_the_prompt_with_all_the_places_for_it(
-    make_datasette, pelican
-) -> None:
+async def test_missing_key_error_lists_all_places(make_datasette, pelican) -> None:
     reference = {"model": "pelican", "key": "TEAM_KEY"}
     model = await LLM(make_datasette({"default_model": reference})).model()
 
@@ -240,9 +240,8 @@ async def test_a_missing_key_is_told_by_the_prompt_with_all_the_places_for_it(
     assert pelican.calls == []
 
 
-async def test_a_secret_stored_with_another_encryption_key_is_told_so(
-    make_started, pelican
-) -> None:
+async def test_secret_of_another_encryption_key(make_started, pelican) -> None:
+    """A secret that was stored with another encryption key gives an error of its own."""
     datasette = await make_started()
     await store(datasette, "BIRD_API_KEY", KEY, Fernet.generate_key().decode())
     model = await LLM(datasette).model("pelican")
@@ -257,7 +256,7 @@ async def test_a_secret_stored_with_another_encryption_key_is_told_so(
 
 
 @pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
-async def test_a_malformed_keys_json_holds_no_keys_for_listing(
+async def test_malformed_keys_json_has_no_keys(
     make_datasette, pelican, llm_folder: Path, content: str
 ) -> None:
     (llm_folder / "keys.json").write_text(content)
@@ -269,9 +268,10 @@ async def test_a_malformed_keys_json_holds_no_keys_for_listing(
 
 
 @pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
-async def test_a_prompt_that_needs_a_malformed_keys_json_is_told_which_file_it_is(
+async def test_malformed_keys_json_is_named_in_error(
     make_datasette, pelican, llm_folder: Path, content: str
 ) -> None:
+    """A prompt that needs a key from a malformed keys.json has the file in its error."""
     (llm_folder / "keys.json").write_text(content)
     model = await LLM(make_datasette()).model("pelican")
 
@@ -280,7 +280,7 @@ async def test_a_prompt_that_needs_a_malformed_keys_json_is_told_which_file_it_i
 
 
 @pytest.mark.parametrize("content", ["{not json", "[]", "null", ""])
-async def test_a_key_that_the_caller_gives_is_used_however_malformed_keys_json_is(
+async def test_explicit_key_ignores_malformed_keys_json(
     make_datasette, pelican, llm_folder: Path, content: str
 ) -> None:
     (llm_folder / "keys.json").write_text(content)
@@ -291,7 +291,7 @@ async def test_a_key_that_the_caller_gives_is_used_however_malformed_keys_json_i
     assert pelican.calls[0].key == "sk-given"
 
 
-async def test_a_secret_is_used_however_malformed_keys_json_is(
+async def test_secret_ignores_malformed_keys_json(
     make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (llm_folder / "keys.json").write_text("{not json")
@@ -306,7 +306,7 @@ async def test_a_secret_is_used_however_malformed_keys_json_is(
 # Listing, and using
 
 
-async def test_listing_and_using_agree_on_which_models_have_a_key(
+async def test_listing_and_using_agree_on_keys(
     make_started, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasette = await make_started()
@@ -357,7 +357,7 @@ async def test_listing_neither_writes_nor_decrypts(
     assert await used(datasette) == [("BIRD_API_KEY", False, None)]
 
 
-async def test_listing_reads_the_secrets_once_for_all_models(
+async def test_listing_reads_the_secrets_once(
     make_started, register_models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register_models(*[ScriptedModel(f"m{n}", needs_key=f"provider-{n}") for n in range(20)])
@@ -382,7 +382,7 @@ async def test_listing_reads_the_secrets_once_for_all_models(
 
 
 @pytest.mark.parametrize("actor", [None, {"id": "simon"}, {"name": "no id"}])
-async def test_using_a_key_stamps_the_secret_with_when_and_who(
+async def test_using_a_key_records_time_and_actor(
     make_started, pelican, actor: dict[str, str] | None
 ) -> None:
     datasette = await make_started()
@@ -404,9 +404,10 @@ async def test_using_a_key_stamps_the_secret_with_when_and_who(
         ("BIRD_TOKEN", "Model 'pelican' has a key (environment)"),
     ],
 )
-async def test_a_decision_says_where_the_key_comes_from_and_not_what_it_is(
+async def test_decision_names_the_source_of_the_key(
     make_datasette, pelican, monkeypatch: pytest.MonkeyPatch, source: str, detail: str
 ) -> None:
+    """A decision has the kind of place that the key is from, and not the key."""
     monkeypatch.setenv(source, KEY)
 
     decision = await LLM(make_datasette()).explain("pelican")
@@ -428,7 +429,7 @@ async def test_a_key_set_between_two_calls_is_seen(
     assert pelican.calls[0].key == "sk-new"
 
 
-async def test_c8_keys_json_is_never_read_on_the_event_loops_thread(
+async def test_c8_keys_json_is_read_off_the_event_loop(
     make_datasette, pelican, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (llm_folder / "keys.json").write_text('{"bird": "sk-stored"}')
@@ -458,9 +459,8 @@ def test_a_status_holds_names_only() -> None:
 # What /-/secrets lists
 
 
-async def test_secrets_lists_the_providers_of_the_installed_models_and_the_configured_names(
-    make_datasette, pelican
-) -> None:
+async def test_secrets_of_providers_and_configuration(make_datasette, pelican) -> None:
+    """datasette-secrets lists secrets for the installed providers and the configured names."""
     datasette = make_datasette(EVERY_REFERENCE)
 
     secrets = {secret.name: secret for secret in await datasette_secrets.get_secrets(datasette)}
@@ -477,7 +477,8 @@ async def test_secrets_lists_the_providers_of_the_installed_models_and_the_confi
     }
 
 
-async def test_secrets_are_shown_to_those_who_may_manage_them(make_started, pelican) -> None:
+async def test_secrets_need_the_manage_permission(make_started, pelican) -> None:
+    """Secrets are shown to actors who may manage them."""
     datasette = await make_started({"default_model": {"model": "pelican", "key": "TEAM_KEY"}})
     datasette.root_enabled = True
 
@@ -498,9 +499,7 @@ async def test_secrets_are_shown_to_those_who_may_manage_them(make_started, peli
         ("acme.ai v2", "ACME_AI_V2_API_KEY"),
     ],
 )
-def test_the_secret_of_a_provider_is_named_after_the_key_it_needs(
-    needs_key: str, name: str
-) -> None:
+def test_provider_secret_name(needs_key: str, name: str) -> None:
     assert provider_secret(needs_key) == name
 
 
@@ -572,19 +571,20 @@ LEAKS: dict[str, Callable[[str], Exception]] = {
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
-def test_a_key_is_taken_out_of_all_that_an_exception_says(leak: Callable[[str], Exception]) -> None:
+def test_key_is_removed_from_exceptions(leak: Callable[[str], Exception]) -> None:
+    """A key is removed from every part of an exception."""
     try:
         raise leak(f"Incorrect API key provided: {KEY}. Check it.")
     except Exception as error:
-        told = redact(error, KEY)
+        clean = redact(error, KEY)
 
-    everything = [str(told), repr(told), repr(vars(told)), *traceback.format_exception(told)]
+    everything = [str(clean), repr(clean), repr(vars(clean)), *traceback.format_exception(clean)]
     assert KEY not in "\n".join(everything)
-    assert isinstance(told, Exception)
+    assert isinstance(clean, Exception)
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
-def test_an_exception_that_says_no_key_is_left_as_it_is(leak: Callable[[str], Exception]) -> None:
+def test_exception_without_key_is_unchanged(leak: Callable[[str], Exception]) -> None:
     error = leak("Rate limit reached")
     before = traceback.format_exception(error)
 
@@ -593,21 +593,22 @@ def test_an_exception_that_says_no_key_is_left_as_it_is(leak: Callable[[str], Ex
 
 
 @pytest.mark.parametrize("key", [None, "", "x", "short"])
-def test_a_placeholder_for_a_key_does_not_garble_messages(key: str | None) -> None:
+def test_placeholder_key_does_not_garble_messages(key: str | None) -> None:
     error = ValueError("x is too short")
 
     assert redact(error, key) is error
     assert str(error) == "x is too short"
 
 
-def test_an_exception_that_is_its_own_context_is_no_endless_loop() -> None:
+def test_self_referential_exception_is_handled() -> None:
+    """An exception that is its own context causes no endless loop."""
     first, second = ValueError(KEY), ValueError("second")
     first.__context__, second.__context__ = second, first
 
     assert KEY not in str(redact(first, KEY))
 
 
-def test_an_exception_whose_text_cannot_be_had_is_left_as_it_is() -> None:
+def test_exception_with_broken_str_is_unchanged() -> None:
     class UnprintableError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
@@ -617,7 +618,7 @@ def test_an_exception_whose_text_cannot_be_had_is_left_as_it_is() -> None:
     assert redact(error, KEY) is error
 
 
-async def test_a_key_that_a_providers_message_repeats_reaches_nobody(
+async def test_key_in_a_provider_message_is_removed(
     make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = ScriptedModel("failing", ["One ", ProviderError(f"bad key {KEY}", {"key": KEY})])
@@ -632,7 +633,7 @@ async def test_a_key_that_a_providers_message_repeats_reaches_nobody(
     assert KEY not in repr(vars(raised.value)) + caplog.text + repr(model) + repr(response)
 
 
-def test_a_key_is_taken_out_of_the_http_messages_that_an_exception_carries() -> None:
+def test_key_is_removed_from_http_messages() -> None:
     request = httpx2.Request(
         "POST", f"http://127.0.0.1/?key={KEY}", headers={"Authorization": f"Bearer {KEY}"}
     )
@@ -651,7 +652,7 @@ def test_a_key_is_taken_out_of_the_http_messages_that_an_exception_carries() -> 
     assert KEY not in "".join(everything)
 
 
-async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monkeypatch) -> None:
+async def test_a_malformed_encryption_key_is_clean(make_datasette, pelican, monkeypatch) -> None:
     plugins = {"datasette-secrets": {"encryption-key": "too short"}}
     datasette = make_datasette(plugins=plugins)
     await datasette.invoke_startup()
@@ -664,12 +665,12 @@ async def test_a_malformed_encryption_key_is_told(make_datasette, pelican, monke
         await model.prompt("hi")
 
 
-def test_an_http_error_without_a_request_is_left_as_it_is() -> None:
+def test_http_error_without_request_is_unchanged() -> None:
     error = httpx2.ReadTimeout("slow")
     assert redact(error, KEY) is error
 
 
-def test_headers_without_the_key_are_left_as_they_are() -> None:
+def test_headers_without_the_key_are_unchanged() -> None:
     cookies = [("Set-Cookie", "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT"), ("Set-Cookie", "b=2")]
     request = httpx2.Request("POST", "http://127.0.0.1/")
     response = httpx2.Response(429, headers=cookies, request=request)
@@ -679,7 +680,8 @@ def test_headers_without_the_key_are_left_as_they_are() -> None:
     assert response.headers.raw == before
 
 
-def test_an_exception_with_a_list_that_contains_itself_is_cleaned_too() -> None:
+def test_recursive_list_in_exception_is_cleaned() -> None:
+    """An exception with a list that contains itself is cleaned too."""
     endless: list[Any] = [KEY]
     endless.append(endless)
     assert KEY not in repr(redact(ValueError(endless), KEY))
@@ -698,7 +700,7 @@ def test_an_exception_with_a_list_that_contains_itself_is_cleaned_too() -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["sk/0123+456=", 'sk "0\\12é34', "sk-\n0123456", "sk-plain.key_1~"])
-def test_a_key_is_found_in_whichever_way_it_is_written(key, write):
+def test_key_is_found_in_every_spelling(key, write):
     assert without_key(f"({write(key)})", key).count(REDACTED) == 1
     error = redact(ValueError(f"({write(key)})"), key)
     assert write(key).strip('"') not in str(error)
@@ -709,9 +711,8 @@ def test_what_is_no_key_is_not_looked_for(key):
     assert without_key("a short text", key) == "a short text"
 
 
-async def test_what_says_a_key_is_not_behind_the_error_in_its_place(
-    make_datasette, register_models
-) -> None:
+async def test_replaced_error_does_not_chain_the_key(make_datasette, register_models) -> None:
+    """The exception with the key is not the context of the error in its place."""
     register_models(ScriptedModel("failing", [FixedTextError(f"bad key {KEY}")]))
     model = await LLM(make_datasette()).model("failing")
 
@@ -721,7 +722,7 @@ async def test_what_says_a_key_is_not_behind_the_error_in_its_place(
     assert (raised.value.__cause__, raised.value.__context__) == (None, None)
 
 
-def test_a_key_in_the_body_of_a_request_is_taken_out_of_its_stream_too() -> None:
+def test_key_is_removed_from_request_stream() -> None:
     request = httpx2.Request("POST", "http://127.0.0.1/", json={"prompt": KEY})
     redact(httpx2.ConnectError(f"refused {KEY}", request=request), KEY)
 

@@ -1,4 +1,4 @@
-"""Who may use which model for what: tables of cases for the pure functions that decide."""
+"""Which models may be used: tables of cases for the pure functions that decide."""
 
 from typing import Any
 
@@ -136,7 +136,8 @@ def test_the_order_of_the_listing(
     assert "".join(listing(rules_of(config, purpose), CATALOG, default)) == order
 
 
-def test_without_lists_the_order_is_the_default_and_then_llms() -> None:
+def test_order_without_lists() -> None:
+    """Without lists the default comes first, then llm's order."""
     rules = rules_of({"default_model": "c"})
 
     assert listing(rules, CATALOG, rules.default) == ["c", "a", "b", "d"]
@@ -146,7 +147,7 @@ NAMES = st.lists(st.sampled_from(["a", "b", "bee", "c", "d", "unknown"]), max_si
 
 
 @given(models=NAMES, blocked=NAMES, own=NAMES, default=st.sampled_from(["a", "bee", "unknown"]))
-def test_a_listing_has_exactly_what_is_permitted_and_each_once(
+def test_listing_is_what_is_permitted_once_each(
     models: list[str], blocked: list[str], own: list[str], default: str
 ) -> None:
     config = {"models": models, "blocked_models": blocked, **for_chat(models=own, model=default)}
@@ -161,7 +162,7 @@ def test_a_listing_has_exactly_what_is_permitted_and_each_once(
 
 
 @given(models=NAMES, blocked=NAMES, own=NAMES, default=st.sampled_from(["a", "bee"]))
-def test_aliases_and_ids_are_the_same_thing_everywhere_in_config(
+def test_aliases_and_ids_are_interchangeable(
     models: list[str], blocked: list[str], own: list[str], default: str
 ) -> None:
     def config_with(name: Any) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def test_the_configured_options_of_a_model(
     assert rules_of(config, purpose).options("b") == options
 
 
-def test_configured_options_are_plain_values_that_nobody_shares() -> None:
+def test_options_are_plain_unshared_values() -> None:
     options = {"stop": ["a", "b"], "bias": {"50256": -100}}
     rules = rules_of({"default_model": {"model": "b", "options": options}})
 
@@ -245,9 +246,7 @@ def test_configured_options_are_plain_values_that_nobody_shares() -> None:
     ("purpose", "names"),
     [(None, ("MAIN",)), ("chat", ("LIST", "CHAT", "MAIN")), ("other", ("OTHER", "MAIN"))],
 )
-def test_the_secrets_of_a_model_are_tried_from_the_most_specific_reference_on(
-    purpose: str | None, names: tuple[str, ...]
-) -> None:
+def test_secret_names_most_specific_first(purpose: str | None, names: tuple[str, ...]) -> None:
     config = {
         "default_model": {"model": "b", "key": "MAIN"},
         "purposes": {
@@ -324,7 +323,7 @@ def test_the_secrets_of_a_model_are_tried_from_the_most_specific_reference_on(
         ),
     ],
 )
-def test_the_steps_of_the_configuration_stop_at_the_first_refusal(
+def test_steps_stop_at_the_first_refusal(
     config: dict[str, Any], purpose: str | None, steps: list[Step]
 ) -> None:
     assert rules_of(config, purpose).steps("b", purpose) == steps
@@ -410,7 +409,7 @@ def test_each_filter_with_an_opinion_is_a_step() -> None:
 
 
 @pytest.mark.parametrize("answers", [ANSWERS, ANSWERS[::-1]])
-def test_filters_are_intersected_whatever_their_order(
+def test_filters_are_intersected_in_any_order(
     answers: list[tuple[str, frozenset[str]]],
 ) -> None:
     assert narrowed("dcba", answers) == ["b"]

@@ -1,4 +1,4 @@
-"""Purposes: what plugins say that they use models for."""
+"""Purposes: what plugins use models for."""
 
 from typing import Any
 
@@ -26,13 +26,11 @@ class RegistersLater:
         return self.answer
 
 
-async def test_there_are_no_purposes_before_a_plugin_registers_some(make_datasette) -> None:
+async def test_no_purposes_without_plugins(make_datasette) -> None:
     assert await get_purposes(make_datasette()) == []
 
 
-async def test_the_purposes_of_all_plugins_come_in_the_order_of_the_plugins(
-    make_datasette, plugin
-) -> None:
+async def test_purposes_come_in_plugin_order(make_datasette, plugin) -> None:
     plugin(RegistersLater([Purpose("enrichments"), Purpose("chat", "Talk about a table")]))
     plugin(Registers((Purpose("sql-assistant", "Write SQL"),)))
 
@@ -53,9 +51,8 @@ async def test_a_plugin_may_answer_in_any_of_these_ways(
     assert await get_purposes(make_datasette()) == [Purpose("chat")]
 
 
-async def test_a_plugin_may_answer_with_a_function_as_for_datasettes_own_hooks(
-    make_datasette, plugin
-) -> None:
+async def test_hook_may_return_a_function(make_datasette, plugin) -> None:
+    """A plugin may return a function, as for Datasette's own hooks."""
     plugin(Registers(lambda: [Purpose("chat")]))
 
     assert await get_purposes(make_datasette()) == [Purpose("chat")]
@@ -78,9 +75,10 @@ async def test_a_plugin_may_have_none(make_datasette, plugin, kind: Any) -> None
         (Purpose("chat"), Purpose("chat"), Purpose("chat")),
     ],
 )
-async def test_of_two_purposes_with_one_name_the_first_with_a_description_is_kept(
+async def test_first_description_of_a_purpose_counts(
     make_datasette, plugin, asked_first: Purpose, asked_later: Purpose, kept: Purpose
 ) -> None:
+    """Of two purposes with one name the first with a description counts."""
     plugin(Registers([asked_later]), name="later")
     plugin(Registers([asked_first]), name="first")
 
@@ -94,9 +92,7 @@ async def test_of_two_purposes_with_one_name_the_first_with_a_description_is_kep
         *(Purpose(7), Purpose(None), Purpose("chat", 7)),  # type: ignore[arg-type]  # the mistake
     ],
 )
-async def test_a_plugin_that_answers_something_else_is_told_by_name(
-    make_datasette, plugin, answer: Any
-) -> None:
+async def test_invalid_purpose_names_the_plugin(make_datasette, plugin, answer: Any) -> None:
     plugin(Registers(answer), name="my-plugin")
 
     with pytest.raises(HookError) as raised:

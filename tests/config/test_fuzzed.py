@@ -1,4 +1,4 @@
-"""The configuration, fuzzed: all that may stand there is a problem, or has the right type."""
+"""Fuzz tests: any configuration is a problem, or has the right types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from datasette_llm.config.parse import parse_settings
-from datasette_llm.config.settings import Settings, secret_names
+from datasette_llm.config.references import secret_names
+from datasette_llm.config.settings import Settings
 from datasette_llm.config.values import Section
 from datasette_llm.errors import ConfigError
 
@@ -161,7 +162,7 @@ YAML = [
 
 
 def places(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
-    """Each container with each of its names or numbers, and the containers it is in."""
+    """Each container with each of its keys or indexes, and the containers it is in."""
     inner = (*above, node)
     for name, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
         yield node, name, inner
@@ -202,11 +203,11 @@ def mutated(draw: st.DrawFn, knots: bool = True) -> Any:
     return raw
 
 
-# What comes of them
+# The results
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a setting has exactly its declared type, all the way down, and cannot be changed."""
+    """Whether a setting deeply has exactly its declared type, and is immutable."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return is_frozen(value)
@@ -232,7 +233,7 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 def shown(value: Any) -> Any:
-    """All that a setting says, also what its repr leaves out, as a text that can be compared."""
+    """A whole setting as text, including what its repr leaves out, for comparison."""
     if isinstance(value, Section):
         return {name: shown(each) for name, each in value.__dict__.items()}
     if isinstance(value, Mapping):
@@ -241,7 +242,7 @@ def shown(value: Any) -> Any:
 
 
 def wreck(raw: Any, seen: set[int]) -> None:
-    """Empty all that can be emptied, as someone might who goes on to use the configuration."""
+    """Empty every mutable container of a configuration, as later code might."""
     if id(raw) in seen or not isinstance(raw, dict | list | set | tuple | bytearray):
         return
     seen.add(id(raw))
@@ -259,7 +260,7 @@ def parsed(raw: Any) -> Settings | ConfigError:
 
 
 def check(raw: Any) -> None:
-    """Either every problem is told properly, or every setting has the right type."""
+    """Either every problem is reported properly, or every setting has the right type."""
     result = parsed(raw)
     check_error(result) if isinstance(result, ConfigError) else check_settings(result, raw)
 
@@ -284,7 +285,8 @@ def check_settings(settings: Settings, raw: Any) -> None:
     assert shown(settings) == before
 
 
-def test_the_full_configuration_has_every_setting_at_every_place() -> None:
+def test_full_configuration_has_every_setting() -> None:
+    """The full configuration has every setting at every place."""
     found: set[tuple[type[Section], str]] = set()
     every = [Settings]
     for section in every:  # which grows
@@ -318,7 +320,7 @@ def sections_in(hint: Any) -> Iterator[type[Section]]:
 @given(raw=VALUES | st.dictionaries(NAMES, VALUES, max_size=5))
 @example(raw=EVERYTHING)
 @example(raw=FULL)
-def test_any_value_gives_well_typed_settings_or_a_config_error(raw: Any) -> None:
+def test_any_value_parses_or_is_a_config_error(raw: Any) -> None:
     check(copy.deepcopy(raw))
 
 
@@ -336,7 +338,8 @@ def paths(node: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("setting", FULL)
-def test_each_setting_with_each_special_value_is_well_typed_or_told(setting: str) -> None:
+def test_special_values_parse_or_are_errors(setting: str) -> None:
+    """Each setting with each special value is well typed or a problem."""
     for path in paths({setting: FULL[setting]}):
         *above, name = path
         for value in SPECIAL:
@@ -346,7 +349,8 @@ def test_each_setting_with_each_special_value_is_well_typed_or_told(setting: str
 
 
 @pytest.mark.parametrize("setting", FULL)
-def test_each_setting_with_a_key_for_a_name_is_told_without_it(setting: str) -> None:
+def test_key_as_setting_name_is_not_shown(setting: str) -> None:
+    """Each setting with a key in the place of a name is a problem that does not show it."""
     for path in paths({setting: FULL[setting]}):
         *above, name = path
         for bad in ("ü", len):
@@ -363,12 +367,12 @@ def test_each_setting_with_a_key_for_a_name_is_told_without_it(setting: str) -> 
 
 @hypothesis_settings(max_examples=300)
 @given(raw=mutated())
-def test_a_mutated_configuration_gives_well_typed_settings_or_a_config_error(raw: Any) -> None:
+def test_mutated_config_parses_or_is_an_error(raw: Any) -> None:
     check(raw)
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_what_yaml_can_do_gives_well_typed_settings_or_a_config_error(text: str) -> None:
+def test_yaml_features_parse_or_are_errors(text: str) -> None:
     for loader in (yaml.SafeLoader, yaml.BaseLoader):
         try:
             raw = yaml.load(text, loader)
@@ -378,7 +382,7 @@ def test_what_yaml_can_do_gives_well_typed_settings_or_a_config_error(text: str)
 
 
 @pytest.mark.parametrize("setting", sorted(Settings.model_fields))
-def test_a_setting_that_is_very_deep_or_wide_is_read_or_told(setting: str) -> None:
+def test_deep_or_wide_setting_parses_or_is_error(setting: str) -> None:
     deep: Any = "x"
     for _ in range(5_000):
         deep = {"model": [deep]}
@@ -391,8 +395,9 @@ def test_a_setting_that_is_very_deep_or_wide_is_read_or_told(setting: str) -> No
 @hypothesis_settings(max_examples=25)
 @given(raw=mutated(knots=False))
 @example(raw=FULL)
-def test_datasette_starts_with_a_mutated_configuration_or_says_why_not(raw: Any) -> None:
-    # Without knots: Datasette itself looks into every configuration for `$env`.
+def test_mutated_config_starts_or_says_why_not(raw: Any) -> None:
+    # Without cycles: Datasette itself looks into every configuration for `$env`.
+    """Datasette starts with a mutated configuration or shows its problems."""
     asyncio.run(start(copy.deepcopy(raw)))
 
 

@@ -1,4 +1,4 @@
-"""The configuration: what is read, and how every problem with it is told."""
+"""The configuration: what is read, and how each problem is reported."""
 
 import copy
 import datetime
@@ -16,8 +16,14 @@ from datasette.utils import StartupError
 from pydantic import ValidationError
 
 from datasette_llm.config.parse import parse_settings
-from datasette_llm.config.references import FallbackReference, ModelReference
-from datasette_llm.config.settings import PurposeSettings, Settings, secret_names, settings_table
+from datasette_llm.config.references import secret_names
+from datasette_llm.config.settings import (
+    FallbackReference,
+    ModelReference,
+    PurposeSettings,
+    Settings,
+    settings_table,
+)
 from datasette_llm.errors import ConfigError
 
 ROOT = "plugins.datasette-llm"
@@ -99,7 +105,8 @@ def test_every_setting_is_read() -> None:
     assert list(settings.purposes) == ["chat", "enrich rows"]
 
 
-def test_an_id_and_a_mapping_with_only_a_model_are_the_same_reference() -> None:
+def test_id_and_mapping_are_the_same_reference() -> None:
+    """An id and a mapping with only a model are equal references."""
     assert parse_settings({"default_model": "gpt-4o"}) == parse_settings(
         {"default_model": {"model": "gpt-4o"}}
     )
@@ -117,7 +124,7 @@ def test_an_empty_allowlist_differs_from_none() -> None:
 
 
 @pytest.mark.parametrize("wrap", [OrderedDict, MappingProxyType])
-def test_any_mapping_and_any_sequence_of_ids_will_do(wrap: Any) -> None:
+def test_any_mapping_and_sequence_type_will_do(wrap: Any) -> None:
     assert parse_settings(wrap({"models": ("a", "b")})).models == ("a", "b")
 
 
@@ -126,7 +133,8 @@ def test_equal_configurations_give_equal_settings() -> None:
     assert parse_settings(EVERYTHING) != parse_settings({**EVERYTHING, "require_keys": True})
 
 
-def test_settings_do_not_follow_a_change_of_the_raw_configuration() -> None:
+def test_settings_are_independent_of_the_raw_ones() -> None:
+    """Settings do not change with the raw configuration."""
     raw = copy.deepcopy(EVERYTHING)
     settings = parse_settings(raw)
     raw["default_model"]["options"]["stop"][1]["b"] = 1  # type: ignore[index]
@@ -149,7 +157,7 @@ def test_settings_cannot_be_changed_at_any_depth() -> None:
             mapping["new"] = 1
 
 
-def test_plain_options_are_a_fresh_copy_in_the_shape_of_the_raw_ones() -> None:
+def test_plain_options_are_a_fresh_copy() -> None:
     reference = parse_settings(EVERYTHING).default_model
     assert reference
     options = reference.plain_options()
@@ -158,7 +166,7 @@ def test_plain_options_are_a_fresh_copy_in_the_shape_of_the_raw_ones() -> None:
     assert reference.options["stop"][1]["b"] is None
 
 
-def test_an_option_takes_any_value_that_yaml_gives() -> None:
+def test_option_takes_any_yaml_value() -> None:
     raw = yaml.safe_load(
         """
         seed: null
@@ -175,7 +183,8 @@ def test_an_option_takes_any_value_that_yaml_gives() -> None:
     assert reference.plain_options() == raw | {"pairs": [["a", 1], ["a", {"b": 2}]]}
 
 
-def test_the_error_stops_datasette_and_shows_all_problems() -> None:
+def test_config_error_stops_datasette() -> None:
+    """The error stops Datasette and shows all problems."""
     with pytest.raises(StartupError) as raised:
         parse_settings({"modles": [], "require_keys": 1})
     assert str(raised.value) == (
@@ -190,7 +199,7 @@ def test_the_error_stops_datasette_and_shows_all_problems() -> None:
     ("raw", "got"),
     [([], "a list"), ("gpt-4o", "text"), (0, "a number"), (False, "false"), ("", "empty text")],
 )
-def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str) -> None:
+def test_non_mapping_configuration_is_one_problem(raw: object, got: str) -> None:
     assert problems_of(raw) == [f": expected a mapping such as {{default_model: …}}, got {got}"]
 
 
@@ -226,19 +235,20 @@ def test_a_configuration_that_is_no_mapping_is_one_problem(raw: object, got: str
         ({None: 1}, ": names are text, got null; put it in quotes"),
     ],
 )
-def test_an_unknown_setting_is_told_with_the_nearest_known_one(raw: object, problem: str) -> None:
+def test_unknown_setting_suggests_the_nearest(raw: object, problem: str) -> None:
     assert problems_of(raw) == [problem]
 
 
 @pytest.mark.parametrize("mark", [":", "=", " ", "\n"])
-def test_a_setting_without_a_space_after_its_colon_is_told_without_its_value(mark: str) -> None:
+def test_missing_space_after_colon_hides_value(mark: str) -> None:
     # YAML reads {model: gpt-4o, key:sk-…} so.
+    """A setting without a space after its colon is a problem that does not show its value."""
     assert reference_problems_of({"model": "gpt-4o", f"key{mark}{PASTED_KEY}": None}) == [
         '["key…"]: unknown setting (a name ends with a colon and then a space)'
     ]
 
 
-def test_a_key_that_was_pasted_as_a_setting_is_not_shown() -> None:
+def test_key_pasted_as_setting_is_not_shown() -> None:
     # YAML reads {model: gpt-4o, sk-…} so.
     assert reference_problems_of({"model": "gpt-4o", PASTED_KEY: None}) == [
         f'["{PASTED_KEY[:2]}…"]: unknown setting '
@@ -288,7 +298,7 @@ def test_a_list_of_ids_takes_only_texts(setting: str, value: object, problem: st
         ((True,), "a list"),
     ],
 )
-def test_require_keys_is_a_boolean_and_nothing_like_one(value: object, got: str) -> None:
+def test_require_keys_must_be_a_boolean(value: object, got: str) -> None:
     assert problems_of({"require_keys": value}) == [
         f".require_keys: expected true or false, without quotes, got {got}"
     ]
@@ -316,7 +326,7 @@ def test_require_keys_is_a_boolean_and_nothing_like_one(value: object, got: str)
         ({"model": "x", 1: 2}, ": names are text, got a number; put it in quotes"),
     ],
 )
-def test_a_reference_of_the_wrong_shape_is_one_problem(value: object, problem: str) -> None:
+def test_misshapen_reference_is_one_problem(value: object, problem: str) -> None:
     assert reference_problems_of(value) == [problem]
     assert problems_of({"purposes": {"chat": {"model": value, "models": ["ok", value]}}}) == [
         f".purposes.chat.model{problem}",
@@ -361,7 +371,7 @@ def test_options_are_a_mapping_of_plain_values(value: object, problem: str) -> N
         ),
     ],
 )
-def test_purposes_are_a_mapping_of_names_to_settings(value: object, problem: str) -> None:
+def test_purposes_must_be_a_mapping(value: object, problem: str) -> None:
     assert problems_of({"purposes": value}) == [f".purposes{problem}"]
 
 
@@ -411,7 +421,8 @@ def test_all_problems_are_told_at_once() -> None:
         "X" * 65,
     ],
 )
-def test_a_key_that_is_no_secret_name_is_told_without_repeating_it(key: object) -> None:
+def test_pasted_key_is_not_repeated(key: object) -> None:
+    """A key in the place of a secret's name is a problem that does not repeat it."""
     assert reference_problems_of({"model": "x", "key": key}) == [f".key: {NOT_A_SECRET_NAME}"]
 
 
@@ -463,7 +474,7 @@ def test_no_error_holds_the_refused_values() -> None:
         lambda key: {"x": [{key}]},
     ],
 )
-def test_no_problem_of_a_reference_repeats_a_value(name: str, wrap: Any) -> None:
+def test_reference_problems_repeat_no_value(name: str, wrap: Any) -> None:
     raw = {"key": 0, name: wrap(PASTED_KEY)}
     for reference in (raw, {"model": raw}, {"model": "x", "key": raw}, [raw]):
         assert PASTED_KEY not in "\n".join(reference_problems_of(reference))
@@ -488,7 +499,7 @@ def test_no_problem_of_a_reference_repeats_a_value(name: str, wrap: Any) -> None
         (False, ": expected a mapping such as {values: …}, got false"),
     ],
 )
-def test_problems_with_the_consultants_settings_are_told(raw: object, problem: str) -> None:
+def test_consultant_problems(raw: object, problem: str) -> None:
     assert problems_of({"consultant": raw}) == [f".consultant{problem}"]
 
 
@@ -622,7 +633,7 @@ def section_at(settings: Settings, path: str) -> Any:
         *((path, "max_concurrency", NOT_CONCURRENCY) for path in ALL_PLACES),
     ],
 )
-def test_a_limit_that_cannot_be_right_is_told_wherever_it_stands(
+def test_invalid_limit_is_a_problem_everywhere(
     path: str, setting: str, cases: list[tuple[object, str]]
 ) -> None:
     for value, problem in cases:
@@ -631,18 +642,18 @@ def test_a_limit_that_cannot_be_right_is_told_wherever_it_stands(
 
 
 @pytest.mark.parametrize(("value", "problem"), NOT_THREADS)
-def test_a_number_of_threads_that_cannot_be_right_is_told(value: object, problem: str) -> None:
+def test_invalid_thread_count_is_a_problem(value: object, problem: str) -> None:
     assert problems_of({"threads": value}) == [f".threads: {problem}"]
 
 
 @pytest.mark.parametrize("path", PLACES)
-def test_fallbacks_that_cannot_be_right_are_told_wherever_they_stand(path: str) -> None:
+def test_invalid_fallbacks_are_found_everywhere(path: str) -> None:
     for value, problem in NOT_FALLBACKS:
         assert problems_of(PLACES[path]({"fallbacks": value})) == [f"{path}.fallbacks{problem}"]
 
 
 @pytest.mark.parametrize("path", ALL_PLACES)
-def test_the_settings_of_requests_are_read_wherever_they_stand(path: str) -> None:
+def test_attempt_settings_are_read_everywhere(path: str) -> None:
     raw = {"idle_timeout": 30, "retries": 0, "max_concurrency": 100_000}
     section = section_at(parse_settings(ALL_PLACES[path](raw)), path)
     assert (section.idle_timeout, type(section.idle_timeout)) == (30.0, float)
@@ -650,7 +661,7 @@ def test_the_settings_of_requests_are_read_wherever_they_stand(path: str) -> Non
 
 
 @pytest.mark.parametrize("path", PLACES)
-def test_the_settings_of_prompts_are_read_wherever_they_stand(path: str) -> None:
+def test_call_settings_are_read_everywhere(path: str) -> None:
     fallback = {"model": "c", "key": "OTHER_KEY", "options": {"temperature": 0}, "retries": 1}
     raw = {"timeout": 0.5, "fallbacks": ["b", fallback]}
     section = section_at(parse_settings(PLACES[path](raw)), path)
@@ -659,7 +670,7 @@ def test_the_settings_of_prompts_are_read_wherever_they_stand(path: str) -> None
     assert is_frozen(section.fallbacks[1].options)
 
 
-def test_no_fallbacks_differ_from_none_that_are_set() -> None:
+def test_empty_fallbacks_differ_from_unset() -> None:
     assert parse_settings({"fallbacks": []}).fallbacks == ()
     assert parse_settings({}).fallbacks is None
 
@@ -715,9 +726,8 @@ def listing(*references: Any, model: Any = "z") -> dict[str, Any]:
         ),
     ],
 )
-def test_a_model_that_falls_back_to_itself_is_told_with_the_circle(
-    raw: object, problem: str
-) -> None:
+def test_fallback_cycle_is_shown(raw: object, problem: str) -> None:
+    """A model that falls back to itself is a problem that shows the cycle."""
     assert problems_of(raw) == [problem + CIRCLE]
 
 
@@ -740,7 +750,7 @@ def test_each_circle_is_told_once() -> None:
         {"default_model": "a", "fallbacks": ["a", "b"]},
         {"purposes": {"chat": {"model": "a", "models": ["b"], "fallbacks": ["a", "b"]}}},
         {"default_model": reference("a", "b"), "fallbacks": ["a"]},
-        # Two ways to one model are no circle.
+        # Two paths to one model are no cycle.
         listing(reference("a", "b", "c"), reference("b", "d"), reference("c", "d")),
         # Other purposes do not count.
         {
@@ -753,7 +763,7 @@ def test_each_circle_is_told_once() -> None:
         listing(reference("b")) | {"purposes": {"x": {"model": reference("b", "a")}}},
         {"default_model": reference("a", "b")} | listing(reference("a"), reference("b", "a")),
         listing(reference("a", "b"), reference("a", "a")),
-        # Only names that are written alike are alike.
+        # Aliases are not resolved here.
         {"default_model": reference("a", "A")},
     ],
 )
@@ -761,7 +771,7 @@ def test_fallbacks_that_lead_to_an_end_are_fine(raw: object) -> None:
     assert isinstance(parse_settings(raw), Settings)
 
 
-def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
+def test_text_is_shown_on_one_line_and_shortened() -> None:
     text = 'gpt "4"\n\x85\u2028\ud800' + "o" * 100_000
     shown = 'gpt \\"4\\"\\n\\x85\\u2028\\ud800' + "o" * 48 + "…"
     assert problems_of({"models": text}) == [
@@ -778,7 +788,7 @@ def test_a_text_is_shown_on_one_line_and_cut_at_sixty_characters() -> None:
     assert problems_of({"purposes": {"o" * 60: 1}})[0].startswith(f".purposes.{'o' * 60}: ")
 
 
-def test_a_name_that_is_no_unicode_does_not_hide_other_problems() -> None:
+def test_non_unicode_name_hides_no_other_problem() -> None:
     assert problems_of({"models\ud800": [], "models": 1, "purposes": {"\ud800": {"model": 1}}}) == [
         ".models: expected a list, got a number",
         f'.purposes["\ufffd\ufffd\ufffd"].model: {A_REFERENCE}, got a number',
@@ -786,7 +796,7 @@ def test_a_name_that_is_no_unicode_does_not_hide_other_problems() -> None:
     ]
 
 
-def test_a_value_that_contains_itself_is_a_problem() -> None:
+def test_recursive_value_is_a_problem() -> None:
     mapping: dict[str, Any] = {}
     mapping |= {"purposes": mapping, "default_model": mapping, "models": [mapping]}
     assert problems_of(mapping)
@@ -799,7 +809,8 @@ def test_a_value_that_contains_itself_is_a_problem() -> None:
     ]
 
 
-def test_a_value_of_a_hundred_thousand_levels_is_a_problem() -> None:
+def test_very_deep_value_is_a_problem() -> None:
+    """A value of a hundred thousand levels is a problem."""
     deep: Any = "x"
     for _ in range(100_000):
         deep = {"model": [deep]}
@@ -810,7 +821,8 @@ def test_a_value_of_a_hundred_thousand_levels_is_a_problem() -> None:
     ]
 
 
-def test_a_few_values_that_stand_for_very_many_are_a_problem() -> None:
+def test_exponential_yaml_aliases_are_a_problem() -> None:
+    """A few values that stand for very many are a problem."""
     many: Any = "x"
     for _ in range(15):
         many = [many] * 10
@@ -819,7 +831,7 @@ def test_a_few_values_that_stand_for_very_many_are_a_problem() -> None:
     ]
 
 
-def test_secret_names_come_once_each_in_config_order() -> None:
+def test_secret_names_once_each_in_order() -> None:
     raw = {
         "purposes": {
             "b": {"model": {"model": "x", "key": "TWO"}, "models": [{"model": "y", "key": "ONE"}]},
@@ -835,7 +847,7 @@ def test_secret_names_come_once_each_in_config_order() -> None:
     assert secret_names(Settings()) == ()
 
 
-def test_the_table_of_settings_has_every_setting_in_order() -> None:
+def test_settings_table_is_complete_and_in_order() -> None:
     # The long list of an endpoint's settings is compared in the README.
     rows = [row for row in settings_table() if not row[0].startswith("endpoints[].")]
     assert rows == [
@@ -852,7 +864,7 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "threads",
             "number",
             "4",
-            "How many requests to models without an async version may be under way at once.",
+            "How many requests to models without an async version may run at once.",
         ),
         ("endpoints", "list", "[]", "Models of OpenAI-compatible servers."),
         ("log", "bool or mapping", "true", "Whether calls are recorded, and how."),
@@ -872,7 +884,7 @@ def test_the_table_of_settings_has_every_setting_in_order() -> None:
             "max_concurrency",
             "number",
             "not set",
-            "How many requests may be under way at once; the others wait their turn.",
+            "How many requests may run at once; the others wait their turn.",
         ),
         (
             "timeout",

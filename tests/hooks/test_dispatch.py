@@ -1,4 +1,4 @@
-"""Calling our hooks: in which order, with which arguments, and that no coroutine is left over."""
+"""Calling the hooks: their order and arguments, and that no coroutine is left unawaited."""
 
 import gc
 import itertools
@@ -19,9 +19,16 @@ from datasette_llm.testing import ScriptedModel
 
 
 @pytest.fixture
-def datasette(make_datasette: Callable[..., Datasette], register_models: Any) -> Datasette:
-    """A Datasette whose default is a model that says Hello."""
-    register_models(ScriptedModel("pelican"))
+def pelican(register_models: Any) -> ScriptedModel:
+    """A model that says Hello."""
+    model = ScriptedModel("pelican")
+    register_models(model)
+    return model
+
+
+@pytest.fixture
+def datasette(make_datasette: Callable[..., Datasette], pelican: ScriptedModel) -> Datasette:
+    """A Datasette whose default is this model."""
     return make_datasette({"default_model": "pelican"})
 
 
@@ -62,7 +69,7 @@ def test_these_are_the_hooks_and_their_arguments() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value) or "nothing",
 )
-async def test_a_hook_may_take_any_subset_of_its_arguments(
+async def test_hook_may_take_any_subset_of_arguments(
     datasette: Datasette, plugin, hook: str, argument_names: tuple[str, ...]
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -98,9 +105,11 @@ async def test_a_hook_may_take_any_subset_of_its_arguments(
 @pytest.mark.parametrize("later_ones", ["coroutine functions", "functions with a coroutine"])
 @pytest.mark.parametrize("earlier", ["function", "coroutine function"])
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_no_coroutine_is_left_over_when_an_earlier_hook_raises(
+async def test_raising_hook_leaves_no_coroutine(
     datasette: Datasette, plugin, hook: str, earlier: str, later_ones: str
 ) -> None:
+    """No coroutine is left unawaited when an earlier hook raises."""
+
     async def asynchronous() -> Any:
         return [] if hook == "register_llm_purposes" else None
 
@@ -134,9 +143,9 @@ async def test_no_coroutine_is_left_over_when_an_earlier_hook_raises(
 
 
 @pytest.mark.parametrize("hook", ["llm_default_model", "llm_filter_models", "llm_prompt_context"])
-async def test_no_coroutine_is_left_over_when_an_earlier_hook_returns_a_wrong_thing(
-    datasette: Datasette, plugin, hook: str
-) -> None:
+async def test_invalid_result_leaves_no_coroutine(datasette: Datasette, plugin, hook: str) -> None:
+    """No coroutine is left unawaited when an earlier hook returns something invalid."""
+
     async def asynchronous() -> None:
         return None
 
@@ -152,9 +161,9 @@ async def test_no_coroutine_is_left_over_when_an_earlier_hook_returns_a_wrong_th
     assert [str(warning.message) for warning in caught] == []
 
 
-async def test_no_coroutine_is_left_over_when_the_first_default_is_taken(
-    datasette: Datasette, plugin
-) -> None:
+async def test_first_default_leaves_no_coroutine(datasette: Datasette, plugin) -> None:
+    """No coroutine is left unawaited when the first default is used."""
+
     async def never_asked() -> str:
         raise AssertionError("the first answer was used")
 
@@ -173,7 +182,7 @@ async def test_no_coroutine_is_left_over_when_the_first_default_is_taken(
 
 
 class Ordered:
-    """Takes part in every hook, and notes that it was asked."""
+    """Takes part in every hook, and records that it was called."""
 
     def __init__(self, name: str, asked: list[str], **options: bool) -> None:
         self.name = name
@@ -197,9 +206,7 @@ def register_in_order(plugin: Callable[..., Any], asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_implementations_are_called_in_pluggys_order(
-    datasette: Datasette, plugin, hook: str
-) -> None:
+async def test_hooks_are_called_in_pluggy_order(datasette: Datasette, plugin, hook: str) -> None:
     asked: list[str] = []
     register_in_order(plugin, asked)
     others: dict[str, Any] = dict.fromkeys(HOOKS[hook][1:])
@@ -224,9 +231,8 @@ async def test_implementations_are_called_in_pluggys_order(
     assert asked == ["first", "second", "third", "last"]
 
 
-async def test_contexts_are_entered_in_hook_order_and_left_in_reverse(
-    datasette: Datasette, plugin
-) -> None:
+async def test_contexts_are_nested_in_hook_order(datasette: Datasette, plugin) -> None:
+    """Contexts are entered in hook order and left in reverse."""
     events: list[str] = []
 
     def context_of(name: str) -> Callable[[], Any]:
@@ -252,9 +258,8 @@ async def test_contexts_are_entered_in_hook_order_and_left_in_reverse(
     ]
 
 
-async def test_a_hook_registered_or_unregistered_between_two_calls_is_seen(
-    datasette: Datasette, plugin
-) -> None:
+async def test_hook_registered_between_calls_is_seen(datasette: Datasette, plugin) -> None:
+    """A hook that is registered or unregistered between two calls is noticed."""
     models = LLM(datasette)
     await models.model("pelican")
     refuse = plugin(module_with("llm_filter_models", lambda: []))
@@ -281,9 +286,8 @@ async def test_a_wrapper_of_a_hook_is_not_called(datasette: Datasette, plugin) -
 # What hooks may return
 
 
-async def test_a_hook_may_answer_with_a_function_as_datasettes_own_may(
-    datasette: Datasette, plugin, register_models
-) -> None:
+async def test_hook_may_return_a_function(datasette: Datasette, plugin, register_models) -> None:
+    """A hook may return a function, as Datasette's own may."""
     register_models(ScriptedModel("heron"))
 
     async def heron() -> str:
@@ -301,9 +305,10 @@ async def test_a_hook_may_answer_with_a_function_as_datasettes_own_may(
 
 
 @pytest.mark.parametrize("returned", [7, "text", object(), [print]])
-async def test_a_prompt_context_that_is_no_function_blocks_the_call_and_is_told_by_name(
-    datasette: Datasette, plugin, returned: object
+async def test_invalid_context_hook_blocks_the_call(
+    datasette: Datasette, pelican: ScriptedModel, plugin, returned: object
 ) -> None:
+    """A prompt context that is no function blocks the call; the error names the plugin."""
     plugin(module_with("llm_prompt_context", lambda: returned), name="tracing")
     model = await LLM(datasette).model()
 
@@ -314,7 +319,7 @@ async def test_a_prompt_context_that_is_no_function_blocks_the_call_and_is_told_
         f"llm_prompt_context of plugin 'tracing' returned {type(returned).__name__}; return None, "
         "or a function that takes a PromptResult and returns an async context manager"
     )
-    assert model._model.calls == []
+    assert pelican.calls == []
 
 
 async def undecorated(result: Any) -> AsyncIterator[None]:
@@ -335,9 +340,10 @@ def synchronous(result: Any) -> Iterator[None]:
         (lambda result: "text", "str"),
     ],
 )
-async def test_a_factory_that_makes_no_context_manager_blocks_the_call_and_is_told_by_name(
-    datasette: Datasette, plugin, factory: Callable[..., Any], made: str
+async def test_invalid_context_factory_blocks_the_call(
+    datasette: Datasette, pelican, plugin, factory: Callable[..., Any], made: str
 ) -> None:
+    """A factory that makes no context manager blocks the call; the error names the plugin."""
     plugin(module_with("llm_prompt_context", lambda: factory), name="tracing")
     model = await LLM(datasette).model()
 
@@ -348,12 +354,12 @@ async def test_a_factory_that_makes_no_context_manager_blocks_the_call_and_is_to
         f"The function that llm_prompt_context of plugin 'tracing' returned gave {made}, not an "
         "async context manager; decorate it with contextlib.asynccontextmanager"
     )
-    assert model._model.calls == []
+    assert pelican.calls == []
 
 
 @pytest.mark.parametrize("hook_is_async", [False, True])
 @pytest.mark.parametrize("factory_is_async", [False, True])
-async def test_the_prompt_context_hook_and_its_factory_may_each_be_async(
+async def test_context_hook_and_factory_may_be_async(
     datasette: Datasette, plugin, hook_is_async: bool, factory_is_async: bool
 ) -> None:
     events: list[str] = []
@@ -379,9 +385,8 @@ async def test_the_prompt_context_hook_and_its_factory_may_each_be_async(
     assert events == ["enter", "leave"]
 
 
-async def test_every_group_exit_hook_runs_whatever_the_others_raise(
-    datasette: Datasette, plugin
-) -> None:
+async def test_every_group_exit_hook_runs(datasette: Datasette, plugin) -> None:
+    """Every group exit hook runs, also if others raise."""
     asked: list[str] = []
 
     def hook_of(name: str) -> Callable[[], None]:
@@ -394,6 +399,10 @@ async def test_every_group_exit_hook_runs_whatever_the_others_raise(
     for name in "abc":
         plugin(module_with("llm_group_exit", hook_of(name)), name=name)
 
-    errors = await LLM(datasette).group()._run_exit_hooks()
+    with pytest.raises(ZeroDivisionError) as raised:
+        async with LLM(datasette).group():
+            raise ZeroDivisionError
 
-    assert asked == [str(error) for error in errors] == ["c", "b", "a"]
+    assert asked == ["c", "b", "a"]
+    failed = "An llm_group_exit hook failed too: RuntimeError('{}')"
+    assert raised.value.__notes__ == [failed.format(name) for name in asked]

@@ -1,4 +1,4 @@
-"""Which models llm knows: the snapshot, when it is taken anew, and what may go wrong with it."""
+"""The catalog: its contents, when it is refreshed, and failures."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from datasette_llm import LLM, ModelNotFoundError, instance
-from datasette_llm.access.snapshot import _Source, snapshot_of
+from datasette_llm.access.snapshot import SnapshotSource, find_model, snapshot_of
 from datasette_llm.providers import catalog
 from datasette_llm.providers.catalog import CatalogSource
 from datasette_llm.testing import ScriptedModel
@@ -36,7 +36,7 @@ class SyncModel(llm.Model):
 
 
 class Provider:
-    """An llm plugin that provides some models, and notes how it is asked for them."""
+    """An llm plugin that provides some models, and records how it was called."""
 
     def __init__(self, *model_ids: str, aliases: tuple[str, ...] = ()) -> None:
         self.model_ids = list(model_ids)
@@ -81,9 +81,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-async def test_a_model_is_found_by_its_id_and_by_each_alias(
-    make_datasette, llm_plugin, llm_folder: Path
-) -> None:
+async def test_model_is_found_by_id_and_alias(make_datasette, llm_plugin, llm_folder: Path) -> None:
     llm_plugin(Provider("pelican-1-large", aliases=("pelican", "big")))
     (llm_folder / "aliases.json").write_text('{"mine": "pelican-1-large"}')
     models = LLM(make_datasette())
@@ -95,9 +93,7 @@ async def test_a_model_is_found_by_its_id_and_by_each_alias(
     assert (await models.explain("mine")).model_id == "pelican-1-large"
 
 
-async def test_models_are_listed_once_each_however_many_names_they_have(
-    make_datasette, llm_plugin
-) -> None:
+async def test_models_are_listed_once_each(make_datasette, llm_plugin) -> None:
     llm_plugin(Provider("pelican-1", aliases=("p", "pel")))
 
     listed = [model.model_id for model in await LLM(make_datasette()).models()]
@@ -106,7 +102,8 @@ async def test_models_are_listed_once_each_however_many_names_they_have(
     assert not {"p", "pel"} & set(listed)
 
 
-async def test_one_model_that_two_plugins_provide_is_the_later_ones_as_in_llm(llm_plugin) -> None:
+async def test_later_plugin_wins_as_in_llm(llm_plugin) -> None:
+    """If two plugins provide a model, the later one counts, as in llm."""
     llm_plugin(Provider("pelican", aliases=("bird",)))
     llm_plugin(Provider("pelican", "heron", aliases=("bird",)))
 
@@ -118,7 +115,7 @@ async def test_one_model_that_two_plugins_provide_is_the_later_ones_as_in_llm(ll
     assert [name for name in taken.entries if name in ("pelican", "heron")].count("pelican") == 1
 
 
-async def test_every_name_that_llm_knows_leads_to_the_same_model(llm_plugin) -> None:
+async def test_every_llm_name_gives_the_same_model(llm_plugin) -> None:
     llm_plugin(Provider("pelican", aliases=("bird",)))
 
     taken = await CatalogSource().current()
@@ -143,9 +140,10 @@ class Broken:
         raise ConnectionError("the provider is down")
 
 
-async def test_an_llm_plugin_that_breaks_while_listing_leaves_the_others_with_a_warning(
+async def test_failing_llm_plugin_is_a_warning(
     make_datasette, llm_plugin, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An llm plugin that fails while listing is a warning; the others' models are listed."""
     llm_plugin(Provider("earlier"))
     llm_plugin(Broken(), name="llm-broken")
     llm_plugin(Provider("later"))
@@ -162,9 +160,11 @@ async def test_an_llm_plugin_that_breaks_while_listing_leaves_the_others_with_a_
 @pytest.mark.parametrize(
     "nonsense", [None, "pelican", SyncModel, object()], ids=["None", "text", "class", "object"]
 )
-async def test_an_llm_plugin_that_registers_something_else_leaves_the_others_with_a_warning(
+async def test_invalid_registration_is_a_warning(
     make_datasette, llm_plugin, caplog: pytest.LogCaptureFixture, nonsense: object
 ) -> None:
+    """An llm plugin that registers something else is a warning; the others' models are listed."""
+
     class Nonsense:
         @llm.hookimpl
         def register_models(self, register: Callable[..., None]) -> None:
@@ -188,7 +188,7 @@ async def test_an_llm_plugin_that_registers_something_else_leaves_the_others_wit
         b"\xff\xfe",
     ],
 )
-async def test_a_malformed_aliases_json_costs_its_aliases_and_gives_a_warning(
+async def test_malformed_aliases_json_is_a_warning(
     make_datasette,
     register_models,
     llm_folder: Path,
@@ -205,7 +205,7 @@ async def test_a_malformed_aliases_json_costs_its_aliases_and_gives_a_warning(
     assert caplog.messages[0].startswith("llm's aliases.json cannot be read, so its aliases are")
 
 
-async def test_an_aliases_json_that_was_repaired_is_read(
+async def test_repaired_aliases_json_is_read(
     make_datasette, register_models, llm_folder: Path
 ) -> None:
     register_models(ScriptedModel("pelican"))
@@ -219,9 +219,7 @@ async def test_an_aliases_json_that_was_repaired_is_read(
     assert (await models.model("bird")).model_id == "pelican"
 
 
-async def test_registering_and_unregistering_an_llm_plugin_shows_at_once(
-    make_datasette, llm_plugin
-) -> None:
+async def test_registering_a_plugin_shows_at_once(make_datasette, llm_plugin) -> None:
     models = LLM(make_datasette())
     assert "pelican" not in {model.model_id for model in await models.models()}
 
@@ -235,7 +233,7 @@ async def test_registering_and_unregistering_an_llm_plugin_shows_at_once(
         await models.model("pelican")
 
 
-async def test_a_plugin_that_replaces_another_shows_at_once(make_datasette, llm_plugin) -> None:
+async def test_replacing_a_plugin_shows_at_once(make_datasette, llm_plugin) -> None:
     models = LLM(make_datasette())
     llm.plugins.pm.unregister(llm_plugin(Provider("old")))
     await models.models()
@@ -249,9 +247,10 @@ async def test_a_plugin_that_replaces_another_shows_at_once(make_datasette, llm_
     assert (await models.model("new")).model_id == "new"
 
 
-async def test_a_plugin_registered_while_a_snapshot_is_taken_is_in_what_the_next_user_sees(
+async def test_plugin_registered_during_refresh_is_seen(
     llm_plugin,
 ) -> None:
+    """A plugin that is registered while a catalog is built is in the next result."""
     slow = llm_plugin(Provider("slow"))
     slow.may_answer.clear()
     source = CatalogSource()
@@ -289,7 +288,7 @@ async def test_another_folder_of_llm_is_seen_at_once(
         ("extra-openai-models.yaml", yaml.safe_dump([EXTRA_MODEL]), "local", "local"),
     ],
 )
-async def test_a_changed_file_is_seen_for_a_name_that_was_unknown(
+async def test_changed_file_is_read_for_an_unknown_name(
     make_datasette,
     register_models,
     llm_folder: Path,
@@ -311,7 +310,7 @@ async def test_a_changed_file_is_seen_for_a_name_that_was_unknown(
     assert await models.explain(name)
 
 
-async def test_a_changed_file_is_seen_by_everyone_after_a_second(
+async def test_changed_file_is_read_after_a_second(
     make_datasette, register_models, llm_folder: Path, clock: SimpleNamespace
 ) -> None:
     aliases = llm_folder / "aliases.json"
@@ -331,7 +330,7 @@ async def test_a_changed_file_is_seen_by_everyone_after_a_second(
         await models.model("bird")
 
 
-async def test_an_unchanged_folder_costs_no_new_snapshot(
+async def test_unchanged_folder_causes_no_refresh(
     make_datasette, llm_plugin, clock: SimpleNamespace
 ) -> None:
     provider = llm_plugin(Provider("pelican"))
@@ -345,9 +344,7 @@ async def test_an_unchanged_folder_costs_no_new_snapshot(
     assert len(provider.threads) == 1
 
 
-async def test_c8_llms_registry_is_never_asked_on_the_event_loops_thread(
-    make_datasette, llm_plugin
-) -> None:
+async def test_c8_registry_is_read_off_the_event_loop(make_datasette, llm_plugin) -> None:
     provider = llm_plugin(Provider("pelican"))
     uses: list[Callable[[Any], Any]] = [
         lambda models: models.model("pelican"),
@@ -365,9 +362,7 @@ async def test_c8_llms_registry_is_never_asked_on_the_event_loops_thread(
     assert threading.get_ident() not in provider.threads
 
 
-async def test_c8_the_event_loop_runs_on_while_a_provider_takes_its_time(
-    make_datasette, llm_plugin
-) -> None:
+async def test_c8_event_loop_runs_during_slow_listing(make_datasette, llm_plugin) -> None:
     provider = llm_plugin(Provider("pelican"))
     provider.may_answer.clear()
     waiting = asyncio.create_task(LLM(make_datasette()).model("pelican"))
@@ -379,19 +374,18 @@ async def test_c8_the_event_loop_runs_on_while_a_provider_takes_its_time(
     assert (await waiting).model_id == "pelican"
 
 
-async def test_users_at_the_same_time_share_one_snapshot(make_datasette, llm_plugin) -> None:
+async def test_concurrent_users_share_one_refresh(make_datasette, llm_plugin) -> None:
     provider = llm_plugin(Provider("pelican"))
-    models = LLM(make_datasette())
+    datasette = make_datasette()
 
-    found = await asyncio.gather(*[models.model("pelican") for _ in range(20)])
+    found = await asyncio.gather(*[find_model(datasette, "pelican") for _ in range(20)])
 
-    assert len({id(model._model) for model in found}) == 1
+    assert len({id(entry.model) for _, entry in found}) == 1
     assert len(provider.threads) == 1
 
 
-async def test_a_user_who_is_cancelled_does_not_take_the_snapshot_from_the_others(
-    make_datasette, llm_plugin
-) -> None:
+async def test_cancelled_user_keeps_the_refresh_running(make_datasette, llm_plugin) -> None:
+    """A user who is cancelled does not cancel the catalog that others wait for."""
     provider = llm_plugin(Provider("pelican"))
     provider.may_answer.clear()
     models = LLM(make_datasette())
@@ -407,9 +401,10 @@ async def test_a_user_who_is_cancelled_does_not_take_the_snapshot_from_the_other
     assert len(provider.threads) == 1
 
 
-async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_answers(
+async def test_old_catalog_is_refreshed_in_background(
     make_datasette, llm_plugin, clock: SimpleNamespace
 ) -> None:
+    """A catalog that is older than a minute is used while a new one is built."""
     provider = llm_plugin(Provider("pelican"))
     models = LLM(make_datasette())
     await models.model("pelican")
@@ -424,16 +419,16 @@ async def test_a_snapshot_older_than_a_minute_is_refreshed_while_the_old_one_ans
     clock.now += 2
     await models.model("pelican")
     await asyncio.to_thread(provider.asked.wait, 20)
-    # The provider has not answered yet, and nobody has to wait for it.
+    # The provider has not answered yet, and no caller waits for it.
     assert "heron" not in {model.model_id for model in await models.models()}
 
     provider.may_answer.set()
-    await instance.of(models.datasette, _Source).catalogs._refresh
+    await instance.of(models.datasette, SnapshotSource).catalogs.refresh()
     assert "heron" in {model.model_id for model in await models.models()}
     assert len(provider.threads) == 2
 
 
-async def test_a_model_without_an_async_version_is_known_by_every_name(
+async def test_sync_model_is_known_by_every_name(
     make_datasette, llm_plugin, llm_folder: Path
 ) -> None:
     class SyncOnly:
@@ -452,9 +447,9 @@ async def test_a_model_without_an_async_version_is_known_by_every_name(
 
 
 @pytest.mark.parametrize("last", ["sync", "async"])
-async def test_of_two_models_with_one_id_the_later_one_wins_whichever_is_async(
-    make_datasette, llm_plugin, last: str
-) -> None:
+async def test_later_of_two_models_wins(make_datasette, llm_plugin, last: str) -> None:
+    """Of two models with one id the later one counts, whichever of them is async."""
+
     class Both:
         @llm.hookimpl
         def register_models(self, register: Callable[..., None]) -> None:
@@ -469,13 +464,11 @@ async def test_of_two_models_with_one_id_the_later_one_wins_whichever_is_async(
     assert await (await model.prompt("Hi")).text() == last
 
 
-async def test_a_model_with_an_async_version_is_not_run_in_a_thread(
-    make_datasette, llm_plugin
-) -> None:
+async def test_async_model_gets_no_thread(make_datasette, llm_plugin) -> None:
     llm_plugin(Provider("pelican"))
-    model = await LLM(make_datasette()).model("pelican")
+    _, entry = await find_model(make_datasette(), "pelican")
 
-    assert isinstance(model._model, ScriptedModel)
+    assert isinstance(entry.model, ScriptedModel)
 
 
 async def test_what_llm_could_not_prompt_is_no_model(make_datasette, llm_plugin) -> None:
@@ -503,9 +496,7 @@ async def test_an_unknown_model_is_told_with_what_to_do(make_datasette) -> None:
     )
 
 
-def test_a_datasette_is_used_from_two_event_loops_one_after_the_other(
-    make_datasette, llm_plugin, clock: SimpleNamespace
-) -> None:
+def test_datasette_in_two_event_loops(make_datasette, llm_plugin, clock: SimpleNamespace) -> None:
     llm_plugin(Provider("pelican"))
     models = LLM(make_datasette({"default_model": "pelican"}))
 
@@ -519,16 +510,17 @@ def test_a_datasette_is_used_from_two_event_loops_one_after_the_other(
     assert asyncio.run(use()) == ["Hello", "pelican"]
 
 
-def test_an_event_loop_does_not_wait_for_the_snapshot_of_one_that_stands_still(
+def test_stalled_event_loop_blocks_no_other(
     make_datasette, llm_plugin, clock: SimpleNamespace
 ) -> None:
+    """An event loop does not wait for a catalog that a stalled event loop is building."""
     provider = llm_plugin(Provider("pelican"))
     models = LLM(make_datasette())
     with asyncio.Runner() as still:
         still.run(models.model("pelican"))
         clock.now += 61
         provider.may_answer.clear()
-        still.run(models.model("pelican"))  # leaves a refresh that is under way
+        still.run(models.model("pelican"))  # leaves a refresh running
 
         llm.plugins.pm.unregister(provider)
         llm_plugin(Provider("heron"))
@@ -541,14 +533,14 @@ async def test_each_datasette_has_a_snapshot_of_its_own(make_datasette, llm_plug
     provider = llm_plugin(Provider("pelican"))
     one, other = make_datasette(), make_datasette()
 
-    first = await LLM(one).model("pelican")
-    second = await LLM(other).model("pelican")
+    _, first = await find_model(one, "pelican")
+    _, second = await find_model(other, "pelican")
 
-    assert first._model is not second._model
+    assert first.model is not second.model
     assert len(provider.threads) == 2
 
 
-async def test_a_failure_whose_message_has_percent_signs_is_logged_as_it_is(
+async def test_percent_signs_in_a_failure_are_logged(
     llm_plugin, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Percent:
@@ -571,7 +563,7 @@ def in_a_process_of_its_own(program: str) -> str:
     return done.stdout
 
 
-def test_two_instances_that_start_together_know_the_same_models() -> None:
+def test_two_instances_start_together() -> None:
     program = """
 import asyncio
 from datasette.app import Datasette
@@ -588,9 +580,10 @@ asyncio.run(main())
     assert in_a_process_of_its_own(program).strip() == "[True, True, True, True]"
 
 
-async def test_an_id_that_is_another_models_alias_gives_that_model_as_in_llm(
+async def test_id_that_is_another_models_alias(
     make_datasette, register_models, llm_folder: Path
 ) -> None:
+    """An id that is another model's alias gives that model, as in llm."""
     register_models(ScriptedModel("dear"), ScriptedModel("cheap"))
     (llm_folder / "aliases.json").write_text('{"dear": "cheap"}')
     models = LLM(make_datasette())
@@ -602,9 +595,7 @@ async def test_an_id_that_is_another_models_alias_gives_that_model_as_in_llm(
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep")])
-async def test_a_plugin_that_ends_the_program_while_listing_leaves_the_others(
-    make_datasette, error: BaseException
-) -> None:
+async def test_plugin_that_exits_leaves_the_others(make_datasette, error: BaseException) -> None:
     class Ends:
         @llm.hookimpl
         def register_models(self, register: Any) -> None:
@@ -620,9 +611,7 @@ async def test_a_plugin_that_ends_the_program_while_listing_leaves_the_others(
 
 
 @pytest.mark.parametrize("aliases", [[["a list"]], [None], [5]])
-async def test_a_plugin_with_an_alias_that_is_no_text_leaves_the_others(
-    make_datasette, aliases: list[Any]
-) -> None:
+async def test_invalid_alias_leaves_the_others(make_datasette, aliases: list[Any]) -> None:
     class Odd:
         @llm.hookimpl
         def register_models(self, register: Any) -> None:
@@ -639,14 +628,14 @@ async def test_a_plugin_with_an_alias_that_is_no_text_leaves_the_others(
 
 
 @pytest.mark.parametrize("file", ["aliases.json", "keys.json"])
-async def test_a_file_nested_too_deeply_to_read_costs_only_itself(
+async def test_deeply_nested_file_costs_only_itself(
     make_datasette, llm_folder: Path, file: str
 ) -> None:
     (llm_folder / file).write_text("[" * 5_000)
     assert "echo" in [model.model_id for model in await LLM(make_datasette()).models()]
 
 
-async def test_a_model_is_known_by_the_name_of_its_sync_version_too(make_datasette) -> None:
+async def test_model_is_known_by_its_sync_name(make_datasette) -> None:
     class Two:
         @llm.hookimpl
         def register_models(self, register: Any) -> None:

@@ -77,7 +77,7 @@ CASES: list[tuple[str, Any]] = [
     ("blocked", NotRecordedError("The call was not made")),
     ("other", ResponseCancelledError("Datasette is shutting down")),
     ("timeout", behind(ResponseCancelledError("The call was ended"), TimeoutError())),
-    # OpenAI's, and those who speak its protocol
+    # OpenAI's, and compatible servers'
     ("key_refused", openai_status(401, "Incorrect API key", code="invalid_api_key")),
     ("key_refused", openai_status(403, "Country not supported")),
     ("unknown_model", openai_status(403, "No access to model `x`", code="model_not_found")),
@@ -108,7 +108,7 @@ CASES: list[tuple[str, Any]] = [
     ("other", anthropic(200, "overloaded_error", "Overloaded")),  # in a stream that had begun
     ("rate_limit", anthropic(200, "rate_limit_error")),
     ("no_key", TypeError("Could not resolve authentication method. Expected either api_key")),
-    # Google's: its client, its older client, and llm-gemini, which only hands on the message
+    # Google's: its client, its older client, and llm-gemini, which only passes on the message
     ("key_refused", google(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid one")),
     ("key_refused", google(403, "PERMISSION_DENIED", "Caller has no permission")),
     ("unknown_model", google(404, "NOT_FOUND", "models/x is not found for API version v1beta")),
@@ -155,7 +155,7 @@ CASES: list[tuple[str, Any]] = [
     ("bad_answer", KeyError("choices")),
     ("bad_answer", TypeError("'NoneType' object is not subscriptable")),
     ("bad_answer", httpx2.DecodingError("bad gzip")),
-    # And the rest
+    # Others
     ("other", RuntimeError("Something odd")),
     ("other", ValueError("temperature")),
     ("other", Exception()),
@@ -163,7 +163,7 @@ CASES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "error"), CASES, ids=lambda value: repr(value)[:70])
-def test_a_failure_is_of_the_kind_that_its_exception_tells(kind: str, error: Exception) -> None:
+def test_kind_of_failure(kind: str, error: Exception) -> None:
     assert kind_of(error) == kind
 
 
@@ -176,20 +176,21 @@ def raised_while_handling(error: Exception, handled: Exception, *, aside: bool) 
     return error
 
 
-def test_an_exception_that_was_set_aside_does_not_count() -> None:
+def test_suppressed_exception_does_not_count() -> None:
     error = raised_while_handling(RuntimeError("Odd"), ConnectionResetError(), aside=True)
 
     assert kind_of(error) == "other"
 
 
-def test_what_the_provider_said_last_counts_more_than_what_went_wrong_before() -> None:
+def test_last_provider_error_counts_most() -> None:
+    """The provider's last error counts more than what failed before."""
     first = httpx2.ReadTimeout("first attempt")
 
     assert kind_of(raised_while_handling(openai_status(401), first, aside=False)) == "key_refused"
 
 
 class HostileError(Exception):
-    """Whatever is asked of it, it raises."""
+    """Raises when any attribute is read."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -200,12 +201,13 @@ class HostileError(Exception):
         raise RuntimeError("No")
 
 
-def test_an_exception_that_cannot_be_asked_is_of_the_kind_other() -> None:
+def test_uninspectable_exception_is_other() -> None:
+    """An exception whose attributes cannot be read is of the kind "other"."""
     assert kind_of(HostileError()) == "other"
     assert "HostileError" in failure_message(HostileError(), "other")
 
 
-def test_exceptions_that_stand_behind_each_other_are_looked_at_once() -> None:
+def test_circular_causes_are_visited_once() -> None:
     first, second = RuntimeError("first"), RuntimeError("second")
     first.__cause__, second.__cause__ = second, first
 
@@ -213,14 +215,14 @@ def test_exceptions_that_stand_behind_each_other_are_looked_at_once() -> None:
     assert kind_of(first) == "other"
 
 
-def test_a_long_message_without_end_is_looked_at_quickly() -> None:
+def test_endless_message_is_classified_quickly() -> None:
     assert kind_of(llm.ModelError("invalid api model key " * 100_000)) == "other"
 
 
 # The message
 
 
-def test_a_network_that_fails_is_told_with_the_reasons_behind_it() -> None:
+def test_network_failure_message_has_its_causes() -> None:
     error = behind(
         openai.APIConnectionError(request=REQUEST),
         raised_while_handling(
@@ -245,21 +247,20 @@ def test_a_network_that_fails_is_told_with_the_reasons_behind_it() -> None:
         (ModelNotAllowedError(NOT_ALLOWED), "It is blocked"),
     ],
 )
-def test_a_message_says_what_the_exception_says_and_its_name_where_that_helps(
-    error: Exception, message: str
-) -> None:
+def test_message_has_the_type_where_it_helps(error: Exception, message: str) -> None:
     assert failure_message(error, "other") == message
 
 
 @pytest.mark.parametrize("setting", ["timeout", "idle_timeout"])
-def test_a_configured_timeout_is_one_whatever_had_failed_before(setting: str) -> None:
+def test_configured_timeout_is_a_timeout(setting: str) -> None:
+    """A configured timeout is one, also if something else failed before."""
     error = ResponseTimeoutError(setting, 3)
     error.__cause__ = openai_status(429)
 
     assert kind_of(error) == "timeout"
 
 
-def test_the_notes_of_an_exception_are_part_of_its_message() -> None:
+def test_notes_are_part_of_the_message() -> None:
     error = llm.ModelError("It failed")
     error.add_note("Also, llm_prompt_context of plugin 'x' failed")
 

@@ -1,4 +1,4 @@
-"""llm's own OpenAI models, prompted over a real connection: what reaches the provider, and us."""
+"""llm's own OpenAI models over a real connection, in both directions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import socket
-import traceback
 from contextlib import suppress
 
 import httpx2
@@ -17,8 +16,10 @@ from cryptography.fernet import Fernet
 
 from datasette_llm import LLM, GroupError, ResponseCancelledError
 
-from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
+from ..support.exceptions import all_texts
+from ..support.openai_server import Drop, OpenAIServer, Refuse, write_model
 from ..support.plugins import Observer
+from ..support.waiting import soon
 
 KEY = "sk-wire-0123456789abcdef"
 OTHER_KEY = "sk-other-fedcba9876543210"
@@ -27,13 +28,11 @@ REPEATS_KEY = "Incorrect API key provided: {key}. Find yours on our site."
 
 
 @pytest.fixture
-async def server(llm_folder, monkeypatch):
-    """The server, which answers for llm's model "wire"; its key is in datasette-secrets."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def server(server, llm_folder, monkeypatch):
+    """The server of llm's model "wire"; its key is in datasette-secrets."""
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", KEY)
-    async with OpenAIServer() as server:
-        write_model(llm_folder, server.url)
-        yield server
+    write_model(llm_folder, server.url)
+    return server
 
 
 @pytest.fixture
@@ -51,21 +50,21 @@ def start(make_datasette):
 
 
 @pytest.fixture
-async def model(server, start):
+async def datasette(server, start):
+    """A started Datasette with the model "wire"."""
+    return await start()
+
+
+@pytest.fixture
+async def model(datasette):
     """The model "wire", ready to prompt."""
-    return await LLM(await start()).model("wire")
+    return await LLM(datasette).model("wire")
 
 
 @pytest.fixture
 def hook(plugin):
-    """A plugin that notes what its contexts see."""
+    """A plugin that records what its contexts see."""
     return plugin(Observer())
-
-
-async def soon(awaitable):
-    """Wait for something that is about to happen."""
-    async with asyncio.timeout(BOUND_S):
-        return await awaitable
 
 
 async def failure_of(awaitable):
@@ -75,25 +74,11 @@ async def failure_of(awaitable):
     return raised.value
 
 
-def everything_said(error: BaseException) -> str:
-    """All that an exception and those behind it say when shown, logged, or taken apart."""
-    said = traceback.format_exception(error)
-    todo, seen = [error], set()
-    while todo:
-        item = todo.pop()
-        if item is None or item in seen:
-            continue
-        seen.add(item)
-        said += [str(item), repr(item), repr(item.args), repr(vars(item))]
-        said += getattr(item, "__notes__", [])
-        todo += [item.__cause__, item.__context__, *getattr(item, "exceptions", [])]
-    return "\n".join(said)
-
-
 # Streaming
 
 
-async def test_c3_each_chunk_is_readable_while_the_server_holds_back_the_next(server, model):
+async def test_c3_chunks_are_readable_one_by_one(server, model):
+    """Each chunk can be read while the server holds back the next."""
     second, third = asyncio.Event(), asyncio.Event()
     server.play(["one ", second, "two ", third, "three"])
     response = await soon(model.prompt("Count"))
@@ -108,7 +93,7 @@ async def test_c3_each_chunk_is_readable_while_the_server_holds_back_the_next(se
     assert await server.requests[0].end() == "complete"
 
 
-async def test_c4_readers_that_start_late_get_everything_too(server, model):
+async def test_c4_late_readers_get_everything(server, model):
     rest = asyncio.Event()
     server.play(["one ", rest, "two"])
     response = await soon(model.prompt("Count"))
@@ -121,7 +106,7 @@ async def test_c4_readers_that_start_late_get_everything_too(server, model):
     assert len(server.requests) == 1
 
 
-async def test_the_request_holds_what_the_caller_asked_for(server, model):
+async def test_request_has_the_callers_arguments(server, model):
     server.play(['{"name": "Pip"}'])
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     response = await model.prompt("A dog", system="Be brief", schema=schema, temperature=0.5)
@@ -147,7 +132,7 @@ async def test_usage_is_what_the_provider_counted(stream, server, model):
     assert server.requests[0].body["stream"] is stream
 
 
-async def test_c2_a_model_that_cannot_stream_returns_at_the_end(server, llm_folder, start):
+async def test_c2_unstreamed_model_returns_at_the_end(server, llm_folder, start):
     write_model(llm_folder, server.url, model_id="slow", can_stream=False)
     rest = asyncio.Event()
     server.play(["Hello", rest, " you"])
@@ -160,7 +145,7 @@ async def test_c2_a_model_that_cannot_stream_returns_at_the_end(server, llm_fold
     assert response.text_or_raise() == "Hello you"
 
 
-async def test_a_model_that_cannot_stream_is_not_asked_to(server, llm_folder, start):
+async def test_model_without_streaming_is_not_streamed(server, llm_folder, start):
     write_model(llm_folder, server.url, model_id="slow", can_stream=False)
     model = await LLM(await start()).model("slow")
     await (await model.prompt("Hi")).text()
@@ -189,7 +174,7 @@ def weather(city: str) -> str:
     return f"Rain in {city}"
 
 
-async def test_a_chain_runs_the_tool_and_sends_what_it_said(server, model, hook):
+async def test_chain_runs_tool_and_sends_its_result(server, model, hook):
     server.play(
         [llm.ToolCall("weather", {"city": "Paris"}, "call_1"), llm.Usage(10, 5)],
         ["It ", "rains", llm.Usage(20, 3)],
@@ -226,7 +211,8 @@ async def test_a_chain_runs_all_the_tools_of_one_step(server, model):
     assert answers == {"call_Paris": "Rain in Paris", "call_Oslo": "Rain in Oslo"}
 
 
-async def test_h4_a_failure_in_the_second_step_of_a_chain_reaches_its_context(server, model, hook):
+async def test_h4_second_step_failure_reaches_context(server, model, hook):
+    """A failure in the second step of a chain is raised in its context."""
     server.play([llm.ToolCall("weather", {"city": "Paris"}, "call_1")], [Refuse(500)])
     chain = model.chain("How is Paris?", tools=[weather])
     error = await failure_of(chain.text())
@@ -244,14 +230,13 @@ async def set_secret(datasette, name, value):
     assert response.status_code == 302
 
 
-async def test_a_key_in_the_environment_of_datasette_secrets_reaches_the_provider(server, model):
+async def test_key_from_environment_reaches_provider(server, model):
+    """A key in an environment variable of datasette-secrets reaches the provider."""
     await (await model.prompt("Hi")).text()
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_a_key_typed_into_the_form_is_used_by_the_very_next_prompt(
-    server, start, monkeypatch
-):
+async def test_key_from_the_form_is_used_at_once(server, start, monkeypatch):
     monkeypatch.delenv("DATASETTE_SECRETS_WIRE_API_KEY")
     datasette = await start()
     model = await LLM(datasette).model("wire")
@@ -261,7 +246,7 @@ async def test_a_key_typed_into_the_form_is_used_by_the_very_next_prompt(
     assert [request.key for request in server.requests] == [KEY, OTHER_KEY]
 
 
-async def test_a_purpose_uses_the_secret_that_its_configuration_names(server, start):
+async def test_purpose_uses_its_configured_secret(server, start):
     team = {"model": "wire", "key": "TEAM_KEY"}
     datasette = await start({"purposes": {"chat": {"model": team}}})
     await set_secret(datasette, "TEAM_KEY", OTHER_KEY)
@@ -271,7 +256,7 @@ async def test_a_purpose_uses_the_secret_that_its_configuration_names(server, st
     assert [request.key for request in server.requests] == [OTHER_KEY, KEY]
 
 
-async def test_a_key_that_the_caller_passes_wins_and_stays_with_its_replies(server, model):
+async def test_explicit_key_wins_and_holds_for_replies(server, model):
     response = await model.prompt("Hi", key=OTHER_KEY)
     await (await response.reply("Again")).text()
     await (await model.prompt("Hi")).text()
@@ -291,7 +276,7 @@ async def test_without_a_key_nothing_is_sent(server, model, hook, monkeypatch):
 
 
 @pytest.mark.parametrize("script", [["Hello"], ["Hello", b"data: 42\n\n"], [Refuse(401)]], ids=str)
-async def test_a_request_that_is_over_leaves_no_connection(script, llm_folder, start, monkeypatch):
+async def test_finished_request_leaves_no_connection(script, llm_folder, start, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", KEY)
     async with OpenAIServer(lingers=True) as server:
@@ -322,9 +307,10 @@ async def test_a_request_that_is_over_leaves_no_connection(script, llm_folder, s
         (500, openai.InternalServerError),
     ],
 )
-async def test_c2_and_h4_a_refusal_is_raised_by_prompt_and_at_the_yield_without_the_key(
+async def test_c2_h4_refusal_is_raised_without_the_key(
     status, kind, stream, server, model, hook, caplog
 ):
+    """A refusal is raised by prompt() and at the yield, without the key."""
     server.play([Refuse(status, REPEATS_KEY)])
     error = await failure_of(model.prompt("Hi", stream=stream))
     assert type(error) is kind
@@ -332,12 +318,12 @@ async def test_c2_and_h4_a_refusal_is_raised_by_prompt_and_at_the_yield_without_
     assert "Incorrect API key provided: [key removed]." in str(error)
     assert hook.errors == [error]
     assert server.requests[0].key == KEY  # the server had it, and did repeat it
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
     assert KEY not in caplog.text
     assert len(server.requests) == 1
 
 
-async def test_a_retry_of_the_client_itself_is_one_call_for_the_hooks(server, model, hook):
+async def test_client_retry_is_one_call_for_the_hooks(server, model, hook):
     again = {"x-should-retry": "true", "retry-after-ms": "1"}
     server.play([Refuse(429, "Slow down", again)], ["Hello"])
     response = await soon(model.prompt("Hi"))
@@ -346,9 +332,8 @@ async def test_a_retry_of_the_client_itself_is_one_call_for_the_hooks(server, mo
     assert hook.events == ["hook opens", "hook succeeds"]
 
 
-async def test_h4_an_error_in_the_stream_is_raised_after_what_came_without_the_key(
-    server, model, hook
-):
+async def test_h4_stream_error_is_raised_without_key(server, model, hook):
+    """An error in the stream is raised after the text that came, without the key."""
     server.play(["Hello", Refuse(500, REPEATS_KEY)])
     response = await soon(model.prompt("Hi"))
     chunks = aiter(response)
@@ -356,13 +341,13 @@ async def test_h4_an_error_in_the_stream_is_raised_after_what_came_without_the_k
     error = await failure_of(anext(chunks))
     assert isinstance(error, openai.APIError)
     assert "[key removed]" in str(error)
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
     assert hook.errors == [error]
     assert await failure_of(response.text()) is error
 
 
 @pytest.mark.parametrize("drop", Drop)
-async def test_c5_a_connection_that_drops_fails_the_response_for_good(drop, server, model, hook):
+async def test_c5_dropped_connection_fails_the_response(drop, server, model, hook):
     cut = asyncio.Event()
     server.play(["Hel", "lo", cut, drop])
     response = await soon(model.prompt("Hi"))
@@ -384,25 +369,25 @@ async def test_c5_a_connection_that_drops_fails_the_response_for_good(drop, serv
     assert await server.requests[0].end() == "dropped"
 
 
-async def test_c2_a_host_that_is_not_there_is_raised_by_prompt(llm_folder, server, start, hook):
-    # Bound and not listening: nobody answers, and nobody else can take the port.
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
+async def test_c2_unknown_host_is_raised_by_prompt(llm_folder, server, start, hook):
+    # Bound but not listening: it refuses connections, and no other process can take the port.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         write_model(
-            llm_folder, f"http://127.0.0.1:{nobody.getsockname()[1]}/v1", model_id="nowhere"
+            llm_folder, f"http://127.0.0.1:{closed.getsockname()[1]}/v1", model_id="nowhere"
         )
         model = await LLM(await start()).model("nowhere")
         error = await failure_of(model.prompt("Hi"))
     assert isinstance(error, openai.APIConnectionError)
     assert hook.errors == [error]
-    assert KEY not in everything_said(error)
+    assert KEY not in all_texts(error)
 
 
-# Nobody pays for text that nobody wants
+# Requests that are given up are closed
 
 
 async def stopped(server, hook, number=0):
-    """Wait until the server sees the client go away, and give what the context was told."""
+    """Wait until the client has disconnected; returns the error that the context got."""
     request = await server.received(number)
     assert await request.end() == "client gone"
     await soon(hook.left.wait())
@@ -411,7 +396,8 @@ async def stopped(server, hook, number=0):
     return str(error)
 
 
-async def test_c4_when_the_reader_is_cancelled_the_server_sees_the_client_go(server, model, hook):
+async def test_c4_cancelled_reader_closes_connection(server, model, hook):
+    """When the reader is cancelled, the server sees the client disconnect."""
     server.play(["Hello", asyncio.Event()])
     response = await soon(model.prompt("Hi"))
     first = asyncio.Event()
@@ -429,9 +415,8 @@ async def test_c4_when_the_reader_is_cancelled_the_server_sees_the_client_go(ser
     assert isinstance(await failure_of(response.text()), ResponseCancelledError)
 
 
-async def test_c4_when_a_response_is_dropped_half_way_the_server_sees_the_client_go(
-    server, model, hook
-):
+async def test_c4_dropped_response_closes_connection(server, model, hook):
+    """When a response is dropped half-read, the server sees the client disconnect."""
     server.play(["Hello", asyncio.Event()])
     async for chunk in await soon(model.prompt("Hi")):
         assert chunk == "Hello"
@@ -439,7 +424,7 @@ async def test_c4_when_a_response_is_dropped_half_way_the_server_sees_the_client
     assert "read half-way and then dropped" in await stopped(server, hook)
 
 
-async def test_c4_a_response_that_nobody_reads_is_received_to_its_end(server, model, hook):
+async def test_c4_unread_response_is_received_fully(server, model, hook):
     rest = asyncio.Event()
     server.play(["Hello", rest, " you"])
     response = await soon(model.prompt("Hi"))
@@ -450,9 +435,8 @@ async def test_c4_a_response_that_nobody_reads_is_received_to_its_end(server, mo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_h4_when_the_caller_is_cancelled_before_an_answer_the_server_sees_the_client_go(
-    stream, server, model, hook
-):
+async def test_h4_cancelled_caller_closes_connection(stream, server, model, hook):
+    """When the caller is cancelled before an answer, the server sees the client disconnect."""
     server.play([asyncio.Event()])
     prompting = asyncio.create_task(model.prompt("Hi", stream=stream))
     await server.received()
@@ -462,9 +446,7 @@ async def test_h4_when_the_caller_is_cancelled_before_an_answer_the_server_sees_
     await stopped(server, hook)
 
 
-async def test_a_chain_that_is_left_half_way_makes_the_server_see_the_client_go(
-    server, model, hook
-):
+async def test_abandoned_chain_closes_the_connection(server, model, hook):
     server.play([llm.ToolCall("weather", {"city": "Oslo"}, "call_1")], ["Wet", asyncio.Event()])
     chunks = aiter(model.chain("How is Oslo?", tools=[weather]))
     assert await soon(anext(chunks)) == "Wet"
@@ -476,10 +458,10 @@ async def test_a_chain_that_is_left_half_way_makes_the_server_see_the_client_go(
 # Groups
 
 
-async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, model):
+async def test_g1_group_prompts_run_concurrently(server, datasette):
     everyone = asyncio.Event()
     server.play(["Hel", everyone, "lo"])
-    async with LLM(model.route.datasette).group("wire") as member:
+    async with LLM(datasette).group("wire") as member:
         responses = await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(10)]))
         assert len(server.requests) == 10
         assert {request.outcome for request in server.requests} == {"running"}
@@ -488,11 +470,12 @@ async def test_g1_the_prompts_of_a_group_are_at_the_server_all_at_once(server, m
     assert [response.prompt.prompt for response in responses] == [f"Row {n}" for n in range(10)]
 
 
-async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, model):
+async def test_g2_dropped_connection_is_in_group_error(server, datasette):
+    """A row whose connection drops is reported by the group."""
     cut = asyncio.Event()
     server.play(["Hello"], ["Hel", cut, Drop.CLOSE], ["Hello"])
     with pytest.raises(GroupError) as raised:
-        async with LLM(model.route.datasette).group("wire") as member:
+        async with LLM(datasette).group("wire") as member:
             for number in range(3):
                 await soon(member.prompt(f"Row {number}"))
             cut.set()
@@ -500,10 +483,10 @@ async def test_g2_a_row_whose_connection_drops_is_not_lost_by_the_group(server, 
     assert "prompt 'Row 1'" in str(raised.value)
 
 
-async def test_g3_a_group_that_is_left_by_an_exception_stops_all_at_the_server(server, model):
+async def test_g3_exception_in_group_stops_all_requests(server, datasette):
     server.play(["Hel", asyncio.Event()])
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model.route.datasette).group("wire") as member:
+        async with LLM(datasette).group("wire") as member:
             await soon(asyncio.gather(*[member.prompt(f"Row {n}") for n in range(3)]))
             raise ZeroDivisionError
     assert [await request.end() for request in server.requests] == ["client gone"] * 3

@@ -1,4 +1,4 @@
-"""Models of OpenAI-compatible servers, declared in the configuration and asked over HTTP."""
+"""Models of OpenAI-compatible servers, from the configuration, over HTTP."""
 
 from __future__ import annotations
 
@@ -20,19 +20,12 @@ from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
-from ..support.openai_server import OpenAIServer, Refuse
+from ..support.exceptions import all_texts
+from ..support.openai_server import Refuse
 from ..support.plugins import Observer
-from .test_openai_clients import everything_said
 
 KEY = "sk-gpu-0123456789abcdef"
 CREDENTIAL = "s3cret-of-the-gateway"
-
-
-@pytest.fixture
-async def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with OpenAIServer() as server:
-        yield server
 
 
 @pytest.fixture
@@ -68,7 +61,7 @@ async def answer(datasette: Datasette, prompt: str = "Hello", **kwargs: Any) -> 
 # What is sent
 
 
-async def test_an_endpoint_streams_what_its_server_answers(server, start):
+async def test_endpoint_streams_its_answer(server, start):
     server.play(["One, ", "two", llm.Usage(input=3, output=2)])
     model = await LLM(await start()).model("local")
     response = await model.prompt("Count", system="Be brief", temperature=0.5)
@@ -81,12 +74,12 @@ async def test_an_endpoint_streams_what_its_server_answers(server, start):
     assert [m["content"] for m in body["messages"]] == ["Be brief", "Count"]
 
 
-async def test_the_server_is_asked_for_the_model_by_its_own_name(server, start):
+async def test_server_gets_its_own_model_name(server, start):
     await answer(await start(model_name="Qwen/Qwen3-8B"))
     assert server.requests[0].body["model"] == "Qwen/Qwen3-8B"
 
 
-async def test_an_endpoint_that_does_not_stream_is_asked_for_a_whole_answer(server, start):
+async def test_endpoint_without_streaming(server, start):
     server.play(["One, ", "two"])
     assert await answer(await start(can_stream=False)) == "One, two"
     assert not server.requests[0].body.get("stream")
@@ -99,7 +92,7 @@ async def test_headers_are_sent_with_each_request(server, start):
     assert server.requests[0].headers["api-key"] == CREDENTIAL
 
 
-async def test_a_schema_and_tools_are_sent_to_an_endpoint_that_takes_them(server, start):
+async def test_schema_and_tools_are_sent_if_supported(server, start):
     def count_rows(table: str) -> str:
         "Count the rows of a table"
         return f"2 in {table}"
@@ -115,13 +108,13 @@ async def test_a_schema_and_tools_are_sent_to_an_endpoint_that_takes_them(server
     assert server.requests[2].body["messages"][-1]["content"] == "2 in ships"
 
 
-async def test_a_schema_for_an_endpoint_that_takes_none_is_refused_before_it_is_sent(server, start):
+async def test_unsupported_schema_is_refused_unsent(server, start):
     with pytest.raises(ValueError, match="schema"):
         await answer(await start(), schema={"type": "object"})
     assert server.requests == []
 
 
-async def test_attachments_and_options_are_those_that_the_settings_say(start):
+async def test_attachments_and_options_follow_settings(start):
     model = await LLM(await start(vision=True, audio=True, reasoning=True)).model("local")
     assert {"image/png", "audio/wav"} <= set(model.attachment_types)
     assert "reasoning_effort" in model.Options.model_fields
@@ -134,9 +127,7 @@ async def test_attachments_and_options_are_those_that_the_settings_say(start):
 
 
 @pytest.mark.parametrize("place", ["secret", "keys.json", "call"])
-async def test_the_key_is_found_where_keys_are_and_sent_as_a_bearer_token(
-    place, server, start, llm_folder, monkeypatch
-):
+async def test_key_is_found_and_sent_as_bearer_token(place, server, start, llm_folder, monkeypatch):
     if place == "secret":
         monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", KEY)
     if place == "keys.json":
@@ -145,7 +136,7 @@ async def test_the_key_is_found_where_keys_are_and_sent_as_a_bearer_token(
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_a_purposes_own_key_goes_before_the_endpoints(server, start, monkeypatch):
+async def test_key_of_a_purpose_precedes_the_endpoints(server, start, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", KEY)
     monkeypatch.setenv("DATASETTE_SECRETS_PETS_KEY", "sk-of-the-pets")
     pets = {"purposes": {"pets": {"model": {"model": "local", "key": "PETS_KEY"}}}}
@@ -155,7 +146,8 @@ async def test_a_purposes_own_key_goes_before_the_endpoints(server, start, monke
     assert [request.key for request in server.requests] == ["sk-of-the-pets", KEY]
 
 
-async def test_a_missing_key_is_told_with_its_places_and_nothing_is_sent(server, start):
+async def test_missing_key_lists_its_places(server, start):
+    """A missing key is an error that lists where it can be set; nothing is sent."""
     datasette = await start(key="VLLM_KEY")
     with pytest.raises(llm.NeedsKeyException) as raised:
         await answer(datasette)
@@ -166,9 +158,7 @@ async def test_a_missing_key_is_told_with_its_places_and_nothing_is_sent(server,
     assert server.requests == []
 
 
-async def test_nothing_of_an_openai_account_is_sent_to_an_endpoint(
-    server, start, monkeypatch, llm_folder
-):
+async def test_openai_account_is_not_sent_to_endpoint(server, start, monkeypatch, llm_folder):
     names = ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID")
     for name in [*(f"OPENAI_{each}" for each in names), "DATASETTE_SECRETS_OPENAI_API_KEY"]:
         monkeypatch.setenv(name, "of-openai-itself")
@@ -184,7 +174,8 @@ async def test_nothing_of_an_openai_account_is_sent_to_an_endpoint(
     assert "of-openai-itself" not in str([request.headers for request in server.requests])
 
 
-async def test_the_key_is_registered_with_datasette_secrets_and_no_other_is_for_it(start):
+async def test_only_its_own_key_is_registered(start):
+    """Only the endpoint's key is registered with datasette-secrets for it."""
     from datasette_secrets import get_secrets
 
     datasette = await start(key="VLLM_KEY")
@@ -193,7 +184,9 @@ async def test_the_key_is_registered_with_datasette_secrets_and_no_other_is_for_
     assert "VLLM_KEY_API_KEY" not in secrets
 
 
-async def test_an_endpoint_is_listed_when_it_needs_no_key_or_has_one(start, monkeypatch):
+async def test_endpoint_is_listed_if_it_has_its_key(start, monkeypatch):
+    """An endpoint is listed if it needs no key or has one."""
+
     async def listed(datasette: Datasette) -> bool:
         return "local" in [model.model_id for model in await LLM(datasette).models()]
 
@@ -203,7 +196,8 @@ async def test_an_endpoint_is_listed_when_it_needs_no_key_or_has_one(start, monk
     assert await listed(await start(key="VLLM_KEY"))
 
 
-async def test_credentials_in_headers_are_in_no_repr_and_in_no_error(server, start, plugin):
+async def test_header_credentials_are_never_shown(server, start, plugin):
+    """Credentials in headers are in no repr and in no error."""
     hook = plugin(Observer())
     datasette = await start(headers={"Authorization": f"Basic {CREDENTIAL}", "X-Team": "pelicans"})
     server.play([Refuse(401, f"Basic {CREDENTIAL} is wrong: {CREDENTIAL} of pelicans")])
@@ -211,14 +205,13 @@ async def test_credentials_in_headers_are_in_no_repr_and_in_no_error(server, sta
         await answer(datasette)
     view = await snapshot_of(datasette)
     headers = raised.value.request.headers
-    said = [everything_said(raised.value), *headers.values(), repr(view), repr(hook.events)]
-    assert CREDENTIAL not in "".join(said)
+    texts = [all_texts(raised.value), *headers.values(), repr(view), repr(hook.events)]
+    assert CREDENTIAL not in "".join(texts)
     assert "[key removed] of pelicans" in str(raised.value)
 
 
-async def test_an_installed_model_that_needs_a_key_of_the_same_name_has_none_by_it(
-    start, register_models, monkeypatch
-):
+async def test_endpoint_key_is_not_for_installed_models(start, register_models, monkeypatch):
+    """An installed model that needs a key of the same name does not get it."""
     monkeypatch.setenv("DATASETTE_SECRETS_pelican", KEY)
     register_models(ScriptedModel("installed", needs_key="pelican"))
     models = await LLM(await start(key="pelican")).models()
@@ -239,10 +232,10 @@ async def test_a_header_can_come_from_the_environment(server, start, monkeypatch
 
 
 @pytest.mark.parametrize("key", ["VLLM_KEY", None])
-async def test_only_the_very_name_of_a_public_model_has_its_price(key, server, start, monkeypatch):
+async def test_only_the_exact_public_name_has_a_price(key, server, start, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_VLLM_KEY", KEY)
     server.play(["Hello", llm.Usage(input=1000, output=100)])
-    names = ("deepseek-r1:8b", "gpt-4o-mini")  # the first is told from a public one by a guess
+    names = ("deepseek-r1:8b", "gpt-4o-mini")  # the first differs from a public one only by a guess
     each = [
         {"model": name, "api_base": server.url} | ({"key": key} if key else {}) for name in names
     ]
@@ -259,7 +252,7 @@ async def test_only_the_very_name_of_a_public_model_has_its_price(key, server, s
     ]
 
 
-async def test_the_provider_is_the_host_whatever_the_secret_is_called(server, start):
+async def test_provider_is_the_host(server, start):
     datasette = await start(key="anthropic")
     view = await snapshot_of(datasette)
     assert provider_of(view.catalog.entries["local"].model) == server.url.split("/")[2]
@@ -268,7 +261,8 @@ async def test_the_provider_is_the_host_whatever_the_secret_is_called(server, st
 # Policy
 
 
-async def test_an_endpoint_comes_after_llms_own_models_and_obeys_the_same_rules(start):
+async def test_endpoint_obeys_the_same_rules(start):
+    """An endpoint comes after llm's own models and obeys the same rules."""
     datasette = await start(
         {"models": ["fast"], "purposes": {"pets": {"blocked_models": ["local"]}}}, aliases=["fast"]
     )
@@ -284,9 +278,7 @@ async def test_an_endpoint_comes_after_llms_own_models_and_obeys_the_same_rules(
     assert warnings(view.settings, view.catalog) == []
 
 
-async def test_an_endpoint_takes_the_place_of_an_installed_model_with_a_warning(
-    server, start, register_models, caplog
-):
+async def test_endpoint_replaces_model_with_a_warning(server, start, register_models, caplog):
     installed = ScriptedModel("local", ["I am the installed one"])
     register_models(installed)
     with caplog.at_level(logging.WARNING):
@@ -294,16 +286,16 @@ async def test_an_endpoint_takes_the_place_of_an_installed_model_with_a_warning(
     assert await answer(datasette) == "Hello"
     assert installed.calls == []
     assert (await LLM(datasette).explain("gpt-4o")).model_id == "local"
-    told = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
-    assert told == [
+    replaced = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
+    assert replaced == [
         f"plugins.datasette-llm.endpoints[0]: {name!r} is also the name of an installed model, "
         "and means this endpoint now"
         for name in ("gpt-4o", "local")
     ]
-    assert set(told) <= {record.getMessage() for record in caplog.records}
+    assert set(replaced) <= {record.getMessage() for record in caplog.records}
 
 
-async def test_a_changed_configuration_changes_the_models_at_once(server, start):
+async def test_changed_configuration_counts_at_once(server, start):
     datasette = await start()
     ours = datasette.config["plugins"]["datasette-llm"]
     ours["endpoints"] = [{"model": "other", "api_base": server.url}]
@@ -314,7 +306,7 @@ async def test_a_changed_configuration_changes_the_models_at_once(server, start)
     assert not await models.explain("other")
 
 
-async def test_two_sites_in_one_process_have_their_own_endpoints(start, make_datasette):
+async def test_sites_have_their_own_endpoints(start, make_datasette):
     await start()
     other = make_datasette()
     await other.invoke_startup()
@@ -369,7 +361,7 @@ A_URL = "expected an address such as http://127.0.0.1:8000/v1"
         ),
     ],
 )
-def test_an_address_that_cannot_be_one_is_told_with_what_to_do(address, problem):
+def test_invalid_address_is_explained(address, problem):
     assert problems_of(endpoint(api_base=address)) == [f"[0].api_base: {A_URL}; {problem}"]
 
 
@@ -382,12 +374,13 @@ def test_an_address_is_a_text(address, got):
     "address",
     ["http://127.0.0.1:8000/v1/", "https://gpu.example", "http://[::1]:8000/v1", "HTTP://gpu/v1"],
 )
-def test_an_address_may_have_any_host_and_loses_the_slash_at_its_end(address):
+def test_address_may_have_any_host(address):
+    """An address may have any host, and loses the slash at its end."""
     parsed = parse_settings({"endpoints": [endpoint(api_base=f" {address} ")]})
     assert parsed.endpoints[0].api_base == address.rstrip("/")
 
 
-def test_what_an_endpoint_lacks_or_cannot_have_is_told_with_its_place():
+def test_endpoint_problems_have_their_path():
     assert problems_of({"model": "x"}, {"api_base": "http://gpu/v1"}, "x") == [
         '[0]: needs "api_base"',
         '[1]: needs "model"',
@@ -421,11 +414,11 @@ def test_what_an_endpoint_lacks_or_cannot_have_is_told_with_its_place():
         ("X: y", ": expected a mapping, got text"),
     ],
 )
-def test_headers_that_cannot_be_sent_are_told_without_their_values(headers, problem):
+def test_invalid_headers_do_not_show_their_values(headers, problem):
     assert problems_of(endpoint(headers=headers)) == [f"[0].headers{problem}"]
 
 
-def test_a_header_that_comes_from_a_file_loses_its_line_end():
+def test_header_from_a_file_loses_its_line_end():
     parsed = parse_settings({"endpoints": [endpoint(headers={"Authorization": " Basic x\n"})]})
     assert parsed.endpoints[0].headers == {"Authorization": "Basic x"}
 

@@ -18,7 +18,7 @@ from llm.parts import StreamEvent
 from pydantic import Field
 
 from datasette_llm import LLM, GroupError, ModelNotAllowedError, ResponseCancelledError, instance
-from datasette_llm.access.snapshot import _Source
+from datasette_llm.access.snapshot import SnapshotSource, find_model
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 from datasette_llm.errors import ResponseTimeoutError
@@ -30,16 +30,16 @@ from ..access.test_keys import SECRETS, store
 from ..log.test_recorder import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
 from ..support.plugins import Accountant, Observer
+from ..support.waiting import BOUND_S, happens
 
-BOUND_S = 10.0
 KEY = "sk-local-0123456789"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
-who: ContextVar[str] = ContextVar("who", default="nobody")
+who: ContextVar[str] = ContextVar("who", default="default")
 
 
 class Request:
-    """What a model was asked, and what became of it."""
+    """A request to a model, and its state."""
 
     def __init__(self, prompt: llm.Prompt, response: Any, conversation: Any, key: Any) -> None:
         self.prompt = prompt
@@ -118,8 +118,8 @@ class Remembering(Played, llm.Model):
     def execute(self, prompt, stream, response, conversation):
         turns = conversation.responses if conversation else []
         assert all(isinstance(turn, llm.Response) for turn in turns)
-        told = [(turn.prompt.system, turn.prompt.prompt, turn.text()) for turn in turns]
-        yield f"{[*told, (prompt.system, prompt.prompt)]}"
+        history = [(turn.prompt.system, turn.prompt.prompt, turn.text()) for turn in turns]
+        yield f"{[*history, (prompt.system, prompt.prompt)]}"
         response.set_usage(input=len(turns), output=1)
 
 
@@ -138,7 +138,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def provide() -> Iterator[Callable[..., None]]:
-    """A function that has llm know some models without an async version."""
+    """A function that registers models without an async version with llm."""
     with contextlib.ExitStack() as stack:
 
         def provide(*models: Any) -> None:
@@ -157,18 +157,22 @@ def provide() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def local(provide, make_datasette):
-    """A function that has a model play some scripts, and gives it and its wrapper."""
+    """Makes a model that plays some scripts; its Datasette is `local.datasette` afterwards."""
 
     async def local(*scripts: Any, kind: Any = Local, config: Any = None) -> tuple[Any, Any]:
+        """The model and its wrapper."""
         model = kind("local", *scripts)
         provide(model)
-        return model, await LLM(make_datasette(config)).model("local")
+        made.datasette = make_datasette(config)
+        return model, await LLM(made.datasette).model("local")
 
+    made: Any = local
     return local
 
 
-async def happens(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, BOUND_S)
+def cancel_all(datasette: Any) -> None:
+    for call in list(instance.of(datasette, RunningCalls)):
+        call.cancel("enough")
 
 
 async def arrived(model: Any, count: int = 1) -> Request:
@@ -179,7 +183,7 @@ async def arrived(model: Any, count: int = 1) -> Request:
 # Chunk by chunk
 
 
-async def test_a_chunk_is_readable_while_the_model_computes_the_next(local) -> None:
+async def test_chunk_is_readable_before_the_next(local) -> None:
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"])
 
@@ -192,7 +196,7 @@ async def test_a_chunk_is_readable_while_the_model_computes_the_next(local) -> N
     assert [chunk async for chunk in chunks] == ["two"]
 
 
-async def test_the_event_loop_goes_on_while_the_model_computes(local) -> None:
+async def test_event_loop_runs_while_model_computes(local) -> None:
     go_on = threading.Event()
     plain, model = await local([go_on, "done"])
 
@@ -206,7 +210,7 @@ async def test_the_event_loop_goes_on_while_the_model_computes(local) -> None:
     assert await (await prompting).text() == "done"
 
 
-async def test_all_of_a_request_runs_in_one_thread_of_its_own(local) -> None:
+async def test_request_runs_in_one_thread_of_its_own(local) -> None:
     threads = set()
 
     def note(response: Any) -> None:
@@ -253,7 +257,7 @@ async def test_a_model_may_return_a_list(provide, make_datasette) -> None:
     assert (await response.usage()).output == 2
 
 
-async def test_a_model_that_does_not_stream_is_asked_for_no_stream(provide, make_datasette) -> None:
+async def test_model_without_streaming_is_not_streamed(provide, make_datasette) -> None:
     asked = []
 
     class Whole(Local):
@@ -269,7 +273,7 @@ async def test_a_model_that_does_not_stream_is_asked_for_no_stream(provide, make
     assert (response.text_or_raise(), asked) == ("whole", [False])
 
 
-# What the model leaves with its response
+# What the model sets on its response
 
 
 def leave_everything(response: llm.Response) -> None:
@@ -279,7 +283,7 @@ def leave_everything(response: llm.Response) -> None:
     response._prompt_json = {"messages": ["Hi"]}
 
 
-async def test_what_the_model_leaves_with_its_response_is_there(local) -> None:
+async def test_response_has_what_the_model_set(local) -> None:
     _, model = await local(["ok", leave_everything])
 
     response = await model.prompt("Hi")
@@ -292,7 +296,7 @@ async def test_what_the_model_leaves_with_its_response_is_there(local) -> None:
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, how: str) -> None:
+async def test_unfinished_response_has_what_is_known(local, how: str) -> None:
     go_on = threading.Event()
     after = [RuntimeError("out of memory")] if how == "failed" else [go_on]
     plain, model = await local([leave_everything, "half", *after])
@@ -300,7 +304,7 @@ async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, h
     response = await model.prompt("Hi")
     if how == "cancelled":
         await happens(plain.requests[0].blocked)
-        response.stream_state.producer.cancel("enough")
+        cancel_all(local.datasette)
     with pytest.raises((RuntimeError, ResponseCancelledError)):
         await response.text()
 
@@ -308,13 +312,13 @@ async def test_what_is_known_of_a_response_that_has_no_end_is_there_too(local, h
     assert (response.input_tokens, response.resolved_model) == (3, "local-q4")
 
 
-async def test_the_thread_of_a_given_up_response_cannot_change_it(local) -> None:
+async def test_abandoned_thread_cannot_change_response(local) -> None:
     go_on = threading.Event()
     plain, model = await local(["half", go_on, leave_everything, "rest"])
 
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    response.stream_state.producer.cancel("enough")
+    cancel_all(local.datasette)
     with pytest.raises(ResponseCancelledError):
         await response.text()
     go_on.set()
@@ -345,7 +349,7 @@ async def test_a_conversation_carries_its_history(local) -> None:
     assert "turn 1" in texts[2]
 
 
-async def test_reply_gives_the_model_the_exchange_as_messages(local) -> None:
+async def test_reply_sends_the_exchange_as_messages(local) -> None:
     plain, model = await local(["Pat"], ["Again"])
 
     response = await model.prompt("A name")
@@ -356,7 +360,7 @@ async def test_reply_gives_the_model_the_exchange_as_messages(local) -> None:
     assert [message.role for message in messages] == ["user", "assistant", "user"]
 
 
-async def test_a_chain_runs_the_tools_that_the_model_calls(local) -> None:
+async def test_chain_runs_the_models_tool_calls(local) -> None:
     asked = []
 
     def weigh(name: str) -> str:
@@ -377,7 +381,7 @@ async def test_a_chain_runs_the_tools_that_the_model_calls(local) -> None:
     assert len(plain.requests[1].conversation.responses) == 1
 
 
-async def test_schema_attachments_options_and_system_reach_the_model(local) -> None:
+async def test_schema_attachments_options_and_system(local) -> None:
     plain, model = await local(['{"name": "Pat"}'])
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
 
@@ -392,9 +396,8 @@ async def test_schema_attachments_options_and_system_reach_the_model(local) -> N
     assert (prompt.system, prompt.options.temperature) == ("Invent", 0.5)
 
 
-async def test_c1_what_the_model_does_not_take_is_refused_before_any_hook_runs(
-    local, plugin
-) -> None:
+async def test_c1_unsupported_input_is_refused_early(local, plugin) -> None:
+    """Unsupported input is refused before any hook runs."""
     seen = plugin(Observer())
     plain, model = await local(["never"])
 
@@ -405,9 +408,7 @@ async def test_c1_what_the_model_does_not_take_is_refused_before_any_hook_runs(
     assert (seen.events, plain.requests) == ([], [])
 
 
-async def test_a_model_with_a_key_gets_the_one_of_datasette_secrets(
-    provide, make_datasette
-) -> None:
+async def test_keyed_model_gets_datasette_secrets_key(provide, make_datasette) -> None:
     plain = Keyed("local", ["ok"])
     provide(plain)
     datasette = make_datasette(plugins=SECRETS)
@@ -425,10 +426,10 @@ async def test_a_model_with_a_key_gets_the_one_of_datasette_secrets(
     assert [request.key for request in plain.requests] == [KEY, "sk-explicit"]
 
 
-async def test_a_plain_model_is_called_without_a_key_as_llm_itself_does(local) -> None:
+async def test_plain_model_is_called_without_a_key(local) -> None:
     plain, model = await local(["ok"])
 
-    await (await model.prompt("Hi", key="sk-of-nobody")).text()
+    await (await model.prompt("Hi", key="sk-unused")).text()
 
     assert plain.requests[0].key is None
     assert plain.requests[0].response._key is None
@@ -436,17 +437,18 @@ async def test_a_plain_model_is_called_without_a_key_as_llm_itself_does(local) -
 
 async def test_the_wrapped_model_is_like_the_model(local) -> None:
     plain, model = await local(["ok"], kind=Keyed)
-    stand_in = model._model
+    _, entry = await find_model(local.datasette, "local")
+    adapter = entry.model
 
-    assert isinstance(stand_in, ThreadedModel)
+    assert isinstance(adapter, ThreadedModel)
     for name in (
         *("model_id", "can_stream", "attachment_types", "supports_schema", "supports_tools"),
         *("supports_conversation", "needs_key", "key_env_var", "Options"),
         "supported_server_side_tools",
     ):
-        assert getattr(model, name) == getattr(stand_in, name) == getattr(plain, name)
+        assert getattr(model, name) == getattr(adapter, name) == getattr(plain, name)
     assert str(model) == str(plain)
-    assert stand_in.get_key("sk-x") == "sk-x"
+    assert adapter.get_key("sk-x") == "sk-x"
 
 
 async def test_policy_holds_for_it(local) -> None:
@@ -454,7 +456,7 @@ async def test_policy_holds_for_it(local) -> None:
         await local(["no"], config={"blocked_models": ["local"]})
 
 
-# When llm is asked anew which models there are
+# When the catalog is refreshed
 
 
 class Uncomparable:
@@ -474,9 +476,8 @@ class Uncomparable:
     ],
     ids=["same", "changed", "uncomparable", "a lock of its own"],
 )
-async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_same(
-    make_datasette, paths, loads
-) -> None:
+async def test_loaded_model_is_kept_while_unchanged(make_datasette, paths, loads) -> None:
+    """A model that has loaded its weights is kept as long as it is the same."""
     loaded = []
 
     class Lazy(llm.Model):
@@ -502,7 +503,7 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
     try:
         models = LLM(make_datasette())
         await (await (await models.model("lazy")).prompt("Hi")).text()
-        await instance.of(models.datasette, _Source).catalogs._refreshed()
+        await instance.of(models.datasette, SnapshotSource).catalogs.refresh()
         await (await (await models.model("lazy")).prompt("Hi")).text()
     finally:
         llm.plugins.pm.unregister(plugin)
@@ -510,16 +511,16 @@ async def test_a_model_that_has_loaded_its_weights_is_kept_as_long_as_it_is_the_
     assert (paths, len(loaded)) == ([], loads)
 
 
-async def test_the_client_of_such_a_model_leaves_retries_to_us(make_datasette) -> None:
-    model = await LLM(make_datasette()).model("gpt-3.5-turbo-instruct")
-    assert isinstance(model._model, ThreadedModel)
-    asked: Any = model._model.sync_model
+async def test_client_of_sync_model_does_not_retry(make_datasette) -> None:
+    _, entry = await find_model(make_datasette(), "gpt-3.5-turbo-instruct")
+    assert isinstance(entry.model, ThreadedModel)
+    sync_model: Any = entry.model.sync_model
 
-    assert asked.get_client("sk-x").max_retries == 0
+    assert sync_model.get_client("sk-x").max_retries == 0
 
 
 @pytest.mark.parametrize("how", ["complete", "refused", "dropped"])
-async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_open(
+async def test_sync_openai_model_leaves_no_connection(
     make_datasette, llm_folder, monkeypatch, how: str
 ) -> None:
     monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
@@ -528,8 +529,9 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
         write_model(llm_folder, server.url, completion=True, api_key_name=None)
         half = ["Hel", go_on, "lo", asyncio.Event()]
         server.play({"complete": ["Hello"], "refused": [Refuse(401)], "dropped": half}[how])
-        model = await LLM(make_datasette()).model("wire")
-        gc.disable()  # which would close them some time
+        datasette = make_datasette()
+        model = await LLM(datasette).model("wire")
+        gc.disable()  # which would close them at some time
         try:
             if how == "refused":
                 with pytest.raises(openai.AuthenticationError):
@@ -537,8 +539,8 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
             elif how == "dropped":
                 async for _ in await model.prompt("Hi"):
                     break
-                while instance.of(model.route.datasette, RunningCalls):
-                    await next(iter(instance.of(model.route.datasette, RunningCalls))).closed.wait()
+                while running := instance.of(datasette, RunningCalls):
+                    await next(iter(running)).closed.wait()
                 go_on.set()
             else:
                 assert await (await model.prompt("Hi")).text() == "Hello"
@@ -552,9 +554,7 @@ async def test_a_model_of_openai_without_an_async_version_leaves_no_connection_o
 
 @pytest.mark.parametrize("before", [[], ["half "]])
 @pytest.mark.parametrize("error", [ValueError("no such token"), OSError("out of memory")])
-async def test_h4_a_failure_is_raised_at_the_yield_and_at_the_caller(
-    local, plugin, before, error
-) -> None:
+async def test_h4_failure_is_raised_at_yield_and_caller(local, plugin, before, error) -> None:
     seen = plugin(Observer())
     _, model = await local([*before, error])
 
@@ -584,7 +584,7 @@ async def test_a_key_in_a_failure_is_taken_out(provide, make_datasette, monkeypa
     assert KEY not in str(raised.value)
 
 
-async def test_a_model_that_hangs_is_given_up_after_the_idle_timeout(local, plugin) -> None:
+async def test_hanging_model_is_left_after_idle_timeout(local, plugin) -> None:
     seen, go_on = plugin(Observer()), threading.Event()
     plain, model = await local([go_on, "late"], config={"idle_timeout": 0.05, "retries": 0})
 
@@ -597,9 +597,10 @@ async def test_a_model_that_hangs_is_given_up_after_the_idle_timeout(local, plug
 
 
 @pytest.mark.parametrize("of_purpose", [{}, {"max_concurrency": 1}])
-async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_asks_others(
+async def test_computing_model_is_not_retried(
     provide, make_datasette, register_models, monkeypatch, of_purpose
 ) -> None:
+    """A model that still computes is not asked again; its purpose's fallbacks are."""
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_INITIAL_S", 0)
     monkeypatch.setattr("datasette_llm.calls.retry.WAIT_JITTER_S", 0)
     go_on = threading.Event()
@@ -626,7 +627,9 @@ async def test_a_model_that_still_computes_is_not_asked_again_and_its_purpose_as
     go_on.set()
 
 
-async def test_a_failed_attempt_leaves_nothing_with_the_response_of_the_next(local) -> None:
+async def test_failed_attempt_leaves_nothing_behind(local) -> None:
+    """A failed attempt leaves nothing on the response of the next."""
+
     def call(response: llm.Response) -> None:
         response.add_tool_call(llm.ToolCall(name="weigh", arguments={}))
 
@@ -642,28 +645,27 @@ async def test_a_failed_attempt_leaves_nothing_with_the_response_of_the_next(loc
 
 
 @pytest.mark.parametrize("way", ["caller", "dropped", "group", "shutdown"])
-async def test_h4_one_who_goes_away_goes_at_once_and_the_model_stops_at_its_next_chunk(
-    local, plugin, way: str, monkeypatch
-) -> None:
+async def test_h4_cancelled_caller_is_not_held_up(local, plugin, way: str, monkeypatch) -> None:
+    """A caller who stops is not held up, and the model stops at its next chunk."""
     monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
     budget, seen, go_on = plugin(Accountant()), plugin(Observer()), threading.Event()
     went_on: list[Any] = []
     plain, model = await local(["one", go_on, "two", went_on.append, "three"])
 
-    await GOING_AWAY[way](model, plain)
+    await GOING_AWAY[way](local.datasette, model, plain)
     async with asyncio.timeout(BOUND_S):
         await seen.left.wait()
 
     assert [type(error) for error in seen.errors] == [ResponseCancelledError]
     assert (budget.released, budget.open) == (1, 0)
-    assert not plain.requests[0].ended.is_set()  # it still computes, and nobody waits for it
+    assert not plain.requests[0].ended.is_set()  # it still computes, and the caller does not wait
     go_on.set()
     await happens(plain.requests[0].ended)
     assert went_on == []
-    assert instance.of(model.route.datasette, RunningCalls) == set()
+    assert instance.of(local.datasette, RunningCalls) == set()
 
 
-async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
+async def cancelled_by_the_caller(datasette: Any, model: Any, plain: Any) -> None:
     async def read() -> str:
         text: str = await (await model.prompt("Hi")).text()
         return text
@@ -675,24 +677,24 @@ async def cancelled_by_the_caller(model: Any, plain: Any) -> None:
         await reading
 
 
-async def dropped_half_read(model: Any, plain: Any) -> None:
+async def dropped_half_read(datasette: Any, model: Any, plain: Any) -> None:
     async for _ in await model.prompt("Hi"):
         break
     await happens(plain.requests[0].blocked)
 
 
-async def left_with_a_group(model: Any, plain: Any) -> None:
+async def left_with_a_group(datasette: Any, model: Any, plain: Any) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with LLM(model.route.datasette).group("local") as grouped:
+        async with LLM(datasette).group("local") as grouped:
             await grouped.prompt("Hi")
             await happens(plain.requests[0].blocked)
             raise ZeroDivisionError
 
 
-async def shut_down(model: Any, plain: Any) -> None:
+async def shut_down(datasette: Any, model: Any, plain: Any) -> None:
     response = await model.prompt("Hi")
     await happens(plain.requests[0].blocked)
-    await model.route.datasette.invoke_shutdown()
+    await datasette.invoke_shutdown()
     with pytest.raises(ResponseCancelledError):
         await response.text()
 
@@ -706,10 +708,10 @@ GOING_AWAY = {
 
 
 async def test_g1_and_g2_hold_in_a_group(local) -> None:
-    _, model = await local(["a", "b"], ["half", ValueError("no")])
+    await local(["a", "b"], ["half", ValueError("no")])
 
     with pytest.raises(GroupError) as raised:
-        async with LLM(model.route.datasette).group("local") as grouped:
+        async with LLM(local.datasette).group("local") as grouped:
             fine = await grouped.prompt("Hi")
             await grouped.prompt("Hi")
 
@@ -717,7 +719,7 @@ async def test_g1_and_g2_hold_in_a_group(local) -> None:
     assert [str(error) for error in raised.value.exceptions] == ["no"]
 
 
-def test_the_event_loop_may_be_closed_while_the_model_computes(provide, make_datasette) -> None:
+def test_event_loop_may_close_while_computing(provide, make_datasette) -> None:
     go_on = threading.Event()
     plain = Local("local", ["one", go_on, "two"])
     provide(plain)
@@ -756,7 +758,7 @@ def queued(monkeypatch) -> Callable[[int], Any]:
     return queued
 
 
-async def test_threads_bounds_how_many_run_at_once_in_the_order_they_came(local) -> None:
+async def test_threads_limits_requests_in_fifo_order(local) -> None:
     doors = [threading.Event() for _ in range(3)]
     plain, model = await local(*([door, "ok"] for door in doors), config={"threads": 1})
 
@@ -771,7 +773,7 @@ async def test_threads_bounds_how_many_run_at_once_in_the_order_they_came(local)
     assert asked == ["prompt 0", "prompt 1", "prompt 2"]
 
 
-async def test_two_models_share_the_threads_of_an_instance(provide, make_datasette, queued) -> None:
+async def test_models_share_the_threads_of_an_instance(provide, make_datasette, queued) -> None:
     go_on = threading.Event()
     one, other = Local("one", [go_on, "1"]), Local("other", ["2"])
     provide(one, other)
@@ -787,14 +789,13 @@ async def test_two_models_share_the_threads_of_an_instance(provide, make_dataset
     assert await (await first).text() + await (await second).text() == "12"
 
 
-async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
-    local, queued
-) -> None:
+async def test_cancelled_request_keeps_its_permit(local, queued) -> None:
+    """A cancelled request keeps its permit until its thread has ended."""
     go_on = threading.Event()
     plain, model = await local(["one", go_on, "two"], ["next"], config={"threads": 1})
-    gate = instance.of(model.route.datasette, LimiterRegistry).named(("threads", ""))
+    gate = instance.of(local.datasette, LimiterRegistry).named(("threads", ""))
 
-    await cancelled_by_the_caller(model, plain)
+    await cancelled_by_the_caller(local.datasette, model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
     await queued(2)
     assert len(plain.requests) == 1
@@ -804,7 +805,7 @@ async def test_a_cancelled_request_keeps_its_place_until_its_thread_has_ended(
     assert gate.idle
 
 
-async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, queued) -> None:
+async def test_cancelled_while_waiting_sends_nothing(local, plugin, queued) -> None:
     go_on, seen = threading.Event(), plugin(Observer())
     plain, model = await local([go_on, "ok"], config={"threads": 1})
 
@@ -822,12 +823,11 @@ async def test_one_who_is_cancelled_while_it_waits_asks_nothing(local, plugin, q
     assert sorted(seen.events) == sorted(
         ["hook opens", "hook opens", "hook sees ResponseCancelledError", "hook succeeds"]
     )
-    assert instance.of(model.route.datasette, LimiterRegistry).named("threads").idle
+    assert instance.of(local.datasette, LimiterRegistry).named("threads").idle
 
 
-async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
-    provide, make_datasette
-) -> None:
+async def test_nested_prompt_does_not_wait_for_itself(provide, make_datasette) -> None:
+    """A model that prompts another one does not wait for its own permit."""
     loop = asyncio.get_running_loop()
     models = LLM(make_datasette({"threads": 1}))
 
@@ -848,7 +848,7 @@ async def test_a_model_that_prompts_another_one_does_not_wait_for_its_own_place(
     assert instance.of(models.datasette, LimiterRegistry).named("threads").idle
 
 
-async def test_a_tool_may_prompt_a_model_that_runs_in_a_thread(provide, make_datasette) -> None:
+async def test_tool_may_prompt_a_threaded_model(provide, make_datasette) -> None:
     def call(response: llm.Response) -> None:
         response.add_tool_call(llm.ToolCall(name="weigh", arguments={}))
 
@@ -863,7 +863,7 @@ async def test_a_tool_may_prompt_a_model_that_runs_in_a_thread(provide, make_dat
     assert await (await models.model("one")).chain("Hi", tools=[weigh]).text() == "done"
 
 
-async def test_a_thread_that_cannot_begin_leaves_no_place_taken(local, monkeypatch) -> None:
+async def test_thread_that_cannot_start_frees_permit(local, monkeypatch) -> None:
     plain, model = await local(["ok"], config={"threads": 1})
 
     def refuse(stream: ThreadStream[Any], name: str) -> None:
@@ -878,7 +878,7 @@ async def test_a_thread_that_cannot_begin_leaves_no_place_taken(local, monkeypat
     assert len(plain.requests) == 1
 
 
-async def test_models_with_an_async_version_do_not_count(
+async def test_async_models_do_not_count_as_threads(
     provide, make_datasette, register_models
 ) -> None:
     go_on = threading.Event()
@@ -895,7 +895,7 @@ async def test_models_with_an_async_version_do_not_count(
     await first
 
 
-# The record
+# The call log
 
 
 async def test_its_calls_are_on_record(provide, make_datasette, tmp_path) -> None:

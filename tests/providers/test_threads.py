@@ -10,11 +10,7 @@ import pytest
 
 from datasette_llm.providers.threads import LOOK_AHEAD, ThreadStream
 
-BOUND_S = 10.0
-
-
-async def happens(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, BOUND_S)
+from ..support.waiting import BOUND_S, happens
 
 
 def started(work):
@@ -55,7 +51,7 @@ async def test_all_items_come_in_order() -> None:
 
 @pytest.mark.parametrize("when", ["before the first item", "after the first item"])
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
-async def test_what_is_raised_reaches_the_reader_as_it_is(error, when) -> None:
+async def test_exceptions_reach_the_reader(error, when) -> None:
     def work():
         if when == "after the first item":
             yield 1
@@ -73,7 +69,7 @@ async def test_what_is_raised_reaches_the_reader_as_it_is(error, when) -> None:
 
 
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
-async def test_what_would_end_a_loop_is_told_as_an_error(error) -> None:
+async def test_stop_iteration_becomes_an_error(error) -> None:
     def work():
         raise error("odd")
 
@@ -102,7 +98,7 @@ def stubborn():
 
 
 @pytest.mark.parametrize("work", [Unclosable, stubborn, lambda: ["x"] * 99])
-async def test_whatever_it_iterates_over_it_stops_when_told(work) -> None:
+async def test_stopping_closes_any_iterable(work) -> None:
     stream, over = started(work)
     await anext(stream)
 
@@ -140,7 +136,7 @@ def test_the_event_loop_may_be_closed_meanwhile(abandoned, monkeypatch) -> None:
     assert not threads[0].is_alive()
 
 
-def test_a_thread_that_waits_for_room_ends_with_the_event_loop(monkeypatch) -> None:
+def test_waiting_thread_ends_with_the_event_loop(monkeypatch) -> None:
     monkeypatch.setattr("datasette_llm.providers.threads.LOOP_CHECK_S", 0.01)
     crowded, closed = threading.Event(), threading.Event()
 
@@ -162,7 +158,7 @@ def test_a_thread_that_waits_for_room_ends_with_the_event_loop(monkeypatch) -> N
     assert closed.wait(BOUND_S)
 
 
-async def test_nobody_waits_for_the_thread_when_the_process_ends() -> None:
+async def test_process_does_not_wait_for_the_thread() -> None:
     stream, _ = started(lambda: [threading.current_thread().daemon])
 
     assert [item async for item in stream] == [True]

@@ -10,7 +10,7 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 
 from datasette_llm import LLM, instance, lifecycle
-from datasette_llm.access.snapshot import PLUGIN, _Source
+from datasette_llm.access.snapshot import PLUGIN, SnapshotSource
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import LimiterRegistry
 from datasette_llm.log.recorder import Recorder
@@ -57,7 +57,7 @@ class Harness:
         await self.datasette.invoke_startup()
         await LLM(self.datasette).model("first")
         # Never expires, since a refresh takes a thread and a clock.
-        catalogs = instance.of(self.datasette, _Source).catalogs
+        catalogs = instance.of(self.datasette, SnapshotSource).catalogs
         catalogs._taken_at = catalogs._checked_at = math.inf
         self.writer = Recorder.of(self.datasette).writer
         self._execute, self._note_failure = self.writer._execute, self.writer._note_failure

@@ -76,7 +76,7 @@ def test_what_is_not_one_whole_object_is_refused(answer, problem):
         fitting(answer, named)
 
 
-def test_the_problems_are_those_of_the_longest_piece():
+def test_problems_are_those_of_the_longest_piece():
     with pytest.raises(UnfitError) as caught:
         fitting('{"a": 1} {"the answer": "that was meant"} {"b": 2}', named)
     assert caught.value.problems == ('{"the answer": "that was meant"} has no name.',)
@@ -110,7 +110,7 @@ JSON = st.recursive(
 @given(
     value=st.dictionaries(st.text(), JSON), spaces=st.sampled_from([None, 2]), escaped=st.booleans()
 )
-def test_any_object_is_found_among_prose_as_it_was(value, spaces, escaped):
+def test_any_object_is_found_in_prose(value, spaces, escaped):
     text = json.dumps(value, indent=spaces, ensure_ascii=escaped)
 
     assert fitting(f"Well: {text}, there.", lambda _, plain: plain) == value

@@ -18,7 +18,7 @@ from datasette_llm.structured import closed_schema, prompt_text
 from datasette_llm.testing import ScriptedModel
 
 from ..log.test_recorder import rows_of
-from ..support.openai_server import OpenAIServer, Refuse, write_model
+from ..support.openai_server import Refuse, write_model
 from ..support.plugins import Observer
 
 GOOD = '{"name": "Pim", "age": 3}'
@@ -42,25 +42,27 @@ PET = {
 
 @pytest.fixture
 def start(make_datasette, register_models):
-    """A function that makes a model with these answers, as (wrapped, scripted)."""
+    """Makes a model with these answers; its Datasette is `start.datasette` afterwards."""
 
     async def start(
         *answers: Any, config: object = None, internal: str | None = None, **kwargs: Any
     ):
+        """The wrapped and the scripted model."""
         scripts = [[answer] if isinstance(answer, str) else answer for answer in answers]
         scripted = ScriptedModel("scripted", *scripts, **kwargs)
         register_models(scripted)
-        datasette = make_datasette(config, internal=internal)
-        model = await LLM(datasette).model("scripted", purpose="pets", actor={"id": "ada"})
+        made.datasette = make_datasette(config, internal=internal)
+        model = await LLM(made.datasette).model("scripted", purpose="pets", actor={"id": "ada"})
         return model, scripted
 
+    made: Any = start
     return start
 
 
 # What comes back
 
 
-async def test_a_pydantic_model_gives_an_instance_with_its_response(start):
+async def test_pydantic_model_gives_an_instance(start):
     model, scripted = await start(GOOD)
 
     pet, response = await model.structured("Invent a pet", schema=Pet)
@@ -81,7 +83,8 @@ async def test_a_dictionary_gives_plain_data(start):
     assert result.attempts == (result.response,)
 
 
-async def test_the_response_is_read_to_its_end_chunk_by_chunk(start):
+async def test_response_is_complete_with_its_chunks(start):
+    """The response is read to its end, chunk by chunk."""
     model, scripted = await start([GOOD[:9], GOOD[9:], llm.Usage(input=5, output=7)])
 
     pet, response = await model.structured("Invent a pet", schema=Pet)
@@ -102,7 +105,7 @@ async def test_it_works_with_models_of_every_kind(start, can_stream, supports_sc
 # What is sent
 
 
-async def test_a_model_that_takes_schemas_is_sent_the_closed_one(start):
+async def test_native_model_gets_the_closed_schema(start):
     model, scripted = await start(GOOD)
 
     await model.structured("Invent a pet", schema=Pet)
@@ -113,7 +116,7 @@ async def test_a_model_that_takes_schemas_is_sent_the_closed_one(start):
 
 
 @pytest.mark.parametrize("schema", [Pet, PET], ids=["model", "dictionary"])
-async def test_others_are_sent_the_closed_schema_below_the_prompt(start, schema):
+async def test_other_models_get_schema_in_the_prompt(start, schema):
     model, scripted = await start(GOOD, supports_schema=False)
 
     await model.structured("Invent a pet", schema=schema, system="You breed animals")
@@ -126,7 +129,7 @@ async def test_others_are_sent_the_closed_schema_below_the_prompt(start, schema)
     assert request.system == "You breed animals"
 
 
-async def test_the_schema_is_in_the_messages_where_the_caller_gives_those(start):
+async def test_schema_goes_into_the_callers_messages(start):
     model, scripted = await start(GOOD, supports_schema=False)
     messages = [llm.system("You breed animals"), llm.user("Invent a pet")]
 
@@ -195,9 +198,7 @@ class Anything(BaseModel):
     ],
     ids=lambda value: str(value)[:50],
 )
-async def test_c1_arguments_of_structured_are_checked_before_any_hook_runs(
-    start, plugin, arguments, error, message
-):
+async def test_c1_arguments_are_checked_before_hooks(start, plugin, arguments, error, message):
     hook = plugin(Observer())
     model, scripted = await start(GOOD)
 
@@ -216,7 +217,7 @@ async def test_a_conversation_with_tools_is_refused(start):
     assert scripted.calls == []
 
 
-async def test_no_reference_is_ever_asked_of_the_network(start, monkeypatch):
+async def test_references_are_never_fetched(start, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_: pytest.fail("It was asked for"))
     model, _ = await start('{"name": "Pim", "age": 3, "friend": "Pam"}')
     properties = {**PET["properties"], "friend": {"$ref": "#/properties/name"}}
@@ -226,14 +227,21 @@ async def test_no_reference_is_ever_asked_of_the_network(start, monkeypatch):
     assert (await model.structured("Invent a pet", schema=schema)).value["name"] == "Pim"
 
 
-async def test_jsonschema_is_imported_off_the_event_loop(start, monkeypatch):
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def test_jsonschema_import_is_off_the_event_loop(start, monkeypatch):
     import jsonschema.validators
 
     threads = []
     original = jsonschema.validators.validator_for
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        threads.append(asyncio._get_running_loop())
+        threads.append(_running_loop())
         return original(*args, **kwargs)
 
     monkeypatch.setattr(jsonschema.validators, "validator_for", noting)
@@ -252,7 +260,7 @@ async def test_importing_us_does_not_import_jsonschema(tmp_path):
 # The repair
 
 
-async def test_an_answer_that_does_not_fit_is_repaired_once(start):
+async def test_unfit_answer_is_repaired_once(start):
     model, scripted = await start(BAD, GOOD)
 
     pet, response = result = await model.structured("Invent a pet", schema=Pet, system="Be brief")
@@ -266,7 +274,7 @@ async def test_an_answer_that_does_not_fit_is_repaired_once(start):
     assert "\n- age: Input should be greater than or equal to 0.\n" in history[3].parts[0].text
 
 
-async def test_the_repair_has_the_key_options_and_schema_of_the_first_prompt(start):
+async def test_repair_has_same_key_options_and_schema(start):
     attachment = llm.Attachment(type="image/png", content=b"png")
     model, scripted = await start(
         BAD,
@@ -294,13 +302,14 @@ async def test_the_repair_has_the_key_options_and_schema_of_the_first_prompt(sta
     assert second.request.options.max_tokens == 9
     assert second.request.options.temperature == 0.1
     assert second.request.system == "Be brief"
-    # What the history holds is not said again.
+    # What the history holds is not sent again.
     assert second.request.attachments == []
     assert second.request.fragments == []
     assert second.request.messages[: len(first.request.messages)] == first.request.messages
 
 
-async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plugin, tmp_path):
+async def test_repair_is_a_separate_prompt(start, plugin, tmp_path):
+    """The repair is a prompt of its own for the hooks and in the call log."""
     hook = plugin(Observer())
     internal = str(tmp_path / "internal.db")
     model, _ = await start(BAD, GOOD, internal=internal)
@@ -310,12 +319,13 @@ async def test_the_repair_is_a_prompt_of_its_own_for_hooks_and_record(start, plu
     assert hook.events == ["hook opens", "hook succeeds"] * 2
     assert [seen.response for seen in hook.results] == list(result.attempts)
     assert [(seen.purpose, seen.actor) for seen in hook.results] == [("pets", {"id": "ada"})] * 2
-    await Recorder.of(model.route.datasette).writer.flush()
+    await Recorder.of(start.datasette).writer.flush()
     rows = [(row["id"], row["outcome"], row["actor_id"]) for row in rows_of(internal)]
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
 
-async def test_a_model_without_conversations_gets_its_answer_back_in_the_prompt(start):
+async def test_repair_without_conversation_has_answer(start):
+    """A model without conversations gets its answer back in the prompt."""
     model, scripted = await start(BAD, GOOD)
     scripted.supports_conversation = model.supports_conversation = False
 
@@ -341,9 +351,7 @@ async def test_a_model_without_conversations_gets_its_answer_back_in_the_prompt(
     ids=lambda text: text[:40],
 )
 @pytest.mark.parametrize("supports_schema", [True, False])
-async def test_two_answers_that_do_not_fit_are_an_error_with_the_raw_text(
-    start, answer, problem, supports_schema
-):
+async def test_two_unfit_answers_are_an_error(start, answer, problem, supports_schema):
     model, scripted = await start(BAD, answer, supports_schema=supports_schema)
 
     with pytest.raises(StructuredOutputError) as caught:
@@ -379,7 +387,7 @@ async def test_a_dictionarys_own_rules_are_checked_too(start, answer, problem):
     assert len(caught.value.problems[0]) < 350
 
 
-async def test_formats_and_rules_that_are_not_sent_are_checked(start):
+async def test_unsent_formats_and_rules_are_checked(start):
     part = {"type": "string", "format": "date", "not": {"const": "2024-01-01"}}
     schema = {"properties": {"day": part}, "required": ["day"]}
     model, _ = await start('{"day": "soon"}', '{"day": "2024-01-01"}')
@@ -391,7 +399,7 @@ async def test_formats_and_rules_that_are_not_sent_are_checked(start):
 
 
 class Tree(BaseModel):
-    """Holds itself."""
+    """Refers to itself."""
 
     below: list[Tree] = []
 
@@ -400,14 +408,15 @@ TREE = {"type": "object", "properties": {"below": {"type": "array", "items": {"$
 
 
 @pytest.mark.parametrize("schema", [Tree, TREE], ids=["model", "dictionary"])
-async def test_an_object_as_deep_as_the_bound_is_validated(start, schema):
+async def test_object_of_maximal_depth_is_validated(start, schema):
     answer = '{"below": [' * 24 + "]}" * 24
     model, _ = await start(answer)
 
     assert (await model.structured("Grow", schema=schema)).attempts[0].text_or_raise() == answer
 
 
-async def test_a_schema_that_refers_to_itself_without_end_is_a_problem_and_not_a_crash(start):
+async def test_endless_schema_is_a_problem(start):
+    """A schema that refers to itself without end is a problem, not a crash."""
     endless = {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}
     schema = {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": endless}}
     model, _ = await start('{"a": "b"}')
@@ -440,7 +449,8 @@ async def test_a_validators_words_reach_the_model(start):
     )
 
 
-async def test_a_model_that_calls_a_tool_unasked_is_asked_for_its_answer(start):
+async def test_unasked_tool_call_is_repaired(start):
+    """A model that calls a tool unasked is asked for its answer."""
     call = llm.ToolCall(name="lookup", arguments={}, tool_call_id="1")
     model, scripted = await start([call], GOOD)
 
@@ -452,7 +462,7 @@ async def test_a_model_that_calls_a_tool_unasked_is_asked_for_its_answer(start):
 # Failures on the way
 
 
-async def test_what_the_first_prompt_raises_is_raised_as_it_is(start):
+async def test_first_prompt_error_is_raised_unchanged(start):
     model, scripted = await start([llm.ModelError("No")])
 
     with pytest.raises(llm.ModelError, match="No"):
@@ -460,7 +470,7 @@ async def test_what_the_first_prompt_raises_is_raised_as_it_is(start):
     assert len(scripted.calls) == 1
 
 
-async def test_a_stream_that_breaks_off_is_a_failure_and_not_an_answer(start):
+async def test_truncated_stream_is_a_failure(start):
     model, scripted = await start([GOOD, llm.ModelError("The line broke")])
 
     with pytest.raises(llm.ModelError, match="The line broke"):
@@ -468,7 +478,7 @@ async def test_a_stream_that_breaks_off_is_a_failure_and_not_an_answer(start):
     assert len(scripted.calls) == 1
 
 
-async def test_where_the_repair_fails_the_first_answer_is_not_lost(start):
+async def test_failed_repair_keeps_the_first_answer(start):
     model, _ = await start(BAD, [llm.ModelError("Too many requests")])
 
     with pytest.raises(StructuredOutputError, match="Too many requests") as caught:
@@ -493,7 +503,7 @@ async def test_a_hook_may_block_the_repair(start, plugin):
     assert len(scripted.calls) == 1
 
 
-async def test_a_caller_that_is_cancelled_stops_the_provider(start):
+async def test_cancelled_caller_stops_the_provider(start):
     model, scripted = await start([GOOD[:9], asyncio.Event()])
     asking = asyncio.create_task(model.structured("Invent a pet", schema=Pet))
     call = await scripted.received()
@@ -508,19 +518,19 @@ async def test_a_caller_that_is_cancelled_stops_the_provider(start):
 # Groups and conversations
 
 
-async def test_the_model_of_a_group_gives_objects_at_once_and_the_group_has_every_response(
-    make_datasette, register_models
-):
+async def test_group_model_gives_objects(make_datasette, register_models):
+    """A group's model gives objects concurrently, and the group has every response."""
     register_models(ScriptedModel("scripted", [BAD], [GOOD]))
-    async with LLM(make_datasette()).group("scripted") as model:
+    group = LLM(make_datasette()).group("scripted")
+    async with group as model:
         results = await asyncio.gather(
             *[model.structured(f"Pet {n}", schema=Pet) for n in range(3)], return_exceptions=True
         )
     assert [result.value.name for result in results] == ["Pim"] * 3
-    assert len(model.route.group.responses) == 4
+    assert len(group.responses) == 4
 
 
-async def test_in_a_conversation_the_answer_and_its_repair_are_turns(start):
+async def test_repair_in_conversation_adds_turns(start):
     model, scripted = await start("Hello", BAD, GOOD, "Goodbye", supports_schema=False)
     conversation = model.conversation()
 
@@ -543,20 +553,16 @@ async def test_in_a_conversation_the_answer_and_its_repair_are_turns(start):
 
 
 @pytest.fixture
-async def server(llm_folder, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+async def server(server, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", "sk-wire-0123456789abcdef")
-    async with OpenAIServer() as server:
-        yield server
+    return server
 
 
 def of_role(request: Any, role: str) -> list[str]:
     return [each["content"] for each in request.body["messages"] if each["role"] == role]
 
 
-async def test_the_provider_is_sent_the_closed_schema_as_response_format(
-    server, llm_folder, make_datasette
-):
+async def test_provider_gets_schema_as_response_format(server, llm_folder, make_datasette):
     write_model(llm_folder, server.url)
     server.play([BAD[:8], BAD[8:]], [GOOD])
     model = await LLM(make_datasette()).model("wire")
@@ -590,9 +596,7 @@ async def test_the_provider_is_sent_the_closed_schema_as_response_format(
     assert first.key == second.key == "sk-wire-0123456789abcdef"
 
 
-async def test_a_provider_without_schemas_is_asked_in_the_prompt(
-    server, llm_folder, make_datasette
-):
+async def test_provider_without_schemas_is_prompted(server, llm_folder, make_datasette):
     write_model(llm_folder, server.url, supports_schema=False)
     server.play(["Here is your pet:\n```json\n", GOOD, "\n```\n"])
     model = await LLM(make_datasette()).model("wire")
@@ -606,9 +610,7 @@ async def test_a_provider_without_schemas_is_asked_in_the_prompt(
     assert of_role(request, "user") == [prompt_text(model, "Invent a pet", PET)]
 
 
-async def test_a_key_that_the_provider_repeats_while_repairing_is_in_no_message(
-    server, llm_folder, make_datasette
-):
+async def test_key_in_a_failed_repair_is_removed(server, llm_folder, make_datasette):
     write_model(llm_folder, server.url)
     server.play([BAD], [Refuse(401, "Incorrect API key provided: {key}")])
     model = await LLM(make_datasette()).model("wire")
@@ -628,9 +630,7 @@ class NoOptions(ScriptedModel):
 
 
 @pytest.mark.parametrize("remembers", [True, False])
-async def test_a_fallbacks_answer_is_repaired_without_the_callers_key(
-    make_datasette, register_models, remembers
-):
+async def test_fallback_is_repaired_without_callers_key(make_datasette, register_models, remembers):
     first = ScriptedModel("first", [RuntimeError("down")], [GOOD], needs_key="first")
     second = NoOptions("second", [BAD], [GOOD])
     second.supports_conversation = remembers

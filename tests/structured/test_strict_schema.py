@@ -81,11 +81,12 @@ def variants(*types: str) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_field_is_sent_as_what_strict_providers_take(kind, default, sent):
+def test_field_is_sent_in_strict_form(kind, default, sent):
     assert closed_field(kind, default) == sent
 
 
-def test_an_optional_field_is_required_and_may_be_null_only_if_the_model_says_so():
+def test_optional_field_is_required():
+    """An optional field is required, and may be null only if the model allows it."""
     schema = closed_schema(create_model("Model", a=(int | None, None), b=(int, 3)))
 
     assert schema["required"] == ["a", "b"]
@@ -93,21 +94,21 @@ def test_an_optional_field_is_required_and_may_be_null_only_if_the_model_says_so
     assert schema["properties"]["b"]["type"] == "integer"
 
 
-def test_a_property_of_a_dictionary_is_required_too():
+def test_dictionary_property_is_required():
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["b"]}
 
     assert closed_schema(schema)["required"] == ["a", "b"]
 
 
-def test_what_is_not_sent_as_a_rule_is_said_beside_the_description():
+def test_unsent_rules_are_in_the_description():
     kind = Annotated[str, Field(description="Its name", min_length=1, pattern="^[a-zé]+$")]
 
-    said = closed_field(kind)["description"]
+    description = closed_field(kind)["description"]
 
-    assert said == 'Its name ({"pattern": "^[a-zé]+$", "minLength": 1})'
+    assert description == 'Its name ({"pattern": "^[a-zé]+$", "minLength": 1})'
 
 
-def test_a_tuple_is_sent_as_a_list_of_what_it_may_hold():
+def test_tuple_is_sent_as_a_list():
     sent = closed_field(tuple[int, str, int])
 
     assert sent["items"] == variants("integer", "string")
@@ -132,13 +133,13 @@ class Dog(BaseModel):
     friends: list[Cat]
 
 
-def test_a_choice_by_a_discriminator_is_a_plain_choice():
+def test_discriminated_union_is_a_plain_anyof():
     sent = closed_field(Annotated[Cat | Dog, Field(discriminator="kind")])
 
     assert sent == {"anyOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}]}
 
 
-def test_what_a_reference_with_a_description_leads_to_is_written_out():
+def test_described_reference_is_inlined():
     sent = closed_field(Annotated[Cat, Field(description="The cat")])
 
     assert sent["description"] == "The cat"
@@ -152,7 +153,7 @@ class Tree(BaseModel):
     others: list[Tree] = []
 
 
-def test_a_model_that_holds_itself_keeps_its_references():
+def test_recursive_model_keeps_its_references():
     schema = closed_schema(Tree)
 
     assert_closed(schema)
@@ -166,7 +167,7 @@ class Open(BaseModel):
     name: str
 
 
-def test_an_object_that_allows_more_properties_is_closed_all_the_same():
+def test_open_object_is_closed():
     schema = closed_schema(Open)
 
     assert_closed(schema)
@@ -181,7 +182,7 @@ def test_a_property_may_be_called_like_a_keyword():
     assert schema["required"] == list(names)
 
 
-def test_references_of_other_forms_are_sent_as_definitions():
+def test_other_references_become_definitions():
     schema = {
         "type": "object",
         "properties": {
@@ -209,7 +210,8 @@ def test_the_callers_schema_is_left_as_it_is():
     assert json.dumps(schema) == before
 
 
-def test_a_rule_beside_a_choice_that_only_constrains_is_said():
+def test_constraining_choice_is_described():
+    """Alternatives that only constrain a value are added to its description."""
     part = {"type": "string", "anyOf": [{"pattern": "^a"}, {"pattern": "b$"}]}
 
     sent = closed_schema({"properties": {"a": part}})["properties"]["a"]
@@ -246,7 +248,7 @@ def inner(kind: Any) -> type[BaseModel]:
     ],
     ids=str,
 )
-def test_what_is_free_of_form_is_refused_with_its_path(kind, problem):
+def test_free_form_is_refused_with_its_path(kind, problem):
     with pytest.raises(SchemaError) as caught:
         closed_schema(inner(kind))
     assert problem in str(caught.value)
@@ -279,7 +281,7 @@ ENDLESS = {f"#/$defs/{n}": {"$ref": f"#/$defs/{1 - n}"} for n in (0, 1)}
     ],
     ids=str,
 )
-def test_a_dictionary_that_cannot_be_closed_is_refused(schema, problem):
+def test_unclosable_dictionary_is_refused(schema, problem):
     with pytest.raises(SchemaError, match=problem.replace("$", r"\$")):
         closed_schema(schema)
 
@@ -299,7 +301,7 @@ def test_a_schema_nested_without_end_is_refused():
         closed_schema(schema)
 
 
-def test_a_schema_that_unfolds_to_a_huge_one_is_refused():
+def test_exponential_schema_is_refused():
     definitions: dict[str, Any] = {"0": {"type": "string"}}
     for n in range(1, 40):
         below = {"$ref": f"#/$defs/{n - 1}", "description": "Written out"}
@@ -354,7 +356,7 @@ PARTS = st.recursive(
 
 @settings(max_examples=40)
 @given(root=objects(PARTS), a=objects(PARTS), b=objects(PARTS))
-def test_whatever_is_closed_is_closed_throughout_and_closing_it_again_changes_nothing(root, a, b):
+def test_closing_is_complete_and_idempotent(root, a, b):
     schema = closed_schema({**root, "$defs": {"a": a, "b": b}})
 
     assert_closed(schema)

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks OpenAI's protocol for chats and texts, as it is told.
+"""A local server with OpenAI's protocol for chats and completions that plays scripts.
 
     async with OpenAIServer() as server:
         write_model(llm_folder, server.url)  # llm now knows the model "wire"
@@ -11,7 +11,7 @@
 It lives in the event loop of the test; each connection carries one request. A script is
 played from first to last, and holds
     strings: chunks of the text; bytes: sent as they are, an event of your own making;
-    numbers: delays in seconds; events: waited for (one that nobody sets makes it hang);
+    numbers: delays in seconds; events: waited for (one that is never set makes it hang);
     `llm.ToolCall`; `llm.Usage`, sent at the end, and in a stream only if it was asked for;
     `Refuse`, `Drop.CLOSE` and `Drop.RESET`, which end it;
     `Raw`: bytes in the place of an HTTP answer, after which nothing is added to it;
@@ -31,8 +31,10 @@ from enum import Enum
 from http import HTTPStatus
 
 import llm
+import pytest
 
-BOUND_S = 20.0  # how long a test waits before it fails
+from .waiting import BOUND_S
+
 KEPT_BYTES = 10_000  # of an answer that was sent
 
 # The connection goes down: by a close before the answer's end, or with a reset.
@@ -51,14 +53,14 @@ class Refuse:
 
 @dataclass
 class Raw:
-    """What is sent in the place of an HTTP answer."""
+    """Bytes that are sent in place of an HTTP answer."""
 
     data: bytes
 
 
 @dataclass
 class Cut:
-    """Of the HTTP answer, its status line and headers included, only the first bytes are sent."""
+    """Only the first bytes of the HTTP answer are sent, its status line and headers included."""
 
     size: int
     how: Drop = Drop.CLOSE
@@ -71,8 +73,8 @@ class Trickle:
     pause_s: float
 
 
-class _CutHere(Exception):  # noqa: N818  # no error, but the end that a script wants
-    """So much was to be sent, and no more."""
+class _CutHere(Exception):  # noqa: N818  # no error, but the end of a script
+    """The end of a `Cut`."""
 
 
 @dataclass
@@ -94,16 +96,16 @@ class Received:
 
     @property
     def text(self):
-        """What the conversation begins with."""
+        """The first message or the prompt."""
         return self.body["prompt"] if self.is_completion else self.body["messages"][0]["content"]
 
     @property
     def is_completion(self):
-        """Whether it came to the older endpoint, of models that go on with a text."""
+        """Whether it came to the older endpoint for completions."""
         return "prompt" in self.body
 
     async def end(self):
-        """Wait for the answer's end, and tell its outcome."""
+        """Wait for the answer's end; returns its outcome."""
         async with asyncio.timeout(BOUND_S):
             await self.ended.wait()
         return self.outcome
@@ -327,8 +329,8 @@ class _Answer:
         else:
             text = "".join(self.texts)
             message = {"role": "assistant", "content": text, "tool_calls": self.calls or None}
-            said = {"text": text} if self.request.is_completion else {"message": message}
-            choices = [said | {"index": 0, "finish_reason": reason}]
+            answer = {"text": text} if self.request.is_completion else {"message": message}
+            choices = [answer | {"index": 0, "finish_reason": reason}]
             uncounted = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
             self.whole({"choices": choices, "usage": self.usage or uncounted})
         return "complete"
@@ -336,8 +338,8 @@ class _Answer:
     def delta(self, delta, reason=None):
         if self.streams:
             completion = {"text": delta.get("content", "")}
-            said = completion if self.request.is_completion else {"delta": delta}
-            self.event({"choices": [said | {"index": 0, "finish_reason": reason}]})
+            chunk = completion if self.request.is_completion else {"delta": delta}
+            self.event({"choices": [chunk | {"index": 0, "finish_reason": reason}]})
 
     def event(self, content):
         self.send(b"data: %s\n\n" % json.dumps(content).encode())
@@ -362,12 +364,20 @@ class _Answer:
 
 
 def write_model(folder, url, **settings):
-    """Have llm know one more model of this server, called "wire" unless the settings say so.
+    """Add a model of this server to llm's extra-openai-models.yaml, by default "wire".
 
-    The settings are what an entry of extra-openai-models.yaml in llm's folder may hold.
+    The settings are those of an entry of that file.
     """
     path = folder / "extra-openai-models.yaml"
     models = json.loads(path.read_text("utf-8")) if path.exists() else []
     model = {"model_id": "wire", "model_name": "gpt-wire", "api_base": url, "api_key_name": "wire"}
     models.append(model | {"supports_tools": True, "supports_schema": True} | settings)
     path.write_text(json.dumps(models), "utf-8")  # which is YAML too
+
+
+@pytest.fixture
+async def server(monkeypatch):
+    """A server that no model of llm uses yet."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with OpenAIServer() as server:
+        yield server
