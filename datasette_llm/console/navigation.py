@@ -1,4 +1,4 @@
-"""The navigation of the console: each page's address, what it is called, and who may see it."""
+"""The console's navigation: path, label and permission of each page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Link(NamedTuple):
     """A page of the console.
 
     Attributes:
-        path: its address, below `base_url`.
-        label: what it is called.
-        permission: who may see it.
+        path: its path, below `base_url`.
+        label: its title.
+        permission: the action that an actor needs to see it.
     """
 
     path: str
@@ -41,11 +41,11 @@ LINKS = (
 
 
 async def links(datasette: Datasette, request: Request, current: str) -> list[dict[str, Any]]:
-    """The links that the navigation of a page shows: those whose pages the actor may see.
+    """The navigation of a page: links to the pages that the actor may see.
 
     Args:
         datasette: the Datasette instance.
-        request: whose actor is asked for.
+        request: the request, with its actor.
         current: the path of the page.
     """
     permissions = {link.permission for link in LINKS}

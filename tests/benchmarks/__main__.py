@@ -16,6 +16,14 @@ def main() -> int:
         stand_alone(folder)
         # These import llm and Datasette, which read their environment as they are imported.
         # The modules are imported for the rows that they add.
+        from . import (  # noqa: F401
+            concurrency,
+            console_rows,
+            growth,
+            log_pages_rows,
+            log_rows,
+            profile_rows,
+        )
         from .measuring import Row
         from .printing import as_json, report
         from .rows import ROWS, settle

@@ -56,8 +56,7 @@ from datasette_llm.cli import log as log_cli
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.references import CallSettings
 from datasette_llm.config.settings import settings_table
-from datasette_llm.console import probe as trial
-from datasette_llm.console import probe as trials
+from datasette_llm.console import probe
 from datasette_llm.console.advice import payloads as consultant_pages
 from datasette_llm.consultant.advice import claims as consultant_checks
 from datasette_llm.consultant.advice import types as prompting
@@ -999,8 +998,8 @@ async def test_the_post_shown_gives_the_answer_shown(
 def test_the_table_of_kinds_has_all_of_them():
     section = between("\n### Testing models\n", "\n## ")
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
-    assert f"At most {trials.MOST_MODELS} are" in section
-    assert f"Each model has {trial.LIMIT_S:g} seconds" in section
+    assert f"At most {probe.MAX_MODELS} are" in section
+    assert f"Each model has {probe.LIMIT_S:g} seconds" in section
 
 
 # Advice about tables

@@ -15,9 +15,9 @@ from datasette.utils.sqlite import sqlite3
 
 from datasette_llm.log.schema import migrate
 
-from ..log.test_queries import add, call_row
 from ..support import consultant as consulting
 from ..support.browser import browser, fits, needs_browser, picture, visit
+from ..support.call_log import add, call_row
 from ..support.openai_server import OpenAIServer, write_model
 from ..support.server import Served, alone
 
@@ -94,8 +94,13 @@ async def test_the_log_fits_a_phone_and_the_dark(served):
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
         assert brightness < 150
-        chart = page.get_by_role("img", name="Calls per day by purpose")
+        chart = page.get_by_role("list", name="Calls per day by purpose")
         assert (await chart.bounding_box())["width"] > 200
+        bar = chart.get_by_role("link").last
+        await bar.focus()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+ calls?", await bar.inner_text())
+        opacity = "text => getComputedStyle(text).opacity"
+        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
         await page.set_viewport_size({"width": 320, "height": 800})
         assert await fits(page)
         cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"

@@ -241,4 +241,4 @@ async def test_processes_that_start_at_once_on_a_new_record_do_not_get_in_each_o
     assert sorted(row["purpose"] for row in rows) == sorted(asked_of(server))
     assert len(rows) == 40
     assert sessions_of(path) == []
-    assert "record of LLM calls" not in (tmp_path / "stderr").read_text()
+    assert "LLM call log" not in (tmp_path / "stderr").read_text()
