@@ -163,7 +163,7 @@ async def test_an_administrator_logs_in_assigns_tests_and_explains(site, javascr
         await page.get_by_role("link", name="Test pets").click()
         await page.get_by_role("button", name="Test", exact=True).click()
         await page.get_by_text("1 of 2 answered").wait_for()
-        results = page.get_by_role("table", name="What became of each test")
+        results = page.get_by_role("table", name="The result of each test")
         assert await results.get_by_role("row").count() == 1 + 2
         assert "Reply with the single word" in await results.inner_text()
         await picture(page, "console-test")
