@@ -19,7 +19,7 @@ from .calls.call import RunningCalls
 from .config.references import secret_names
 from .errors import NewerDatabaseError
 from .log import retention
-from .log.queries import has_record
+from .log.queries import has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
 
@@ -70,17 +70,17 @@ async def _open_record(datasette: Datasette) -> None:
         await Recorder.of(datasette).writer.prepare()
     except sqlite3.Error as error:
         # The site comes first: calls go on, and the writer tries again.
-        logger.error("The record of LLM calls cannot be opened: %s", error)
+        logger.error("The LLM call log cannot be opened: %s", error)
 
 
 async def _update_record(datasette: Datasette) -> None:
     """Nothing is recorded, but what an older version recorded is still shown."""
     database = datasette.get_internal_database()
     try:
-        if await database.execute_fn(has_record):
+        if await database.execute_fn(has_tables):
             await database.execute_write_fn(migrate)
     except (sqlite3.Error, NewerDatabaseError) as error:
-        logger.error("The record of LLM calls cannot be brought up to date: %s", error)
+        logger.error("The LLM call log cannot be brought up to date: %s", error)
 
 
 async def _load_assignments(datasette: Datasette) -> None:

@@ -1,4 +1,4 @@
-"""`datasette llm demo`: a site to try everything on, in one command."""
+"""`datasette llm demo`: an example site, made and served by one command."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ HOST = "127.0.0.1"
 @click.command("demo")
 @click.argument("folder", required=False, type=click.Path(writable=True, path_type=Path))
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Otherwise a free one")
-@click.option("--no-serve", is_flag=True, help="Stop before Datasette starts to serve")
-@click.option("--json", "as_json", is_flag=True, help="What was made and answered, as JSON")
+@click.option("--no-serve", is_flag=True, help="Make the site, but do not serve it")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON")
 def demo_command(folder: Path | None, port: int, no_serve: bool, as_json: bool) -> None:
     """Make a small site, prompt a model in it, and serve it on this machine
 
-    FOLDER gets the database, the datasette.yaml and the record. It must be new or empty. Without
-    it they are in a temporary folder, which goes when the command ends.
+    FOLDER gets the database, the datasette.yaml and the call log. It must be new or empty.
+    Without it they are in a temporary folder, which is removed when the command ends.
 
-    The model is llm-echo, which repeats the prompt. Where other models have a key, the default is
+    The default model is llm-echo, which repeats the prompt. If other models have a key, it is
     llm's own default model, or else the first of them.
     """
     with contextlib.ExitStack() as stack:
@@ -53,7 +53,7 @@ def demo_command(folder: Path | None, port: int, no_serve: bool, as_json: bool) 
             run(_demo(place, None, as_json))
             return
         listener = stack.enter_context(_listener(port))
-        # A service manager's signal ends us like a person's, so that the folder is removed.
+        # SIGTERM ends the command like Ctrl-C, so that the folder is removed.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         stack.callback(signal.signal, signal.SIGTERM, before)
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
@@ -66,7 +66,7 @@ class Place:
 
     Attributes:
         folder: the folder.
-        temporary: whether it goes when the command ends.
+        temporary: whether it is removed when the command ends.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Place:
 
     @property
     def harbour(self) -> Path:
-        """The database to look at."""
+        """The example database."""
         return self.folder / "harbour.db"
 
     @property
@@ -84,23 +84,23 @@ class Place:
 
     @property
     def internal(self) -> Path:
-        """The internal database, which has the record.
+        """The internal database, which has the call log.
 
-        In a folder of its own: `datasette FOLDER` would show it to everybody.
+        In a folder of its own, or `datasette FOLDER` would serve it to everyone.
         """
         return self.folder / "internal" / "internal.db"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What a demo has to show.
+class Demo:
+    """A demo that has been made.
 
     Attributes:
-        place: where its files are.
+        place: the place of its files.
         counts: the number of rows in each table.
         default: the id of its default model.
         keyed: the models that have a key.
-        login_link: logs in as root, once; None where nothing is served.
+        login_link: logs in as root, once; None if nothing is served.
     """
 
     place: Place
@@ -110,7 +110,7 @@ class Made:
     login_link: str | None
 
     def introduction(self) -> str:
-        """What stands before the answer."""
+        """The text before the answer."""
         tables = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         repeats = ", which repeats what it is asked" if self.default == ECHO else ""
         return (
@@ -120,14 +120,14 @@ class Made:
         )
 
     def links(self) -> str:
-        """What stands after the answer."""
+        """The text after the answer."""
         if self.login_link is None:
             return "\n"
         address = self.login_link.partition("/-/")[0]
         return (
             f"\n\nLog in as root, once: {self.login_link}\n"
             f"The console:          {address}/-/llm\n"
-            f"The record:           {address}/-/llm/log\n"
+            f"The call log:         {address}/-/llm/log\n"
             f"The harbour:          {address}/harbour\n"
             f"Ctrl-C ends it. {self._afterwards()}\n"
         )
@@ -139,7 +139,7 @@ class Made:
         return f"Begin again with: {shlex.join(map(str, words))}"
 
     def payload(self, answer: str) -> dict[str, Any]:
-        """All of it for programs."""
+        """The result as JSON."""
         return {
             "ok": True,
             "folder": str(self.place.folder),
@@ -153,27 +153,27 @@ class Made:
 
 
 @contextlib.contextmanager
-def _folder(named: Path | None) -> Iterator[Path]:
-    if named is None:
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is None:
         with tempfile.TemporaryDirectory(prefix="datasette-llm-demo-") as folder:
             yield Path(folder)
         return
     try:
-        named.mkdir(parents=True, exist_ok=True)
-        if any(named.iterdir()):
-            raise click.ClickException(f"{named} is not empty. Name a new folder, or none")
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise click.ClickException(f"{path} is not empty. Name a new folder, or none")
     except OSError as error:
-        raise click.ClickException(f"{named} cannot be the folder: {error.strerror}") from None
-    yield named
+        raise click.ClickException(f"{path} cannot be the folder: {error.strerror}") from None
+    yield path
 
 
 @contextlib.contextmanager
 def _listener(port: int) -> Iterator[socket.socket]:
-    """Listen before a link is printed, so that it works as soon as it is seen."""
+    """Listen before the link is printed, so that it works at once."""
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
-        reason = os.strerror(error.errno or 0)  # its own words name the address once more
+        reason = os.strerror(error.errno or 0)  # str(error) repeats the address
         raise click.ClickException(f"Port {port} cannot be used: {reason}") from None
     with listener:
         yield listener
@@ -192,15 +192,15 @@ async def _demo(place: Place, listener: socket.socket | None, as_json: bool) -> 
         default, keyed = await _default(datasette)
         datasette.config = settings(default)
         await asyncio.to_thread(place.config.write_text, as_yaml(datasette.config), "utf-8")
-        made = Made(place, counts, default, keyed, _login_link(datasette, listener))
+        demo = Demo(place, counts, default, keyed, _login_link(datasette, listener))
         if as_json:
             pieces = [piece async for piece in _answer(datasette)]
-            click.echo(json.dumps(made.payload("".join(pieces)), indent=2, ensure_ascii=False))
+            click.echo(json.dumps(demo.payload("".join(pieces)), indent=2, ensure_ascii=False))
         else:
-            click.echo(made.introduction())
+            click.echo(demo.introduction())
             async for piece in _answer(datasette):
                 click.echo(piece, nl=False)
-            click.echo(made.links(), nl=False)
+            click.echo(demo.links(), nl=False)
         if listener is not None:
             await _serve(datasette, listener)
     finally:
@@ -226,7 +226,7 @@ def settings(default_model: str) -> dict[str, Any]:
 
 
 def as_yaml(value: dict[str, Any], indent: str = "") -> str:
-    """Mappings in YAML's form, and other values in JSON's, which is YAML too."""
+    """YAML with block mappings; other values as JSON, which is YAML too."""
     lines = []
     for name, item in value.items():
         if isinstance(item, dict) and item:
@@ -237,12 +237,12 @@ def as_yaml(value: dict[str, Any], indent: str = "") -> str:
 
 
 async def _default(datasette: Datasette) -> tuple[str, list[str]]:
-    """The model to use, and the models that have a key."""
+    """The default model, and the models that have a key."""
     models = await LLM(datasette).models(ROOT, PURPOSE)
     keyed = [model.model_id for model in models if model.needs_key]
     preferred = await asyncio.to_thread(llm.get_default_model)
-    view = await snapshot_of(datasette)
-    model_id = view.catalog.canonical(preferred)
+    snapshot = await snapshot_of(datasette)
+    model_id = snapshot.catalog.canonical(preferred)
     return (model_id if model_id in keyed else [*keyed, ECHO][0]), keyed
 
 
@@ -252,7 +252,7 @@ async def _answer(datasette: Datasette) -> AsyncIterator[str]:
         async for piece in response:
             yield piece
     except Exception as error:
-        # A provider's code ran, and its key or network may be bad: the record has it too.
+        # Third-party code with a key and a network; the error is in the call log too.
         yield f"No answer came: {type(error).__name__}: {error}"
 
 
@@ -261,6 +261,7 @@ def _login_link(datasette: Datasette, listener: socket.socket | None) -> str | N
         return None
     datasette.root_enabled = True
     address = f"http://{HOST}:{listener.getsockname()[1]}"
+    # Private, but `datasette --root` makes the same link, and there is no public name.
     return f"{address}/-/auth-token?token={datasette._root_token}"
 
 

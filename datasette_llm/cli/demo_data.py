@@ -1,4 +1,4 @@
-"""A year in a small harbour, made up and always the same, with the dirt that real tables have."""
+"""Example data: a year in a small harbour, reproducible, with errors as in real tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BERTHS = (
     ("Tank Jetty", 11.0, 220),
     ("Ferry Steps", 6.0, 110),
 )
-# What is carried: where it berths, and up to how many tonnes.
+# For each cargo, its berths and the maximum in tonnes.
 _CARGOES = {
     "containers": ((1, 2), 9000),
     "fish": ((3,), 180),
@@ -55,10 +55,10 @@ _REMARKS = (
 
 
 def write_harbour(path: Path) -> dict[str, int]:
-    """Make the database, and count the rows of its tables.
+    """Write the database, and count the rows of its tables.
 
     Args:
-        path: where; nothing may be there yet.
+        path: a file that does not exist yet.
     """
     random = Random(_SEED)
     ships = list(_ships(random))
@@ -81,7 +81,7 @@ def write_harbour(path: Path) -> dict[str, int]:
 
 
 def _pick(random: Random, values: Sequence[T]) -> T:
-    # random() alone is promised to stay the same in every version of Python.
+    # Only random() is guaranteed to be the same in every version of Python.
     return values[int(random.random() * len(values))]
 
 
@@ -92,7 +92,7 @@ def _ships(random: Random) -> Iterator[Row]:
         yield {
             "id": number,
             "name": name,
-            # Three people have kept this table.
+            # Written by three people.
             "flag": {5: flag.upper(), 11: f"{flag} ", 17: flag[:2].upper()}.get(number, flag),
             "cargo": cargo,
             "length_m": 25 + int(random.random() * 150),
@@ -123,14 +123,14 @@ def _arrivals(random: Random, ships: list[Row]) -> Iterator[Row]:
 
 
 def _dirty(row: Row) -> Row:
-    """What happens to some rows when people fill in a form."""
+    """Add errors of data entry to some rows."""
     number = row["id"]
     if number % 61 == 0:
         row["departed"] = None
     if number % 97 == 0:
         row["arrived"], row["departed"] = row["departed"], row["arrived"]
     if number % 83 == 0:
-        row["tonnes"] = row["tonnes"] * 1000  # somebody thought of kilograms
+        row["tonnes"] = row["tonnes"] * 1000  # entered in kilograms
     if number % 131 == 0:
         row["fee"] = -row["fee"]
     if number % 103 == 0 and row["arrived"]:

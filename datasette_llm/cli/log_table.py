@@ -1,4 +1,4 @@
-"""The record as a table in a terminal: a line a call, in as many columns as there is room for."""
+"""The call log as a table in a terminal: one line per call, fitted to its width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# The columns of the table; those of names get what is left of the terminal's width.
+# The widths of the columns; columns of names share the rest of the terminal's width.
 WIDTHS = {"started (UTC)": 14, "outcome": 9, "in": 5, "out": 5, "cost": 9, "took": 6}
 NAME_SHARES = {"model": 2, "purpose": 1, "actor": 1}
 ORDER = ("started (UTC)", "outcome", *NAME_SHARES, "in", "out", "cost", "took")
@@ -20,28 +20,28 @@ MIN_DETAIL = 16
 
 
 class Table:
-    """Lines for a terminal of this width.
+    """Formats lines for the width of the terminal.
 
     Attributes:
-        head: the line with the names of the columns.
+        head: the header line.
     """
 
     def __init__(self, sample: list[Row], at_least: Mapping[str, int] | None = None) -> None:
         """
         Args:
-            sample: rows that tell how wide the columns of names have to be.
-            at_least: how wide they shall be anyway, where there is room.
+            sample: rows from which the widths of the columns of names are computed.
+            at_least: minimum widths of these columns, if there is room.
         """
         self._width = shutil.get_terminal_size().columns
         self._widths = WIDTHS | _name_widths(sample, self._width, at_least or {})
         self._detail_width = self._width - sum(self._widths.values()) - len(ORDER)
         self.head = self._joined({name: name for name in ORDER} | {"detail": "detail"})
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A name that the terminal's encoding lacks is no reason to stop.
+            # For characters that the terminal's encoding lacks.
             sys.stdout.reconfigure(errors="replace")
 
     def line(self, row: Row) -> str:
-        """A call, on one line."""
+        """A call as one line."""
         return self._joined(_cells(row))
 
     def _joined(self, cells: Mapping[str, str]) -> str:
@@ -110,7 +110,7 @@ def _seconds(milliseconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """On one line, and without what a terminal would obey."""
+    """Text on one line, without control characters of terminals."""
     if text.isprintable():
         return text
     visible = (c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
@@ -118,7 +118,7 @@ def printable(text: str) -> str:
 
 
 def _span(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """The number of terminal columns that a text takes."""
     if text.isascii():
         return len(text)
     return sum(

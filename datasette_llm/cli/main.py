@@ -1,4 +1,4 @@
-"""`datasette llm ...`: the facade from a terminal."""
+"""`datasette llm ...`: the group of commands, and `datasette llm prompt`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .probe import test_command
 from .purposes import assign_command, purposes_command
 from .site import Site, run, site_options
 
-# What a prompt without any configuration goes to; it answers without a key or a network.
+# The model for prompts without any configuration; it needs no key and no network.
 EMBEDDED_DEFAULT = "echo"
 
 
@@ -61,7 +61,7 @@ def prompt_command(
 ) -> None:
     """Prompt a model as a plugin would, and stream its answer
 
-    TEXT is read from standard input where it is not given.
+    Without TEXT, the prompt is read from standard input.
 
     Policy, keys and plugins apply as in the site whose configuration, internal database and
     plugins folder are given. Without a default model the prompt goes to llm-echo, which
@@ -116,7 +116,7 @@ async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:
 
 
 def _schema(text: str) -> dict[str, Any]:
-    """A schema from what a person typed: JSON, the name of a file, or llm's short form."""
+    """Parse a schema: JSON, the name of a file, or llm's short form."""
     content = _file_content(text)
     if content is None and (text.endswith(".json") or "/" in text):
         raise click.ClickException(f"--schema names a file that cannot be read: {text}")
@@ -130,7 +130,7 @@ def _schema(text: str) -> dict[str, Any]:
 
 
 def _file_content(name: str) -> str | None:
-    """The text of a file, or None where a text does not name one."""
+    """The text of a file; None if there is no such file."""
     try:
         return Path(name).read_text("utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`datasette llm models` and `datasette llm explain`: the pages of these names, in a terminal."""
+"""`datasette llm models` and `datasette llm explain`: these pages in a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console.call_policies import differing, items, sentence
+from ..console.call_policies import differences, items, sentence
 from ..console.explain import ActorError, explained, parse_actor
 from ..console.models import SOURCES, STATES, matching, models
 from .log_table import printable
@@ -28,13 +28,16 @@ def _actor(context: click.Context, option: click.Parameter, text: str) -> Actor:
 
 @click.command("models")
 @click.argument("search", required=False, default="")
-@click.option("-p", "--purpose", help="What they would be for, as in datasette.yaml")
+@click.option("-p", "--purpose", help="The purpose, as in datasette.yaml")
 @click.option("--provider", default="", help="Only models of this provider")
 @click.option(
-    "--availability", type=click.Choice(list(STATES)), default=None, help="Only these models"
+    "--availability",
+    type=click.Choice(list(STATES)),
+    default=None,
+    help="Only models in this state",
 )
-@click.option("--key", type=click.Choice(list(SOURCES)), help="Only models with a key from here")
-@click.option("--json", "wants_json", is_flag=True, help="All that is known, as JSON")
+@click.option("--key", type=click.Choice(list(SOURCES)), help="Only models with this key source")
+@click.option("--json", "wants_json", is_flag=True, help="All data, as JSON")
 @site_options
 def models_command(
     search: str,
@@ -47,7 +50,7 @@ def models_command(
 ) -> None:
     """List every model that llm knows, and whether it is available
 
-    SEARCH is words that have to be in the id, an alias or the provider.
+    SEARCH: words that all have to occur in the id, an alias or the provider.
 
     \b
     Example:
@@ -77,30 +80,30 @@ def _print_models(listed: dict[str, Any]) -> None:
         thread = "; runs in a thread" if row["threaded"] else ""
         click.echo(f"    {printable(row['provider'])}; {able or 'nothing more than text'}{thread}")
         click.echo(f"    {printable(why)}")
-        for line in _own_plans(row, listed["plans"]):
+        for line in _own_call_policies(row, listed["plans"]):
             click.echo(f"    {printable(line)}")
     _print_common(listed["plans"])
     if listed["filtered"]:
         click.echo(
-            "Plugins may keep further models from some actors; 'datasette llm explain' asks them",
+            "Plugins may hide further models from some actors; 'datasette llm explain' asks them",
             err=True,
         )
 
 
-def _print_common(plans: list[dict[str, Any]]) -> None:
-    """What holds for all; nothing where the configuration says nothing."""
-    if not plans[0]["settings"] and len(plans) == 1:
+def _print_common(call_policies: list[dict[str, Any]]) -> None:
+    """Print the call policies of all models; nothing if they are the default."""
+    if not call_policies[0]["settings"] and len(call_policies) == 1:
         return
-    for purpose, common in differing(plans, []):
-        who = "All" if purpose is None else f"Purpose {purpose}"
-        click.echo(printable(f"{who}: {'; '.join(map(sentence, common))}"), err=True)
+    for purpose, common in differences(call_policies, []):
+        scope = "All" if purpose is None else f"Purpose {purpose}"
+        click.echo(printable(f"{scope}: {'; '.join(map(sentence, common))}"), err=True)
 
 
-def _own_plans(row: dict[str, Any], common: list[dict[str, Any]]) -> Iterator[str]:
-    """What is said about a model itself, or keeps a fallback from standing in for it."""
-    for purpose, own in differing(row["plans"], common):
-        who = "" if purpose is None else f"for {purpose}: "
-        yield from (f"{who}{sentence(item)}" for item in own)
+def _own_call_policies(row: dict[str, Any], common: list[dict[str, Any]]) -> Iterator[str]:
+    """The items of a model's own call policies, and problems of its fallbacks."""
+    for purpose, own in differences(row["plans"], common):
+        prefix = "" if purpose is None else f"for {purpose}: "
+        yield from (f"{prefix}{sentence(item)}" for item in own)
 
 
 def _key_of(row: dict[str, Any]) -> str:
@@ -114,13 +117,13 @@ def _key_of(row: dict[str, Any]) -> str:
 
 @click.command("explain")
 @click.argument("model", required=False)
-@click.option("-p", "--purpose", help="What the model would be for, as in datasette.yaml")
+@click.option("-p", "--purpose", help="The purpose, as in datasette.yaml")
 @click.option(
     "--actor",
     default="",
     metavar="JSON",
     callback=_actor,
-    help="Who would use it, as Datasette's actor dictionary; otherwise nobody",
+    help="The actor, as Datasette's actor dictionary; without it no actor",
 )
 @click.option("--json", "wants_json", is_flag=True, help="The decision as JSON")
 @site_options
@@ -133,8 +136,8 @@ def explain_command(
 ) -> None:
     """Explain why a model is, or is not, available
 
-    MODEL is an id or alias; without it the default is explained. Ends with 1 where the model
-    is not available.
+    MODEL is an id or alias; without it the default is explained. The exit status is 1 if the
+    model is not available.
 
     \b
     Example:

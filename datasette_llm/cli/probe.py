@@ -1,4 +1,4 @@
-"""`datasette llm test`: the page's tests in a terminal."""
+"""`datasette llm test`: probes of models in a terminal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from .site import Site, as_json, run, site_options
 
 @click.command("test")
 @click.argument("model_id", metavar="[MODEL]", required=False)
-@click.option("-p", "--purpose", help="The purpose to test for; without MODEL all its models")
-@click.option("--json", "json_wanted", is_flag=True, help="All that is known, as a JSON object")
+@click.option("-p", "--purpose", help="The purpose; without MODEL all its models are tested")
+@click.option("--json", "wants_json", is_flag=True, help="All data, as a JSON object")
 @site_options
-def test_command(model_id: str | None, purpose: str | None, json_wanted: bool, site: Site) -> None:
+def test_command(model_id: str | None, purpose: str | None, wants_json: bool, site: Site) -> None:
     """Send a tiny real prompt to a model, or to every model that a purpose may use
 
-    It goes the way of a plugin's prompt, so that policy, keys, plugins, the record and the
-    configured options take part. Each model has 30 seconds. The exit status is 1 when a test
-    failed.
+    As for a plugin's prompt, policy, keys, plugins, call log and configured options apply. Each
+    model has 30 seconds. The exit status is 1 if a test fails.
 
     \b
     Example:
@@ -32,8 +31,8 @@ def test_command(model_id: str | None, purpose: str | None, json_wanted: bool, s
     if not model_id and not purpose:
         raise click.UsageError("Name a model, a purpose with -p, or both")
     payload: dict[str, Any] = {}
-    run(_test(site, model_id, purpose, payload, quiet=json_wanted))
-    if json_wanted:
+    run(_test(site, model_id, purpose, payload, quiet=wants_json))
+    if wants_json:
         as_json(payload)
     if not payload["ok"]:
         raise click.exceptions.Exit(1)
@@ -44,40 +43,40 @@ async def _test(
 ) -> None:
     async with site.started() as datasette:
         if model_id:
-            trial = await probe_model(datasette, model_id, purpose)
-            payload |= trial.payload()
+            probe = await probe_model(datasette, model_id, purpose)
+            payload |= probe.payload()
             if not quiet:
-                _tell(trial)
+                _print_probe(probe)
             return
-        told = _ignore if quiet else _tell
-        payload |= await probe_purpose(datasette, purpose or "", told=told)
+        on_probe = _ignore if quiet else _print_probe
+        payload |= await probe_purpose(datasette, purpose or "", on_probe=on_probe)
         if not quiet:
-            _tell_rest(payload)
+            _print_summary(payload)
 
 
-def _ignore(trial: Probe) -> None:
+def _ignore(probe: Probe) -> None:
     pass
 
 
-def _tell(trial: Probe) -> None:
-    """A line for a trial, as soon as it has ended; what was said stands below it."""
-    outcome = "ok" if trial.error is None else LABELS[trial.error.kind]
-    took = f"in {duration(trial.latency_ms)}"
-    if trial.first_chunk_ms is not None:
-        took += f", first chunk after {duration(trial.first_chunk_ms)}"
-    who = f"{trial.model_id} ({trial.provider})" if trial.provider else trial.model_id
-    click.echo(f"{printable(who)}: {outcome} {took}{_tokens(trial)}")
-    for text in [trial.text, trial.error.message if trial.error else ""]:
+def _print_probe(probe: Probe) -> None:
+    """Print a probe as one line, with the answer or the error below."""
+    outcome = "ok" if probe.error is None else LABELS[probe.error.kind]
+    took = f"in {duration(probe.latency_ms)}"
+    if probe.first_chunk_ms is not None:
+        took += f", first chunk after {duration(probe.first_chunk_ms)}"
+    name = f"{probe.model_id} ({probe.provider})" if probe.provider else probe.model_id
+    click.echo(f"{printable(name)}: {outcome} {took}{_tokens(probe)}")
+    for text in [probe.text, probe.error.message if probe.error else ""]:
         for line in text.splitlines():
             click.echo(f"    {printable(line)}")
 
 
-def _tokens(trial: Probe) -> str:
-    counts = [f"{n} {name}" for name, n in trial.usage.items() if n is not None]
+def _tokens(probe: Probe) -> str:
+    counts = [f"{n} {name}" for name, n in probe.usage.items() if n is not None]
     return f", tokens: {', '.join(counts)}" if counts else ""
 
 
-def _tell_rest(payload: dict[str, Any]) -> None:
+def _print_summary(payload: dict[str, Any]) -> None:
     if payload["problem"]:
         click.echo(printable(payload["problem"]), err=True)
     if payload["left_out"]:

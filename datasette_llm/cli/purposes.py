@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..console.call_policies import items
-from ..console.call_policies import sentence as told
+from ..console.call_policies import sentence as item_sentence
 from ..console.purposes import assign, purposes, sentence
 from .log_table import printable
 from .site import Site, as_json, run, site_options
@@ -17,11 +17,11 @@ from .site import Site, as_json, run, site_options
 
 @click.command("purposes")
 @site_options
-@click.option("--json", "wants_json", is_flag=True, help="All of it, with the allowed models")
+@click.option("--json", "wants_json", is_flag=True, help="All data as JSON, with allowed models")
 def purposes_command(site: Site, wants_json: bool) -> None:
-    """Show what models are used for, and which model each purpose has
+    """Show the purposes of models, and the model of each purpose
 
-    With the rule that chose the model, and with what is wrong with it.
+    With the rule by which it has the model, and its problem if there is one.
 
     \b
     Example:
@@ -33,16 +33,16 @@ def purposes_command(site: Site, wants_json: bool) -> None:
 @click.command("assign")
 @click.argument("purpose")
 @click.argument("model", required=False)
-@click.option("--reset", is_flag=True, help="Go back to what the configuration says")
+@click.option("--reset", is_flag=True, help="Go back to the configuration")
 @site_options
-@click.option("--json", "wants_json", is_flag=True, help="What was done, as JSON")
+@click.option("--json", "wants_json", is_flag=True, help="The result as JSON")
 def assign_command(
     purpose: str, model: str | None, reset: bool, site: Site, wants_json: bool
 ) -> None:
-    """Choose the MODEL that a PURPOSE has where nobody names one
+    """Assign a MODEL to a PURPOSE, as its default
 
-    The choice is kept in the internal database, and counts within the configuration: a model
-    that it does not allow is refused. A site that is running follows within seconds.
+    The choice is kept in the internal database. The configuration has to allow the model. A
+    running site uses it within seconds.
 
     \b
     Example:
@@ -90,9 +90,9 @@ def _lines(payload: dict[str, Any]) -> Iterator[str]:
             if detail:
                 yield f"  {printable(detail)}"
         for item in items(row["plan"], payload["plan"]):
-            yield f"  {printable(told(item))}"
+            yield f"  {printable(item_sentence(item))}"
     if payload["plan"]["settings"]:
-        yield printable("All: " + "; ".join(map(told, items(payload["plan"]))))
+        yield printable("All: " + "; ".join(map(item_sentence, items(payload["plan"]))))
     if not payload["purposes"]:
         yield "No plugin registers a purpose, and the configuration has none"
 

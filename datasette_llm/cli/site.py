@@ -1,4 +1,4 @@
-"""What the commands share: the site whose configuration they use, and how they end."""
+"""Shared by the commands: the site whose configuration they use, output and errors."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ _OPTIONS = (
 
 
 class DetachedDatasette(Datasette):
-    """Datasette in the internal database of a site that may be running.
+    """Datasette on the internal database of a site that may be running.
 
-    It has neither the site's databases nor, maybe, its configuration, and would remove at its
-    startup what the running site keeps there about them: its tables and configured queries.
+    It lacks the site's databases, and maybe its configuration. Its startup would remove the site's
+    entries about them: tables and configured queries. Datasette has no public way to skip that,
+    so private methods are overridden.
     """
 
     async def _refresh_schemas(self) -> None:
@@ -57,11 +58,11 @@ class DetachedDatasette(Datasette):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The site that a command runs in.
+    """The site that a command uses.
 
     Attributes:
         config: its datasette.yaml or .json; None for no configuration.
-        internal: its internal database; None for one that goes when the command ends.
+        internal: its internal database; None for a temporary one.
         plugins_dir: the folder with its own plugins, or None.
     """
 
@@ -74,7 +75,7 @@ class Site:
         """The site's Datasette, without a server, from its startup to its shutdown.
 
         Args:
-            *files: databases that it has beside its own.
+            *files: further databases.
         """
         datasette = self._datasette(files)
         await datasette.invoke_startup()
@@ -96,7 +97,7 @@ class Site:
             message = f"{self.config or self.internal} cannot be used: {error}"
             raise click.ClickException(message) from None
         except Exception as error:
-            # A plugin of the site's did not import.
+            # A plugin of the site failed to import.
             raise click.ClickException(
                 f"A plugin in {self.plugins_dir} cannot be loaded: {type(error).__name__}: {error}"
             ) from None
@@ -112,7 +113,7 @@ class Site:
 
 
 def site_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that name a site; it gets them as `site`."""
+    """Add the options that name a site; the command gets them as `site`."""
 
     @functools.wraps(command)
     def with_site(
@@ -126,18 +127,18 @@ def site_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def as_json(payload: dict[str, Any]) -> None:
-    """Print a payload as its page's JSON twin gives it; one that is not ok fails the command."""
+    """Print a payload as JSON; exit with 1 if it is not ok."""
     click.echo(json.dumps(payload, indent=2))
     if not payload["ok"]:
         raise click.exceptions.Exit(1)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a command; an error becomes a message on standard error and an exit status."""
+    """Run a command; errors become a message on standard error and an exit status."""
     try:
         asyncio.run(work)
     except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-        raise  # click knows what to do with them, also when the reader of our output has gone
+        raise  # click handles these, BrokenPipeError when the reader of our output has gone
     except StartupError as error:
         raise click.ClickException(str(error)) from None
     except pydantic.ValidationError as error:
@@ -146,6 +147,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
             "; ".join(f"option {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
         ) from None
     except Exception as error:
-        # A stranger's code ran: a hook, a provider, an option's validator.
+        # Third-party code: a hook, a provider, an option's validator.
         message = " ".join(str(error).split()) or type(error).__name__
         raise click.ClickException(message) from None

@@ -1,4 +1,4 @@
-"""How prompts are made, as the pages show it: timeouts, retries, fallbacks and limits."""
+"""Call policies on the pages: timeouts, retries, fallbacks and concurrency limits."""
 
 from __future__ import annotations
 
@@ -19,80 +19,83 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# Of a model that no reference and no endpoint is about: no id is empty.
+# Stands for a model that no reference and no endpoint mentions: no id is empty.
 ANY_MODEL = ""
 
 
 class CallPolicies:
-    """Tells the plans of a site, as they are at one moment."""
+    """The call policies of a site as payloads, for one moment."""
 
-    def __init__(self, datasette: Datasette, view: Snapshot, status: KeyStatus) -> None:
+    def __init__(self, datasette: Datasette, snapshot: Snapshot, status: KeyStatus) -> None:
         """
         Args:
             datasette: the Datasette instance.
-            view: its configuration and models.
+            snapshot: its configuration and models.
             status: which keys are set.
         """
-        self._view = view
+        self._snapshot = snapshot
         self._status = status
         self._busy = instance.of(datasette, LimiterRegistry).busy()
 
     def payload(self, purpose: str | None, model_id: str) -> Row:
-        """The plan of a model for a purpose, as JSON gives it.
+        """The call policy of a model for a purpose, as in JSON.
 
         Returns:
-            `timeout_s`, `idle_timeout_s` and `retries`; `limits` with how many requests are under
-            way and waiting at each; `fallbacks` with what keeps each from being used; `settings`
-            with the path of each setting that is not the default.
+            `timeout_s`, `idle_timeout_s` and `retries`; `limits`, each with its numbers of running
+            and waiting requests; `fallbacks`, each with the problem that prevents its use, or
+            None; `settings`, the path of each setting that is not the default.
         """
-        plan = self._view.for_purpose(purpose).call_policy(model_id)
+        call_policy = self._snapshot.for_purpose(purpose).call_policy(model_id)
         return {
-            "timeout_s": plan.timeout_s,
-            "idle_timeout_s": plan.idle_timeout_s,
-            "retries": plan.retries,
-            "limits": self._limits(plan),
+            "timeout_s": call_policy.timeout_s,
+            "idle_timeout_s": call_policy.idle_timeout_s,
+            "retries": call_policy.retries,
+            "limits": self._limits(call_policy),
             "fallbacks": [
                 {
                     "model_id": each.model_id,
                     "problem": self.problem(purpose, each),
                     "setting": each.setting,
                 }
-                for each in plan.fallbacks
+                for each in call_policy.fallbacks
             ],
-            "settings": dict(plan.settings),
+            "settings": dict(call_policy.settings),
         }
 
     def of_any_model(self, purpose: str | None = None) -> list[Row]:
-        """What holds where nothing is said about the model itself.
+        """The call policy of models without settings of their own.
 
         Args:
-            purpose: what for; without one, purposes that differ follow what holds for all.
+            purpose: a purpose; without one, the policies of purposes that differ follow the
+                global one.
         """
         names = [purpose]
         if purpose is None:
             common = self._paths(None, ANY_MODEL)
-            own = ((each, self._paths(each, ANY_MODEL)) for each in self._view.settings.purposes)
+            own = (
+                (each, self._paths(each, ANY_MODEL)) for each in self._snapshot.settings.purposes
+            )
             names += [name for name, paths in own if paths != common]
         return [{"purpose": name} | self.payload(name, ANY_MODEL) for name in names]
 
     def of_model(self, purpose: str | None, model_id: str) -> list[Row]:
-        """The plan of a model; without a purpose, those follow that say more about the model."""
+        """The call policy of a model; without a purpose, those of purposes that differ follow."""
         names = [purpose]
         if purpose is None:
             common = self._paths(None, model_id)
-            for name in self._view.settings.purposes:
-                if model_id in self._view.for_purpose(name).rules.references and (
+            for name in self._snapshot.settings.purposes:
+                if model_id in self._snapshot.for_purpose(name).rules.references and (
                     self._paths(name, model_id) - common - self._paths(name, ANY_MODEL)
                 ):
                     names.append(name)
         return [{"purpose": name} | self.payload(name, model_id) for name in names]
 
     def problem(self, purpose: str | None, fallback: Fallback) -> str | None:
-        """Why the configuration, or the want of a key, keeps a fallback from answering."""
-        view, model_id = self._view, fallback.model_id
-        entry, rules = view.catalog.entries.get(model_id), view.for_purpose(purpose).rules
+        """Why a fallback cannot be used, by configuration and keys; None if it can."""
+        snapshot, model_id = self._snapshot, fallback.model_id
+        entry, rules = snapshot.catalog.entries.get(model_id), snapshot.for_purpose(purpose).rules
         if entry is None:
-            return view.catalog.why_unknown(model_id)
+            return snapshot.catalog.why_unknown(model_id)
         refusal = next((s for s in rules.steps(model_id, purpose) if not s.passed), None)
         if refusal is not None:
             return refusal.detail
@@ -102,108 +105,108 @@ class CallPolicies:
             return None
         return f"Model {model_id!r} has no key. Set {' or '.join(candidates(entry.model, names))}"
 
-    def _limits(self, plan: CallPolicy) -> list[Row]:
+    def _limits(self, call_policy: CallPolicy) -> list[Row]:
         limits = []
-        for limit in plan.limits:
+        for limit in call_policy.limits:
             kind, name = limit.limiter
-            gate = self._busy.get(limit.limiter)
+            limiter = self._busy.get(limit.limiter)
             limits.append(
                 {
                     kind: name or None,
                     "max_concurrency": limit.count,
-                    "running": gate.running if gate else 0,
-                    "waiting": gate.waiting if gate else 0,
+                    "running": limiter.running if limiter else 0,
+                    "waiting": limiter.waiting if limiter else 0,
                     "setting": limit.setting or None,
                 }
             )
         return limits
 
     def _paths(self, purpose: str | None, model_id: str) -> set[str]:
-        return set(_settings(self._view.for_purpose(purpose).call_policy(model_id)))
+        return set(_paths_of(self._snapshot.for_purpose(purpose).call_policy(model_id)))
 
 
 def has_limits(settings: Settings) -> bool:
-    """Whether anything is limited by `max_concurrency`."""
+    """Whether the configuration sets `max_concurrency` anywhere."""
     sections: list[AttemptSettings] = [settings, *settings.purposes.values(), *settings.endpoints]
     sections += [reference for _, reference in references(settings)]
     return any(each.max_concurrency is not None for each in sections)
 
 
 def queues(datasette: Datasette) -> list[Row]:
-    """Where requests are under way that are counted, and how many of them and of those that wait.
+    """The concurrency limiters in use, with their numbers of running and waiting requests.
 
-    A request may be counted for its purpose and for its model; it waits at one of them.
+    A request may count for its purpose and for its model; it waits at one of them.
     """
-    found = []
-    for name, gate in instance.of(datasette, LimiterRegistry).busy().items():
-        kind, of = name
-        found.append({kind: of or None, "running": gate.running, "waiting": gate.waiting})
-    return found
+    return [
+        {kind: name or None, "running": limiter.running, "waiting": limiter.waiting}
+        for (kind, name), limiter in instance.of(datasette, LimiterRegistry).busy().items()
+    ]
 
 
-def items(plan: Row, *apart_from: Row) -> list[Row]:
-    """A plan in words, one item for each setting.
+def items(call_policy: Row, *shown: Row) -> list[Row]:
+    """A call policy as text, one item for each setting.
 
     Args:
-        plan: as `CallPolicies.payload` gives it.
-        *apart_from: plans that are shown too. What they say as well is left out, and defaults;
-            but for a limit where requests are under way now.
+        call_policy: as `CallPolicies.payload` returns it.
+        *shown: call policies that the page shows too. Defaults and items that are the same there
+            are left out, except for a limit with requests at the moment.
 
     Returns:
         Each with its `text`; its `setting`, None for a default; its `problem`, or None; and
-        whether it is `busy`.
+        `busy`, whether requests are running or waiting.
     """
-    shown = {_key(item) for each in apart_from for item in _items(each)}
-    shown |= {(None, None, None)} if apart_from else set()
-    return [item for item in _items(plan) if _key(item) not in shown]
+    known = {_key(item) for each in shown for item in _items(each)}
+    known |= {(None, None, None)} if shown else set()
+    return [item for item in _items(call_policy) if _key(item) not in known]
 
 
 def _key(item: Row) -> tuple[str | None, ...]:
-    """What tells an item from others: its setting and problem, and the counts of a busy one."""
+    """What makes items equal: setting, problem, and the counts of a busy limit."""
     return item["setting"], item["problem"], item["text"] if item["busy"] else None
 
 
-def differing(
-    plans: Sequence[Row], common: Sequence[Row]
+def differences(
+    call_policies: Sequence[Row], common: Sequence[Row]
 ) -> Iterator[tuple[str | None, list[Row]]]:
-    """What plans say that is not said before them, where there is something.
+    """The items of each call policy that those before it do not have.
 
     Args:
-        plans: of a model, as `CallPolicies.of_model` gives them; or the common ones themselves.
-        common: as `CallPolicies.of_any_model` gives them.
+        call_policies: as `CallPolicies.of_model` returns them; or the common ones themselves.
+        common: as `CallPolicies.of_any_model` returns them.
 
     Yields:
-        A purpose, which is None for the first plan, and its items.
+        A purpose, None for the first call policy, and its items. Policies without any are left
+        out.
     """
-    for number, plan in enumerate(plans):
-        before = [*common[:1], *plans[: min(number, 1)]]
-        before += [each for each in common if each["purpose"] == plan["purpose"]]
-        own = items(plan, *(each for each in before if each is not plan))
+    for number, call_policy in enumerate(call_policies):
+        shown = [*common[:1], *call_policies[: min(number, 1)]]
+        shown += [each for each in common if each["purpose"] == call_policy["purpose"]]
+        own = items(call_policy, *(each for each in shown if each is not call_policy))
         if own:
-            yield (plan["purpose"] if number else None), own
+            yield (call_policy["purpose"] if number else None), own
 
 
 def sentence(item: Row) -> str:
-    """An item on a line of a terminal."""
-    by = f" ({item['setting'] or 'default'})"
-    return f"{item['text']}{by}{': ' + item['problem'] if item['problem'] else ''}"
+    """An item as a line of text."""
+    setting = f" ({item['setting'] or 'default'})"
+    return f"{item['text']}{setting}{': ' + item['problem'] if item['problem'] else ''}"
 
 
-def _items(plan: Row) -> Iterator[Row]:
-    settings = plan["settings"]
+def _items(call_policy: Row) -> Iterator[Row]:
+    settings = call_policy["settings"]
     for name, label in (("timeout", "timeout"), ("idle_timeout", "idle timeout")):
-        if plan[f"{name}_s"] is not None:
-            yield _item(f"{label} {plan[f'{name}_s']:g} s", settings[name])
-    retries = plan["retries"]
+        if call_policy[f"{name}_s"] is not None:
+            yield _item(f"{label} {call_policy[f'{name}_s']:g} s", settings[name])
+    retries = call_policy["retries"]
     noun = "retry" if retries == 1 else "retries"
     yield _item(f"{retries or 'no'} {noun}", settings.get("retries"))
-    for limit in plan["limits"]:
+    for limit in call_policy["limits"]:
         busy = bool(limit["running"] or limit["waiting"])
         yield _item(_limit_text(limit), limit["setting"], busy=busy)
-    for number, fallback in enumerate(plan["fallbacks"], 1):
+    for number, fallback in enumerate(call_policy["fallbacks"], 1):
         text = f"fallback {number}: {fallback['model_id']}"
         yield _item(text, fallback["setting"], fallback["problem"])
-    if "fallbacks" in settings and not plan["fallbacks"]:
+    if "fallbacks" in settings and not call_policy["fallbacks"]:
         yield _item("no fallbacks", settings["fallbacks"])
 
 
@@ -212,16 +215,16 @@ def _item(text: str, setting: str | None, problem: str | None = None, *, busy: b
 
 
 def _limit_text(limit: Row) -> str:
-    whose = "for the purpose" if "purpose" in limit else "for the model"
+    scope = "for the purpose" if "purpose" in limit else "for the model"
     if "threads" in limit:
-        whose = "in threads"
+        scope = "in threads"
     elif limit.get("model", "") is None:
-        whose = "for each model"
+        scope = "for each model"
     now = f", {limit['running']} now" if limit["running"] else ""
     now += f" and {limit['waiting']} waiting" if limit["waiting"] else ""
-    return f"at most {limit['max_concurrency']} at once {whose}{now}"
+    return f"at most {limit['max_concurrency']} at once {scope}{now}"
 
 
-def _settings(plan: CallPolicy) -> Iterator[str]:
-    yield from plan.settings.values()
-    yield from (limit.setting for limit in plan.limits if limit.setting)
+def _paths_of(call_policy: CallPolicy) -> Iterator[str]:
+    yield from call_policy.settings.values()
+    yield from (limit.setting for limit in call_policy.limits if limit.setting)

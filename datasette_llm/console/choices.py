@@ -1,4 +1,4 @@
-"""What several pages offer: purposes to choose from, and the pages where secrets are set."""
+"""Choices that several pages offer: known purposes, and links to set secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ..access.keys import ENVIRONMENT_PREFIX, Place, can_store
 from ..access.purposes import Purpose, get_purposes
 from ..access.quoting import quoted_error
-from ..consultant.advice import consultation as consulting
+from ..consultant.advice import consultation
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -19,42 +19,44 @@ if TYPE_CHECKING:
 
 
 async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose], list[str]]:
-    """The purposes that plugins registered, and after them our own.
+    """The purposes that plugins registered, then our own.
 
     Returns:
-        Each by its name, and what went wrong: a sentence, or nothing.
+        The purposes by name, and a list of problems: empty, or one sentence.
     """
-    # Ours are no plugin's, so that `get_purposes()` gives a plugin what plugins registered.
-    own = {purpose.name: purpose for purpose in consulting.purposes()}
+    # Not registered by a hook, so that `get_purposes()` returns other plugins' purposes only.
+    own = {purpose.name: purpose for purpose in consultation.purposes()}
     try:
         registered = {purpose.name: purpose for purpose in await get_purposes(datasette)}
     except Exception as error:  # a plugin's hook
-        why = await quoted_error(datasette, error)
-        return own, [f"The purposes that plugins register are unknown, because one failed: {why}"]
+        message = await quoted_error(datasette, error)
+        return own, [f"The purposes of plugins are unknown, because a plugin failed: {message}"]
     return registered | {name: own[name] for name in own if name not in registered}, []
 
 
-async def purpose_names(datasette: Datasette, view: Snapshot) -> tuple[list[str], list[str]]:
-    """The purposes that plugins registered, the configuration names or a model is assigned to.
+async def purpose_names(datasette: Datasette, snapshot: Snapshot) -> tuple[list[str], list[str]]:
+    """The purposes that are registered, configured or assigned a model.
 
     Returns:
-        Their names, each once, and what went wrong: a sentence, or nothing.
+        Their names, each once, and a list of problems: empty, or one sentence.
     """
     registered, problems = await registered_purposes(datasette)
-    return list(dict.fromkeys([*registered, *view.settings.purposes, *view.assigned])), problems
+    return list(
+        dict.fromkeys([*registered, *snapshot.settings.purposes, *snapshot.assigned])
+    ), problems
 
 
 async def secret_pages(datasette: Datasette, actor: Any, names: Iterable[str]) -> dict[str, str]:
-    """The addresses of the pages where an actor can set some secrets.
+    """Links to the pages where an actor can set secrets.
 
     Args:
         datasette: the Datasette instance.
-        actor: who looks.
-        names: the secrets.
+        actor: the actor who sees the page.
+        names: the names of the secrets.
 
     Returns:
-        An address for each secret that datasette-secrets can store and lets the actor set. One
-        that is set in the environment has none: a stored one would not be used.
+        A URL for each secret that the actor may set in datasette-secrets. A secret that is set
+        in the environment has none, as a stored value would not be used.
     """
     if not can_store(datasette):
         return {}
@@ -67,8 +69,8 @@ async def secret_pages(datasette: Datasette, actor: Any, names: Iterable[str]) -
     }
 
 
-def words(place: Place) -> str:
-    """Where a key is set, for people."""
+def place_label(place: Place) -> str:
+    """Where a key is set, for display."""
     match place.source:
         case "secret environment":
             return f"environment variable {ENVIRONMENT_PREFIX}{place.name}"

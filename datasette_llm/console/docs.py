@@ -22,7 +22,7 @@ from markupsafe import Markup
 from ..permissions import MANAGE
 from ..web import as_json, method_not_allowed
 from .navigation import DOCS, DOCUMENTATION, links, may_see
-from .page import SHOWING
+from .page import READ_METHODS
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -175,8 +175,8 @@ def _checked(view: View) -> View:
     async def checked(datasette: Datasette, request: Request) -> Response:
         if not await may_see(datasette, request.actor, DOCUMENTATION):
             raise Forbidden(MANAGE)
-        if request.method not in SHOWING:
-            return method_not_allowed(SHOWING)
+        if request.method not in READ_METHODS:
+            return method_not_allowed(READ_METHODS)
         response: Response = await view(datasette, request)
         return response
 

@@ -1,4 +1,4 @@
-"""Why a model is, or is not, available to somebody for something: the page and its decision."""
+"""The page that explains why a model is, or is not, available to an actor for a purpose."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
 
 FIELDS = ("model", "purpose", "actor")
-# How long each hook may take; one that hangs is told by the name of its plugin.
+# For each hook; one that takes longer counts as failed.
 HOOK_LIMIT_S = 10.0
-# Deeper than any actor is; JSON itself ends at some hundreds.
+# More than any actor needs; the JSON parser stops at some hundreds.
 MAX_ACTOR_LEVELS = 50
 
 
 class ActorError(Exception):
-    """A text that is no actor; the message says why."""
+    """The text is not an actor; the message says why."""
 
 
 def parse_actor(text: str) -> Actor:
-    """The actor that somebody typed as JSON; empty text and `null` are nobody.
+    """Parse an actor from JSON; empty text and `null` mean no actor.
 
     Raises:
-        ActorError: it is neither a JSON object nor null.
+        ActorError: the text is neither a JSON object nor null.
     """
     if not text.strip():
         return None
@@ -56,7 +56,7 @@ def parse_actor(text: str) -> Actor:
 
 
 def _check(value: Any, levels: int) -> None:
-    """Refuse what Python reads and no answer in JSON could repeat."""
+    """Raise ValueError for values that Python parses but JSON cannot contain."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no number of JSON's")
     parts: Iterable[Any] = ()
@@ -71,7 +71,7 @@ def _check(value: Any, levels: int) -> None:
 async def explained(
     datasette: Datasette, model_id: str | None, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
-    """The decision about a model, as `LLM.explain()` makes it, its plan, and the default.
+    """The decision about a model, as from `LLM.explain()`, its call policy, and the default.
 
     A plugin that fails, or takes longer than `HOOK_LIMIT_S`, is a step that did not pass, where
     `LLM.explain()` would raise or wait.
@@ -80,19 +80,21 @@ async def explained(
         datasette: the Datasette instance.
         model_id: an id or alias; None for the default.
         purpose: what the model would be for.
-        actor: who would use it. Used for nothing but the decision.
+        actor: who would use it. Used for the decision only.
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await snapshot_of(datasette)
-    default = await resolved_default(datasette, view, purpose, actor)
+    snapshot = await snapshot_of(datasette)
+    default = await resolved_default(datasette, snapshot, purpose, actor)
     name = model_id or (default["model_id"] if default else None)
-    decision = plan = None
+    decision = call_policy = None
     if name is not None:
         decision = await _decided(datasette, name, purpose, actor)
-        if decision["model_id"] in view.catalog.entries:
-            plan = await _planned(datasette, view, decision["model_id"], purpose, actor)
+        if decision["model_id"] in snapshot.catalog.entries:
+            call_policy = await _call_policy(
+                datasette, snapshot, decision["model_id"], purpose, actor
+            )
     return {
         "ok": True,
         "model": model_id,
@@ -100,7 +102,7 @@ async def explained(
         "actor": actor,
         "default": default,
         "decision": decision,
-        "plan": plan,
+        "plan": call_policy,
     }
 
 
@@ -108,52 +110,53 @@ async def _decided(
     datasette: Datasette, name: str, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
     ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
-    return await _told(datasette, await LLM(datasette).explain_with(ask, name, purpose, actor))
+    return await _payload(datasette, await LLM(datasette).explain_with(ask, name, purpose, actor))
 
 
-async def _planned(
-    datasette: Datasette, view: Snapshot, model_id: str, purpose: str | None, actor: Actor
+async def _call_policy(
+    datasette: Datasette, snapshot: Snapshot, model_id: str, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
-    """The plan of a model, with what plugins say about its fallbacks too."""
-    plan = CallPolicies(datasette, view, await read_status(datasette)).payload(purpose, model_id)
-    for fallback in plan["fallbacks"]:
+    """The call policy of a model; plugins may refuse its fallbacks too."""
+    status = await read_status(datasette)
+    call_policy = CallPolicies(datasette, snapshot, status).payload(purpose, model_id)
+    for fallback in call_policy["fallbacks"]:
         decision = await _decided(datasette, fallback["model_id"], purpose, actor)
         if not decision["available"]:
             fallback["problem"] = decision["reason"]
-    return plan
+    return call_policy
 
 
 async def resolved_default(
-    datasette: Datasette, view: Snapshot, purpose: str | None, actor: Actor
+    datasette: Datasette, snapshot: Snapshot, purpose: str | None, actor: Actor
 ) -> dict[str, Any] | None:
-    """The default, and by which rule: by hooks, by assignment, then by configuration.
+    """The default model and its rule: from hooks, then assignment, then configuration.
 
     Args:
         datasette: the Datasette instance.
-        view: the configuration and the assignments.
+        snapshot: the configuration and the assignments.
         purpose: what the model would be for.
         actor: who would use it.
 
     Returns:
-        `model_id`, `rule` and, for the rule `hook`, the `plugin`; where that one failed, or took
-        longer than `HOOK_LIMIT_S`, its `error` and no `model_id`. None where there is no default.
+        `model_id`, `rule` and, for the rule `hook`, the `plugin`. If the plugin failed, or took
+        longer than `HOOK_LIMIT_S`, `error` is set and `model_id` is None. None without a default.
     """
-    answer = await dispatch.try_default_model(datasette, purpose, actor, HOOK_LIMIT_S)
-    if answer is not None:
-        plugin, named = answer
-        error = await quoted_error(datasette, named) if isinstance(named, Exception) else None
-        model_id = None if isinstance(named, Exception) else named
+    result = await dispatch.try_default_model(datasette, purpose, actor, HOOK_LIMIT_S)
+    if result is not None:
+        plugin, value = result
+        error = await quoted_error(datasette, value) if isinstance(value, Exception) else None
+        model_id = None if isinstance(value, Exception) else value
         return {"model_id": model_id, "rule": "hook", "plugin": plugin, "error": error}
-    default = view.for_purpose(purpose).default()
+    default = snapshot.for_purpose(purpose).default()
     if default is None:
         return None
     return {"model_id": default.model_id, "rule": default.rule, "plugin": None, "error": None}
 
 
-async def _told(datasette: Datasette, decision: Decision) -> dict[str, Any]:
+async def _payload(datasette: Datasette, decision: Decision) -> dict[str, Any]:
     refusal = decision.refusal
     details = [
-        # Only what a plugin that failed says is a stranger's.
+        # Quoted where it is a plugin's error: third-party text.
         await quoted(datasette, step.detail) if step.plugin and not step.passed else step.detail
         for step in decision.steps
     ]
@@ -176,13 +179,13 @@ async def _told(datasette: Datasette, decision: Decision) -> dict[str, Any]:
 
 
 async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]:
-    """The decision that was asked for, or the form alone."""
+    """The requested decision, or only the form."""
     given = {name: (request.args.get(name) or "").strip() for name in FIELDS}
-    view = await snapshot_of(datasette)
-    purposes, problems = await purpose_names(datasette, view)
+    snapshot = await snapshot_of(datasette)
+    purposes, problems = await purpose_names(datasette, snapshot)
     about: dict[str, Any] = {
         "form": given,
-        "choices": {"model": list(view.catalog.entries), "purpose": purposes},
+        "choices": {"model": list(snapshot.catalog.entries), "purpose": purposes},
         "problems": problems,
     }
     if not any(name in request.args for name in FIELDS):

@@ -1,6 +1,6 @@
-"""For each secret that holds a key: what depends on it, and what stops if it is revoked.
+"""The page of the keys: what depends on each secret, and what stops if it is revoked.
 
-Only names are looked at. Whether two places hold the same key is not known, and not found out.
+Only names are read. Whether two places hold the same key is not known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..access.keys import ENVIRONMENT_PREFIX, KeyStatus, Place, can_store, candidates, read_status
 from ..access.snapshot import snapshot_of
 from ..lifecycle import secrets
-from .choices import purpose_names, secret_pages, words
+from .choices import place_label, purpose_names, secret_pages
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -27,36 +27,36 @@ Row = dict[str, Any]
 Purposes = tuple[str | None, ...]
 Effect = Literal["stops", "goes-on", "no-key", "unaffected"]
 
-# In the order of the page: what needs attention comes first.
+# In the order of the page, the most urgent first.
 EFFECTS: tuple[Effect, ...] = ("stops", "goes-on", "no-key", "unaffected")
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What becomes of a model's prompts when a secret is revoked.
+class Impact:
+    """What happens to prompts of a model when a secret is revoked.
 
     Attributes:
-        effect: `stops`; `goes-on`, with a key from another place; `no-key`, there is none now;
-            `unaffected`, another place comes first.
-        now: where the key comes from.
-        then: where it would come from without the secret.
+        effect: `stops`; `goes-on`, with a key from another place; `no-key`, the API key is
+            missing now; `unaffected`, another place comes first.
+        now: the place of the key.
+        then: its place without the secret.
     """
 
     effect: Effect
     now: Place | None
     then: Place | None
 
-    def told(self) -> Row:
-        """As payloads have it."""
+    def payload(self) -> Row:
+        """As in JSON."""
         return {
             "effect": self.effect,
-            "now": words(self.now) if self.now else None,
-            "then": words(self.then) if self.then else None,
+            "now": place_label(self.now) if self.now else None,
+            "then": place_label(self.then) if self.then else None,
         }
 
 
-def fates(model: AsyncLLM, secret_names: Iterable[str], status: KeyStatus) -> dict[str, Fate]:
-    """What becomes of a model for each secret that may hold its key.
+def impacts(model: AsyncLLM, secret_names: Iterable[str], status: KeyStatus) -> dict[str, Impact]:
+    """The impact on a model of revoking each secret that may hold its key.
 
     Args:
         model: a model with `needs_key`.
@@ -70,7 +70,7 @@ def fates(model: AsyncLLM, secret_names: Iterable[str], status: KeyStatus) -> di
     for name in candidates(model, secret_names):
         own = [p for p in places if p.name == name and p.source in ("secret environment", "secret")]
         then = next((place for place in places if place not in own), None)
-        found[name] = Fate(_effect(now, own, then), now, then)
+        found[name] = Impact(_effect(now, own, then), now, then)
     return found
 
 
@@ -85,26 +85,25 @@ def _effect(now: Place | None, own: list[Place], then: Place | None) -> Effect:
 async def keys(datasette: Datasette) -> Row:
     """Each secret that may hold a model's key, and what depends on it.
 
-    What hooks decide is not part of it, since they may decide otherwise for each actor.
+    Hooks are not called, as they decide for one actor.
 
     Args:
         datasette: the Datasette instance.
 
     Returns:
-        `secrets`, and for each of them: `set`, where it is set now; `models`, those that the
-        configuration allows, in groups that share their fate, with the purposes for which it
-        is theirs (None for all of them; in the list None stands for every purpose without
-        settings); `purposes`, those whose default depends on it (None stands for a caller
-        without a purpose).
+        `secrets`, each with `set`, where it is set; `models`, the allowed models grouped by
+        impact, each group with its `purposes` (None for all; in the list, None stands for the
+        purposes without settings); `purposes`, those whose default depends on the secret (None
+        stands for prompts without a purpose).
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await snapshot_of(datasette)
+    snapshot = await snapshot_of(datasette)
     status = await read_status(datasette)
-    names, problems = await purpose_names(datasette, view)
-    by_model = _model_groups(view, status)
-    by_purpose = _purposes(view, status, [None, *names])
+    names, problems = await purpose_names(datasette, snapshot)
+    by_model = _model_groups(snapshot, status)
+    by_purpose = _purposes(snapshot, status, [None, *names])
     return {
         "ok": True,
         "secrets": [
@@ -133,27 +132,27 @@ def _facts(secret: Secret, status: KeyStatus) -> Row:
     }
 
 
-def _model_groups(view: Snapshot, status: KeyStatus) -> dict[str, list[Row]]:
-    """For each secret the models that may use it, those of one fate together."""
-    groups: dict[str, dict[tuple[Fate, Purposes | None], list[str]]] = {}
-    # Most models share their provider's key, so few of them need looking up.
-    known: dict[tuple[object, ...], dict[str, Fate]] = {}
-    for model_id, by_names in _uses(view).items():
-        model = view.catalog.entries[model_id].model
+def _model_groups(snapshot: Snapshot, status: KeyStatus) -> dict[str, list[Row]]:
+    """The models that may use each secret, grouped by impact."""
+    groups: dict[str, dict[tuple[Impact, Purposes | None], list[str]]] = {}
+    # Most models share their provider's key, so the result is the same for many.
+    known: dict[tuple[object, ...], dict[str, Impact]] = {}
+    for model_id, by_names in _uses(snapshot).items():
+        model = snapshot.catalog.entries[model_id].model
         for names, purposes in by_names.items():
             same_key = (model.needs_key, model.key_env_var, bool(model.key), names)
             if same_key not in known:
-                known[same_key] = fates(model, names, status)
-            where = None if len(by_names) == 1 else tuple(purposes)
-            for name, fate in known[same_key].items():
-                groups.setdefault(name, {}).setdefault((fate, where), []).append(model_id)
-    return {name: _told(by_fate) for name, by_fate in groups.items()}
+                known[same_key] = impacts(model, names, status)
+            only = None if len(by_names) == 1 else tuple(purposes)
+            for name, impact in known[same_key].items():
+                groups.setdefault(name, {}).setdefault((impact, only), []).append(model_id)
+    return {name: _group_rows(by_impact) for name, by_impact in groups.items()}
 
 
-def _told(groups: Mapping[tuple[Fate, Purposes | None], list[str]]) -> list[Row]:
+def _group_rows(groups: Mapping[tuple[Impact, Purposes | None], list[str]]) -> list[Row]:
     rows = [
-        {**fate.told(), "purposes": None if where is None else list(where), "model_ids": ids}
-        for (fate, where), ids in groups.items()
+        {**impact.payload(), "purposes": None if only is None else list(only), "model_ids": ids}
+        for (impact, only), ids in groups.items()
     ]
     return sorted(rows, key=_by_effect)
 
@@ -162,37 +161,40 @@ def _by_effect(row: Row) -> int:
     return EFFECTS.index(row["effect"])
 
 
-def _uses(view: Snapshot) -> dict[str, dict[tuple[str, ...], list[str | None]]]:
-    """For each model that needs a key and is allowed: its purposes, by the secrets it has there."""
+def _uses(snapshot: Snapshot) -> dict[str, dict[tuple[str, ...], list[str | None]]]:
+    """For each allowed model that needs a key, its purposes, by their secrets."""
     found: dict[str, dict[tuple[str, ...], list[str | None]]] = {}
-    needy = [name for name, entry in view.catalog.entries.items() if entry.model.needs_key]
-    for purpose in (None, *view.settings.purposes):
-        rules = view.for_purpose(purpose).rules
-        for model_id in filter(rules.permits, needy):
+    with_keys = [name for name, entry in snapshot.catalog.entries.items() if entry.model.needs_key]
+    for purpose in (None, *snapshot.settings.purposes):
+        rules = snapshot.for_purpose(purpose).rules
+        for model_id in filter(rules.permits, with_keys):
             names = rules.secret_names(model_id)
             found.setdefault(model_id, {}).setdefault(names, []).append(purpose)
     return found
 
 
 def _purposes(
-    view: Snapshot, status: KeyStatus, purposes: Iterable[str | None]
+    snapshot: Snapshot, status: KeyStatus, purposes: Iterable[str | None]
 ) -> dict[str, list[Row]]:
-    """For each secret the purposes whose default may use it."""
+    """For each secret, the purposes whose default may use it."""
     found: dict[str, list[Row]] = {}
     for purpose in purposes:
-        rules, default = view.for_purpose(purpose).rules, view.for_purpose(purpose).default()
-        entry = view.catalog.entries.get(default.model_id) if default else None
+        rules, default = (
+            snapshot.for_purpose(purpose).rules,
+            snapshot.for_purpose(purpose).default(),
+        )
+        entry = snapshot.catalog.entries.get(default.model_id) if default else None
         if entry is None or not entry.model.needs_key or not rules.permits(entry.model_id):
             continue
-        by_secret = fates(entry.model, rules.secret_names(entry.model_id), status)
-        for name, fate in by_secret.items():
-            row = {"purpose": purpose, "model_id": entry.model_id, **fate.told()}
+        by_secret = impacts(entry.model, rules.secret_names(entry.model_id), status)
+        for name, impact in by_secret.items():
+            row = {"purpose": purpose, "model_id": entry.model_id, **impact.payload()}
             found.setdefault(name, []).append(row)
     return {name: sorted(rows, key=_by_effect) for name, rows in found.items()}
 
 
 async def key_page(datasette: Datasette, request: Request) -> Row:
-    """Each secret, with the page where whoever looks can set it."""
+    """Each secret, with a link to set it if the actor may."""
     listed = await keys(datasette)
     names = [secret["name"] for secret in listed["secrets"]]
     return listed | {"secret_pages": await secret_pages(datasette, request.actor, names)}

@@ -1,4 +1,4 @@
-"""Every model that llm knows: what it can do, whether it is available, and where its key is."""
+"""The page of the models: abilities, availability, key and call policy of each model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..providers.names import provider_of
 from ..providers.sync_adapter import ThreadedModel
 from ..web import refused
 from .call_policies import CallPolicies
-from .choices import purpose_names, secret_pages, words
+from .choices import place_label, purpose_names, secret_pages
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,13 +29,13 @@ Row = dict[str, Any]
 AVAILABLE = "available"
 NO_KEY = "no-key"
 REMOVED = "removed"
-# What the configuration and the keys make of a model; in the order of the page's menu.
+# Availability by configuration and keys, in the order of the page's menu.
 STATES = {
     AVAILABLE: "available",
     NO_KEY: "no key",
     REMOVED: "not allowed",
 }
-# Where keys come from; in the order of the page's menu.
+# Where keys come from, in the order of the page's menu.
 NOT_NEEDED = "not-needed"
 MISSING = "missing"
 SOURCES = {
@@ -47,41 +47,42 @@ SOURCES = {
     NOT_NEEDED: "none needed",
     MISSING: "missing",
 }
+FILTERS = ("q", "purpose", "provider", "availability", "key")
 
 
 async def models(datasette: Datasette, purpose: str | None = None) -> Row:
-    """Every model that llm knows, as configuration and keys see it.
+    """Every model that llm knows, with its availability by configuration and keys.
 
     Args:
         datasette: the Datasette instance.
         purpose: what the models would be for.
 
     Returns:
-        `models`, in llm's order; `counts` of them by state; `default`, the one that the
-        purpose resolves to; `filtered`, whether plugins may keep further models from some
-        actors; `plans`, how prompts are made, where a model's own `plans` say nothing else.
+        `models`, in llm's order; `counts` of them by state; `default`, the model of the purpose;
+        `filtered`, whether plugins may remove further models for some actors; `plans`, the call
+        policies of all models, where a model's own `plans` do not differ.
 
     Raises:
         ConfigError: the configuration cannot be used.
     """
-    view = await snapshot_of(datasette)
-    rules, default = view.for_purpose(purpose).rules, view.for_purpose(purpose).default()
+    snapshot = await snapshot_of(datasette)
+    rules, default = snapshot.for_purpose(purpose).rules, snapshot.for_purpose(purpose).default()
     status = await read_status(datasette)
-    plans = CallPolicies(datasette, view, status)
+    call_policies = CallPolicies(datasette, snapshot, status)
     rows = [
         _row(entry, rules, status, purpose, default.model_id if default else None)
-        | {"plans": plans.of_model(purpose, entry.model_id)}
-        for entry in view.catalog.entries.values()
+        | {"plans": call_policies.of_model(purpose, entry.model_id)}
+        for entry in snapshot.catalog.entries.values()
     ]
     counts = Counter(row["state"] for row in rows)
     return {
         "ok": True,
         "purpose": purpose,
         "default": {"model_id": default.model_id, "rule": default.rule} if default else None,
-        "require_keys": view.settings.require_keys,
+        "require_keys": snapshot.settings.require_keys,
         "filtered": dispatch.implemented(datasette, "llm_filter_models"),
         "counts": {state: counts[state] for state in STATES},
-        "plans": plans.of_any_model(purpose),
+        "plans": call_policies.of_any_model(purpose),
         "models": rows,
     }
 
@@ -99,7 +100,7 @@ def _row(
         "state": allowed if refusal is None else REMOVED,
         "refusal": _refusal(refusal) if refusal is not None else None,
         "default": entry.model_id == default,
-        # Told since only so many of them run at once, as `threads` says.
+        # These share the concurrency limit `threads`.
         "threaded": isinstance(entry.model, ThreadedModel),
         "key": key,
     }
@@ -117,7 +118,7 @@ def _key(entry: Entry, rules: Rules, status: KeyStatus) -> Row:
     place = next(status.places(model, names), None)
     return {
         "source": place.source if place is not None else MISSING,
-        "place": words(place) if place is not None else None,
+        "place": place_label(place) if place is not None else None,
         "secrets": candidates(model, names),
     }
 
@@ -144,21 +145,21 @@ def matching(
     availability: str = "",
     key: str = "",
 ) -> list[Row]:
-    """The models of a list that a search finds, in their order.
+    """The models that match a search, in their order.
 
     Args:
-        rows: models, as `models()` gives them.
-        q: words that all have to be in the id, an alias or the provider, in any case.
-        provider: exactly this provider.
-        availability: exactly this of `STATES`.
-        key: exactly this of `SOURCES`.
+        rows: models, as `models()` returns them.
+        q: words that all have to occur in the id, an alias or the provider; case is ignored.
+        provider: a provider; empty for any.
+        availability: one of `STATES`; empty for any.
+        key: one of `SOURCES`; empty for any.
     """
-    wanted = q.casefold().split()
+    words = q.casefold().split()
     found = []
     for row in rows:
         text = "\n".join([row["model_id"], *row["aliases"], row["provider"]]).casefold()
         if (
-            all(word in text for word in wanted)
+            all(word in text for word in words)
             and provider in ("", row["provider"])
             and availability in ("", row["state"])
             and key in ("", row["key"]["source"])
@@ -167,22 +168,19 @@ def matching(
     return found
 
 
-FILTERS = ("q", "purpose", "provider", "availability", "key")
-
-
 async def model_page(datasette: Datasette, request: Request) -> dict[str, Any]:
-    """The models that a search finds, with the search and what else could be searched for."""
+    """The models that match a search, with the search and its choices."""
     given = {name: (request.args.get(name) or "").strip() for name in FILTERS}
     listed = await models(datasette, given["purpose"] or None)
     purposes, problems = await purpose_names(datasette, await snapshot_of(datasette))
     providers = {row["provider"] for row in listed["models"]}
-    # Also one that has no models any more, so that the form shows what was asked for.
-    wanted = {given["provider"]} - {""}
+    # A provider without models is kept, so that the form shows the search.
+    searched = {given["provider"]} - {""}
     about: dict[str, Any] = {
         "filter": given,
         "choices": {
             "purpose": purposes,
-            "provider": sorted({*providers, *wanted}, key=str.casefold),
+            "provider": sorted({*providers, *searched}, key=str.casefold),
             "availability": STATES,
             "key": SOURCES,
         },

@@ -1,6 +1,4 @@
-"""The navigation of the console: each page's address, what it is called, who may see it, and the
-section of the documentation that explains it.
-"""
+"""The console's navigation: path, label and permissions of each page, and its documentation."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ class Link(NamedTuple):
     """A page of the console.
 
     Attributes:
-        path: its address, below `base_url`.
-        label: what it is called.
-        permissions: those of which one is enough to see it.
+        path: its path, below `base_url`.
+        label: its title.
+        permissions: the actions of which an actor needs one to see it.
     """
 
     path: str
@@ -59,11 +57,11 @@ SECTIONS = {
 
 
 async def links(datasette: Datasette, request: Request, current: str) -> list[dict[str, Any]]:
-    """The links that the navigation of a page shows: those whose pages the actor may see.
+    """The navigation of a page: links to the pages that the actor may see.
 
     Args:
         datasette: the Datasette instance.
-        request: whose actor is asked for.
+        request: the request, with its actor.
         current: the path of the page.
     """
     return [

@@ -1,4 +1,4 @@
-"""The first page of the console: what needs an administrator's attention, and how much there is."""
+"""The overview page: warnings, and counts of models and purposes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..access.policy import has_key
 from ..access.snapshot import snapshot_of
 from .call_policies import has_limits, queues
 from .choices import purpose_names
-from .log.payloads import record_status
+from .log.payloads import log_status
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 
 async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
-    """Warnings about the configuration and the record, and the numbers of models and purposes."""
-    view = await snapshot_of(datasette)
-    rules = view.for_purpose(None).rules
+    """Warnings about the configuration and the call log, and counts of models and purposes."""
+    snapshot = await snapshot_of(datasette)
+    rules = snapshot.for_purpose(None).rules
     status = await read_status(datasette)
-    entries = view.catalog.entries.values()
+    entries = snapshot.catalog.entries.values()
     permitted = [entry for entry in entries if rules.permits(entry.model_id)]
-    purposes, problems = await purpose_names(datasette, view)
-    record = await record_status(datasette)
-    default = view.for_purpose(None).default()
-    odd = instance.of(datasette, StartupCheck).warnings
+    purposes, problems = await purpose_names(datasette, snapshot)
+    log = await log_status(datasette)
+    default = snapshot.for_purpose(None).default()
+    config_warnings = instance.of(datasette, StartupCheck).warnings
     return {
         "ok": True,
         "default_model": default.model_id if default is not None else None,
         "models": {
-            "known": len(view.catalog.entries),
+            "known": len(snapshot.catalog.entries),
             "allowed": len(permitted),
             "allowed_with_key": sum(has_key(entry, rules, status) for entry in permitted),
         },
         "purposes": len(purposes),
         "assignments": {
-            "count": len(view.assigned),
+            "count": len(snapshot.assigned),
             "last_until_restart": datasette.get_internal_database().is_temp_disk,
         },
-        "limited": has_limits(view.settings),
+        "limited": has_limits(snapshot.settings),
         "queues": queues(datasette),
-        "record": {name: record[name] for name in ("recording", "content_recorded")},
-        "warnings": [*odd, *problems, *record["warnings"]],
+        "record": {name: log[name] for name in ("recording", "content_recorded")},
+        "warnings": [*config_warnings, *problems, *log["warnings"]],
     }

@@ -1,6 +1,6 @@
-"""A page of the console: its HTML and its JSON twin from one function that gives the payload.
+"""A page of the console: HTML and JSON from one function that makes the payload.
 
-Only POST changes anything; Datasette itself refuses a POST that comes from another site.
+Only POST changes anything; Datasette itself refuses cross-site POSTs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datasette import Response
 
 from ..permissions import MANAGE
 from ..web import as_json, method_not_allowed, status_of
-from .call_policies import differing, items
+from .call_policies import differences, items
 from .navigation import ROOT, links, section
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from ..web import Payload
 
-    View = Callable[[Datasette, Request], Awaitable[Response]]
+    ViewFunction = Callable[[Datasette, Request], Awaitable[Response]]
     MakePayload = Callable[[Datasette, Request], Awaitable[Payload]]
 
-SHOWING = ("GET", "HEAD")
+READ_METHODS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +34,20 @@ class Page:
     """A page of the console.
 
     Attributes:
-        name: the last part of its address; empty for the first page.
-        label: what it is called, as in the console's navigation.
-        payload: what it shows, as its JSON twin gives it.
-        post: what a POST to its address does; without one that is refused.
+        name: the last part of its path; empty for the overview.
+        label: its title, as in the navigation.
+        payload: makes what the page shows and its JSON contains.
+        post: handles a POST to its path; without it, POST is refused with 405.
     """
 
     name: str
     label: str
     payload: MakePayload
-    post: View | None = None
+    post: ViewFunction | None = None
 
     @property
     def path(self) -> str:
-        """Its address, below `base_url`."""
+        """Its path, below `base_url`."""
         return f"{ROOT}/{self.name}" if self.name else ROOT
 
     @property
@@ -55,29 +55,29 @@ class Page:
         """The name of its template, which gets `payload`."""
         return f"llm_console_{self.name or 'overview'}.html"
 
-    def routes(self) -> list[tuple[str, View]]:
-        """Its addresses, for Datasette's `register_routes`, which takes functions only."""
+    def routes(self) -> list[tuple[str, ViewFunction]]:
+        """Its routes, for Datasette's `register_routes`, which takes functions only."""
         return [(f"^{self.path}$", _html(self)), (rf"^{self.path}\.json$", _json(self))]
 
 
-def _html(page: Page) -> View:
+def _html(page: Page) -> ViewFunction:
     async def html(datasette: Datasette, request: Request) -> Response:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
         if request.method == "POST" and page.post is not None:
             return await page.post(datasette, request)
-        if request.method not in SHOWING:
-            return method_not_allowed((*SHOWING, "POST") if page.post else SHOWING)
+        if request.method not in READ_METHODS:
+            return method_not_allowed((*READ_METHODS, "POST") if page.post else READ_METHODS)
         return await rendered(page, datasette, request, await page.payload(datasette, request))
 
     return html
 
 
-def _json(page: Page) -> View:
+def _json(page: Page) -> ViewFunction:
     async def json(datasette: Datasette, request: Request) -> Response:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
-        if request.method not in SHOWING:
-            # A program that posts here must not take what the page shows for its answer.
-            return method_not_allowed(SHOWING)
+        if request.method not in READ_METHODS:
+            # Or a program that posts here would take the page's content for the result.
+            return method_not_allowed(READ_METHODS)
         return as_json(await page.payload(datasette, request))
 
     return json
@@ -86,7 +86,7 @@ def _json(page: Page) -> View:
 async def rendered(
     page: Page, datasette: Datasette, request: Request, payload: Payload
 ) -> Response:
-    """A payload as a page."""
+    """Render a payload as HTML."""
     context = {
         "page": page,
         "payload": payload,
@@ -94,7 +94,7 @@ async def rendered(
         "documentation": section(datasette, page.path),
         "query": _query,
         "items": items,
-        "differing": lambda plans, common: list(differing(plans, common)),
+        "differences": lambda own, common: list(differences(own, common)),
     }
     html = await datasette.render_template(page.template, context, request=request)
     html = html.encode(errors="replace").decode()
@@ -102,5 +102,5 @@ async def rendered(
 
 
 def _query(**fields: str) -> str:
-    """What follows the `?` of a link, also of a name that has half a character."""
+    """A query string for a link; names with lone surrogates are accepted."""
     return urlencode(fields, errors="replace")

@@ -1,4 +1,4 @@
-"""A tiny real prompt, sent the way that plugins send theirs, and what became of it."""
+"""Probes: a tiny real prompt to one model, or to each model of a purpose, and its result."""
 
 from __future__ import annotations
 
@@ -31,18 +31,24 @@ if TYPE_CHECKING:
 
 PROMPT = "Reply with the single word: pong"
 LIMIT_S = 30.0
-# How long a call that was stopped is waited for: its hooks clean up, each for a bounded time.
-STOP_S = 10.0
+# After the limit, for the hooks of the cancelled call; each of them is bounded too.
+CLEANUP_S = 10.0
 MAX_TEXT_CHARS = 500
+MAX_AT_ONCE = 4
+MAX_MODELS = 40
+NO_CANDIDATES = (
+    "There is no model to test: no default, no allowlist, and no model that has a key or needs "
+    "none. Set default_model, or a key"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a trial failed.
+    """Why a probe failed.
 
     Attributes:
         kind: one of a closed set.
-        message: all that was said, up to a bound, without keys.
+        message: the whole message, up to a bound, without keys.
     """
 
     kind: FailureKind
@@ -51,17 +57,17 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What became of the prompt that one model was sent.
+    """The result of prompting one model.
 
     Attributes:
-        model_id: the canonical id, or what was asked for where llm does not know it.
-        provider: who answers, for people to read; None for an unknown model.
-        latency_ms: from the first question about policy to the end of the call.
-        first_chunk_ms: until the first text arrived; None where none did.
+        model_id: the canonical id; for a model unknown to llm, the given name.
+        provider: the provider's name for display; None for an unknown model.
+        latency_ms: from policy to the end of the call.
+        first_chunk_ms: until the first text; None if there was none.
         error: why it failed; None for a success.
-        call_id: the id of its row in the record; None where it has none.
-        text: what was answered, up to a bound.
-        usage: the tokens that the provider counted, `input` and `output`.
+        call_id: the id of its row in the call log; None without a row.
+        text: the answer, up to a bound.
+        usage: the provider's token counts, `input` and `output`.
     """
 
     model_id: str
@@ -79,8 +85,30 @@ class Probe:
         return self.error is None
 
     def payload(self) -> dict[str, Any]:
-        """The trial as JSON gives it."""
+        """The probe as in JSON."""
         return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The models to probe for a purpose.
+
+    Attributes:
+        model_ids: their ids, the default first.
+        left_out: how many more there are.
+        allowlist: whether they come from an allowlist; without one they are the default and the
+            models that have a key or need none.
+        problem: why the default is unknown, or why there are no models; or None.
+    """
+
+    model_ids: tuple[str, ...]
+    left_out: int
+    allowlist: bool
+    problem: str | None
+
+    def payload(self) -> dict[str, Any]:
+        """The candidates as in JSON."""
+        return asdict(self) | {"model_ids": list(self.model_ids)}
 
 
 async def probe_model(
@@ -88,30 +116,108 @@ async def probe_model(
 ) -> Probe:
     """Prompt a model as a plugin would, for `LIMIT_S` at most.
 
-    Policy, key, hooks, record and configured options take part. What fails is told in the
-    result, never raised.
+    Policy, key, hooks, call log and configured options apply. Failures are part of the result and
+    never raised.
 
     Args:
         datasette: the Datasette instance.
-        model_id: an id or alias, of an unknown model too.
-        purpose: what it would be for.
-        actor: who asks: for policy, for budgets and in the record it is this actor's call.
+        model_id: an id or alias; it may be unknown.
+        purpose: the purpose of the prompt.
+        actor: the actor of the call, for policy, budgets and the call log.
     """
     attempt = _Attempt(datasette, model_id, purpose, actor)
     task = asyncio.create_task(attempt.run())
     try:
         await asyncio.wait([task], timeout=LIMIT_S)
         if not task.done():
-            attempt.note_limit()
+            attempt.time_out()
             task.cancel()
-            await asyncio.wait([task], timeout=STOP_S)
+            await asyncio.wait([task], timeout=CLEANUP_S)
     finally:
-        task.cancel()  # whoever waits for us may have been cancelled
-    return await _told(attempt)
+        task.cancel()  # if our caller was cancelled
+    return await _result(attempt)
+
+
+async def candidates(datasette: Datasette, purpose: str, actor: Actor = None) -> Candidates:
+    """The models to probe for a purpose, `MAX_MODELS` at most.
+
+    Every model of an allowlist counts, with or without a key, as it is meant to work. Filter
+    hooks are left to the probe, which reports their refusals.
+
+    Args:
+        datasette: the Datasette instance.
+        purpose: any name; one without settings has the global rules.
+        actor: the actor, on whom the default may depend.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    snapshot = await snapshot_of(datasette)
+    default = await resolved_default(datasette, snapshot, purpose, actor) or {}
+    problem = default.get("error") and f"llm_default_model: {default['error']}"
+    # If a plugin failed to name the default, the configured one is probed.
+    configured = snapshot.for_purpose(purpose).default() if problem else None
+    name = configured.model_id if configured else default.get("model_id")
+    rules = snapshot.for_purpose(purpose).rules
+    first = [] if name is None else [snapshot.catalog.canonical(name)]
+    ids = policy.listing(rules, snapshot.catalog, first[0] if first else None)
+    if rules.allowed is None:
+        ids = policy.with_key(ids, snapshot.catalog, rules, await read_status(datasette))
+    # Configured names that llm does not know: their failure is worth reporting.
+    unknown = [name for name in rules.order if name not in snapshot.catalog.entries]
+    every = tuple(dict.fromkeys([*first, *ids, *unknown]))
+    return Candidates(
+        every[:MAX_MODELS],
+        left_out=max(0, len(every) - MAX_MODELS),
+        allowlist=rules.allowed is not None,
+        problem=problem or (None if every else NO_CANDIDATES),
+    )
+
+
+async def probe_purpose(
+    datasette: Datasette,
+    purpose: str,
+    actor: Actor = None,
+    on_probe: Callable[[Probe], None] = lambda probe: None,
+) -> dict[str, Any]:
+    """Probe each model of a purpose, `MAX_AT_ONCE` at a time.
+
+    Args:
+        datasette: the Datasette instance.
+        purpose: the purpose.
+        actor: the actor of the calls.
+        on_probe: called with each probe when it has ended.
+
+    Returns:
+        `ok` (at least one model, all answered, no problem), `purpose`, `results` in the order of
+        the candidates, and their `left_out` and `problem`.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    found = await candidates(datasette, purpose, actor)
+    limiter = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def run(model_id: str) -> Probe:
+        async with limiter:
+            probe = await probe_model(datasette, model_id, purpose, actor)
+        on_probe(probe)
+        return probe
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run(model_id)) for model_id in found.model_ids]
+    probes = [task.result() for task in tasks]
+    return {
+        "ok": found.problem is None and all(probe.ok for probe in probes),
+        "purpose": purpose,
+        "results": [probe.payload() for probe in probes],
+        "left_out": found.left_out,
+        "problem": found.problem,
+    }
 
 
 class _Attempt:
-    """One prompt under way, and what was seen of it."""
+    """A running probe, and what was observed of it."""
 
     def __init__(self, datasette: Datasette, name: str, purpose: str | None, actor: Actor) -> None:
         self.datasette = datasette
@@ -122,27 +228,32 @@ class _Attempt:
         self.model: WrappedAsyncModel | None = None
         self.text = ""
         self.error: Exception | None = None
-        self.limit: str | None = None
+        self.timed_out: str | None = None
         self._purpose = purpose
         self._actor = actor
         self._conversation: WrappedConversation | None = None
 
     @property
     def call(self) -> Call | None:
-        """The call; None where it never came to one."""
-        # The conversation knows its call also when there is no response to hold.
+        """The call; None if none was made."""
+        # From the conversation, which has it before there is a response.
         return self._conversation.call if self._conversation is not None else None
 
+    @property
+    def answered(self) -> bool:
+        """Whether the response is complete."""
+        return self.call is not None and bool(self.call.result.responses[0].is_complete)
+
     async def run(self) -> None:
-        """Prompt, and read to the end."""
+        """Prompt the model, and read the answer to its end."""
         try:
             models = LLM(self.datasette)
             model = await models.model(self.name, self._purpose, self._actor)
-            # Or a model that is down would pass by its fallback's answer.
+            # Or the answer of a fallback would hide a model that is down.
             self.model = WrappedAsyncModel(model.route.once())
             self._conversation = self.model.conversation()
             await self._read(self._conversation)
-        except Exception as error:  # a hook's, a provider's or ours: it is the result
+        except Exception as error:  # of a hook, a provider or ours: it is the result
             self.error = error
         if self.ended_at is None:
             self.ended_at = time.monotonic()
@@ -154,27 +265,31 @@ class _Attempt:
             if len(self.text) < MAX_MESSAGE_CHARS:
                 self.text += chunk
 
-    def note_limit(self) -> None:
-        """The time is up: note what was being waited for."""
+    def time_out(self) -> None:
+        """Note that the time is up, and which stage the call was in."""
         self.ended_at = time.monotonic()
         call = self.call
         if call is None:
-            waited = "the model had not been found and allowed"
+            stage = "before the model was found and allowed"
         elif not call.admitted.is_set():
-            waited = "a plugin had not let the prompt go to the provider"
+            stage = "before a plugin let the prompt go to the provider"
         elif call.awaits_permit:
-            waited = "other requests still had their turn (max_concurrency)"
-        elif call.result.responses[0].is_complete:
-            waited = "the answer was complete, but a plugin had not finished with it"
+            stage = "while the request waited for the concurrency limit (max_concurrency)"
+        elif self.answered:
+            stage = "after the answer was complete, before a plugin had finished"
         elif self.first_chunk_at is not None:
-            waited = "the answer had begun and not ended"
+            stage = "after the first text, before the end of the answer"
         else:
-            waited = "the provider had sent no text"
-        self.limit = f"Stopped after {LIMIT_S:g} s, when {waited}"
+            stage = "before the provider had sent any text"
+        self.timed_out = f"Stopped after {LIMIT_S:g} s, {stage}"
+
+    def ms_until(self, moment: float) -> float:
+        """Milliseconds from the beginning to a moment."""
+        return round((moment - self.began) * 1000, 1)
 
 
-async def _told(attempt: _Attempt) -> Probe:
-    """What became of an attempt, as far as it is known now."""
+async def _result(attempt: _Attempt) -> Probe:
+    """The result of an attempt, as far as it is known now."""
     call = attempt.call
     keys = call.used_keys if call is not None else frozenset()
     response = call.result.response if call is not None else None
@@ -187,11 +302,11 @@ async def _told(attempt: _Attempt) -> Probe:
     return Probe(
         model_id=model_id,
         provider=provider,
-        latency_ms=_ms(attempt, attempt.ended_at or time.monotonic()),
-        first_chunk_ms=None if first is None else _ms(attempt, first),
+        latency_ms=attempt.ms_until(attempt.ended_at or time.monotonic()),
+        first_chunk_ms=None if first is None else attempt.ms_until(first),
         error=failure,
         call_id=_call_id(attempt),
-        text=_shown(attempt.text, keys, MAX_TEXT_CHARS),
+        text=_shown(attempt.text, keys),
         usage={
             "input": count(response.input_tokens) if response is not None else None,
             "output": count(response.output_tokens) if response is not None else None,
@@ -202,10 +317,9 @@ async def _told(attempt: _Attempt) -> Probe:
 def _failure(attempt: _Attempt) -> Failure | None:
     call, error = attempt.call, attempt.error
     plugin = call.refused_by if call is not None else None
-    if attempt.limit is not None:
-        return Failure(
-            "timeout", f"{attempt.limit} (plugin {plugin!r})" if plugin else attempt.limit
-        )
+    if attempt.timed_out is not None:
+        suffix = f" (plugin {plugin!r})" if plugin else ""
+        return Failure("timeout", f"{attempt.timed_out}{suffix}")
     if error is None:
         return None if attempt.text.strip() else Failure("bad_answer", _no_text(call))
     if plugin is not None:
@@ -216,27 +330,26 @@ def _failure(attempt: _Attempt) -> Failure | None:
 
 
 def _kind(attempt: _Attempt, error: Exception) -> FailureKind:
-    """What kind it is, by what was running when it came: a hook's error may look like any."""
-    call = attempt.call
-    if call is not None and call.result.responses[0].is_complete:
-        return "blocked"  # a hook, after the answer was complete
-    if call is not None or isinstance(error, LLMError):
+    """The kind of an error, by the stage too, since an error of a hook may have any type."""
+    if attempt.answered:
+        return "blocked"  # by a hook, after the answer was complete
+    if attempt.call is not None or isinstance(error, LLMError):
         return kind_of(error)
     # Before the call: a hook about defaults or filters; then llm, which checks the options.
     return "blocked" if attempt.model is None else "other"
 
 
 def _no_text(call: Call | None) -> str:
-    made = call.result.responses[0].output_tokens if call is not None else None
-    counted = f" ({made} tokens were counted)" if made else ""
+    tokens = call.result.responses[0].output_tokens if call is not None else None
+    counted = f" ({tokens} tokens were counted)" if tokens else ""
     return (
-        f"The answer has no text{counted}. Either what answered is no such model, or the "
-        "configured options leave it no room"
+        f"The answer has no text{counted}. Either the address serves no such model, or the "
+        "configured options leave no room for an answer"
     )
 
 
 def _call_id(attempt: _Attempt) -> str | None:
-    """The id of the row, where one was written."""
+    """The id of the row in the call log, if there is one."""
     call, model = attempt.call, attempt.model
     if call is None or model is None or model.route.recorder is None or not call.admitted.is_set():
         return None
@@ -249,131 +362,13 @@ async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
     if attempt.model is not None:
         return attempt.model.model_id, provider_of(attempt.model.route.model)
     try:
-        view = await snapshot_of(attempt.datasette)
-        entry = view.catalog.get(attempt.name)
+        entry = (await snapshot_of(attempt.datasette)).catalog.get(attempt.name)
     except (ConfigError, ModelNotFoundError):
-        return _shown(attempt.name, (), MAX_TEXT_CHARS), None
+        return _shown(attempt.name, ()), None
     return entry.model_id, provider_of(entry.model)
 
 
-def _shown(text: str, keys: Iterable[str], chars: int) -> str:
-    """A stranger's text as pages can show it: without the keys, of bounded length."""
+def _shown(text: str, keys: Iterable[str]) -> str:
+    """Third-party text for display: without keys, of bounded length."""
     clean = without_keys(str(storable({"text": text})["text"]), keys)
-    return clean if len(clean) <= chars else f"{clean[:chars]}…"
-
-
-def _ms(attempt: _Attempt, moment: float) -> float:
-    return round((moment - attempt.began) * 1000, 1)
-
-
-AT_ONCE = 4
-MOST_MODELS = 40
-NOTHING_TO_TRY = (
-    "There is no model to try: no default, no allowlist, and no model that needs no key or has "
-    "one. Set default_model, or a key"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The models that a trial of a purpose sends a prompt to.
-
-    Attributes:
-        model_ids: which, the default first.
-        left_out: how many more there are.
-        allowlist: whether an allowlist names them; without one they are the default and the
-            models that need no key or have one.
-        problem: why the default could not be found out, or why there is nothing to try; or None.
-    """
-
-    model_ids: tuple[str, ...]
-    left_out: int
-    allowlist: bool
-    problem: str | None
-
-    def payload(self) -> dict[str, Any]:
-        """The candidates as JSON gives them."""
-        return {
-            "model_ids": list(self.model_ids),
-            "left_out": self.left_out,
-            "allowlist": self.allowlist,
-            "problem": self.problem,
-        }
-
-
-async def candidates(datasette: Datasette, purpose: str, actor: Actor = None) -> Candidates:
-    """The models to try for a purpose, `MOST_MODELS` at most.
-
-    With an allowlist all that is on it, also without a key: somebody wanted it to work. The
-    filters of plugins are left to the trial, which tells their refusals.
-
-    Args:
-        datasette: the Datasette instance.
-        purpose: any name; one that nobody configured has the global rules.
-        actor: who asks, on whom the default may depend.
-
-    Raises:
-        ConfigError: the configuration cannot be used.
-    """
-    view = await snapshot_of(datasette)
-    default = await resolved_default(datasette, view, purpose, actor) or {}
-    problem = default.get("error") and f"llm_default_model: {default['error']}"
-    # Where a plugin failed to name the default, the others are worth trying all the same.
-    configured = view.for_purpose(purpose).default() if problem else None
-    name = configured.model_id if configured else default.get("model_id")
-    rules = view.for_purpose(purpose).rules
-    first = [] if name is None else [view.catalog.canonical(name)]
-    ids = policy.listing(rules, view.catalog, first[0] if first else None)
-    if rules.allowed is None:
-        ids = policy.with_key(ids, view.catalog, rules, await read_status(datasette))
-    # What llm does not know, or policy refuses, was meant to work too: that is a finding.
-    unknown = [name for name in rules.order if name not in view.catalog.entries]
-    every = tuple(dict.fromkeys([*first, *ids, *unknown]))
-    return Candidates(
-        every[:MOST_MODELS],
-        left_out=max(0, len(every) - MOST_MODELS),
-        allowlist=rules.allowed is not None,
-        problem=problem or (None if every else NOTHING_TO_TRY),
-    )
-
-
-async def probe_purpose(
-    datasette: Datasette,
-    purpose: str,
-    actor: Actor = None,
-    told: Callable[[Probe], None] = lambda trial: None,
-) -> dict[str, Any]:
-    """Try the models that a purpose may use, each on its own, a few at once.
-
-    Args:
-        datasette: the Datasette instance.
-        purpose: what they are for.
-        actor: whose calls they are.
-        told: called with each trial as it ends.
-
-    Returns:
-        `ok` (every model answered, there was one, and no problem), `purpose`, `results` in the
-        order of the candidates, and their `left_out` and `problem`.
-
-    Raises:
-        ConfigError: the configuration cannot be used.
-    """
-    wanted = await candidates(datasette, purpose, actor)
-    room = asyncio.Semaphore(AT_ONCE)
-
-    async def attempt(model_id: str) -> Probe:
-        async with room:
-            trial = await probe_model(datasette, model_id, purpose, actor)
-        told(trial)
-        return trial
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(attempt(model_id)) for model_id in wanted.model_ids]
-    trials = [task.result() for task in tasks]
-    return {
-        "ok": wanted.problem is None and all(trial.ok for trial in trials),
-        "purpose": purpose,
-        "results": [trial.payload() for trial in trials],
-        "left_out": wanted.left_out,
-        "problem": wanted.problem,
-    }
+    return clean if len(clean) <= MAX_TEXT_CHARS else f"{clean[:MAX_TEXT_CHARS]}…"

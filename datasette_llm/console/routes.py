@@ -1,4 +1,4 @@
-"""The addresses of the console, of the call log and of the consultant, and their menu links."""
+"""Routes and menu links of the console, the call log and the consultant."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGES = (
 
 
 def routes() -> list[tuple[str, Callable[..., Any]]]:
-    """The pages, for Datasette's `register_routes`."""
+    """All pages, for Datasette's `register_routes`."""
     console = [route for page in PAGES for route in page.routes()]
     return [
         (f"^{ASSIGN}$", assign_view),
@@ -45,7 +45,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
 
 
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
-    """The entries of Datasette's menu, for those who may see the pages."""
+    """Entries of Datasette's menu: links to the pages that the actor may see."""
     found = []
     for action, path, label in ((MANAGE, ROOT, "LLM models"), (VIEW_LOG, LOG, "LLM call log")):
         if await datasette.allowed(action=action, actor=actor):

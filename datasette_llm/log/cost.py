@@ -1,7 +1,6 @@
-"""What a call cost, in whole nano-dollars: by configured prices, else by genai-prices' table.
+"""The cost of a call in whole nano-dollars, from configured prices or genai-prices' table.
 
-The table is in the package, so no network is used. A price that nobody knows is None, which
-is not zero.
+The table is part of the package, so no network is used. An unknown cost is None, not zero.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ if TYPE_CHECKING:
     from ..config.settings import PriceSettings
 
 NANODOLLARS = 1_000_000_000
-MAX_NANODOLLARS = 10**15  # a million dollars; so much for one call is no price, but a mistake
+MAX_NANODOLLARS = 10**15  # a million dollars; more for one call is a mistake
 UNKNOWN: dict[str, Any] = {"cost_nanodollars": None, "price_source": None}
 
 
 def cost_columns(
     row: Mapping[str, Any], model_id: str, price: PriceSettings | None, *, exact: bool = False
 ) -> dict[str, Any]:
-    """The cost columns of a finished call. Slow at its first use: call it in a thread.
+    """The cost columns of a finished call. The first use is slow: call it in a thread.
 
     Args:
         row: the second part of its row, with the tokens.
-        model_id: the model that was asked.
+        model_id: the requested model.
         price: the configured price, or None.
-        exact: whether only the very name of a public model has a public price. So it is for a
-            model that may well run on somebody's own machine.
+        exact: whether only an exact model name has a public price, as for models that may be
+            self-hosted.
 
     Returns:
-        `cost_nanodollars` and `price_source`, both None where tokens or price are unknown.
+        `cost_nanodollars` and `price_source`, both None if tokens or price are unknown.
     """
     if row["input_tokens"] is None and row["output_tokens"] is None:
         return UNKNOWN
@@ -45,7 +44,7 @@ def cost_columns(
         dollars += Decimal(str(price.output)) * usage["output_tokens"]
         return _columns(dollars / 1_000_000, "configuration")
     for name in dict.fromkeys([row["resolved_model"], model_id]):
-        found = _looked_up(name, usage, exact=exact) if name else None
+        found = _public_price(name, usage, exact=exact) if name else None
         if found is not None:
             return _columns(*found)
     return UNKNOWN
@@ -58,8 +57,8 @@ def _columns(dollars: Decimal, source: str) -> dict[str, Any]:
     return {"cost_nanodollars": nanodollars, "price_source": source}
 
 
-def _looked_up(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Decimal, str] | None:
-    import genai_prices  # about 100 ms, so not when Datasette starts
+def _public_price(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Decimal, str] | None:
+    import genai_prices  # takes about 100 ms, so not at the start of Datasette
 
     try:
         reference, provider = _reference(name)
@@ -69,14 +68,14 @@ def _looked_up(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Decima
         if exact and price.model.id != reference:
             return None
         return price.total_price, f"genai-prices {price.provider.id}/{price.model.id}"
-    except Exception:  # somebody else's table; what is odd in it must not cost the row its end
+    except Exception:  # third-party table; an error in it must not prevent the row's end
         return None
 
 
-@lru_cache(maxsize=1_000)  # of names, which providers may make up
+@lru_cache(maxsize=1_000)  # bounded, as the names come from providers
 def _reference(name: str) -> tuple[str, str | None]:
-    """genai-prices' model and provider for an id of llm's, such as `anthropic/claude-x`."""
-    import genai_prices.data_snapshot
+    """Split an id of llm, such as `anthropic/claude-x`, into genai-prices' model and provider."""
+    import genai_prices.data_snapshot  # as above
 
     providers = {provider.id for provider in genai_prices.data_snapshot.get_snapshot().providers}
     provider, _, rest = name.partition("/")
@@ -84,10 +83,10 @@ def _reference(name: str) -> tuple[str, str | None]:
 
 
 def _usage(row: Mapping[str, Any]) -> dict[str, int]:
-    """The tokens as genai-prices wants them: all of the input, and what of it was cached.
+    """The tokens as genai-prices expects them: all of the input, and its cached part.
 
-    OpenAI and Gemini count what was read from a cache as input, Anthropic counts it beside
-    the input; each has names of its own for it, which llm's plugins hand on as details.
+    OpenAI and Gemini count tokens from a cache as input, Anthropic counts them separately. Each
+    has its own names for them, which llm's plugins pass on as details.
     """
     details = row["token_details"]
     known = _mapping(json.loads(details) if details else None)

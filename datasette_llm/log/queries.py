@@ -1,4 +1,4 @@
-"""What is read from the record; functions over a connection that is in a reading thread."""
+"""Queries on the call log; functions of a connection, for a reading thread."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ COLUMNS = tuple(name for name in STARTED_COLUMNS + FINISHED_COLUMNS if name != "
 
 
 class BadFilterError(LLMError):
-    """A filter of the log cannot be used; the message says which, and why."""
+    """A filter of the call log is invalid; the message says which, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which calls to look at; None does not matter, and an empty text means "has none".
+    """Which calls to select; None for any value, an empty text for calls without one.
 
     Attributes:
         model: a model id.
         purpose: a purpose.
         actor: an actor's id.
-        outcome: one of `OUTCOMES`, or `RUNNING` for a call that has not ended.
+        outcome: one of `OUTCOMES`, or `RUNNING` for calls that have not ended.
         group: a group's id.
-        since: the first moment, an ISO 8601 date or time; UTC where it names no zone.
-        until: the first moment that is too late.
+        since: the start, inclusive; an ISO 8601 date or time, in UTC unless it has a zone.
+        until: the end, exclusive; likewise.
     """
 
     model: str | None = None
@@ -47,19 +47,19 @@ class Filter:
     until: str | None = None
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """The SQL condition, and its parameters.
+        """The SQL condition and its parameters.
 
         Raises:
-            BadFilterError: there is no such outcome, or a time is none.
+            BadFilterError: the outcome or a time is invalid.
         """
         equal, between, values = self.conditions()
         return " and ".join(["1", *equal, *between]), values
 
     def conditions(self) -> tuple[list[str], list[str], dict[str, Any]]:
-        """The SQL conditions apart: those on a value, those on the time, and the parameters.
+        """The SQL conditions on values, those on the time, and the parameters.
 
         Raises:
-            BadFilterError: there is no such outcome, or a time is none.
+            BadFilterError: the outcome or a time is invalid.
         """
         equal, between, values = [], [], {}
         columns = {"model": "model_id", "purpose": "purpose", "actor": "actor_id"}
@@ -78,7 +78,7 @@ class Filter:
                 raise BadFilterError(f"There is no outcome {self.outcome!r}; use one of {known}")
             equal.append("outcome = :outcome")
             values["outcome"] = self.outcome
-        # By id, which begins with the time: that is the order of the table.
+        # By id, which begins with the time and is the order of the table.
         for name, operator in (("since", ">="), ("until", "<")):
             if getattr(self, name) is not None:
                 between.append(f"id {operator} :{name}")
@@ -92,20 +92,20 @@ class Filter:
 
 
 def calls(
-    connection: sqlite3.Connection, wanted: Filter, *, before: str | None = None, limit: int
+    connection: sqlite3.Connection, log_filter: Filter, *, before: str | None = None, limit: int
 ) -> list[dict[str, Any]]:
     """A page of calls, newest first.
 
     Args:
         connection: a connection to the internal database.
-        wanted: which calls.
-        before: the id of the last call of the page before; None for the first page.
-        limit: how many at the most.
+        log_filter: which calls.
+        before: the id of the last call of the previous page; None for the first page.
+        limit: the maximum number.
 
     Returns:
-        The rows; `outcome` is `RUNNING` for a call that has not ended.
+        The rows; `outcome` is `RUNNING` for calls that have not ended.
     """
-    equal, between, values = wanted.conditions()
+    equal, between, values = log_filter.conditions()
     if before is not None:
         between.append("id < :before")
         values["before"] = before
@@ -116,38 +116,27 @@ def calls(
     return _rows(connection, sql, values | {"n": limit})
 
 
-def _ids(equal: list[str], between: list[str]) -> str:
-    """SQL for the ids of the newest `:n` calls that meet all conditions.
-
-    Each value's ids come from its own index, in order, and SQLite merges them: no row of the
-    table is looked at that is not wanted, however rare the values are together.
-    """
-    parts = [" and ".join([condition, *between]) for condition in equal or ["1"]]
-    selects = [f"select id from llm_calls where {part}" for part in parts]
-    return f"{' intersect '.join(selects)} order by id desc limit :n"
-
-
-def all_calls(connection: sqlite3.Connection, wanted: Filter) -> Iterator[dict[str, Any]]:
-    """Every call, newest first, a bounded number of rows in memory at a time."""
+def all_calls(connection: sqlite3.Connection, log_filter: Filter) -> Iterator[dict[str, Any]]:
+    """All calls, newest first, with a bounded number of rows in memory."""
     before = None
-    while page := calls(connection, wanted, before=before, limit=BATCH_ROWS):
+    while page := calls(connection, log_filter, before=before, limit=BATCH_ROWS):
         yield from page
         before = page[-1]["id"]
 
 
 def calls_since(
-    connection: sqlite3.Connection, wanted: Filter, ids: Mapping[str, str]
+    connection: sqlite3.Connection, log_filter: Filter, ids: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The calls that are new or have ended since a look before, oldest first.
+    """The calls that have started or ended since the last look, oldest first.
 
     Args:
         connection: a connection to the internal database.
-        wanted: which calls.
-        ids: what was seen before: the outcome of each call by its id.
+        log_filter: which calls.
+        ids: the known calls: outcome by id.
     """
     running = [call_id for call_id, outcome in ids.items() if outcome == RUNNING]
     newest = max(ids, default="")
-    condition, values = wanted.where()
+    condition, values = log_filter.where()
     places = ", ".join(f":r{number}" for number in range(len(running)))
     sql = (
         f"select {', '.join(COLUMNS)} from llm_calls where {condition} "
@@ -158,7 +147,7 @@ def calls_since(
 
 
 def call(connection: sqlite3.Connection, call_id: str) -> dict[str, Any] | None:
-    """One call, or None where the record has none with this id."""
+    """One call, or None if there is none with this id."""
     sql = f"select {', '.join(COLUMNS)} from llm_calls where id = :id"
     return next(iter(_rows(connection, sql, {"id": call_id})), None)
 
@@ -166,7 +155,7 @@ def call(connection: sqlite3.Connection, call_id: str) -> dict[str, Any] | None:
 def chain_steps(
     connection: sqlite3.Connection, chain_id: str, *, limit: int
 ) -> list[dict[str, Any]]:
-    """The requests of a chain, from its first step on."""
+    """The requests of a chain, in order."""
     sql = f"select {', '.join(COLUMNS)} from llm_calls where chain_id = :chain order by id limit :n"
     return _rows(connection, sql, {"chain": chain_id, "n": limit})
 
@@ -174,7 +163,7 @@ def chain_steps(
 def attempts(
     connection: sqlite3.Connection, response_id: str, *, limit: int
 ) -> list[dict[str, Any]]:
-    """The requests for one response, from the first one on; it has the response's id."""
+    """The attempts at one response, in order; the first has the response's id."""
     sql = (
         f"select {', '.join(COLUMNS)} from llm_calls "
         "where id = :response or prompt_id = :response order by attempt limit :n"
@@ -182,39 +171,30 @@ def attempts(
     return _rows(connection, sql, {"response": response_id, "n": limit})
 
 
-def first_call(connection: sqlite3.Connection, wanted: Filter) -> str:
-    """The id of the oldest call that a filter lets through; empty where there is none."""
-    condition, values = wanted.where()
+def first_call(connection: sqlite3.Connection, log_filter: Filter) -> str:
+    """The id of the oldest call that matches; empty if there is none."""
+    condition, values = log_filter.where()
     sql = f"select min(id) from llm_calls where {condition}"
     return connection.execute(sql, values).fetchone()[0] or ""
 
 
 def content(connection: sqlite3.Connection, call_id: str) -> dict[str, str]:
-    """What was recorded of a call's `request` and `response`, as JSON text."""
+    """The recorded `request` and `response` of a call, as JSON text."""
     sql = "select part, content from llm_call_content where call_id = ?"
     return dict(connection.execute(sql, (call_id,)).fetchall())
 
 
-def has_record(connection: sqlite3.Connection) -> bool:
-    """Whether the tables are there; they are made when something is to be recorded."""
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether the tables exist; they are created with the first write."""
     sql = "select 1 from sqlite_master where type = 'table' and name = 'llm_calls'"
     return connection.execute(sql).fetchone() is not None
 
 
-def _rows(
-    connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in connection.execute(sql, values)]
-    for row in rows:
-        row["outcome"] = row["outcome"] or RUNNING
-    return rows
-
-
 def moment(name: str, text: str) -> datetime.datetime:
-    """The time that a filter names, in UTC; not before 1970, as ids begin there.
+    """Parse the time of a filter, to UTC; not before 1970, where ids begin.
 
     Raises:
-        BadFilterError: it names none.
+        BadFilterError: it is no date or time.
     """
     try:
         found = datetime.datetime.fromisoformat(text)
@@ -227,12 +207,32 @@ def moment(name: str, text: str) -> datetime.datetime:
 
 
 def first_id(time: datetime.datetime) -> str:
-    """The smallest id of a moment."""
+    """The smallest id of a time."""
     milliseconds = max(0, int(time.timestamp() * 1000))
     return str(ULID(milliseconds.to_bytes(6, "big") + bytes(10))).lower()
 
 
 def time_of(call_id: str) -> datetime.datetime:
-    """The moment that an id begins with, in UTC."""
+    """The time of an id, in UTC."""
     milliseconds = int.from_bytes(ULID.from_str(call_id.upper()).bytes[:6], "big")
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+
+
+def _rows(
+    connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in connection.execute(sql, values)]
+    for row in rows:
+        row["outcome"] = row["outcome"] or RUNNING
+    return rows
+
+
+def _ids(equal: list[str], between: list[str]) -> str:
+    """SQL for the ids of the newest `:n` calls that meet all conditions.
+
+    Each value's ids come from its own index, in order, and SQLite intersects them: no other row of
+    the table is read, however rare the combination is.
+    """
+    parts = [" and ".join([condition, *between]) for condition in equal or ["1"]]
+    selects = [f"select id from llm_calls where {part}" for part in parts]
+    return f"{' intersect '.join(selects)} order by id desc limit :n"

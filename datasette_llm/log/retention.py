@@ -1,9 +1,9 @@
-"""The one way out of the record: calls older than `log.keep_days` are removed.
+"""Retention: the only way to remove calls from the log, those older than `log.keep_days`.
 
-What is removed is written down first, in `llm_log_removals`, and in the same transaction; the
-triggers of the tables let go of nothing else. A call that may still end keeps its row whatever
-its age, because its outcome and its cost have no other place to go. Once the process that
-makes it has gone, or has closed its session, nobody is left to end it, and it goes by its age.
+Each removal is first noted in `llm_log_removals`, in the same transaction; triggers prevent all
+other deletions. A running call keeps its row, whatever its age, since its outcome and cost are
+still to be written. Once its process has ended or closed its session, the row is removed by its
+age like others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ logger = logging.getLogger("datasette_llm")
 INTERVAL_S = 3600.0
 # After a failure, such as a database that another process has locked.
 RETRY_S = 60.0
-# Few enough that calls which wait for their own row do not notice: with 100 KB of content a call,
-# and SQLite overwriting what it deletes, about 0.4 seconds.
+# Small enough not to delay calls that wait for their row: about 0.4 seconds with 100 KB of content
+# a call, since SQLite overwrites deleted content.
 MAX_BATCH = 250
-# Between two transactions, so that other processes get their turn. One that waits for a lock
-# of SQLite's looks for it every 100 ms.
+# Between two transactions, for other processes: one that waits for SQLite's lock tries every
+# 100 ms.
 PAUSE_S = 0.1
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -41,12 +41,12 @@ _REMOVABLE = "(outcome is not null or session_id not in (select id from llm_log_
 
 
 async def keep(datasette: Datasette, *, writer: Writer, keep_days: int) -> None:
-    """Remove what is too old, now and then every hour, for as long as Datasette runs.
+    """Remove old calls, now and then every hour, as long as Datasette runs.
 
     Args:
         datasette: the Datasette instance, which supervises this as a background task.
-        writer: the writer of its record, which makes the tables.
-        keep_days: how many days a call stays.
+        writer: the writer of its call log, which creates the tables.
+        keep_days: how many days calls are kept.
     """
     failed = False
     while True:
@@ -54,10 +54,10 @@ async def keep(datasette: Datasette, *, writer: Writer, keep_days: int) -> None:
             await writer.prepare()
             await remove(datasette, first_id(keep_days), keep_days)
         except DatasetteClosedError:
-            return  # without a shutdown, which would have cancelled this
+            return  # closed without a shutdown, which would have cancelled this task
         except sqlite3.Error as error:
             if not failed:
-                logger.error("Old records of LLM calls cannot be removed: %s", error)
+                logger.error("Old calls cannot be removed from the LLM call log: %s", error)
             failed = True
         else:
             failed = False
@@ -68,15 +68,15 @@ async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
     """Remove the calls with smaller ids, in transactions of a bounded size.
 
     Args:
-        datasette: the Datasette instance whose internal database has the record.
+        datasette: the Datasette instance, whose internal database has the call log.
         below_id: the first id that stays.
-        keep_days: the setting that asks for it, for the table of removals.
+        keep_days: the setting, for the table of removals.
 
     Returns:
         How many calls were removed.
 
     Raises:
-        sqlite3.Error: the database cannot be written; what was removed before is committed.
+        sqlite3.Error: the database cannot be written; earlier removals are committed.
     """
     database = datasette.get_internal_database()
     total = 0
@@ -91,15 +91,15 @@ async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
 
 
 def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) -> int:
-    """Remove the oldest `MAX_BATCH` of the calls with smaller ids, and note that.
+    """Remove the oldest calls with smaller ids, `MAX_BATCH` at most, and note the removal.
 
     Args:
-        connection: a connection that may write, in a transaction.
+        connection: a connection for writing, in a transaction.
         below_id: the first id that stays.
-        keep_days: the setting that asks for it.
+        keep_days: the setting, for the table of removals.
 
     Returns:
-        How many calls were removed; fewer than `MAX_BATCH` when there are no more.
+        How many calls were removed; fewer than `MAX_BATCH` if there are no more.
     """
     ids = [
         row[0]
@@ -111,9 +111,9 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
     count = min(len(ids), MAX_BATCH)
     if not count:
         return 0
-    # Where SQLite is not built to do so, a text that is removed would stay readable in the file.
+    # Not every SQLite does so by default; deleted text would stay readable in the file.
     connection.execute("pragma secure_delete = on")
-    # Either the first one of the next batch, or the first one that stays.
+    # The first of the next batch, or the first that stays.
     below = ids[MAX_BATCH] if len(ids) > MAX_BATCH else below_id
     connection.execute(
         "insert into llm_log_removals (removed_at, below_id, call_count, keep_days) "

@@ -1,9 +1,9 @@
-"""The tables of the record, in Datasette's internal database.
+"""The tables of the call log, in Datasette's internal database.
 
 `llm_calls` has one row for each request to a provider. Its first part is written when the
-request starts and its second when it ends; triggers refuse every other change. Rows leave
-only through retention, which first writes into `llm_log_removals` up to which id it removes;
-the triggers let go of nothing from the last of those ids on.
+request starts and its second when it ends; triggers refuse every other change. Only retention
+deletes rows. It first writes into `llm_log_removals` below which id it deletes; the triggers
+refuse deletions from the last of those ids on.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ migrations = Migrations("datasette_llm")
 def m001_record(db: Database) -> None:
     started = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS[:-3])
     outcomes = ", ".join(f"'{outcome}'" for outcome in OUTCOMES)
-    # The last one, and not the one that reaches furthest: a clock that was once years ahead would
-    # have opened everything for good.
+    # The last removal, not the greatest id: after a clock was once years ahead, that would allow
+    # everything to be deleted.
     below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
     for statement in (
         f"""
@@ -127,8 +127,8 @@ def m001_record(db: Database) -> None:
         "create index llm_calls_outcome on llm_calls (outcome, id)",
         "create index llm_calls_group on llm_calls (group_id, id) where group_id is not null",
         "create index llm_calls_chain on llm_calls (chain_id, id) where chain_id is not null",
-        # REPLACE removes the old row without asking the triggers for DELETE (SQLite's
-        # recursive_triggers is off), so it has to be refused as the INSERT that it also is.
+        # REPLACE deletes the old row without firing DELETE triggers (SQLite's recursive_triggers
+        # is off), so the INSERT is refused.
         """
         create trigger llm_calls_insert before insert on llm_calls
         when exists (select 1 from llm_calls where id = new.id)
@@ -167,7 +167,7 @@ def m001_record(db: Database) -> None:
 
 @migrations()
 def m002_attempts(db: Database) -> None:
-    """A response may take several requests: which it was, of which, and its wait for a turn."""
+    """A response may take several attempts: number, response and time in the queue of each."""
     changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
     for statement in (
         "alter table llm_calls add column attempt integer not null default 1",
@@ -185,5 +185,5 @@ def m002_attempts(db: Database) -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables up to date, as `database.migrate`."""
+    """Bring the tables up to date, as `migrations.migrate`."""
     database.migrate(connection, migrations)

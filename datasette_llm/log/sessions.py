@@ -1,9 +1,9 @@
-"""Which processes write the record, so that what a dead one left unfinished can be told.
+"""Sessions: which processes write the call log, to find rows that a dead one left unfinished.
 
-A session holds one of SQLite's locks on an empty file of its own, beside the database, for as
-long as it lasts. The operating system lets go of it when the process ends, however that
-happens. Whoever can share the database can see the lock, in another container too, and on
-Windows; process numbers, host names and clocks could not tell.
+A session holds a lock of SQLite's on an empty file of its own beside the database. The operating
+system releases it when the process ends, for whatever reason. Every process that shares the
+database sees the lock, also from another container and on Windows; process numbers, host names
+and clocks are not reliable for that.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from datasette.utils.sqlite import sqlite3
 
 
 class Session:
-    """One Datasette instance as a writer of the record.
+    """One Datasette instance as a writer of the call log.
 
     Attributes:
-        id: stands in every row that it writes.
+        id: in every row that it writes.
     """
 
     def __init__(self, session_id: str, *, shared: bool = True) -> None:
@@ -33,22 +33,21 @@ class Session:
         self._lock: _Lock | None = None
 
     def open(self, connection: sqlite3.Connection, moment: str) -> int:
-        """Note that this session writes from now on, and mark what dead ones left unfinished.
+        """Register this session, and mark the unfinished rows of ended sessions as lost.
 
-        Several processes may share one internal database, so the unfinished rows of one that is
-        still alive are left alone.
+        Several processes may share one internal database: the unfinished rows of running sessions
+        stay as they are.
 
         Args:
-            connection: a connection that may write, in a transaction, so that no other session
-                opens meanwhile.
-            moment: now, as it is written in the tables.
+            connection: a connection for writing, in a transaction, so that no other session opens
+                at the same time.
+            moment: now, in the format of the tables.
 
         Returns:
             How many rows were marked as lost.
 
         Raises:
-            sqlite3.Error: there can be no lock beside the database, or the tables cannot be
-                written.
+            sqlite3.Error: the lock file cannot be made, or the tables cannot be written.
         """
         database = _file_of(connection)
         if self._lock is None and self._shared:
@@ -69,9 +68,9 @@ class Session:
         return int(lost.rowcount)
 
     def close(self, connection: sqlite3.Connection) -> None:
-        """Note that this session writes no more, unless calls of its own have still to end.
+        """Unregister this session, unless some of its calls have not ended.
 
-        Those are lost at the next start that finds the lock gone.
+        Those are marked as lost at the next start after the lock is released.
         """
         connection.execute(
             "delete from llm_log_sessions where id = :id and not exists "
@@ -80,30 +79,30 @@ class Session:
         )
 
     def release(self) -> None:
-        """Let go of the lock, when nothing more will be written."""
+        """Release the lock; nothing more will be written."""
         if self._lock is not None:
             self._lock.release()
 
 
 class _Lock:
     def __init__(self, file: Path) -> None:
-        # It is let go in another thread than the one that writes.
+        # It is released in another thread than the one that writes.
         connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
-        # Also when nobody stops the Datasette instance before it is dropped. Not at the exit of
-        # the process, which may be one that was forked off and has no part in this.
-        self.release = weakref.finalize(self, _let_go, connection, file)
+        # Also if the Datasette instance is garbage-collected without a shutdown. Not at the exit of
+        # the process, which may be a fork that does not own the lock.
+        self.release = weakref.finalize(self, _release, connection, file)
         self.release.atexit = False
-        connection.execute("pragma journal_mode = off")  # that would be one more file
+        connection.execute("pragma journal_mode = off")  # or there would be one more file
         connection.execute("begin exclusive")
 
 
-def _let_go(connection: sqlite3.Connection, file: Path) -> None:
+def _release(connection: sqlite3.Connection, file: Path) -> None:
     connection.close()
     _remove(file)
 
 
 def _file_of(connection: sqlite3.Connection) -> Path:
-    # As SQLite has resolved it, so that all who use the database agree on what is beside it.
+    # As resolved by SQLite, so that all processes agree on the folder.
     sql = "select file from pragma_database_list where name = 'main'"
     return Path(connection.execute(sql).fetchone()[0])
 
@@ -113,7 +112,7 @@ def _beside(database: Path, session_id: str) -> Path:
 
 
 def _has_ended(lock: Path) -> bool:
-    """Whether the session with this lock has; where that cannot be told, it has not."""
+    """Whether the session with this lock has ended; False if that is unknown."""
     if lock.exists():
         uri = f"{lock.as_uri()}?mode=ro"
         try:
@@ -126,5 +125,5 @@ def _has_ended(lock: Path) -> bool:
 
 
 def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):  # an empty file that is left does no harm
+    with contextlib.suppress(OSError):  # an empty file left behind does no harm
         file.unlink()

@@ -1,8 +1,7 @@
-"""Totals of the record, day by day; functions over a connection that is in a reading thread.
+"""Totals of the call log, day by day; functions of a connection, for a reading thread.
 
-A day is a range of ids, which begin with the time, so that each is read from where its rows
-stand together. One query a day keeps what SQLite has to sort small, and locks nobody out for
-longer than a day's rows take.
+A day is a range of ids, which begin with the time and are the order of the table. One query a day
+keeps SQLite's sorting small, and its lock short.
 """
 
 from __future__ import annotations
@@ -21,87 +20,6 @@ from .schema import OUTCOMES
 from .totals_cache import QueryCache, Rows
 
 FAILURES = ("error", "lost")
-
-
-@dataclass(slots=True)
-class Aggregate:
-    """What some calls come to; a sum of which no part is known is None.
-
-    Attributes:
-        outcomes: how many calls ended in each way.
-        input_tokens: those that are known, added up.
-        output_tokens: likewise.
-        cost_nanodollars: likewise.
-        calls_without_cost: how many calls succeeded at a cost that nobody knows.
-    """
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_nanodollars: int | None = None
-    calls_without_cost: int = 0
-
-    @property
-    def calls(self) -> int:
-        """How many calls there are."""
-        return self.outcomes.total()
-
-    @property
-    def tokens(self) -> int | None:
-        """Input and output together."""
-        return _plus(self.input_tokens, self.output_tokens)
-
-    def add(self, other: Aggregate) -> None:
-        """Count other calls in."""
-        self.outcomes.update(other.outcomes)
-        self.input_tokens = _plus(self.input_tokens, other.input_tokens)
-        self.output_tokens = _plus(self.output_tokens, other.output_tokens)
-        self.cost_nanodollars = _plus(self.cost_nanodollars, other.cost_nanodollars)
-        self.calls_without_cost += other.calls_without_cost
-
-    def summary(self) -> dict[str, Any]:
-        """The totals as they stand in a payload; without any calls, nothing is unknown."""
-        none = 0 if not self.calls else None
-        cost = none if self.cost_nanodollars is None else self.cost_nanodollars
-        return {
-            "calls": self.calls,
-            "failures": sum(self.outcomes[outcome] for outcome in FAILURES),
-            "outcomes": {outcome: self.outcomes[outcome] for outcome in (*OUTCOMES, RUNNING)},
-            "input_tokens": none if self.input_tokens is None else self.input_tokens,
-            "output_tokens": none if self.output_tokens is None else self.output_tokens,
-            "cost_nanodollars": cost,
-            "cost_dollars": dollars(cost),
-            "calls_without_cost": self.calls_without_cost,
-        }
-
-
-def dollars(nanodollars: int | None) -> float | None:
-    """A cost in dollars; None, which is unknown, stays None."""
-    return None if nanodollars is None else nanodollars / 1_000_000_000
-
-
-def percentile(counts: Mapping[int, int], percent: int) -> int | None:
-    """The smallest value that so many percent of the values do not exceed.
-
-    Args:
-        counts: how often each value occurs.
-        percent: from 1 to 100.
-    """
-    wanted = sum(counts.values()) * percent
-    so_far = 0
-    for value in sorted(counts):
-        so_far += counts[value] * 100
-        if so_far >= wanted:
-            return value
-    return None
-
-
-def _plus(a: int | None, b: int | None) -> int | None:
-    if a is None or b is None:
-        return a if b is None else b
-    return a + b
-
-
 By = Literal["purpose", "model"]
 SERIES_COLUMNS: Mapping[str, str] = {"purpose": "purpose", "model": "model_id"}
 CHOICE_COLUMNS: Mapping[str, str] = {
@@ -117,16 +35,67 @@ DAY = datetime.timedelta(days=1)
 _SUMMED = ("input_tokens", "output_tokens", "cost_nanodollars")
 
 
+@dataclass(slots=True)
+class Aggregate:
+    """The sums over some calls; a sum without any known value is None.
+
+    Attributes:
+        outcomes: the number of calls by outcome.
+        input_tokens: the sum of the known values.
+        output_tokens: likewise.
+        cost_nanodollars: likewise.
+        calls_without_cost: the number of successful calls of unknown cost.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_nanodollars: int | None = None
+    calls_without_cost: int = 0
+
+    @property
+    def calls(self) -> int:
+        """The number of calls."""
+        return self.outcomes.total()
+
+    @property
+    def tokens(self) -> int | None:
+        """Input and output tokens together."""
+        return _plus(self.input_tokens, self.output_tokens)
+
+    def add(self, other: Aggregate) -> None:
+        """Add the sums of other calls."""
+        self.outcomes.update(other.outcomes)
+        self.input_tokens = _plus(self.input_tokens, other.input_tokens)
+        self.output_tokens = _plus(self.output_tokens, other.output_tokens)
+        self.cost_nanodollars = _plus(self.cost_nanodollars, other.cost_nanodollars)
+        self.calls_without_cost += other.calls_without_cost
+
+    def summary(self) -> dict[str, Any]:
+        """The totals as in a payload; without calls they are zero, not unknown."""
+        none = 0 if not self.calls else None
+        cost = none if self.cost_nanodollars is None else self.cost_nanodollars
+        return {
+            "calls": self.calls,
+            "failures": sum(self.outcomes[outcome] for outcome in FAILURES),
+            "outcomes": {outcome: self.outcomes[outcome] for outcome in (*OUTCOMES, RUNNING)},
+            "input_tokens": none if self.input_tokens is None else self.input_tokens,
+            "output_tokens": none if self.output_tokens is None else self.output_tokens,
+            "cost_nanodollars": cost,
+            "cost_dollars": dollars(cost),
+            "calls_without_cost": self.calls_without_cost,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Days:
     """The totals of a filter, and of each of its days.
 
     Attributes:
-        total: all the calls together.
-        days: each day with its series; a series without a name is under None.
+        total: all calls together.
+        days: the series of each day, by name; None for calls without one.
         earlier: whether there are calls before the first of these days.
-        durations: how many calls took so many whole milliseconds; those that were blocked
-            never left, and do not count.
+        durations: the number of calls by duration in whole milliseconds, without blocked calls.
     """
 
     total: Aggregate
@@ -138,8 +107,7 @@ class Days:
         """The median and the 95th percentile of the durations, in whole milliseconds.
 
         Returns:
-            `median_ms` and `p95_ms`, the smallest duration that so many calls do not exceed;
-            None where no call has ended.
+            `median_ms` and `p95_ms`; None if no call has ended.
         """
         return {
             "median_ms": percentile(self.durations, 50),
@@ -147,66 +115,93 @@ class Days:
         }
 
 
-def with_days(wanted: Filter, now: datetime.datetime) -> Filter:
-    """The filter for totals: the last days, where it names neither a first nor a last moment."""
-    if wanted.since is not None or wanted.until is not None:
-        return wanted
+def with_days(log_filter: Filter, now: datetime.datetime) -> Filter:
+    """The filter for totals: the last `DEFAULT_DAYS` days, unless it names a time."""
+    if log_filter.since is not None or log_filter.until is not None:
+        return log_filter
     first = now.astimezone(datetime.UTC).date() - (DEFAULT_DAYS - 1) * DAY
-    return replace(wanted, since=first.isoformat())
+    return replace(log_filter, since=first.isoformat())
 
 
 def totals(
     connection: sqlite3.Connection,
-    wanted: Filter,
+    log_filter: Filter,
     by: By,
     now: datetime.datetime,
-    kept: QueryCache,
+    cache: QueryCache,
 ) -> Days:
-    """The totals of the calls that a filter lets through.
+    """The totals of the calls that match a filter.
 
     Args:
         connection: a connection to the internal database.
-        wanted: which calls.
+        log_filter: which calls.
         by: what makes the series of a day.
-        now: the last day goes up to here, or up to the filter's end.
-        kept: what was found before; what is found now is added.
+        now: the end of the last day, unless the filter ends before.
+        cache: results of earlier queries; new ones are added.
     """
     result = Days(Aggregate(), {}, earlier=False)
-    for day, start, end in _periods(connection, wanted, now):
-        sql, values = _summing(wanted, by, start, end)
-        rows = kept.rows(connection, sql, values)
-        tallies = _tallies(rows)
+    for day, start, end in _periods(connection, log_filter, now):
+        sql, values = _sums_query(log_filter, by, start, end)
+        rows = cache.rows(connection, sql, values)
+        aggregates = _aggregates(rows)
         result.durations.update(_durations(rows))
-        for tally in tallies.values():
-            result.total.add(tally)
+        for each in aggregates.values():
+            result.total.add(each)
         if day is not None:
-            result.days[day] = tallies
-        elif tallies:
+            result.days[day] = aggregates
+        elif aggregates:
             result = replace(result, earlier=True)
     return result
 
 
-def tally(connection: sqlite3.Connection, wanted: Filter) -> Aggregate:
-    """The totals of a filter, all its time together."""
+def aggregate(connection: sqlite3.Connection, log_filter: Filter) -> Aggregate:
+    """The totals of a filter, without days."""
     total = Aggregate()
-    rows = connection.execute(*_summing(wanted, "model", None, None)).fetchall()
-    for each in _tallies(rows).values():
+    rows = connection.execute(*_sums_query(log_filter, "model", None, None)).fetchall()
+    for each in _aggregates(rows).values():
         total.add(each)
     return total
 
 
 def choices(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
-    """What can be chosen in the filters.
+    """The choices of the filters.
 
     Returns:
-        For `model`, `purpose` and `actor`: `values`, in order; `more`, whether there are more
-        than these; `none`, whether there are calls that have none.
+        For `model`, `purpose` and `actor`: `values`, in order; `more`, whether there are more;
+        `none`, whether there are calls without one.
     """
     return {name: _choices(connection, column) for name, column in CHOICE_COLUMNS.items()}
 
 
+def dollars(nanodollars: int | None) -> float | None:
+    """A cost in dollars; None for an unknown one."""
+    return None if nanodollars is None else nanodollars / 1_000_000_000
+
+
+def percentile(counts: Mapping[int, int], percent: int) -> int | None:
+    """The smallest value that is not exceeded by the given percentage of values.
+
+    Args:
+        counts: the number of occurrences of each value.
+        percent: from 1 to 100.
+    """
+    needed = sum(counts.values()) * percent
+    so_far = 0
+    for value in sorted(counts):
+        so_far += counts[value] * 100
+        if so_far >= needed:
+            return value
+    return None
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b
+
+
 def _choices(connection: sqlite3.Connection, column: str) -> dict[str, Any]:
-    # From one value to the next in the index, however many rows each has.
+    # Steps from one value to the next in the index, however many rows each has.
     sql = f"""
         with recursive found(value) as (
             select min({column}) from llm_calls
@@ -226,14 +221,14 @@ def _choices(connection: sqlite3.Connection, column: str) -> dict[str, Any]:
 
 
 def _periods(
-    connection: sqlite3.Connection, wanted: Filter, now: datetime.datetime
+    connection: sqlite3.Connection, log_filter: Filter, now: datetime.datetime
 ) -> Iterator[tuple[datetime.date | None, str | None, str | None]]:
-    """The days of a filter as ranges of ids; at first what is before them, as no day."""
-    until = moment("until", wanted.until) if wanted.until else None
+    """The days of a filter as ranges of ids; before them the earlier time, as None."""
+    until = moment("until", log_filter.until) if log_filter.until else None
     end = min(until, now) if until else now
-    first = _first_moment(connection, wanted) or end
+    first = _first_moment(connection, log_filter) or end
     last_day = (end - datetime.timedelta(microseconds=1)).date()
-    # What begins after today, a clock that is ahead has made: it is counted today.
+    # Calls after today come from a clock that is ahead: they count as today's.
     first_day = max(min(first.date(), last_day), last_day - (MAX_DAYS - 1) * DAY)
     midnights = [_midnight(first_day + n * DAY) for n in range((last_day - first_day).days + 1)]
     if not midnights:
@@ -244,14 +239,14 @@ def _periods(
         yield start.date(), first_id(start), first_id(following) if following else None
 
 
-def _first_moment(connection: sqlite3.Connection, wanted: Filter) -> datetime.datetime | None:
-    """Where the days begin: at the filter's beginning, or at the first call that it allows."""
-    since = moment("since", wanted.since) if wanted.since else None
+def _first_moment(connection: sqlite3.Connection, log_filter: Filter) -> datetime.datetime | None:
+    """The first day: of the filter's start, or of the first call after it."""
+    since = moment("since", log_filter.since) if log_filter.since else None
     values = {"since": first_id(since) if since else ""}
     sql = "select min(id) from llm_calls where id >= :since"
     call_id = connection.execute(sql, values).fetchone()[0]
     called = time_of(call_id) if call_id else None
-    # A beginning that is long before any call would only make empty days.
+    # A start long before any call would only make empty days.
     if since and called and called - since > MAX_DAYS * DAY:
         return called
     return since or called
@@ -261,10 +256,10 @@ def _midnight(day: datetime.date) -> datetime.datetime:
     return datetime.datetime.combine(day, datetime.time(), datetime.UTC)
 
 
-def _between(wanted: Filter, start: str | None, end: str | None) -> tuple[str, dict[str, Any]]:
+def _between(log_filter: Filter, start: str | None, end: str | None) -> tuple[str, dict[str, Any]]:
     """The condition of a filter within a range of ids."""
-    equal, _, values = wanted.conditions()
-    # One bound on each side: of two, SQLite may begin with the one that is further away.
+    equal, _, values = log_filter.conditions()
+    # One bound on each side: of two, SQLite may start at the more distant one.
     values["start"] = max(start or "", values.pop("since", ""))
     ends = [each for each in (end, values.pop("until", None)) if each is not None]
     condition = " and ".join([*equal, "id >= :start"])
@@ -274,14 +269,14 @@ def _between(wanted: Filter, start: str | None, end: str | None) -> tuple[str, d
     return condition, values
 
 
-def _summing(
-    wanted: Filter, by: By, start: str | None, end: str | None
+def _sums_query(
+    log_filter: Filter, by: By, start: str | None, end: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """The query for all that is told of a period, which is read but once, and its parameters."""
-    condition, values = _between(wanted, start, end)
-    # As real numbers, because a sum of whole ones that is too large is an error in SQLite. The
-    # plus signs keep it from reading a whole index for the order of the groups. The durations
-    # come in one text, because a row for each takes twice the time.
+    """The query for all sums of a period, and its parameters; it reads the rows once."""
+    condition, values = _between(log_filter, start, end)
+    # Cast to real, as SQLite raises an error if a sum of integers is too large. The plus signs
+    # prevent it from reading a whole index for the order of the groups. The durations come as one
+    # text, as a row for each takes twice the time.
     sums = ", ".join(f"sum(cast({name} as real))" for name in _SUMMED)
     sql = (
         f"select {SERIES_COLUMNS[by]}, outcome, group_concat(cast(duration_ms as integer)), "
@@ -291,14 +286,14 @@ def _summing(
     return sql, values
 
 
-def _tallies(rows: Rows) -> dict[str | None, Aggregate]:
-    tallies: dict[str | None, Aggregate] = {}
+def _aggregates(rows: Rows) -> dict[str | None, Aggregate]:
+    aggregates: dict[str | None, Aggregate] = {}
     for name, outcome, _, calls, priced, *known in rows:
         input_tokens, output_tokens, cost = (None if n is None else int(n) for n in known)
         part = Aggregate(Counter({outcome or RUNNING: calls}), input_tokens, output_tokens, cost)
         part.calls_without_cost = calls - priced if outcome == "ok" else 0
-        tallies.setdefault(name, Aggregate()).add(part)
-    return tallies
+        aggregates.setdefault(name, Aggregate()).add(part)
+    return aggregates
 
 
 def _durations(rows: Rows) -> list[int]:

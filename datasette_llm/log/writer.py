@@ -1,8 +1,8 @@
-"""Writes to the record in shared transactions, and outlives a database that cannot be written.
+"""The writer of the call log: shared transactions, and retries while the database fails.
 
-All that waits when a transaction begins goes into it, so that many calls share one commit and
-a lone one waits for nobody. What cannot be written stays in memory, up to a bound, and is
-tried again; meanwhile nobody waits for it.
+A transaction takes all pending writes, so that many calls share one commit, and a single call
+does not wait for others. Failed writes stay in memory, up to a bound, and are retried; calls do
+not wait for them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ logger = logging.getLogger("datasette_llm")
 MAX_WAITING = 20_000
 MAX_WAITING_LARGE = 2_000
 MAX_BATCH = 512
-# How long a transaction takes on writes that nobody waits for, since the next call may: contents
-# can be large.
+# The time limit of a transaction for writes that no call waits for, since the next write may be
+# awaited: contents can be large.
 BATCH_S = 0.05
 RETRY_S = 1.0
-# A database that is locked for longer than this counts as one that cannot be written.
+# A database that is locked for longer counts as failed.
 COMMIT_WAIT_S = 2.0
-# How long a Datasette that stops waits for the last writes.
+# The time limit for the last writes when Datasette stops.
 FLUSH_S = 10.0
-# These are about one row. What else SQLite raises is about the database.
+# These errors are about one row; other errors of SQLite are about the database.
 _ROW_ERRORS = (
     sqlite3.IntegrityError,
     sqlite3.InterfaceError,
@@ -58,25 +58,25 @@ class _Write:
     def __init__(self, work: Work, committed: asyncio.Future[bool] | None) -> None:
         self.work = work
         self.committed = committed
-        self.is_awaited = committed is not None  # also after it was told, so that it stays first
+        self.is_awaited = committed is not None  # stays true after the answer, for its priority
         self.refused = False
-        self.sent = False  # to the thread that writes, which did not tell what came of it
+        self.sent = False  # to the writing thread, with an unknown result
 
 
 class Writer:
-    """The one writer of a Datasette instance's record.
+    """The writer of a Datasette instance's call log.
 
     Attributes:
-        failure: why the last attempt to write failed; None when it did not.
-        dropped: how many writes were given up because memory's bound was reached.
-        used: whether anything was ever to be written.
+        failure: why the last transaction failed; None if it succeeded.
+        dropped: how many writes were dropped because too many were pending.
+        used: whether there was ever anything to write.
     """
 
     def __init__(self, execute: Execute, opened: Work) -> None:
         """
         Args:
             execute: runs work with the write connection, in a transaction.
-            opened: makes the tables; run in a transaction of its own before the first write.
+            opened: creates the tables; runs in its own transaction before the first write.
         """
         self.failure: str | None = None
         self.dropped = 0
@@ -84,18 +84,18 @@ class Writer:
         self._execute = execute
         self._opened = opened
         self._ready = False
-        # What a call waits for goes first: it is the start of one, and small.
+        # Writes that a call waits for go first: they are the start of one, and small.
         self._awaited: deque[_Write] = deque()
         self._others: deque[_Write] = deque()
         self._batch: list[_Write] = []
         self._task: asyncio.Task[None] | None = None
-        self._failures = 0  # of attempts that are over
+        self._failures = 0  # the number of failed transactions
 
     @classmethod
     def of(cls, datasette: Datasette, opened: Work) -> Writer:
         """A writer to the internal database of a Datasette instance."""
-        # The state of an instance must not keep it: who drops one without a shutdown, as tests
-        # do, wants it gone.
+        # A weak reference, so that an instance without a shutdown, as in tests, can be
+        # garbage-collected.
         reference = weakref.ref(datasette)
 
         async def execute(work: Work) -> Any:
@@ -107,7 +107,7 @@ class Writer:
         return cls(execute, opened)
 
     async def prepare(self) -> None:
-        """Bring the tables up to date, if that has not been done.
+        """Bring the tables up to date, once.
 
         Raises:
             NewerDatabaseError: a newer version of datasette-llm has changed the tables.
@@ -118,12 +118,12 @@ class Writer:
             self._ready = self.used = True
 
     async def commit(self, statement: Statement) -> bool:
-        """Write, and wait until it is committed.
+        """Write, and wait for the commit.
 
         Returns:
-            Whether it was committed. False while the database cannot be written; it is kept
-            and tried again then, unless memory's bound is reached. False, too, for a row that
-            SQLite refuses.
+            Whether it was committed. False while the database cannot be written; the write is
+            then retried later, unless too many are pending. False, too, for a row that SQLite
+            refuses.
         """
         if self.failure is not None:
             self.later(statement)
@@ -138,21 +138,21 @@ class Writer:
 
     @property
     def crowded(self) -> bool:
-        """Whether so much waits that nothing large should wait too."""
+        """Whether so many writes are pending that no large one should be added."""
         return self._count() > MAX_WAITING_LARGE
 
     def later(self, work: Statement | Work) -> None:
-        """Write soon, after all that was given like this before, without waiting."""
+        """Write soon, in the order of the calls of this method, without waiting."""
         self._add(_Write(work if callable(work) else _executing(work), None))
 
     async def flush(self) -> None:
-        """Wait until everything given so far is written, or cannot be."""
+        """Wait until all pending writes are written, or writing fails."""
         while self._unwritten() and self.failure is None:
-            # In short waits, since a failure does not end the task.
+            # In short waits, as the task goes on after a failure.
             await asyncio.wait([self._started()], timeout=RETRY_S)
 
     async def close(self) -> None:
-        """Write what can be written, with one more attempt after a failure; give up the rest."""
+        """Write all pending writes, with one retry after a failure; drop the rest."""
         end = asyncio.get_running_loop().time() + FLUSH_S
         failures = self._failures
         while self._unwritten() and self._failures == failures:
@@ -183,19 +183,19 @@ class Writer:
     def _started(self) -> asyncio.Task[None]:
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            # In a context of its own: it writes for many calls, and belongs to the trace of none.
+            # In an empty context: it writes for many calls and belongs to no trace.
             own = contextvars.Context()
-            self._task = loop.create_task(self._run(), name="datasette-llm record", context=own)
-            self._task.add_done_callback(self._let_go, context=own)
+            self._task = loop.create_task(self._run(), name="datasette-llm call log", context=own)
+            self._task.add_done_callback(self._forget, context=own)
         return self._task
 
-    def _let_go(self, task: asyncio.Task[None]) -> None:
-        # One that was cancelled has the Datasette instance in its traceback.
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        # The traceback of a cancelled task refers to the Datasette instance.
         if self._task is task:
             self._task = None
 
     async def _run(self) -> None:
-        for write in self._batch:  # of an event loop that has ended; it may be written all the same
+        for write in self._batch:  # of an event loop that has ended; they may have been written
             write.sent = True
         while self._count():
             batch = self._next_batch()
@@ -214,11 +214,11 @@ class Writer:
             else:
                 self._batch = batch[count:]
                 self._answer(batch[:count], True)
-                batch.clear()  # Datasette's writing thread holds on to what it was given last
+                batch.clear()  # Datasette's writing thread keeps a reference to its last work
                 self._note_success()
 
     def _next_batch(self) -> list[_Write]:
-        """What the last batch left, then what a call waits for, then what nobody does."""
+        """The rest of the last batch, then awaited writes, then others."""
         left, self._batch = self._batch, []
         self._awaited.extendleft(reversed([write for write in left if write.is_awaited]))
         self._others.extendleft(reversed([write for write in left if not write.is_awaited]))
@@ -241,19 +241,19 @@ class Writer:
         self.dropped += len(lost)
         self._answer(lost, False)
         logger.error(
-            "Datasette stopped before the record of LLM calls could be written: %d writes lost",
+            "Datasette stopped before the LLM call log could be written: %d writes lost",
             len(lost),
         )
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            logger.error("The record of LLM calls cannot be written: %s", message_of(error))
+            logger.error("The LLM call log cannot be written: %s", message_of(error))
         self.failure = f"{type(error).__name__}: {message_of(error)}"
         self._answer([*self._batch, *self._awaited], False)
 
     def _note_success(self) -> None:
         if self.failure is not None:
-            logger.warning("The record of LLM calls is written again")
+            logger.warning("The LLM call log is written again")
         self.failure = None
 
 
@@ -262,7 +262,7 @@ def _executing(statement: Statement) -> Work:
 
 
 def _write_all(batch: list[_Write], connection: sqlite3.Connection) -> int:
-    """Write as many, from the first on, as fit into one transaction; and tell how many."""
+    """Write as many as fit into one transaction, in order, and return their number."""
     end = time.monotonic() + BATCH_S
     for number, write in enumerate(batch):
         if number and not write.is_awaited and time.monotonic() >= end:
@@ -270,14 +270,14 @@ def _write_all(batch: list[_Write], connection: sqlite3.Connection) -> int:
         write.refused = False
         try:
             write.work(connection)
-        except Exception as error:  # a row is made of what providers and plugins said
+        except Exception as error:  # rows contain third-party values
             if isinstance(error, sqlite3.Error) and not isinstance(error, _ROW_ERRORS):
                 raise
             if not connection.in_transaction:
-                raise  # it took with it what was written before, as one for want of memory may
+                raise  # SQLite has rolled back the earlier writes too
             if write.sent and isinstance(error, sqlite3.IntegrityError):
-                continue  # so it was written the first time
-            # One row that cannot be written must not keep the others from it.
+                continue  # it was written the first time
+            # One bad row must not prevent the others.
             write.refused = True
-            logger.exception("A row of the record of LLM calls was refused")
+            logger.exception("A row of the LLM call log was refused")
     return len(batch)

@@ -1,5 +1,5 @@
-// Tests the models of a purpose one by one and shows each result as it comes. Without this
-// script the form is posted, and the page comes when all are done. The rows are the server's.
+// Tests the models of a purpose and shows each result when it is there. Without this script the
+// form is posted, and the page shows all results at the end. The server renders the rows.
 
 const form = document.getElementById("llm-test");
 const section = document.getElementById("llm-results");
@@ -16,14 +16,14 @@ async function page(address, options) {
 async function candidates(purpose) {
   const query = new URLSearchParams({ purpose });
   const found = (await page(`${form.action}?${query}`)).getElementById("llm-candidates");
-  if (!found) throw new Error("the list of models did not come");
+  if (!found) throw new Error("the list of models is missing");
   const models = [...found.querySelectorAll("[data-model]")].map((item) => item.dataset.model);
   found.querySelector("details")?.remove();
   document.getElementById("llm-candidates").replaceWith(document.importNode(found, true));
   return models;
 }
 
-function waiting(model) {
+function addRow(model) {
   const row = body.insertRow();
   row.setAttribute("role", "row");
   const head = document.createElement("th");
@@ -32,11 +32,11 @@ function waiting(model) {
   head.className = "llm-text";
   head.textContent = model;
   row.append(head);
-  said(row, "waiting");
+  showStatus(row, "waiting");
   return row;
 }
 
-function said(row, text) {
+function showStatus(row, text) {
   if (row.cells.length > 1) row.deleteCell(1);
   const cell = row.insertCell();
   cell.setAttribute("role", "cell");
@@ -45,7 +45,7 @@ function said(row, text) {
 }
 
 async function test(model, purpose, row) {
-  said(row, "testing…");
+  showStatus(row, "testing…");
   try {
     const sent = new URLSearchParams({ model_id: model, purpose });
     const answer = await page(form.action, { method: "POST", body: sent });
@@ -53,11 +53,11 @@ async function test(model, purpose, row) {
     if (!result) throw new Error(answer.body.textContent.trim().slice(0, 500));
     row.replaceWith(document.importNode(result, true));
   } catch (error) {
-    said(row, `The test could not be done: ${error.message}`);
+    showStatus(row, `The test could not be done: ${error.message}`);
   }
 }
 
-function tell(done, count) {
+function showProgress(done, count) {
   const good = body.querySelectorAll("tr[data-ok]").length;
   progress.textContent = done < count
     ? `${done} of ${count} tested`
@@ -66,15 +66,15 @@ function tell(done, count) {
 
 async function testAll(models, purpose) {
   body.replaceChildren();
-  const rows = models.map(waiting);
+  const rows = models.map((model) => addRow(model));
   section.hidden = false;
-  tell(0, models.length);
+  showProgress(0, models.length);
   let next = 0, done = 0;
   const work = async () => {
     while (next < models.length) {
-      const mine = next++;
-      await test(models[mine], purpose, rows[mine]);
-      tell(++done, models.length);
+      const index = next++;
+      await test(models[index], purpose, rows[index]);
+      showProgress(++done, models.length);
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));
@@ -82,7 +82,7 @@ async function testAll(models, purpose) {
 
 form.addEventListener("submit", async (event) => {
   const { model_id: model, purpose } = Object.fromEntries(new FormData(form));
-  if (!model && !purpose) return; // the server says what is missing
+  if (!model && !purpose) return; // the server reports what is missing
   event.preventDefault();
   const button = form.querySelector("button");
   button.disabled = true;

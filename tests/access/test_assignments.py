@@ -25,7 +25,7 @@ from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.log.schema import m001_record
 from datasette_llm.testing import ScriptedModel
 
-from ..log.test_queries import call_row
+from ..support.call_log import call_row
 
 BOUND_S = 30
 Make = Callable[..., Datasette]

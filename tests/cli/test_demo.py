@@ -109,9 +109,9 @@ def invoke(tmp_path, monkeypatch) -> Callable[..., Result]:
     return run
 
 
-async def test_the_login_link_leads_to_the_console_and_to_the_prompt_on_record(llm_folder):
+async def test_login_link_opens_console_and_call_log(llm_folder):
     async with running(llm_folder, "llm", "demo") as served:
-        console, record = served.address("The console"), served.address("The record")
+        console, record = served.address("The console"), served.address("The call log")
         async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
             assert (await client.get(console)).status_code == 403
             assert (await client.get(record)).status_code == 403
@@ -132,16 +132,14 @@ async def test_the_login_link_leads_to_the_console_and_to_the_prompt_on_record(l
     assert not folder.exists()
 
 
-async def test_a_demo_that_is_told_to_end_removes_its_temporary_folder(llm_folder):
+async def test_sigterm_removes_temporary_folder(llm_folder):
     async with running(llm_folder, "llm", "demo") as served:
         folder = served.folder
         assert await served.end(signal.SIGTERM) == (0, "")
     assert not folder.exists()
 
 
-async def test_a_named_folder_stays_and_is_served_again_by_the_command_it_prints(
-    llm_folder, tmp_path
-):
+async def test_printed_command_serves_named_folder(llm_folder, tmp_path):
     place = tmp_path / "my harbour"
     async with running(llm_folder, "llm", "demo", str(place)) as served:
         again = served.output.partition("Begin again with: datasette ")[2].strip()
@@ -152,7 +150,7 @@ async def test_a_named_folder_stays_and_is_served_again_by_the_command_it_prints
     assert [each["name"] for each in json.loads(output)["databases"]] == ["harbour"]
 
 
-def test_what_is_made_is_a_site_that_the_console_and_the_log_can_show(invoke, tmp_path):
+def test_demo_site_works_in_console_and_log(invoke, tmp_path):
     result = invoke("harbour")
     assert result.exit_code == 0, result.output
     site = yaml.safe_load((tmp_path / "harbour" / "datasette.yaml").read_text("utf-8"))
@@ -165,7 +163,7 @@ def test_what_is_made_is_a_site_that_the_console_and_the_log_can_show(invoke, tm
     assert rows == [("echo", "root", "ok")]
 
 
-def test_the_json_form_says_what_was_made_and_answered(invoke, tmp_path):
+def test_json_has_site_and_answer(invoke, tmp_path):
     payload = json.loads(invoke("harbour", "--json").output)
     assert payload.pop("rows") == {"berths": 6, "ships": 20, "arrivals": 420}
     assert json.loads(payload.pop("answer"))["prompt"] == demo.QUESTION
@@ -188,7 +186,7 @@ def test_a_folder_that_has_files_is_left_as_it_is(invoke, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_that_cannot_be_made_is_told_as_an_error(invoke, tmp_path):
+def test_folder_that_cannot_be_made_is_an_error(invoke, tmp_path):
     (tmp_path / "file").write_text("mine")
     for name in ("file", "file/below"):
         result = invoke(name)
@@ -196,7 +194,7 @@ def test_a_folder_that_cannot_be_made_is_told_as_an_error(invoke, tmp_path):
         assert result.output.startswith(f"Error: {name} cannot be the folder: ")
 
 
-def test_a_folder_that_cannot_be_written_is_told_by_its_name(invoke, tmp_path, monkeypatch):
+def test_unwritable_folder_is_named_in_error(invoke, tmp_path, monkeypatch):
     (tmp_path / "mounted").mkdir()
     monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
     result = invoke("mounted")
@@ -214,7 +212,7 @@ def test_a_port_that_is_taken_is_told_as_an_error(tmp_path, monkeypatch):
     assert list((tmp_path / "harbour").iterdir()) == []
 
 
-def test_without_llm_echo_it_says_how_to_install_it(invoke, tmp_path, monkeypatch):
+def test_missing_llm_echo_says_how_to_install(invoke, tmp_path, monkeypatch):
     echo = next(p for p in llm.plugins.pm.get_plugins() if "echo" in getattr(p, "__name__", ""))
     llm.plugins.pm.unregister(echo)
     try:
@@ -229,9 +227,10 @@ def test_without_llm_echo_it_says_how_to_install_it(invoke, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("chosen", "default"), [(None, "first"), ("second", "second"), ("keyless", "first")]
 )
-def test_a_model_with_a_key_is_prompted_and_the_one_chosen_in_llm_before_the_others(
+def test_default_is_llms_own_or_first_with_key(
     chosen, default, invoke, tmp_path, register_models, monkeypatch
 ):
+    """Of the models with a key, llm's default model is preferred."""
     monkeypatch.setenv("DATASETTE_SECRETS_PELICAN_API_KEY", "sk-pelican-123456")
     monkeypatch.setattr(llm, "get_default_model", lambda: chosen or "gpt-4o-mini")
     models: dict[str, Any] = {
@@ -248,7 +247,7 @@ def test_a_model_with_a_key_is_prompted_and_the_one_chosen_in_llm_before_the_oth
     assert "sk-pelican" not in text + result.output
 
 
-def test_a_provider_that_fails_is_told_and_the_demo_goes_on(invoke, register_models, monkeypatch):
+def test_demo_continues_after_provider_error(invoke, register_models, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_PELICAN_API_KEY", "sk-pelican-123456")
     failing = ScriptedModel("first", [RuntimeError("bad sk-pelican-123456")], needs_key="pelican")
     register_models(failing)
@@ -257,7 +256,8 @@ def test_a_provider_that_fails_is_told_and_the_demo_goes_on(invoke, register_mod
     assert result.output.endswith("No answer came: RuntimeError: bad [key removed]\n")
 
 
-def test_the_harbour_is_the_same_each_time_and_its_references_hold(tmp_path):
+def test_harbour_is_reproducible(tmp_path):
+    """Each run makes the same rows, and all foreign keys are valid."""
     dumps = []
     for name in ("one.db", "two.db"):
         write_harbour(tmp_path / name)
@@ -268,7 +268,7 @@ def test_the_harbour_is_the_same_each_time_and_its_references_hold(tmp_path):
     assert dumps[0] == dumps[1]
 
 
-def test_the_harbour_has_dirt_that_is_worth_an_analysis(tmp_path):
+def test_harbour_has_data_errors(tmp_path):
     write_harbour(tmp_path / "harbour.db")
     with contextlib.closing(sqlite3.connect(tmp_path / "harbour.db")) as connection:
 

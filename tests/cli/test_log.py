@@ -142,9 +142,8 @@ def test_the_newest_calls_come_first(run: Run, record: Record) -> None:
         (["-n", str(10**30)], 1005),
     ],
 )
-def test_fifty_calls_are_shown_or_as_many_as_are_asked_for(
-    run: Run, record: Record, arguments: list[str], count: int
-) -> None:
+def test_default_count_and_n(run: Run, record: Record, arguments: list[str], count: int) -> None:
+    """Fifty calls by default; -n sets another number."""
     record.add_many(1005)
 
     expected = [id_of(number) for number in range(1004, 1004 - count, -1)]
@@ -153,9 +152,7 @@ def test_fifty_calls_are_shown_or_as_many_as_are_asked_for(
 
 
 @pytest.mark.parametrize("count", ["-1", "many", "1.5", ""])
-def test_a_count_that_is_none_is_a_mistake_in_the_command(
-    run: Run, record: Record, count: str
-) -> None:
+def test_invalid_count_is_a_usage_error(run: Run, record: Record, count: str) -> None:
     assert run("-n", count).exit_code == 2
 
 
@@ -179,7 +176,7 @@ def test_a_count_that_is_none_is_a_mistake_in_the_command(
         (["--model", "nobody's"], []),
     ],
 )
-def test_each_filter_leaves_the_calls_that_it_names(
+def test_each_filter_selects_its_calls(
     run: Run, record: Record, arguments: list[str], numbers: list[int]
 ) -> None:
     record.add(0, model_id="a", group_id="g")
@@ -209,7 +206,7 @@ def test_a_bad_filter_is_told_in_one_line(
 # The file
 
 
-def test_a_file_that_is_not_there_is_told_and_not_made(run: Run, tmp_path: Path) -> None:
+def test_missing_file_is_reported_and_not_created(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "nowhere.db"
 
     assert error_of(run(file=file)) == f"There is no file {file}"
@@ -221,7 +218,7 @@ def test_a_name_that_no_file_can_have_is_told(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told(run: Run, tmp_path: Path) -> None:
-    told = f"{tmp_path} is a folder; give the file that has the record"
+    told = f"{tmp_path} is a folder; give the file that has the call log"
     assert error_of(run(file=tmp_path)) == told
 
 
@@ -235,19 +232,17 @@ def leave_half_written(record: Record) -> None:
     record.connection.execute("rollback")
 
 
-def test_a_file_that_a_crash_left_half_written_is_told_with_what_to_do(
-    run: Run, record: Record
-) -> None:
+def test_half_written_file_error_says_what_to_do(run: Run, record: Record) -> None:
     record.add_many(100)
     leave_half_written(record)
     crashed = record.path.with_name("crashed.db")
 
     assert error_of(run(file=crashed)) == (
-        f"{crashed} cannot be read: attempt to write a readonly database (its writer was ended "
-        "in the middle of a write; start Datasette with it once)"
+        f"{crashed} cannot be read: attempt to write a readonly database (its writer was killed "
+        "during a write; start Datasette with it once)"
     )
     with closing(sqlite3.connect(crashed)) as connection:
-        connection.execute("select 1 from llm_calls").fetchone()  # whoever may write mends it
+        connection.execute("select 1 from llm_calls").fetchone()  # it recovers the file
     assert run(file=crashed).exit_code == 0
 
 
@@ -267,7 +262,7 @@ def test_a_database_without_our_tables_is_told(run: Run, tmp_path: Path, stateme
     before = file.read_bytes()
 
     assert error_of(run(file=file)) == (
-        f"{file} has no record of LLM calls; give the file that Datasette has as --internal"
+        f"{file} has no LLM call log; give the file that Datasette has as --internal"
     )
     assert file.read_bytes() == before
 
@@ -295,7 +290,7 @@ def test_a_file_of_an_older_version_is_told(
     )
 
 
-def test_migrations_of_other_plugins_do_not_matter(run: Run, record: Record) -> None:
+def test_other_plugins_migrations_are_ignored(run: Run, record: Record) -> None:
     record.add(0)
     record.connection.execute(
         "insert into _sqlite_migrations (migration_set, name, applied_at) "
@@ -330,9 +325,7 @@ def test_a_file_may_have_any_name(run: Run, tmp_path: Path, name: str) -> None:
     assert ids_of(run("--json", file=tmp_path / name)) == []
 
 
-def test_a_file_can_be_named_from_the_current_folder(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_file_name(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(record.path.parent)
     record.add(0)
 
@@ -371,7 +364,7 @@ async def test_the_calls_of_a_running_site_are_there(
 # The table
 
 
-def test_a_line_tells_who_asked_which_model_what_for_and_what_came_of_it(
+def test_line_has_actor_model_purpose_and_outcome(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
@@ -409,7 +402,7 @@ def test_a_line_tells_who_asked_which_model_what_for_and_what_came_of_it(
         (99_999_000_000_000, "$99999.00"),
     ],
 )
-def test_a_cost_is_shown_in_dollars_and_none_is_not_zero(
+def test_cost_in_dollars_none_is_not_zero(
     run: Run, record: Record, nanodollars: int | None, shown: str
 ) -> None:
     record.add(0, cost_nanodollars=nanodollars)
@@ -448,7 +441,7 @@ def test_every_line_fits_the_terminal(
     assert max(map(span, lines)) <= width
 
 
-def test_without_a_terminal_there_are_eighty_columns(
+def test_eighty_columns_without_a_terminal(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -460,7 +453,7 @@ def test_without_a_terminal_there_are_eighty_columns(
     assert "anthropic" in line
 
 
-def test_names_are_whole_where_there_is_room_for_them(
+def test_names_are_not_cut_if_there_is_room(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record.add(0, model_id=LONG, purpose="summaries", actor_id="somebody")
@@ -483,7 +476,7 @@ def test_names_are_whole_where_there_is_room_for_them(
         ("ok", {}, ""),
     ],
 )
-def test_a_wide_terminal_shows_why_a_call_did_not_succeed(
+def test_wide_terminal_shows_error_detail(
     run: Run,
     record: Record,
     monkeypatch: pytest.MonkeyPatch,
@@ -499,7 +492,7 @@ def test_a_wide_terminal_shows_why_a_call_did_not_succeed(
     assert line[head.index("detail") :] == detail
 
 
-def test_nothing_that_is_recorded_moves_the_cursor_or_breaks_a_line(
+def test_control_characters_are_replaced(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -513,7 +506,7 @@ def test_nothing_that_is_recorded_moves_the_cursor_or_breaks_a_line(
     assert all(character.isprintable() or character == "\n" for character in stdout)
 
 
-def test_an_empty_record_is_only_the_names_of_the_columns(run: Run, record: Record) -> None:
+def test_empty_log_prints_header_only(run: Run, record: Record) -> None:
     assert run().stdout.startswith("started (UTC)  outcome ")
     assert run().stdout.count("\n") == 1
 
@@ -522,9 +515,7 @@ def test_an_empty_record_is_only_the_names_of_the_columns(run: Run, record: Reco
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_json_is_an_array_of_the_rows_each_with_its_outcome(
-    run: Run, record: Record, count: int
-) -> None:
+def test_json_is_an_array_of_rows(run: Run, record: Record, count: int) -> None:
     for number in range(count):
         record.begin(number, actor_id="ä\u2028\x1b", error_message='"')
     if count:
@@ -538,7 +529,7 @@ def test_json_is_an_array_of_the_rows_each_with_its_outcome(
 
 
 @pytest.mark.parametrize("arguments", [["--json"], []])
-def test_each_row_is_written_before_the_next_page_is_read(
+def test_rows_are_written_page_by_page(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(queries, "BATCH_ROWS", 2)
@@ -598,9 +589,8 @@ def line_of(child: subprocess.Popen[bytes]) -> str:
 
 
 @pytest.mark.parametrize("arguments", [["--json"], []])
-def test_a_site_can_write_while_the_reader_of_a_long_list_rests(
-    process, record: Record, arguments: list[str]
-) -> None:
+def test_site_can_write_during_slow_reading(process, record: Record, arguments: list[str]) -> None:
+    """No lock is held while the output of a long list is not read."""
     record.add_many(5000)
     child = process("-n", "0", *arguments)
     line_of(child)
@@ -613,9 +603,7 @@ def test_a_site_can_write_while_the_reader_of_a_long_list_rests(
 
 
 @pytest.mark.parametrize("arguments", [["--json"], []])
-def test_a_reader_that_goes_away_ends_it_without_a_word(
-    process, record: Record, arguments: list[str]
-) -> None:
+def test_closed_pipe_ends_silently(process, record: Record, arguments: list[str]) -> None:
     record.add_many(5000)
     child = process("-n", "0", *arguments)
     line_of(child)
@@ -625,7 +613,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(
     assert child.wait(BOUND_S) == 1
 
 
-def test_a_terminal_that_lacks_a_letter_shows_another(process, record: Record) -> None:
+def test_unencodable_letter_is_replaced(process, record: Record) -> None:
     record.add(0, actor_id="模", model_id=LONG)
 
     stdout, stderr = process(PYTHONIOENCODING="latin-1").communicate(timeout=BOUND_S)
@@ -641,7 +629,7 @@ def interrupted(child: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     return child.returncode, stdout, stderr
 
 
-def test_follow_shows_what_begins_and_ends_until_it_is_interrupted(process, record: Record) -> None:
+def test_follow_shows_begins_and_ends(process, record: Record) -> None:
     record.add(0, model_id="before")
     record.begin(1, model_id="under-way")
     child = process("--follow")
@@ -672,7 +660,7 @@ def test_follow_writes_json_an_object_a_line(process, record: Record) -> None:
     assert interrupted(child) == (0, b"", b"")
 
 
-def test_follow_ends_without_a_word_when_its_reader_goes_away(process, record: Record) -> None:
+def test_follow_ends_silently_on_closed_pipe(process, record: Record) -> None:
     child = process("--follow")
     line_of(child)
     child.stdout.close()
@@ -739,14 +727,14 @@ def nothing() -> None:
     """A step in which nothing happens."""
 
 
-def test_what_was_there_is_not_told_unless_it_ends(follow, record: Record) -> None:
+def test_follow_omits_earlier_calls_until_end(follow, record: Record) -> None:
     record.add(0)
     record.begin(1)
 
     assert follow(steps=[nothing, lambda: record.end(1), nothing]) == [(1, "ok")]
 
 
-def test_a_count_says_how_many_that_were_there_are_told_first(follow, record: Record) -> None:
+def test_follow_with_count_shows_earlier_calls(follow, record: Record) -> None:
     for number in range(5):
         record.add(number)
 
@@ -755,9 +743,10 @@ def test_a_count_says_how_many_that_were_there_are_told_first(follow, record: Re
     assert [number for number, _ in follow("-n", "0", steps=[nothing])] == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_comes_while_following_begins_is_told_once(
+def test_follow_start_shows_each_call_once(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Calls that begin while following starts are neither missed nor repeated."""
     first = log_cli._first
 
     def first_after_another(*args: Any) -> Iterator[dict[str, Any]]:
@@ -769,7 +758,8 @@ def test_what_comes_while_following_begins_is_told_once(
     assert follow("-n", "3", steps=[nothing]) == [(7, "ok")]
 
 
-def test_a_call_that_is_recorded_after_younger_ones_is_told_too(follow, record: Record) -> None:
+def test_follow_shows_call_written_late(follow, record: Record) -> None:
+    """A row may be written after rows of later calls; it is shown all the same."""
     # A hook may hold one up between the moment when it gets its id and its record.
     told = follow(steps=[lambda: record.begin(5), lambda: record.begin(3), lambda: record.end(3)])
 
@@ -777,9 +767,8 @@ def test_a_call_that_is_recorded_after_younger_ones_is_told_too(follow, record: 
 
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, "running"])
-def test_with_an_outcome_a_call_is_told_when_it_comes_to_it(
-    follow, record: Record, outcome: str
-) -> None:
+def test_follow_with_outcome_waits_for_it(follow, record: Record, outcome: str) -> None:
+    """A call is shown when it gets the outcome of the filter."""
     record.begin(0)
 
     def end_all() -> None:
@@ -795,7 +784,7 @@ def test_with_an_outcome_a_call_is_told_when_it_comes_to_it(
         assert told == [(OUTCOMES.index(outcome), outcome)]
 
 
-def test_with_an_outcome_a_call_that_takes_longer_than_many_others_is_told_too(
+def test_follow_with_outcome_shows_slow_call(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_cli, "OVERLAP_ROWS", 2)
@@ -810,15 +799,13 @@ def test_with_an_outcome_a_call_that_takes_longer_than_many_others_is_told_too(
     assert told == [(number, "error") for number in (1, 2, 3, 4, 5, 0)]
 
 
-def test_the_other_filters_apply_to_what_is_followed(follow, record: Record) -> None:
+def test_follow_applies_other_filters(follow, record: Record) -> None:
     steps = [lambda: record.begin(0, actor_id="ana"), lambda: record.begin(1, actor_id="ben")]
 
     assert follow("--actor", "ben", steps=steps) == [(1, "running")]
 
 
-def test_a_site_that_locks_the_file_for_long_is_waited_for(
-    follow, record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_follow_waits_for_a_lock(follow, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
 
     def lock() -> None:
@@ -831,7 +818,7 @@ def test_a_site_that_locks_the_file_for_long_is_waited_for(
 
 
 @pytest.mark.parametrize("there_is_another", [True, False])
-def test_a_file_that_goes_away_while_it_is_followed_is_told(
+def test_follow_reports_removed_file(
     run: Run, record: Record, there_is_another: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(seconds: float) -> None:
@@ -847,7 +834,7 @@ def test_a_file_that_goes_away_while_it_is_followed_is_told(
     assert result.stderr == f"Error: {record.path} was removed or replaced; begin again\n"
 
 
-def test_a_site_that_crashes_while_it_is_followed_is_waited_for(
+def test_follow_waits_for_crashed_site(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look, crashes = log_cli._Watch.look, iter([True])
@@ -864,7 +851,7 @@ def test_a_site_that_crashes_while_it_is_followed_is_waited_for(
     assert follow(steps=[lambda: record.begin(0), nothing]) == [(0, "running")]
 
 
-def test_a_file_that_breaks_while_it_is_followed_is_told(
+def test_follow_reports_broken_file(
     run: Run, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps = iter([lambda: record.connection.execute("drop table llm_calls")])
@@ -879,9 +866,7 @@ def test_a_file_that_breaks_while_it_is_followed_is_told(
     assert result.stderr == f"Error: {record.path} cannot be read: no such table: llm_calls\n"
 
 
-def test_what_has_ended_is_not_kept_in_memory_for_good(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_follow_forgets_ended_calls(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_cli, "OVERLAP_ROWS", 5)
     with closing(log_cli._opened(record.path)) as connection:
         watch = log_cli._Watch(connection, queries.Filter())
@@ -893,7 +878,7 @@ def test_what_has_ended_is_not_kept_in_memory_for_good(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_each_begin_and_each_end_is_told_once_in_any_traffic(
+def test_follow_shows_each_change_once(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(log_cli, "OVERLAP_ROWS", 6)
@@ -926,7 +911,7 @@ def test_each_begin_and_each_end_is_told_once_in_any_traffic(
 # Help
 
 
-def test_the_help_has_an_example_on_a_line_of_its_own(run: Run) -> None:
+def test_help_has_example_on_its_own_line(run: Run) -> None:
     result = click.testing.CliRunner().invoke(cli, ["llm", "log", "--help"])
 
     assert result.exit_code == 0
@@ -941,10 +926,10 @@ def test_the_help_has_an_example_on_a_line_of_its_own(run: Run) -> None:
 
 def test_the_group_lists_the_command() -> None:
     output = click.testing.CliRunner().invoke(cli, ["llm", "--help"]).stdout
-    assert "Show the calls on record" in output
+    assert "Show the call log" in output
 
 
-def test_a_line_tells_which_attempt_it_was_and_how_long_it_waited(
+def test_line_has_attempt_and_wait(
     record: Record, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

@@ -79,9 +79,7 @@ def test_the_text_is_the_argument(run: Run, pelican: ScriptedModel) -> None:
 @pytest.mark.parametrize(
     "text", ["Say hello\n", "", "x" * 5_000_000], ids=["text", "empty", "5 MB"]
 )
-def test_the_text_is_standard_input_where_there_is_no_argument(
-    run: Run, pelican: ScriptedModel, text: str
-) -> None:
+def test_prompt_from_standard_input(run: Run, pelican: ScriptedModel, text: str) -> None:
     result = run("-m", "pelican", input=text)
 
     assert (result.exit_code, result.stdout) == (0, "Hello\n")
@@ -93,9 +91,7 @@ def test_an_empty_argument_is_an_empty_prompt(run: Run, pelican: ScriptedModel) 
     assert pelican.calls[0].prompt == ""
 
 
-def test_a_terminal_without_an_argument_is_told_to_give_one(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_prompt_is_a_usage_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("datasette_llm.cli.main.sys", terminal)
 
@@ -105,9 +101,7 @@ def test_a_terminal_without_an_argument_is_told_to_give_one(
     assert "Give the prompt as an argument or on standard input" in result.stderr
 
 
-def test_the_system_prompt_and_the_options_reach_the_model(
-    run: Run, pelican: ScriptedModel
-) -> None:
+def test_system_prompt_and_options_reach_model(run: Run, pelican: ScriptedModel) -> None:
     options = ["-o", "temperature", "0.5", "--option", "max_tokens", "7"]
     result = run("hi", "-m", "pelican", "-s", "Be brief", *options)
 
@@ -139,9 +133,7 @@ def test_a_schema_is_given_in_any_of_its_forms(
     assert pelican.calls[0].request.schema == SCHEMA
 
 
-def test_a_long_schema_in_the_short_form_is_not_taken_for_a_file(
-    run: Run, pelican: ScriptedModel
-) -> None:
+def test_long_short_form_schema_is_not_a_file(run: Run, pelican: ScriptedModel) -> None:
     names = [f"field_{number}" for number in range(50)]
 
     result = run("hi", "-m", "pelican", "--schema", ", ".join(names))
@@ -185,7 +177,7 @@ def test_the_configuration_may_be_json(run: Run, pelican: ScriptedModel, tmp_pat
     assert run("hi", "--config", str(path)).stdout == "Hello\n"
 
 
-async def test_the_secrets_of_an_internal_database_are_used(
+async def test_secrets_of_internal_database_are_used(
     pelican: ScriptedModel,
     write_config,
     make_datasette,
@@ -223,7 +215,7 @@ def test_without_any_configuration_echo_answers(run: Run) -> None:
     assert json.loads(result.stdout)["prompt"] == "Is anybody there?"
 
 
-def test_a_default_from_a_plugin_comes_before_echo(run: Run, pelican, plugin) -> None:
+def test_plugin_default_comes_before_echo(run: Run, pelican, plugin) -> None:
     class Default:
         @hookimpl
         def llm_default_model(self) -> str:
@@ -234,7 +226,7 @@ def test_a_default_from_a_plugin_comes_before_echo(run: Run, pelican, plugin) ->
     assert run("hi").stdout == "Hello\n"
 
 
-def test_without_a_default_and_without_echo_it_says_what_to_do(run: Run, write_config) -> None:
+def test_no_default_and_no_echo_says_what_to_do(run: Run, write_config) -> None:
     message = error_of(run("hi", "-c", write_config({"blocked_models": ["echo"]})))
 
     assert message.startswith(
@@ -250,7 +242,7 @@ def test_an_unknown_model_is_told_in_one_line(run: Run) -> None:
     assert error_of(run("hi", "-m", "heron")).startswith("Unknown model: 'heron'. Install ")
 
 
-def test_a_model_that_is_not_allowed_is_told_in_one_line(run: Run, pelican, write_config) -> None:
+def test_disallowed_model_is_a_one_line_error(run: Run, pelican, write_config) -> None:
     config = write_config({"blocked_models": ["pelican"]})
 
     assert error_of(run("hi", "-m", "pelican", "-c", config)) == (
@@ -277,7 +269,7 @@ def test_a_bad_option_is_told_in_one_line(
     assert pelican.calls == []
 
 
-def test_a_bad_configuration_is_told_with_all_its_problems(run: Run, write_config) -> None:
+def test_bad_configuration_reports_all_problems(run: Run, write_config) -> None:
     result = run("hi", "-c", write_config({"modles": ["a"], "require_keys": "yes"}))
 
     assert result.exit_code == 1
@@ -294,16 +286,14 @@ def test_a_bad_configuration_is_told_with_all_its_problems(run: Run, write_confi
     "content",
     ["{not: [yaml", "- a\n- list", "just text", "settings: {nonsense: 1}", b"\xff\xfe\x00"],
 )
-def test_a_file_that_is_no_configuration_is_told_by_its_name(
-    run: Run, tmp_path: Path, content: str | bytes
-) -> None:
+def test_non_configuration_file_is_named(run: Run, tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "datasette.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     assert str(path) in error_of(run("hi", "-c", str(path)))
 
 
-def test_a_configuration_file_that_does_not_exist_is_a_mistake_in_the_command(run: Run) -> None:
+def test_missing_config_file_is_a_usage_error(run: Run) -> None:
     result = run("hi", "-c", "nowhere.yaml")
 
     assert result.exit_code == 2
@@ -319,7 +309,7 @@ def test_a_missing_key_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("before", [[], ["One "]], ids=["at once", "mid-stream"])
-def test_a_providers_error_is_told_in_one_line_without_the_key(
+def test_provider_error_is_one_line_without_key(
     run: Run, register_models, monkeypatch: pytest.MonkeyPatch, before: list[str]
 ) -> None:
     monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", KEY)
@@ -333,7 +323,7 @@ def test_a_providers_error_is_told_in_one_line_without_the_key(
     assert error_of(result) == "401 Unauthorized: bad key [key removed] see the console"
 
 
-def test_an_error_without_a_message_is_told_by_its_name(run: Run, register_models) -> None:
+def test_error_without_message_shows_its_type(run: Run, register_models) -> None:
     register_models(ScriptedModel("failing", [TimeoutError()]))
 
     assert error_of(run("hi", "-m", "failing")) == "TimeoutError"
@@ -354,7 +344,7 @@ def test_what_a_hook_raises_is_told_in_one_line(run: Run, pelican: ScriptedModel
 # What comes out
 
 
-def test_the_help_has_an_example_on_a_line_of_its_own(run: Run) -> None:
+def test_help_has_example_on_its_own_line(run: Run) -> None:
     result = run("--help")
 
     assert result.exit_code == 0
@@ -457,7 +447,7 @@ def test_the_output_is_streamed_chunk_by_chunk(waiting: "subprocess.Popen[bytes]
     assert (waiting.returncode, stdout, stderr) == (0, b"\n", b"")
 
 
-def test_a_reader_that_goes_away_ends_it_without_a_traceback(
+def test_closed_pipe_ends_without_traceback(
     waiting: "subprocess.Popen[bytes]",
 ) -> None:
     assert waiting.stdout.read(8) == b"chunk 0 "
@@ -498,7 +488,7 @@ def test_plugins_of_the_site_apply(run: Run, tmp_path: Path) -> None:
     assert "does not allow model 'echo'" in error_of(result)
 
 
-def test_a_plugin_of_the_site_that_does_not_load_is_told(run: Run, tmp_path: Path) -> None:
+def test_plugin_that_fails_to_load_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken_plugin.py").write_text("import no_such_module_anywhere\n")
     message = error_of(run("hi", "--plugins-dir", str(tmp_path)))
     assert "cannot be loaded: ModuleNotFoundError" in message

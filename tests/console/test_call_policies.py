@@ -18,8 +18,7 @@ from datasette_llm.config.parse import parse_settings
 from datasette_llm.console.call_policies import has_limits
 from datasette_llm.testing import ScriptedModel
 
-from ..support.console import ANA, HOSTILE, Start, assert_harmless, get, get_json, starter
-from .log.test_pages import Page
+from ..support.console import ANA, HOSTILE, Page, Start, assert_harmless, get, get_json, starter
 
 ROOT = "plugins.datasette-llm"
 ENDPOINT = {"model": "own", "api_base": "http://127.0.0.1:1/v1"}
@@ -75,7 +74,7 @@ UNKNOWN = (
 BLOCKED = f"it is blocked. Remove it from {ROOT}.blocked_models"
 
 
-async def test_without_settings_there_are_two_retries_and_pages_are_quiet(start: Start) -> None:
+async def test_default_call_policy_is_not_shown_open(start: Start) -> None:
     datasette = await start()
     listed = await get_json(datasette, "models")
     assert listed["plans"] == [DEFAULT]
@@ -89,7 +88,7 @@ async def test_without_settings_there_are_two_retries_and_pages_are_quiet(start:
     assert "in threads" not in text
     explained = Page((await get(datasette, "explain", model=threaded["model_id"])).text)
     assert "at most 4 at once in threads default" in explained.text
-    assert " open" not in text.partition('<details class="llm-fates"')[2].partition(">")[0]
+    assert " open" not in text.partition('<details class="llm-impacts"')[2].partition(">")[0]
     assert "retries" not in (await get(datasette, "purposes")).text
     overview = await get_overview(datasette)
     assert (overview["limited"], overview["queues"]) == (False, [])
@@ -100,7 +99,7 @@ async def get_overview(datasette: Any) -> Any:
     return (await datasette.client.get("/-/llm.json", actor=ANA)).json()
 
 
-async def test_the_models_page_has_what_holds_for_all_and_for_purposes_that_differ(
+async def test_models_page_has_common_call_policies(
     start: Start,
 ) -> None:
     listed = await get_json(await start(CONFIG), "models")
@@ -135,7 +134,8 @@ async def test_the_models_page_has_what_holds_for_all_and_for_purposes_that_diff
     )
 
 
-async def test_a_model_has_what_is_said_about_itself_and_for_which_purpose(start: Start) -> None:
+async def test_model_row_has_its_own_call_policies(start: Start) -> None:
+    """Only settings about the model itself are shown, with their purposes."""
     datasette = await start(CONFIG)
     listed = await get_json(datasette, "models")
     assert [plan["purpose"] for plan in row_of(listed, "heron")["plans"]] == [None, "chat"]
@@ -177,9 +177,10 @@ async def test_each_purpose_has_the_plan_of_its_model(start: Start) -> None:
     assert BLOCKED in by_purpose[0]
 
 
-async def test_a_fallback_that_only_some_purposes_may_use_is_told_at_those_that_may_not(
+async def test_fallback_problem_is_shown_per_purpose(
     start: Start,
 ) -> None:
+    """A fallback may be allowed for some purposes only."""
     config = {
         "default_model": "pelican",
         "fallbacks": ["owl"],
@@ -194,7 +195,7 @@ async def test_a_fallback_that_only_some_purposes_may_use_is_told_at_those_that_
     assert ["fallback 1: owl" in cell for cell in page.cells if ROOT in cell] == [True, False]
 
 
-async def test_explain_asks_plugins_about_fallbacks_for_the_actor(start: Start, plugin) -> None:
+async def test_explain_calls_filters_for_fallbacks(start: Start, plugin) -> None:
     class Filter:
         @hookimpl
         def llm_filter_models(self, models, actor, purpose):
@@ -210,15 +211,15 @@ async def test_explain_asks_plugins_about_fallbacks_for_the_actor(start: Start, 
         assert nobody["problem"] == UNKNOWN
     assert problems == ["Plugin 'strict' does not allow model 'owl' for this actor", None]
     page = Page((await get(datasette, "explain", model="pelican", purpose="chat", actor="")).text)
-    assert "How its prompts are made" in page.text
+    assert "Call policy" in page.text
     assert "2 retries default" in page.text
     assert "Model 'ibis' has no key" in page.text
     for name in ("crow", "nobody"):
         text = (await get(datasette, "explain", model=name)).text
-        assert "How its prompts are made" not in text
+        assert "Call policy" not in text
 
 
-async def test_what_is_under_way_and_what_waits_is_shown_while_it_does(
+async def test_running_and_waiting_requests_are_shown(
     start: Start, register_models: Callable[..., None]
 ) -> None:
     go_on = asyncio.Event()
@@ -235,7 +236,7 @@ async def test_what_is_under_way_and_what_waits_is_shown_while_it_does(
     assert overview["limited"]
     assert overview["queues"] == [{"model": "busy", "running": 2, "waiting": 3}]
     page = Page((await datasette.client.get("/-/llm", actor=ANA)).text)
-    assert "3 requests wait for their turn: 3 for busy" in page.cells
+    assert "3 requests wait for a concurrency limit: 3 for busy" in page.cells
     (plan,) = row_of(await get_json(datasette, "models"), "busy")["plans"]
     assert [(each["running"], each["waiting"]) for each in plan["limits"]] == [(2, 3)]
     text = (await get(datasette, "models")).text

@@ -26,6 +26,7 @@ from ..support.console import (
     CONSOLE,
     HOSTILE,
     KEY,
+    Page,
     Start,
     assert_gated,
     assert_harmless,
@@ -34,7 +35,6 @@ from ..support.console import (
     starter,
     store,
 )
-from .log.test_pages import Page
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
 
@@ -83,11 +83,11 @@ class Default(Filter):
         return self.keeps
 
 
-async def test_only_those_who_manage_llm_see_explanations(start: Start, birds) -> None:
+async def test_explain_requires_manage_llm(start: Start, birds) -> None:
     await assert_gated(start, "explain", "pelican")
 
 
-async def test_where_nothing_was_asked_there_is_the_form_alone(start: Start, birds, plugin) -> None:
+async def test_form_alone_without_arguments(start: Start, birds, plugin) -> None:
     asked = plugin(Filter("asked"))
     datasette = await start({"default_model": "heron", "purposes": {"chat": {}}})
 
@@ -135,9 +135,7 @@ MALFORMED = ["{", "ana", '"ana"', "[1]", "1", "{'id': 1}", "[" * 5_000, "1" * 10
 
 
 @pytest.mark.parametrize("actor", MALFORMED, ids=range(len(MALFORMED)))
-async def test_a_malformed_actor_is_refused_with_the_form_as_it_was(
-    start: Start, birds, plugin, actor: str
-) -> None:
+async def test_malformed_actor_keeps_the_form(start: Start, birds, plugin, actor: str) -> None:
     asked = plugin(Filter("asked"))
     datasette = await start()
     arguments = {"model": "heron", "purpose": "chat", "actor": actor}
@@ -152,7 +150,7 @@ async def test_a_malformed_actor_is_refused_with_the_form_as_it_was(
     assert asked.actors == []
 
 
-async def test_the_actor_is_used_for_nothing_but_the_decision(start: Start, birds, plugin) -> None:
+async def test_actor_is_used_for_the_decision_only(start: Start, birds, plugin) -> None:
     asked = plugin(Filter("asked", []))
     datasette = await start({"log": True})
     await store(datasette, "BIRD_API_KEY")
@@ -175,7 +173,7 @@ ERRORS = [ValueError("out of <order>"), asyncio.CancelledError()]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["raises", "is cancelled from inside"])
-async def test_a_filter_that_fails_is_shown_by_name_beside_the_answers_of_the_others(
+async def test_failed_filter_is_named_beside_the_others(
     start: Start, birds, plugin, error: BaseException
 ) -> None:
     plugin(Filter("broken", raises=error))
@@ -193,7 +191,7 @@ async def test_a_filter_that_fails_is_shown_by_name_beside_the_answers_of_the_ot
     assert_harmless(page)
 
 
-async def test_a_filter_that_returns_nonsense_is_shown_by_name(start: Start, birds, plugin) -> None:
+async def test_filter_with_invalid_result_is_named(start: Start, birds, plugin) -> None:
     plugin(Filter("odd", 5))
     datasette = await start()
 
@@ -215,7 +213,7 @@ CHAT = {"default_model": "heron", "purposes": {"chat": {"model": "pelican"}}}
         (CHAT, "other", "heron", f"{ROOT}.default_model"),
     ],
 )
-async def test_the_default_is_told_with_its_rule_and_explained_where_no_model_is_named(
+async def test_default_has_its_rule_and_is_explained(
     start: Start, birds, config: object, purpose: str, model_id: str, rule: str
 ) -> None:
     datasette = await start(config)
@@ -228,9 +226,7 @@ async def test_the_default_is_told_with_its_rule_and_explained_where_no_model_is
     assert rule in page.text
 
 
-async def test_a_default_by_assignment_and_one_by_a_plugin_are_told(
-    start: Start, birds, plugin
-) -> None:
+async def test_default_by_assignment_and_by_plugin(start: Start, birds, plugin) -> None:
     datasette = await start(CHAT)
     await instance.of(datasette, Assignments).assign(datasette, "chat", "heron", "ana")
     by_hand = (await get_json(datasette, "explain", purpose="chat"))["default"]
@@ -243,9 +239,7 @@ async def test_a_default_by_assignment_and_one_by_a_plugin_are_told(
     assert "the plugin chooser" in Page((await get(datasette, "explain", purpose="chat")).text).text
 
 
-async def test_a_plugin_that_fails_to_name_a_default_is_shown_by_name(
-    start: Start, birds, plugin
-) -> None:
+async def test_failed_default_hook_is_named(start: Start, birds, plugin) -> None:
     plugin(Default("chooser", raises=ValueError(HOSTILE)))
     datasette = await start()
 
@@ -299,9 +293,7 @@ def run(tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
-def test_the_command_tells_each_step_and_ends_with_1_where_the_model_is_not_available(
-    run, birds, plugin
-) -> None:
+def test_command_prints_steps_and_exit_status(run, birds, plugin) -> None:
     asked = plugin(Filter("strict", []))
 
     result = run(CHAT, "heron", "-p", "chat", "--actor", json.dumps(ACTOR))

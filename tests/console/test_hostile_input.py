@@ -16,8 +16,7 @@ from datasette_llm.console import explain
 from datasette_llm.console.explain import ActorError, parse_actor
 from datasette_llm.testing import ScriptedModel
 
-from ..support.console import ANA, BEN, CONSOLE, KEY, Start, get, get_json, starter, store
-from .log.test_pages import Page
+from ..support.console import ANA, BEN, CONSOLE, KEY, Page, Start, get, get_json, starter, store
 
 PAGES = ("", "/models", "/purposes", "/test", "/explain", "/keys")
 
@@ -60,7 +59,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [ValueError("out of order"), UnsayableError()])
-async def test_a_plugin_that_fails_to_register_purposes_breaks_no_page(start, plugin, error):
+async def test_failing_purposes_hook_breaks_no_page(start, plugin, error):
     plugin(Failing(error), "broken")
     datasette = await start({"purposes": {"sql": {}}})
 
@@ -71,9 +70,7 @@ async def test_a_plugin_that_fails_to_register_purposes_breaks_no_page(start, pl
             assert type(error).__name__ in response.text, twin
 
 
-async def test_the_result_of_a_test_is_shown_although_purposes_are_unknown(
-    start, plugin, monkeypatch
-):
+async def test_test_result_shown_with_unknown_purposes(start, plugin, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_SCRIPTS_API_KEY", KEY)
     plugin(Failing(ValueError("out of order")), "broken")
     datasette = await start({})
@@ -98,7 +95,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize("place", ["environment", "own variable", "keys.json", "table"])
-async def test_no_page_repeats_a_key_that_a_plugin_says_when_it_fails(
+async def test_key_in_plugin_error_is_on_no_page(
     place, start, plugin, register_models, llm_folder, monkeypatch
 ):
     register_models(ScriptedModel("other", needs_key="others", key_env_var="OTHERS_KEY"))
@@ -125,7 +122,7 @@ async def test_no_page_repeats_a_key_that_a_plugin_says_when_it_fails(
         assert KEY not in text, (page, given)
 
 
-async def test_looking_for_keys_in_an_error_stamps_no_secret_as_used(start):
+async def test_redacting_stamps_no_secret_as_used(start):
     datasette = await start({})
     await store(datasette, "SCRIPTS_API_KEY")
 
@@ -137,7 +134,8 @@ async def test_looking_for_keys_in_an_error_stamps_no_secret_as_used(start):
     assert [row["last_used_at"] for row in rows] == [None]
 
 
-async def test_what_a_stranger_says_is_quoted_up_to_a_bound(start):
+async def test_third_party_errors_are_cut(start):
+    """Messages of plugins are quoted up to a bound."""
     text = await quoted(await start({}), "x" * (MAX_MESSAGE_CHARS + 1))
 
     assert text == "x" * MAX_MESSAGE_CHARS + "…"
@@ -160,7 +158,7 @@ class Hanging:
             await asyncio.Event().wait()
 
 
-async def test_a_hook_that_hangs_is_explained_by_the_name_of_its_plugin(start, plugin, monkeypatch):
+async def test_hanging_hook_is_named_by_explain(start, plugin, monkeypatch):
     monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
     plugin(Hanging(), "sleepy")
     datasette = await start({"default_model": "scripted"})
@@ -176,9 +174,7 @@ async def test_a_hook_that_hangs_is_explained_by_the_name_of_its_plugin(start, p
     assert chosen["default"]["error"] == said
 
 
-async def test_a_hook_that_hangs_does_not_hold_up_the_page_that_tests_a_purpose(
-    start, plugin, monkeypatch
-):
+async def test_hanging_hook_does_not_block_test_page(start, plugin, monkeypatch):
     monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
     plugin(Hanging(), "sleepy")
     datasette = await start({"default_model": "scripted"})
@@ -205,12 +201,12 @@ def test_explain_gives_a_hook_ten_seconds():
         ('{"id": ' * 928 + "1" + "}" * 928, "The actor is no JSON"),
     ],
 )
-def test_an_actor_that_no_answer_could_repeat_is_refused(text, problem):
+def test_actor_not_valid_in_json_is_refused(text, problem):
     with pytest.raises(ActorError, match=problem):
         parse_actor(text)
 
 
-async def test_the_json_about_any_actor_is_json_for_every_reader(start):
+async def test_json_about_any_actor_is_valid(start):
     datasette = await start({})
 
     refused = await get(datasette, "explain.json", 400, actor='{"id": NaN}')
@@ -218,7 +214,8 @@ async def test_the_json_about_any_actor_is_json_for_every_reader(start):
     assert json.loads(refused.text, parse_constant=pytest.fail)["ok"] is False
 
 
-def test_an_actor_may_be_nested_and_of_its_duplicate_keys_the_last_counts():
+def test_nested_actor_and_duplicate_keys():
+    """An actor may be nested; of duplicate keys the last one counts."""
     assert parse_actor('{"id": 1, "teams": [[{"a": {}}]], "id": 2.5}') == {
         "id": 2.5,
         "teams": [[{"a": {}}]],
@@ -228,7 +225,7 @@ def test_an_actor_may_be_nested_and_of_its_duplicate_keys_the_last_counts():
 # Odd names
 
 
-async def test_names_with_half_a_character_are_on_every_page(start, register_models):
+async def test_lone_surrogates_on_every_page(start, register_models):
     register_models(ScriptedModel("half \ud800 model"))
     datasette = await start({"purposes": {"half \udc00 purpose": {}}})
 
@@ -241,7 +238,7 @@ async def test_names_with_half_a_character_are_on_every_page(start, register_mod
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-async def test_only_the_methods_that_a_page_knows_are_answered(start, method):
+async def test_unknown_methods_are_405(start, method):
     datasette = await start({})
     addresses = [CONSOLE + page + twin for page in PAGES for twin in ("", ".json")]
 
@@ -260,7 +257,7 @@ async def test_only_the_methods_that_a_page_knows_are_answered(start, method):
 # Seams
 
 
-async def test_every_page_offers_a_purpose_that_only_an_assignment_knows(start):
+async def test_assigned_purpose_is_offered_everywhere(start):
     datasette = await start({"purposes": {"old": {}}})
     given = {"purpose": "old", "model_id": "scripted"}
     assert (await datasette.client.post(f"{CONSOLE}/assign", json=given, actor=ANA)).json()["ok"]
@@ -277,7 +274,7 @@ async def test_every_page_offers_a_purpose_that_only_an_assignment_knows(start):
     assert [row["purpose"] for row in secret["purposes"]] == ["old"]
 
 
-async def test_the_tables_of_the_purposes_keep_their_roles_where_cells_stack(start):
+async def test_purposes_tables_have_aria_roles(start):
     datasette = await start({"purposes": {"sql": {}}})
     given = {"purpose": "sql", "model_id": "scripted"}
     await datasette.client.post(f"{CONSOLE}/assign", json=given, actor=ANA)

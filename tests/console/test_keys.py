@@ -13,12 +13,13 @@ from datasette.app import Datasette
 
 from datasette_llm import LLM, Purpose
 from datasette_llm.access.keys import KeyStatus
-from datasette_llm.console.keys import fates
+from datasette_llm.console.keys import impacts
 from datasette_llm.testing import ScriptedModel
 
 from ..support.console import (
     HOSTILE,
     KEY,
+    Page,
     Start,
     assert_gated,
     assert_harmless,
@@ -27,7 +28,6 @@ from ..support.console import (
     starter,
     store,
 )
-from .log.test_pages import Page
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
 
@@ -61,9 +61,7 @@ async def test_only_those_who_manage_llm_see_the_keys(start: Start, birds) -> No
     await assert_gated(start, "keys", BIRD)
 
 
-async def test_every_secret_that_models_or_the_configuration_name_is_listed(
-    start: Start, birds
-) -> None:
+async def test_all_named_secrets_are_listed(start: Start, birds) -> None:
     datasette = await start({"default_model": {"model": "pelican", "key": "MY_KEY"}})
 
     names = [each["name"] for each in (await get_json(datasette, "keys"))["secrets"]]
@@ -74,9 +72,8 @@ async def test_every_secret_that_models_or_the_configuration_name_is_listed(
     assert all(f"<code>{name}</code>" in page.text for name in names)
 
 
-async def test_without_its_only_key_a_model_stops_and_one_with_another_goes_on(
-    start: Start, birds, monkeypatch
-) -> None:
+async def test_model_stops_or_goes_on_without_key(start: Start, birds, monkeypatch) -> None:
+    """Revoking the only key stops a model; with a key elsewhere it continues."""
     datasette = await start()
     await store(datasette, BIRD)
     monkeypatch.setenv("BIRD_TOKEN", KEY)
@@ -87,7 +84,9 @@ async def test_without_its_only_key_a_model_stops_and_one_with_another_goes_on(
     assert by_effect(found) == [("stops", ["heron"], None), ("goes-on", ["pelican"], None)]
     assert found["models"][1]["then"] == "environment variable BIRD_TOKEN"
     page = Page((await get(datasette, "keys")).text)
-    assert "will go on without it, with the key from environment variable BIRD_TOKEN" in page.text
+    assert (
+        "will continue without it, with the key from environment variable BIRD_TOKEN" in page.text
+    )
     # And so it is, once it is revoked.
     await datasette.get_internal_database().execute_write("delete from datasette_secrets")
     listed = [model.model_id for model in await LLM(datasette).models()]
@@ -107,21 +106,19 @@ async def test_without_its_only_key_a_model_stops_and_one_with_another_goes_on(
         (("OWN",), (), (BIRD,), {"OWN": "goes-on", BIRD: "unaffected"}),
     ],
 )
-def test_the_fate_of_a_model_for_each_secret(
+def test_impact_on_a_model_for_each_secret(
     monkeypatch, secrets: Any, stored: Any, environment: Any, effects: dict[str, str]
 ) -> None:
     for name in environment:
         monkeypatch.setenv(f"DATASETTE_SECRETS_{name}", KEY)
     status = KeyStatus(frozenset(secrets), frozenset(stored))
 
-    found = fates(ScriptedModel("pelican", needs_key="bird"), ("OWN",), status)
+    found = impacts(ScriptedModel("pelican", needs_key="bird"), ("OWN",), status)
 
-    assert {name: fate.effect for name, fate in found.items()} == effects
+    assert {name: impact.effect for name, impact in found.items()} == effects
 
 
-async def test_models_are_told_with_the_purposes_for_which_they_depend_on_it(
-    start: Start, birds
-) -> None:
+async def test_models_have_their_dependent_purposes(start: Start, birds) -> None:
     config = {
         "purposes": {
             "chat": {"model": {"model": "pelican", "key": "CHAT_KEY"}},
@@ -142,7 +139,7 @@ async def test_models_are_told_with_the_purposes_for_which_they_depend_on_it(
     ]
 
 
-async def test_purposes_are_told_whose_default_depends_on_it(start: Start, birds, plugin) -> None:
+async def test_purposes_with_dependent_default(start: Start, birds, plugin) -> None:
     class Purposes:
         @hookimpl
         def register_llm_purposes(self):
@@ -159,7 +156,7 @@ async def test_purposes_are_told_whose_default_depends_on_it(start: Start, birds
     assert rows == [(None, "heron", "stops"), ("summaries", "heron", "stops")]
 
 
-async def test_a_model_that_is_not_allowed_depends_on_nothing(start: Start, birds) -> None:
+async def test_disallowed_model_depends_on_nothing(start: Start, birds) -> None:
     datasette = await start(
         {"models": ["free"], "default_model": "pelican", "blocked_models": ["pelican"]}
     )
@@ -167,7 +164,7 @@ async def test_a_model_that_is_not_allowed_depends_on_nothing(start: Start, bird
     found = await secret(datasette, BIRD)
 
     assert (found["models"], found["purposes"]) == ([], [])
-    assert "No model that the configuration allows uses it." in (await get(datasette, "keys")).text
+    assert "No allowed model uses it." in (await get(datasette, "keys")).text
 
 
 @pytest.mark.parametrize("how", ["table", "variable", "keys.json", "token"])
@@ -191,7 +188,7 @@ async def test_no_key_is_shown_wherever_it_is(
     assert (f"/-/secrets/{BIRD}" in links) is (how != "variable")
 
 
-async def test_there_is_no_link_for_those_who_may_not_set_secrets(start: Start, birds) -> None:
+async def test_no_link_without_manage_secrets(start: Start, birds) -> None:
     datasette = await start(may=("manage-llm",))
 
     page = Page((await get(datasette, "keys")).text)
@@ -200,15 +197,13 @@ async def test_there_is_no_link_for_those_who_may_not_set_secrets(start: Start, 
     assert BIRD in page.text
 
 
-async def test_without_an_encryption_key_the_page_says_how_secrets_are_set(
-    start: Start, birds
-) -> None:
+async def test_missing_encryption_key_says_what_to_do(start: Start, birds) -> None:
     datasette = await start(plugins={})
 
     found = await get_json(datasette, "keys")
 
     assert (found["can_store"], found["secret_pages"]) == (False, {})
-    assert "only be set in the environment" in (await get(datasette, "keys")).text
+    assert "only be set as environment variables" in (await get(datasette, "keys")).text
 
 
 async def test_hostile_text_stays_text(start: Start, register_models) -> None:

@@ -26,6 +26,7 @@ from ..support.console import (
     CONSOLE,
     HOSTILE,
     KEY,
+    Page,
     Start,
     assert_framed,
     assert_gated,
@@ -35,7 +36,6 @@ from ..support.console import (
     starter,
     store,
 )
-from .log.test_pages import Page
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
 
@@ -70,7 +70,7 @@ async def test_half_a_character_in_an_id_spoils_no_page(start: Start, register_m
     assert "half ?" in response.text
 
 
-async def test_every_model_that_llm_knows_is_listed_once(start: Start, birds) -> None:
+async def test_every_known_model_is_listed_once(start: Start, birds) -> None:
     datasette = await start({"models": ["heron"]})
 
     rows = (await get_json(datasette, "models"))["models"]
@@ -94,9 +94,7 @@ async def test_what_a_model_can_do_is_told(start: Start, birds) -> None:
     assert "audio/wav, image/png" in (await get(datasette, "models", q="heron")).text
 
 
-async def test_a_model_without_an_async_version_is_said_to_run_in_a_thread(
-    start: Start, birds
-) -> None:
+async def test_sync_model_is_marked_as_threaded(start: Start, birds) -> None:
     datasette = await start()
 
     row = await row_of(datasette, "gpt-3.5-turbo-instruct")
@@ -120,7 +118,7 @@ async def test_a_model_without_an_async_version_is_said_to_run_in_a_thread(
         ({"models": ["pelican"], "purposes": {"chat": {"models": ["heron"]}}}, "chat", None),
     ],
 )
-async def test_the_rule_that_removed_a_model_is_told_as_explain_tells_it(
+async def test_removal_rule_is_the_same_as_in_explain(
     start: Start, birds, config: object, purpose: str, rule: str | None
 ) -> None:
     datasette = await start(config)
@@ -150,7 +148,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize(("how", "source", "place"), KEYS, ids=[how for how, *_ in KEYS])
-async def test_where_a_key_comes_from_is_told_and_the_key_is_not(
+async def test_key_source_is_shown_but_not_the_key(
     start: Start, birds, llm_folder: Path, monkeypatch, how: str, source: str, place: str | None
 ) -> None:
     datasette = await start()
@@ -181,9 +179,7 @@ async def test_where_a_key_comes_from_is_told_and_the_key_is_not(
 @pytest.mark.parametrize(
     "site", [{"may": ("manage-llm",)}, {"plugins": {}}], ids=["no permission", "no encryption key"]
 )
-async def test_there_is_no_link_where_the_secret_cannot_be_set(
-    start: Start, birds, site: dict[str, Any]
-) -> None:
+async def test_no_link_if_secret_cannot_be_set(start: Start, birds, site: dict[str, Any]) -> None:
     datasette = await start(**site)
 
     page = Page((await get(datasette, "models", q="pelican")).text)
@@ -193,7 +189,7 @@ async def test_there_is_no_link_where_the_secret_cannot_be_set(
     assert (await get_json(datasette, "models"))["secret_pages"] == {}
 
 
-async def test_the_page_of_the_link_is_one_that_datasette_secrets_has(start: Start, birds) -> None:
+async def test_secret_link_is_page_of_datasette_secrets(start: Start, birds) -> None:
     datasette = await start()
     address = (await get_json(datasette, "models"))["secret_pages"]["BIRD_API_KEY"]
 
@@ -211,7 +207,7 @@ async def test_the_default_of_the_purpose_is_marked(start: Start, birds) -> None
     assert not (await row_of(datasette, "heron", purpose="chat"))["default"]
 
 
-async def test_hooks_that_narrow_are_pointed_at_and_not_asked(start: Start, birds, plugin) -> None:
+async def test_filter_hooks_are_mentioned_not_called(start: Start, birds, plugin) -> None:
     datasette = await start()
     assert "asks them" not in (await get(datasette, "models")).text
 
@@ -223,7 +219,7 @@ async def test_hooks_that_narrow_are_pointed_at_and_not_asked(start: Start, bird
     plugin(Filter())
     page = await get(datasette, "models")
 
-    assert "Plugins may keep further models from some actors" in page.text
+    assert "Plugins may hide further models from some actors" in page.text
     assert f"{CONSOLE}/explain" in Page(page.text).links()
 
 
@@ -256,9 +252,7 @@ ROWS = [
         ({"key": "secret"}, []),
     ],
 )
-def test_a_search_finds_what_has_all_that_was_asked_for(
-    search: dict[str, str], found: list[str]
-) -> None:
+def test_search_matches_all_criteria(search: dict[str, str], found: list[str]) -> None:
     assert [row["model_id"] for row in matching(ROWS, **search)] == found
 
 
@@ -281,9 +275,7 @@ async def test_the_form_keeps_what_was_searched_for(start: Start, birds) -> None
 
 
 @pytest.mark.parametrize("name", ["availability", "key"])
-async def test_a_value_that_no_menu_has_is_refused_with_the_form_as_it_was(
-    start: Start, birds, name: str
-) -> None:
+async def test_unknown_menu_value_keeps_the_form(start: Start, birds, name: str) -> None:
     datasette = await start()
 
     page = Page((await get(datasette, "models", 400, q="heron", **{name: HOSTILE})).text)
@@ -295,9 +287,7 @@ async def test_a_value_that_no_menu_has_is_refused_with_the_form_as_it_was(
     assert_harmless(page)
 
 
-async def test_purposes_are_offered_and_a_plugin_that_fails_is_told(
-    start: Start, birds, plugin
-) -> None:
+async def test_purposes_and_plugin_failure_are_shown(start: Start, birds, plugin) -> None:
     class Purposes:
         @hookimpl
         def register_llm_purposes(self):
@@ -330,14 +320,14 @@ async def test_hostile_text_stays_text(start: Start, register_models) -> None:
     assert HOSTILE in Page((await datasette.client.get(link, actor=ANA)).text).text
 
 
-async def test_under_a_base_url_every_link_begins_with_it(start: Start, birds) -> None:
+async def test_links_respect_base_url(start: Start, birds) -> None:
     datasette = await start(settings={"base_url": "/prefix/"})
 
     for page in ("models", "explain?model=pelican&purpose=x", "keys"):
         await assert_framed(datasette, f"{CONSOLE}/{page}")
 
 
-async def test_the_keys_are_read_once_however_many_models(
+async def test_keys_are_read_once_for_all_models(
     start: Start, register_models, monkeypatch
 ) -> None:
     register_models(*[ScriptedModel(f"bird-{n}", needs_key="bird") for n in range(100)])
@@ -368,9 +358,7 @@ async def test_the_keys_are_read_once_however_many_models(
         ({}, "datasette-llm"),
     ],
 )
-def test_the_provider_is_the_host_the_issuer_of_the_key_or_the_plugin(
-    attributes: dict[str, str], provider: str
-) -> None:
+def test_provider_is_host_key_issuer_or_plugin(attributes: dict[str, str], provider: str) -> None:
     model = ScriptedModel("x", needs_key=attributes.get("needs_key"))
     model.api_base = attributes.get("api_base")
 
@@ -406,7 +394,7 @@ def test_the_command_lists_what_the_page_lists(run, birds) -> None:
     assert "key: set BIRD_API_KEY" in run(config, "models", "pelican").stdout
 
 
-def test_the_command_does_not_let_a_name_command_the_terminal(run, register_models) -> None:
+def test_command_escapes_control_characters(run, register_models) -> None:
     register_models(ScriptedModel("pel\x1b[31mican"))
 
     assert "\x1b" not in run({}, "models", "pel").stdout

@@ -18,18 +18,16 @@ from datasette.cli import cli
 
 from datasette_llm import LLM
 from datasette_llm.calls import task as lifetimes
-from datasette_llm.console import probe as trial
-from datasette_llm.console import probe as trials
-from datasette_llm.console import probe_page as trial_page
+from datasette_llm.console import probe, probe_page
 from datasette_llm.console.log import payloads
 from datasette_llm.console.probe import PROMPT, candidates, probe_model, probe_purpose
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
+from ..support.console import HOSTILE, Page
 from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
 from ..support.plugins import Observer, raises
-from .log.test_pages import HOSTILE, Page
 
 ANA = {"id": "ana"}
 TEST = "/-/llm/test"
@@ -66,7 +64,7 @@ async def rows(datasette: Datasette) -> dict[str, dict[str, Any]]:
 # One model
 
 
-async def test_a_trial_of_a_model_that_answers_tells_what_and_how_fast(start, register_models):
+async def test_probe_has_answer_and_latency(start, register_models):
     model = ScriptedModel("scripted", PONG, needs_key=None)
     register_models(model)
 
@@ -78,9 +76,7 @@ async def test_a_trial_of_a_model_that_answers_tells_what_and_how_fast(start, re
     assert model.calls[0].prompt == PROMPT
 
 
-async def test_a_trial_takes_part_in_options_key_hooks_and_record(
-    start, register_models, plugin, monkeypatch
-):
+async def test_probe_uses_options_key_hooks_and_log(start, register_models, plugin, monkeypatch):
     model = ScriptedModel("scripted", PONG, needs_key="scripted")
     register_models(model)
     hook = plugin(Observer())
@@ -98,14 +94,14 @@ async def test_a_trial_takes_part_in_options_key_hooks_and_record(
     assert (row["purpose"], row["actor_id"], row["outcome"]) == ("chat", "ana", "ok")
 
 
-async def test_an_alias_is_tried_as_the_model_it_stands_for(start, register_models, llm_folder):
+async def test_alias_is_probed_as_its_model(start, register_models, llm_folder):
     register_models(ScriptedModel("scripted", PONG))
     (llm_folder / "aliases.json").write_text('{"short": "scripted"}', "utf-8")
 
     assert (await probe_model(await start(), "short")).model_id == "scripted"
 
 
-async def test_a_model_that_does_not_stream_is_tried_too(start, register_models):
+async def test_probe_without_streaming(start, register_models):
     register_models(ScriptedModel("scripted", PONG, can_stream=False))
 
     result = await probe_model(await start(), "scripted")
@@ -113,7 +109,7 @@ async def test_a_model_that_does_not_stream_is_tried_too(start, register_models)
     assert (result.ok, result.text) == (True, "pong")
 
 
-async def test_a_model_that_answers_without_text_gave_a_bad_answer(start, register_models):
+async def test_answer_without_text_is_bad_answer(start, register_models):
     register_models(ScriptedModel("scripted", [" \n", llm.Usage(input=9, output=20)]))
 
     result = await probe_model(await start(), "scripted")
@@ -127,13 +123,13 @@ async def test_a_long_answer_is_cut(start, register_models):
 
     text = (await probe_model(await start(), "scripted")).text
 
-    assert text == "x" * trial.MAX_TEXT_CHARS + "…"
+    assert text == "x" * probe.MAX_TEXT_CHARS + "…"
 
 
 # What fails before the provider
 
 
-async def test_a_model_without_a_key_is_told_and_on_record(start, register_models):
+async def test_missing_key_is_a_failure_and_logged(start, register_models):
     register_models(ScriptedModel("scripted", PONG, needs_key="anthropic"))
     datasette = await start()
 
@@ -144,14 +140,14 @@ async def test_a_model_without_a_key_is_told_and_on_record(start, register_model
     assert (await rows(datasette))[result.call_id]["outcome"] == "error"
 
 
-async def test_a_model_that_llm_does_not_know_is_a_result(start):
+async def test_unknown_model_is_a_failure(start):
     result = await probe_model(await start(), HOSTILE)
 
     assert (result.ok, result.model_id, result.error.kind) == (False, HOSTILE, "unknown_model")
     assert (result.provider, result.call_id, result.first_chunk_ms) == (None, None, None)
 
 
-async def test_a_model_that_policy_refuses_is_not_allowed(start, register_models):
+async def test_model_refused_by_policy_is_not_allowed(start, register_models):
     model = ScriptedModel("scripted", PONG, needs_key="openai")
     register_models(model)
     datasette = await start({"purposes": {"chat": {"blocked_models": ["scripted"]}}})
@@ -163,9 +159,7 @@ async def test_a_model_that_policy_refuses_is_not_allowed(start, register_models
     assert not model.calls
 
 
-async def test_a_filter_of_a_plugin_that_refuses_the_actor_is_not_allowed(
-    start, register_models, plugin
-):
+async def test_model_refused_by_filter_is_not_allowed(start, register_models, plugin):
     class OnlyBen:
         @hookimpl
         def llm_filter_models(self, models, actor):
@@ -182,9 +176,7 @@ async def test_a_filter_of_a_plugin_that_refuses_the_actor_is_not_allowed(
     assert (await probe_model(datasette, "scripted", None, {"id": "ben"})).ok
 
 
-async def test_h2_a_hook_that_refuses_is_told_by_its_name_and_by_its_row(
-    start, register_models, plugin
-):
+async def test_h2_refusing_hook_is_named_and_logged(start, register_models, plugin):
     # What a billing service answers, which is not about the model's key.
     refusal = type("HTTPError", (Exception,), {"status_code": 401})("Invalid API key for billing")
     model = ScriptedModel("scripted", PONG)
@@ -201,7 +193,7 @@ async def test_h2_a_hook_that_refuses_is_told_by_its_name_and_by_its_row(
     assert not model.calls
 
 
-async def test_a_hook_that_fails_after_the_answer_blocked_it(start, register_models, plugin):
+async def test_hook_failure_after_answer_is_blocked(start, register_models, plugin):
     register_models(ScriptedModel("scripted", PONG))
     plugin(Observer(after=raises(ConnectionError("The moderation service is down"))))
 
@@ -211,7 +203,7 @@ async def test_a_hook_that_fails_after_the_answer_blocked_it(start, register_mod
     assert "The moderation service is down" in result.error.message
 
 
-async def test_a_filter_that_fails_is_no_failure_of_the_provider(start, register_models, plugin):
+async def test_filter_failure_is_blocked(start, register_models, plugin):
     class Broken:
         @hookimpl
         def llm_filter_models(self):
@@ -223,7 +215,7 @@ async def test_a_filter_that_fails_is_no_failure_of_the_provider(start, register
     assert (await probe_model(await start(), "scripted")).error.kind == "blocked"
 
 
-async def test_an_option_that_the_model_does_not_take_is_told(start, register_models):
+async def test_unknown_option_is_a_failure(start, register_models):
     register_models(ScriptedModel("scripted", PONG))
     reference = {"model": "scripted", "options": {"max_tokens": -1}}
 
@@ -233,7 +225,7 @@ async def test_an_option_that_the_model_does_not_take_is_told(start, register_mo
     assert "max_tokens" in result.error.message
 
 
-async def test_without_a_record_there_is_no_id_of_a_call(start, register_models, plugin):
+async def test_no_call_id_without_log(start, register_models, plugin):
     register_models(ScriptedModel("scripted", PONG))
     datasette = await start({"log": False})
 
@@ -247,17 +239,18 @@ async def test_without_a_record_there_is_no_id_of_a_call(start, register_models,
 
 @pytest.fixture
 def short_limit(monkeypatch):
-    monkeypatch.setattr(trial, "LIMIT_S", 0.2)  # enough for a model in this process to begin
+    monkeypatch.setattr(probe, "LIMIT_S", 0.2)  # enough for a model in this process to begin
     monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.05)
 
 
 @pytest.mark.parametrize(
     ("script", "waited"),
-    [([asyncio.Event()], "sent no text"), (["po", asyncio.Event()], "begun and not ended")],
+    [
+        ([asyncio.Event()], "before the provider had sent any text"),
+        (["po", asyncio.Event()], "after the first text, before the end of the answer"),
+    ],
 )
-async def test_a_provider_that_hangs_is_stopped_and_shown_as_a_timeout(
-    start, register_models, short_limit, script, waited
-):
+async def test_hanging_provider_is_a_timeout(start, register_models, short_limit, script, waited):
     model = ScriptedModel("scripted", script)
     register_models(model)
     datasette = await start()
@@ -271,9 +264,7 @@ async def test_a_provider_that_hangs_is_stopped_and_shown_as_a_timeout(
     assert (await rows(datasette))[result.call_id]["outcome"] == "cancelled"
 
 
-async def test_a_hook_that_does_not_let_the_prompt_go_is_named(
-    start, register_models, plugin, short_limit
-):
+async def test_hanging_hook_before_prompt_is_named(start, register_models, plugin, short_limit):
     register_models(ScriptedModel("scripted", PONG))
     plugin(Observer("queue", before=lambda result: asyncio.Event().wait()))
     datasette = await start()
@@ -281,7 +272,7 @@ async def test_a_hook_that_does_not_let_the_prompt_go_is_named(
     result = await soon(probe_model(datasette, "scripted"))
 
     assert result.error.kind == "timeout"
-    assert "a plugin had not let the prompt go" in result.error.message
+    assert "before a plugin let the prompt go to the provider" in result.error.message
     assert "'queue'" in result.error.message
     assert result.call_id is None
     assert await rows(datasette) == {}
@@ -301,22 +292,21 @@ async def test_a_filter_that_hangs_is_a_timeout(start, register_models, plugin, 
     assert (result.error.kind, result.provider) == ("timeout", "datasette-llm")
 
 
-async def test_a_hook_that_hangs_after_the_answer_is_a_timeout_too(
-    start, register_models, plugin, short_limit
-):
+async def test_hanging_hook_after_answer_is_a_timeout(start, register_models, plugin, short_limit):
     register_models(ScriptedModel("scripted", PONG))
     plugin(Observer(after=lambda result: asyncio.Event().wait()))
 
     result = await soon(probe_model(await start(), "scripted"))
 
     assert (result.text, result.error.kind) == ("pong", "timeout")
-    assert "a plugin had not finished with it" in result.error.message
+    assert "before a plugin had finished" in result.error.message
 
 
-async def test_h8_nobody_waits_longer_than_a_bound_for_a_cleanup_that_hangs(
+async def test_h8_hanging_cleanup_is_bounded(
     start, register_models, plugin, short_limit, monkeypatch
 ):
-    monkeypatch.setattr(trial, "STOP_S", 0.05)
+    """The probe ends although the cleanup of a hook hangs."""
+    monkeypatch.setattr(probe, "CLEANUP_S", 0.05)
     monkeypatch.setattr(lifetimes, "CLEANUP_S", 60)
     release = asyncio.Event()
     model = ScriptedModel("scripted", [asyncio.Event()])
@@ -331,7 +321,7 @@ async def test_h8_nobody_waits_longer_than_a_bound_for_a_cleanup_that_hangs(
     await soon(hook.left.wait())
 
 
-async def test_who_stops_waiting_for_a_trial_stops_it_at_the_provider(start, register_models):
+async def test_cancelling_a_probe_stops_the_provider(start, register_models):
     model = ScriptedModel("scripted", [asyncio.Event()])
     register_models(model)
     waiting = asyncio.create_task(probe_model(await start(), "scripted"))
@@ -377,9 +367,7 @@ async def server(llm_folder, monkeypatch):
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_what_fails_over_http_is_told_by_its_kind_with_the_whole_message(
-    start, server, kind, script, message
-):
+async def test_http_failure_has_kind_and_whole_message(start, server, kind, script, message):
     server.play(script)
     datasette = await start({"log": {"content": True}})
 
@@ -392,7 +380,7 @@ async def test_what_fails_over_http_is_told_by_its_kind_with_the_whole_message(
     assert KEY not in json.dumps(await rows(datasette))
 
 
-async def test_a_model_over_http_that_answers_is_ok_and_its_answer_has_no_key(start, server):
+async def test_http_answer_is_ok_and_without_key(start, server):
     server.play([f"pong, {KEY}", llm.Usage(9, 2)])
 
     result = await soon(probe_model(await start(), "wire"))
@@ -402,8 +390,8 @@ async def test_a_model_over_http_that_answers_is_ok_and_its_answer_has_no_key(st
     assert server.requests[0].key == KEY
 
 
-async def test_a_server_that_hangs_is_a_timeout_and_sees_its_client_go(start, server, monkeypatch):
-    monkeypatch.setattr(trial, "LIMIT_S", 1.0)
+async def test_hanging_server_is_a_timeout(start, server, monkeypatch):
+    monkeypatch.setattr(probe, "LIMIT_S", 1.0)
     server.play(["po", asyncio.Event()])
     datasette = await start()
 
@@ -413,9 +401,7 @@ async def test_a_server_that_hangs_is_a_timeout_and_sees_its_client_go(start, se
     assert await (await server.received()).end() == "client gone"
 
 
-async def test_a_port_where_nobody_listens_is_a_failure_of_the_network(
-    start, llm_folder, monkeypatch
-):
+async def test_closed_port_is_a_network_failure(start, llm_folder, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DATASETTE_SECRETS_WIRE_API_KEY", KEY)
     with socket.socket() as taken:
@@ -443,7 +429,7 @@ async def test_a_port_where_nobody_listens_is_a_failure_of_the_network(
         ({}, "datasette-llm"),
     ],
 )
-def test_the_provider_of_a_model_is_told_by_its_address_its_key_or_its_plugin(values, provider):
+def test_provider_by_address_key_or_plugin(values, provider):
     model = ScriptedModel("scripted")
     vars(model).update(values)
 
@@ -457,9 +443,7 @@ def named(*names: str, **keywords: Any) -> list[ScriptedModel]:
     return [ScriptedModel(name, PONG, **keywords) for name in names]
 
 
-async def test_with_an_allowlist_all_that_is_on_it_is_tried_the_default_first(
-    start, register_models
-):
+async def test_allowlist_candidates_default_first(start, register_models):
     register_models(*named("a", "b", "c", "d"), *named("keyless", needs_key="anthropic"))
     chat = {"model": "c", "models": ["b", "keyless", "unknown", "d"], "blocked_models": ["d"]}
     datasette = await start({"models": ["a"], "purposes": {"chat": chat}})
@@ -470,9 +454,8 @@ async def test_with_an_allowlist_all_that_is_on_it_is_tried_the_default_first(
     assert (found.allowlist, found.left_out, found.problem) == (True, 0, None)
 
 
-async def test_without_an_allowlist_the_default_and_what_has_a_key_are_tried(
-    start, register_models
-):
+async def test_candidates_without_allowlist_have_keys(start, register_models):
+    """The default and the models that have a key or need none."""
     register_models(*named("a"), *named("keyless", "default", needs_key="anthropic"))
 
     found = await candidates(await start({"default_model": "default"}), "chat")
@@ -483,18 +466,18 @@ async def test_without_an_allowlist_the_default_and_what_has_a_key_are_tried(
     assert not found.allowlist
 
 
-async def test_a_purpose_with_very_many_models_is_tried_up_to_a_bound(start, register_models):
+async def test_candidates_are_bounded(start, register_models):
     names = [f"m{number:03}" for number in range(200)]
     register_models(*named(*names))
     datasette = await start({"models": names})
 
     found = await candidates(datasette, "chat")
 
-    assert found.model_ids == tuple(names[: trials.MOST_MODELS])
-    assert found.left_out == 200 - trials.MOST_MODELS
+    assert found.model_ids == tuple(names[: probe.MAX_MODELS])
+    assert found.left_out == 200 - probe.MAX_MODELS
 
 
-async def test_each_model_of_a_purpose_is_tried_on_its_own(start, register_models):
+async def test_purpose_probes_each_model_separately(start, register_models):
     register_models(
         *named("good"),
         ScriptedModel("bad", [ConnectionResetError("gone")]),
@@ -527,7 +510,7 @@ async def test_a_purpose_whose_models_all_answer_is_ok(start, register_models):
 
 
 async def test_a_few_models_are_tried_at_once(start, register_models, monkeypatch):
-    monkeypatch.setattr(trials, "AT_ONCE", 2)
+    monkeypatch.setattr(probe, "MAX_AT_ONCE", 2)
     gate = asyncio.Event()
     models = [ScriptedModel(name, [gate, "pong"]) for name in "abc"]
     register_models(*models)
@@ -543,12 +526,10 @@ async def test_a_purpose_without_any_model_says_so(start, register_models):
     payload = await probe_purpose(await start({"models": []}), "chat")
 
     assert (payload["ok"], payload["results"]) == (False, [])
-    assert "no model to try" in payload["problem"]
+    assert "no model to test" in payload["problem"]
 
 
-async def test_a_hook_that_cannot_name_the_default_is_a_problem_and_the_rest_is_tried(
-    start, register_models, plugin
-):
+async def test_failed_default_hook_is_a_problem(start, register_models, plugin):
     class Broken:
         @hookimpl
         def llm_default_model(self):
@@ -593,7 +574,7 @@ async def test_nobody_and_the_wrong_actor_are_refused(start, register_models, ac
 
 
 @pytest.mark.parametrize(("actor", "shown"), [(None, False), ({"id": "ben"}, False), (ANA, True)])
-async def test_the_menu_leads_those_to_the_page_who_may_see_it(start, actor, shown):
+async def test_menu_link_for_permitted_actors(start, actor, shown):
     datasette = await start()
 
     home = Page((await datasette.client.get("/", actor=actor)).text)
@@ -603,7 +584,7 @@ async def test_the_menu_leads_those_to_the_page_who_may_see_it(start, actor, sho
         assert TEST in console.links()
 
 
-async def test_a_post_of_json_gives_the_result_of_a_model(start, register_models):
+async def test_json_post_of_a_model(start, register_models):
     register_models(ScriptedModel("scripted", PONG))
 
     answer = await post(await start(), {"model_id": "scripted"})
@@ -622,7 +603,7 @@ async def test_a_test_that_failed_was_done_all_the_same(start):
     assert set(answer.json()["error"]) == {"kind", "message"}
 
 
-async def test_a_post_of_a_purpose_gives_the_results_of_its_models(start, register_models):
+async def test_json_post_of_a_purpose(start, register_models):
     register_models(*named("a", "b"))
     config = {"purposes": {"chat": {"models": ["a", "b"]}}}
 
@@ -632,7 +613,7 @@ async def test_a_post_of_a_purpose_gives_the_results_of_its_models(start, regist
     assert [each["model_id"] for each in answer.json()["results"]] == ["a", "b"]
 
 
-async def test_a_post_of_both_tries_the_model_for_the_purpose(start, register_models):
+async def test_json_post_of_model_and_purpose(start, register_models):
     register_models(*named("a", "b"))
     datasette = await start({"purposes": {"chat": {"models": ["a", "b"]}}})
 
@@ -663,11 +644,11 @@ async def test_a_post_that_is_no_json_is_refused(start):
     assert "no JSON" in answer.json()["error"]
 
 
-async def test_a_form_without_its_fields_is_shown_again_with_what_is_missing(start):
+async def test_empty_form_is_refused_with_message(start):
     answer = await post(await start(), {"other": "x"}, html=True)
 
     assert answer.status_code == 400
-    assert trial_page.NOTHING_NAMED in Page(answer.text).text
+    assert probe_page.NOTHING_NAMED in Page(answer.text).text
     assert "model_id" in Page(answer.text).form()
 
 
@@ -684,7 +665,7 @@ async def test_a_browser_gets_the_page_with_the_result(start, register_models):
     assert {f"/-/llm/log/{call_id}" for call_id in ids} <= set(page.links())
 
 
-async def test_who_may_not_view_the_record_is_not_led_to_it(start, register_models):
+async def test_no_log_link_without_permission(start, register_models):
     register_models(*named("a"))
     datasette = await start()
     del datasette.config["permissions"]["view-llm-log"]
@@ -696,7 +677,7 @@ async def test_who_may_not_view_the_record_is_not_led_to_it(start, register_mode
 
 
 @pytest.mark.parametrize("path", [TEST, f"{TEST}.json"])
-async def test_a_get_fills_in_the_form_and_sends_nothing(start, register_models, path):
+async def test_get_fills_form_and_sends_nothing(start, register_models, path):
     model = ScriptedModel("scripted", PONG)
     register_models(model)
     datasette = await start({"purposes": {"chat": {"models": ["scripted"]}}})
@@ -711,7 +692,7 @@ async def test_a_get_fills_in_the_form_and_sends_nothing(start, register_models,
     assert await rows(datasette) == {}
 
 
-async def test_the_json_twin_tells_which_models_a_purpose_would_try(start, register_models):
+async def test_json_lists_candidates_of_purpose(start, register_models):
     register_models(*named("a", "b"))
     datasette = await start({"purposes": {"chat": {"models": ["b", "a"]}}})
 
@@ -757,7 +738,7 @@ async def test_hostile_texts_are_shown_as_texts(start, register_models, plugin):
     assert (await post(datasette, {"purpose": HOSTILE})).status_code == 200
 
 
-async def test_below_a_base_url_the_page_leads_to_itself(start, register_models):
+async def test_links_respect_base_url(start, register_models):
     datasette = await start(settings={"base_url": "/data/"})
 
     page = Page((await datasette.client.get(TEST, actor=ANA)).text)
@@ -813,7 +794,7 @@ def test_the_commands_json_is_that_of_the_post(register_models, name, status):
     assert set(json.loads(result.stdout)) == KEYS | {"text", "usage"}
 
 
-def test_the_commands_json_of_a_purpose_is_that_of_the_post(register_models, tmp_path):
+def test_command_json_equals_post_json(register_models, tmp_path):
     register_models(*named("good"))
 
     result = command("-p", "chat", "--json", "-c", config_file(tmp_path, models=["good"]))
@@ -824,7 +805,7 @@ def test_the_commands_json_of_a_purpose_is_that_of_the_post(register_models, tmp
 
 
 def test_the_command_tells_what_it_did_not_try(register_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "MOST_MODELS", 1)
+    monkeypatch.setattr(probe, "MAX_MODELS", 1)
     register_models(*named("a", "b"))
 
     result = command("-p", "chat", "-c", config_file(tmp_path, models=["a", "b"]))
@@ -867,9 +848,7 @@ async def test_a_trial_is_of_one_model_asked_once(start, register_models):
 
 
 @pytest.mark.parametrize("setting", ["timeout", "idle_timeout"])
-async def test_a_trial_that_a_configured_timeout_ends_is_one_that_timed_out(
-    start, register_models, setting
-):
+async def test_configured_timeout_is_a_timeout(start, register_models, setting):
     register_models(ScriptedModel("scripted", [asyncio.Event()]))
 
     result = await soon(probe_model(await start({setting: 0.01}), "scripted"))
@@ -878,8 +857,8 @@ async def test_a_trial_that_a_configured_timeout_ends_is_one_that_timed_out(
     assert setting in result.error.message
 
 
-async def test_a_trial_waits_for_its_turn_and_tells_of_it(start, register_models, monkeypatch):
-    monkeypatch.setattr(trial, "LIMIT_S", 0.05)
+async def test_probe_waits_for_concurrency_limit(start, register_models, monkeypatch):
+    monkeypatch.setattr(probe, "LIMIT_S", 0.05)
     go_on = asyncio.Event()
     model = ScriptedModel("scripted", [go_on, "ok"], PONG)
     register_models(model)
@@ -891,7 +870,7 @@ async def test_a_trial_waits_for_its_turn_and_tells_of_it(start, register_models
 
     assert len(model.calls) == 1
     assert result.error.kind == "timeout"
-    assert "other requests still had their turn (max_concurrency)" in result.error.message
+    assert "waited for the concurrency limit (max_concurrency)" in result.error.message
     assert (await rows(datasette))[result.call_id]["outcome"] == "cancelled"
     go_on.set()
     assert await (await soon(first)).text() == "ok"

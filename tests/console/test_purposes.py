@@ -129,9 +129,7 @@ async def test_nobody_and_the_wrong_actor_see_nothing(
 
 @pytest.mark.parametrize("actor", [None, BEN])
 @pytest.mark.parametrize("purpose", ["chat", "no-such-purpose"])
-async def test_nobody_and_the_wrong_actor_change_nothing_and_learn_nothing(
-    start: Start, actor: Any, purpose: str
-) -> None:
+async def test_no_actor_and_wrong_actor_are_refused(start: Start, actor: Any, purpose: str) -> None:
     datasette = await start()
 
     response = await datasette.client.post(
@@ -143,7 +141,7 @@ async def test_nobody_and_the_wrong_actor_change_nothing_and_learn_nothing(
     assert instance.of(datasette, Assignments).current == {}
 
 
-async def test_the_right_actor_sees_page_json_and_the_way_to_it(start: Start) -> None:
+async def test_permitted_actor_sees_page_json_and_menu(start: Start) -> None:
     datasette = await start()
 
     assert "pelican" in await page(datasette)
@@ -182,9 +180,7 @@ async def test_only_post_assigns(start: Start, method: str) -> None:
 # What it shows
 
 
-async def test_registered_configured_and_merely_assigned_purposes_are_shown(
-    start: Start, plugin: Callable[..., Any]
-) -> None:
+async def test_all_kinds_of_purposes_are_shown(start: Start, plugin: Callable[..., Any]) -> None:
     plugin(Registers(Purpose("sql", "Writes queries"), Purpose("pets")))
     config = {"default_model": "pelican", "purposes": {"pets": {}, "chat": {"model": "heron"}}}
     datasette = await start(config)
@@ -207,9 +203,10 @@ async def test_registered_configured_and_merely_assigned_purposes_are_shown(
     assert text.count('name="reset"') == 1
 
 
-async def test_the_menu_has_what_the_configuration_allows_and_marks_missing_keys(
+async def test_menu_has_allowed_models_by_key(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Allowed models without a key are in a group of their own."""
     purposes = {"chat": {"models": ["stork"], "blocked_models": ["pelican"]}, "sql": {}}
     datasette = await start({"models": ["pelican", "grey"], "purposes": purposes})
 
@@ -237,7 +234,7 @@ async def test_the_menu_has_what_the_configuration_allows_and_marks_missing_keys
         ({"purposes": {"chat": {"model": "heron"}}, "blocked_models": ["grey"]}, "it is blocked"),
     ],
 )
-async def test_a_default_that_cannot_be_used_is_shown_with_the_reason(
+async def test_unusable_default_has_a_reason(
     start: Start, config: dict[str, Any], problem: str
 ) -> None:
     datasette = await start(config)
@@ -246,9 +243,7 @@ async def test_a_default_that_cannot_be_used_is_shown_with_the_reason(
     assert problem in html.unescape(await page(datasette))
 
 
-async def test_plugins_that_may_decide_otherwise_are_named_and_not_asked(
-    start: Start, plugin: Callable[..., Any]
-) -> None:
+async def test_default_hooks_are_named_not_called(start: Start, plugin: Callable[..., Any]) -> None:
     class Chooses:
         @hookimpl
         def llm_default_model(self) -> str:
@@ -262,9 +257,7 @@ async def test_plugins_that_may_decide_otherwise_are_named_and_not_asked(
     assert (await post(datasette, purpose="chat", model_id="heron"))["ok"]
 
 
-async def test_a_plugin_that_fails_to_register_is_told_and_the_rest_works(
-    start: Start, plugin: Callable[..., Any]
-) -> None:
+async def test_failing_purposes_hook_is_a_warning(start: Start, plugin: Callable[..., Any]) -> None:
     class Fails:
         @hookimpl
         def register_llm_purposes(self) -> Any:
@@ -284,7 +277,7 @@ async def test_the_page_says_whether_choices_last(start: Start, kept: bool, tmp_
     datasette = await start(internal=str(tmp_path / "internal.db") if kept else None)
 
     assert (await shown(datasette))["last_until_restart"] is not kept
-    assert ("lasts until Datasette stops" in await page(datasette)) is not kept
+    assert ("kept only until Datasette stops" in await page(datasette)) is not kept
 
 
 async def test_without_any_purpose_the_page_says_so(start: Start) -> None:
@@ -296,7 +289,7 @@ async def test_without_any_purpose_the_page_says_so(start: Start) -> None:
 # Choosing
 
 
-async def test_a_program_assigns_by_an_alias_and_goes_back(start: Start) -> None:
+async def test_json_assigns_by_alias_and_resets(start: Start) -> None:
     datasette = await start()
 
     assert await post(datasette, purpose="chat", model_id="grey") == {
@@ -319,7 +312,7 @@ async def test_a_program_assigns_by_an_alias_and_goes_back(start: Start) -> None
     assert (await LLM(datasette).model(purpose="chat")).model_id == "pelican"
 
 
-async def test_a_browser_is_sent_back_to_the_page_with_a_message(start: Start) -> None:
+async def test_form_redirects_with_a_message(start: Start) -> None:
     datasette = await start(settings={"base_url": "/sub/"})
 
     response = await submitted(datasette, purpose="chat", model_id="heron")
@@ -339,7 +332,7 @@ async def test_a_browser_is_sent_back_to_the_page_with_a_message(start: Start) -
     assert (await row(datasette))["assignment"] is None
 
 
-async def test_what_was_chosen_is_shown_with_who_and_when_and_the_history(start: Start) -> None:
+async def test_assignment_has_actor_time_and_history(start: Start) -> None:
     datasette = await start()
     await post(datasette, purpose="chat", model_id="heron")
     await post(datasette, purpose="chat", model_id="pelican", actor={"id": "zoe"})
@@ -386,7 +379,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "why"), REFUSED)
-async def test_what_cannot_be_chosen_is_refused_with_the_reason(
+async def test_invalid_choice_is_refused_with_reason(
     start: Start, fields: dict[str, Any], why: str
 ) -> None:
     config = {"models": ["pelican", "heron"], "purposes": {"chat": {"blocked_models": ["heron"]}}}
@@ -434,16 +427,14 @@ async def test_a_body_that_is_none_is_refused(start: Start, body: bytes, kind: s
     assert response.json()["error"]
 
 
-async def test_half_a_character_cannot_be_chosen_and_spoils_no_page(
-    start: Start, plugin: Callable[..., Any]
-) -> None:
+async def test_lone_surrogate_cannot_be_assigned(start: Start, plugin: Callable[..., Any]) -> None:
     plugin(Registers(Purpose("odd \ud83d", "\udc00")))
     datasette = await start()
 
     answer = await post(datasette, 400, purpose="chat", model_id="half \ud83d")
-    assert "no valid Unicode" in answer["error"]
+    assert "not valid Unicode" in answer["error"]
     answer = await post(datasette, 400, purpose="odd \ud83d", model_id="heron")
-    assert "no valid Unicode" in answer["error"]
+    assert "not valid Unicode" in answer["error"]
     assert "odd ?" in await page(datasette)
 
 
@@ -474,7 +465,7 @@ class Chooser:
 
 
 @pytest.mark.parametrize("purpose", ["", "a/b?c=d#e", "x" * 5_000, "."])
-async def test_any_name_can_be_chosen_for_and_undone_in_a_browser(
+async def test_any_name_can_be_assigned_and_reset(
     start: Start, plugin: Callable[..., Any], purpose: str
 ) -> None:
     plugin(Registers(Purpose(purpose)))
@@ -495,7 +486,7 @@ async def test_any_name_can_be_chosen_for_and_undone_in_a_browser(
         ({"models": ["pelican"]}, "it is not on the allowlist"),
     ],
 )
-async def test_a_choice_that_the_configuration_no_longer_allows_is_shown_as_ignored(
+async def test_disallowed_choice_is_shown_as_ignored(
     start: Start, config: dict[str, Any], why: str
 ) -> None:
     datasette = await start()
@@ -511,7 +502,7 @@ async def test_a_choice_that_the_configuration_no_longer_allows_is_shown_as_igno
     assert back["resolves_to"] == "pelican"
 
 
-async def test_a_choice_whose_model_is_gone_is_shown_as_ignored(start: Start) -> None:
+async def test_choice_of_missing_model_is_ignored(start: Start) -> None:
     datasette = await start()
     await instance.of(datasette, Assignments).assign(datasette, "chat", "gone", "ana")
 
@@ -527,9 +518,7 @@ async def test_a_purpose_that_is_gone_can_only_go_back(start: Start) -> None:
     assert [each["purpose"] for each in (await shown(datasette))["purposes"]] == ["chat"]
 
 
-async def test_two_administrators_at_once_are_both_in_the_history(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_concurrent_assignments_in_history(start: Start, tmp_path: Path) -> None:
     datasette = await start(internal=str(tmp_path / "internal.db"))
     choices = [("ana", "heron"), ("zoe", "pelican")] * 5
 
@@ -545,9 +534,7 @@ async def test_two_administrators_at_once_are_both_in_the_history(
     await datasette.invoke_shutdown()
 
 
-async def test_a_database_that_cannot_be_written_is_told_and_nothing_has_changed(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_unwritable_database_changes_nothing(start: Start, tmp_path: Path) -> None:
     datasette = await start(internal=str(tmp_path / "internal.db"))
 
     def refuse(connection: sqlite3.Connection) -> None:
@@ -596,9 +583,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def test_the_command_assigns_within_the_configuration_and_says_what_it_did(
-    run: Run, tmp_path: Path
-) -> None:
+def test_command_assigns_and_prints_result(run: Run, tmp_path: Path) -> None:
     path = str(tmp_path / "internal.db")
 
     assert run("assign", "chat", "grey", "--internal", path).output == (
@@ -622,9 +607,8 @@ def test_the_command_assigns_within_the_configuration_and_says_what_it_did(
 
 
 @pytest.mark.parametrize("ours", [None, {}])
-async def test_a_command_takes_nothing_of_a_site_that_runs_from_its_internal_database(
-    run: Run, tmp_path: Path, ours: object
-) -> None:
+async def test_command_keeps_running_sites_tables(run: Run, tmp_path: Path, ours: object) -> None:
+    """A command on the internal database of a running site removes nothing of it."""
     path, harbour = str(tmp_path / "internal.db"), tmp_path / "harbour.db"
     with closing(sqlite3.connect(harbour)) as connection:
         connection.execute("create table ships (name text)")
@@ -666,14 +650,14 @@ def test_the_command_refuses_with_the_reason(
         assert why in json.loads(result.stdout)["error"]
 
 
-def test_the_command_refuses_to_choose_where_the_choice_would_be_lost(run: Run) -> None:
+def test_command_requires_internal_database(run: Run) -> None:
     result = run("assign", "chat", "heron")
 
     assert result.exit_code == 2
     assert "Give --internal: without it the choice would be lost at once" in result.stderr
 
 
-def test_the_command_shows_what_is_wrong_and_obeys_no_name(run: Run, tmp_path: Path) -> None:
+def test_command_shows_problems_and_escapes_names(run: Run, tmp_path: Path) -> None:
     path = str(tmp_path / "internal.db")
     run("assign", "chat", "heron", "--internal", path)
     ours = {"models": ["pelican"], "purposes": {"chat": {}, "\x1b[31mred": {"model": "gone"}}}
@@ -689,7 +673,7 @@ def test_the_command_shows_what_is_wrong_and_obeys_no_name(run: Run, tmp_path: P
     assert lines[4].startswith("  There is no default model")
 
 
-def test_the_command_says_that_there_is_no_purpose(run: Run) -> None:
+def test_command_without_purposes_says_so(run: Run) -> None:
     result = run("purposes", ours={})
 
     assert result.output == "No plugin registers a purpose, and the configuration has none\n"

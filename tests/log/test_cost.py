@@ -89,13 +89,15 @@ def test_a_cached_part_that_cannot_be_is_no_part(details):
         ({"cache_read_input_tokens": 0, "cache_creation_input_tokens": None}, 4_500_000),
     ],
 )
-def test_what_anthropic_read_or_wrote_in_its_cache_is_paid_beside_the_input(details, nanodollars):
+def test_anthropic_cache_tokens_cost_extra(details, nanodollars):
+    """Anthropic counts cached tokens in addition to the input."""
     counted = row(1000, 100, **details)
     source = "genai-prices anthropic/claude-sonnet-4-5"
     assert cost(counted, "anthropic/claude-sonnet-4-5") == (nanodollars, source)
 
 
-def test_a_model_of_ones_own_costs_something_only_under_the_very_name_of_a_public_one():
+def test_self_hosted_model_needs_exact_name():
+    """Models that may be self-hosted have a public price only by the exact name."""
     local = "deepseek-r1:8b"  # of which the table says that it is another name of a public one
     assert cost(row(1000, 100), local)[1] == "genai-prices deepseek/deepseek-reasoner"
     assert cost(row(1000, 100), local, exact=True) == (None, None)
@@ -103,7 +105,8 @@ def test_a_model_of_ones_own_costs_something_only_under_the_very_name_of_a_publi
     assert cost(row(1000, 100), exact=True) == (210_000, MINI)
 
 
-def test_a_configured_price_is_paid_for_all_of_the_input():
+def test_configured_price_applies_to_all_input():
+    """Cached tokens cost the same with a configured price."""
     assert cost(row(1000, 0, cache_read_input_tokens=500), price=PRICE)[0] == 1_500_000
 
 
@@ -123,13 +126,13 @@ def test_no_network_is_asked_for_a_price(monkeypatch):
     assert cost(row(1000, 100), "a-name-that-nobody-has") == (None, None)
 
 
-def test_the_table_of_prices_is_not_loaded_before_there_is_a_price_to_look_up():
+def test_price_table_is_loaded_lazily():
     code = "import sys, datasette_llm.log.recorder; print('genai_prices' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert told.stdout == "False\n"
 
 
-async def test_the_table_of_prices_is_looked_up_in_another_thread(costs_of, monkeypatch):
+async def test_price_lookup_runs_in_a_thread(costs_of, monkeypatch):
     threads = set()
     real = genai_prices.calc_price
 
@@ -144,7 +147,7 @@ async def test_the_table_of_prices_is_looked_up_in_another_thread(costs_of, monk
 
 
 @pytest.mark.parametrize("details", ["[1, 2]", "7", "null", '"text"'])
-def test_details_of_another_shape_tell_nothing_of_a_cache(details):
+def test_unknown_token_details_are_ignored(details):
     assert cost(row(1000, 100) | {"token_details": details}) == (210_000, MINI)
 
 
@@ -155,30 +158,31 @@ def test_llms_ids_find_their_price(model_id):
     assert cost(row(1000, 100), model_id) == (210_000, MINI)
 
 
-def test_a_provider_before_the_slash_tells_whose_price_it_is():
+def test_provider_prefix_selects_the_price():
     nanodollars, source = cost(row(1000, 100), "anthropic/claude-sonnet-4-5")
     assert (nanodollars, source) == (4_500_000, "genai-prices anthropic/claude-sonnet-4-5")
 
 
-def test_the_model_that_answered_is_what_is_paid_for():
+def test_cost_is_of_the_model_that_answered():
     assert cost(row(1000, 100, "gpt-4o"), "my-own-name") == (
         3_500_000,
         "genai-prices openai/gpt-4o",
     )
 
 
-def test_where_the_one_that_answered_is_unknown_the_one_that_was_asked_is_looked_up():
+def test_unknown_resolved_model_falls_back():
+    """If the model that answered has no price, the requested one is looked up."""
     assert cost(row(1000, 100, "a-name-that-nobody-has")) == (210_000, MINI)
 
 
 @pytest.mark.parametrize("model_id", ["a-name-that-nobody-has", "nobody/has-this", "/", "a/", ""])
 @pytest.mark.parametrize("resolved", [None, "nor-has-anybody-this"])
-def test_a_model_without_a_known_price_costs_none_and_not_zero(model_id, resolved):
+def test_unknown_price_is_none_not_zero(model_id, resolved):
     assert cost(row(1000, 100, resolved), model_id) == (None, None)
 
 
 @pytest.mark.parametrize("price", [None, PRICE])
-def test_without_tokens_the_cost_is_none_and_not_zero(price):
+def test_cost_without_tokens_is_none_not_zero(price):
     assert cost_columns(row(), "gpt-4o-mini", price) == UNKNOWN
 
 
@@ -188,12 +192,12 @@ def test_a_configured_price_goes_before_the_table():
     assert cost(row(None, 100), price=PRICE) == (250_000, "configuration")
 
 
-def test_a_configured_price_of_zero_is_zero_and_not_none():
+def test_configured_price_of_zero_is_zero():
     free = PriceSettings(input=0.0, output=0.0)
     assert cost(row(1000, 100), price=free) == (0, "configuration")
 
 
-def test_a_price_is_told_to_the_nanodollar_without_the_errors_of_floats():
+def test_cost_is_exact_to_the_nanodollar():
     price = PriceSettings(input=0.1, output=0.2)
     assert cost(row(3, 0), price=price) == (300, "configuration")
     assert cost(row(10**9, 10**9), price=price) == (300 * 10**9, "configuration")
@@ -232,16 +236,16 @@ async def test_the_row_of_an_unknown_model_has_none(costs_of):
     assert await costs_of("pelican", llm.Usage(1000, 100)) == (None, None)
 
 
-async def test_the_row_of_a_model_that_counts_no_tokens_has_none(costs_of):
+async def test_row_without_tokens_has_no_cost(costs_of):
     prices = {"pelican": {"input": 1, "output": 2.5}}
     assert await costs_of("pelican", None, prices) == (None, None)
 
 
-async def test_the_row_of_a_model_with_a_configured_price_has_that(costs_of):
+async def test_row_has_configured_price(costs_of):
     prices = {"pelican": {"input": 1, "output": 2.5}, "heron": {"input": 9, "output": 9}}
     assert await costs_of("pelican", llm.Usage(1000, 100), prices) == (1_250_000, "configuration")
 
 
-async def test_the_cached_tokens_of_a_row_cost_what_they_do(costs_of):
+async def test_row_has_cost_of_cached_tokens(costs_of):
     usage = llm.Usage(1000, 100, {"prompt_tokens_details": {"cached_tokens": 400}})
     assert await costs_of("gpt-4o-mini", usage) == (180_000, MINI)

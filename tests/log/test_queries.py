@@ -11,49 +11,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from random import Random
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ulid import ULID
 
-from datasette_llm.console.log.chart import STEPS, Chart, round_up, svg
-from datasette_llm.events import RequestStarted, never_sent
+from datasette_llm.console.log.chart import STEPS, Chart, round_up
+from datasette_llm.events import never_sent
 from datasette_llm.log import queries, totals
-from datasette_llm.log import totals as tallies
 from datasette_llm.log.queries import BadFilterError, Filter
-from datasette_llm.log.rows import started_row
-from datasette_llm.log.schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, migrate
+from datasette_llm.log.schema import OUTCOMES, migrate
 from datasette_llm.log.totals_cache import QueryCache
 
-NOW = datetime.datetime(2026, 2, 1, 12, tzinfo=datetime.UTC)
+from ..support.call_log import DAY, NOW, add, call_row
+
 TODAY = NOW.date()
-DAY = datetime.timedelta(days=1)
-COLUMNS = STARTED_COLUMNS + FINISHED_COLUMNS
-_numbers = itertools.count(1)
-
-
-def id_at(moment: datetime.datetime) -> str:
-    """An id of that moment; each is larger than those made before for the same moment."""
-    milliseconds = int(moment.timestamp() * 1000)
-    return str(ULID(milliseconds.to_bytes(6, "big") + next(_numbers).to_bytes(10, "big"))).lower()
-
-
-def call_row(moment: datetime.datetime = NOW, **columns: Any) -> dict[str, Any]:
-    """A row of `llm_calls`: a call that succeeded at that moment, but for what is given."""
-    started = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    row = started_row("session", RequestStarted(id_at(moment), "pelican", None, None, None))
-    row |= dict.fromkeys(FINISHED_COLUMNS)
-    return row | {"started_at": started, "outcome": "ok", "duration_ms": 10.0} | columns
-
-
-def add(connection: sqlite3.Connection, *rows: dict[str, Any]) -> list[str]:
-    """Put rows into the record; their ids."""
-    places = ", ".join(f":{name}" for name in COLUMNS)
-    sql = f"insert into llm_calls ({', '.join(COLUMNS)}) values ({places})"
-    connection.executemany(sql, rows)
-    return [row["id"] for row in rows]
 
 
 @pytest.fixture
@@ -98,7 +70,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize(("wanted", "kinds"), FILTERS)
-def test_a_filter_lets_through_what_meets_all_of_it(
+def test_filter_conditions_are_combined(
     connection, wanted: dict[str, str], kinds: list[str]
 ) -> None:
     known = dict(zip(KINDS, add(connection, *(call_row(**k) for k in KINDS.values())), strict=True))
@@ -114,7 +86,7 @@ def test_a_filter_counts_what_it_lets_through(
 ) -> None:
     add(connection, *(call_row(**columns) for columns in KINDS.values()))
 
-    assert totals.tally(connection, Filter(**wanted)).calls == len(kinds)
+    assert totals.aggregate(connection, Filter(**wanted)).calls == len(kinds)
     assert totals.totals(
         connection, Filter(**wanted), "model", NOW, QueryCache()
     ).total.calls == len(kinds)
@@ -131,7 +103,7 @@ def test_a_filter_counts_what_it_lets_through(
         ("0001-01-01", "9999-12-31", [0, 1, 2]),
     ],
 )
-def test_a_range_of_time_has_its_first_moment_and_not_its_last(
+def test_time_range_is_half_open(
     connection, since: str | None, until: str | None, places: list[int]
 ) -> None:
     january = datetime.datetime(2026, 1, 30, 23, 59, 59, 999000, tzinfo=datetime.UTC)
@@ -189,7 +161,8 @@ def test_pages_have_every_call_once_in_order(
         Filter(purpose="", actor="ana", outcome="ok", since="2026-01-01"),
     ],
 )
-def test_a_page_is_read_through_indexes_and_sorts_nothing(connection, wanted: Filter) -> None:
+def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
+    """SQLite reads through indexes and sorts nothing."""
     seen: list[str] = []
     connection.set_trace_callback(seen.append)
     queries.calls(connection, wanted, limit=10)
@@ -203,16 +176,16 @@ def test_a_page_is_read_through_indexes_and_sorts_nothing(connection, wanted: Fi
             assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan
 
 
-def test_an_empty_purpose_and_an_empty_actor_are_recorded_as_none() -> None:
+def test_empty_purpose_and_actor_are_none() -> None:
     started = never_sent("pelican", "", {"id": ""}, None)
 
     assert (started.purpose, started.actor_id) == (None, None)
     assert never_sent("pelican", "0", {"id": 0}, None).actor_id == "0"
 
 
-def test_a_database_without_the_tables_has_no_record() -> None:
+def test_database_without_tables() -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
-        assert not queries.has_record(connection)
+        assert not queries.has_tables(connection)
 
 
 # Totals
@@ -253,7 +226,7 @@ def test_what_nobody_knows_is_none_and_not_zero(connection) -> None:
     assert (found["input_tokens"], found["cost_nanodollars"], found["cost_dollars"]) == (None,) * 3
 
 
-def test_numbers_that_no_provider_should_give_do_not_break_the_totals(connection) -> None:
+def test_huge_numbers_do_not_break_totals(connection) -> None:
     add(connection, *(call_row(input_tokens=2**63 - 1) for _ in range(3)))
 
     found = totals.totals(connection, Filter(), "purpose", NOW, QueryCache()).total.summary()
@@ -267,12 +240,12 @@ def test_no_calls_cost_nothing(connection) -> None:
     assert (found["calls"], found["input_tokens"], found["cost_dollars"]) == (0, 0, 0)
 
 
-def test_the_totals_of_a_filter_without_time_are_of_the_last_thirty_days() -> None:
+def test_totals_cover_thirty_days_by_default() -> None:
     assert totals.with_days(Filter(model="a"), NOW) == Filter(model="a", since="2026-01-03")
 
 
 @pytest.mark.parametrize("wanted", [Filter(since="2020-01-01"), Filter(until="2026-01-01")])
-def test_the_totals_of_a_filter_with_a_time_are_of_that_time(wanted: Filter) -> None:
+def test_totals_cover_the_filters_time(wanted: Filter) -> None:
     assert totals.with_days(wanted, NOW) == wanted
 
 
@@ -283,11 +256,11 @@ def test_each_day_is_a_day_of_utc(connection) -> None:
 
     days = totals.totals(connection, Filter(since="2026-01-30"), "model", NOW, QueryCache()).days
 
-    counts = {day: sum(tally.calls for tally in found.values()) for day, found in days.items()}
+    counts = {day: sum(each.calls for each in found.values()) for day, found in days.items()}
     assert counts == {TODAY - 2 * DAY: 0, TODAY - DAY: 1, TODAY: 2}
 
 
-def test_a_part_of_a_day_is_counted_as_the_filter_says(connection) -> None:
+def test_partial_day_is_counted_partially(connection) -> None:
     hours = [NOW.replace(hour=hour) for hour in (1, 5, 9)]
     add(connection, *map(call_row, hours))
     wanted = Filter(since="2026-02-01T03:00", until="2026-02-01T09:00")
@@ -298,7 +271,7 @@ def test_a_part_of_a_day_is_counted_as_the_filter_says(connection) -> None:
     assert {day: found.days[day]["pelican"].calls for day in found.days} == {TODAY: 1}
 
 
-def test_a_call_from_a_clock_that_is_ahead_is_counted_today(connection) -> None:
+def test_call_in_the_future_counts_today(connection) -> None:
     add(connection, call_row(NOW + 3 * DAY))
 
     assert (
@@ -313,7 +286,7 @@ TIMES = (None, "1970-01-01", "2025-11-30T07:00", "2026-02-01", "2026-02-02", "20
 
 
 @pytest.mark.parametrize(("by", "seed"), [("purpose", 1), ("model", 2)])
-def test_the_totals_are_of_the_calls_that_the_list_has(connection, by: Any, seed: int) -> None:
+def test_totals_match_the_list(connection, by: Any, seed: int) -> None:
     random = Random(seed)
     days = [*range(40), 70, 364, 365, 366, 900, -1, -90, -500]
     for _ in range(100):
@@ -348,7 +321,7 @@ def sum_of(values: Iterable[int | None]) -> int | None:
 @pytest.mark.parametrize(
     "wanted", [Filter(since="2020-01-01"), Filter(since="0001-01-01"), Filter(until="2026-02-02")]
 )
-def test_the_days_begin_with_the_first_call_and_end_today(connection, wanted: Filter) -> None:
+def test_days_from_first_call_to_today(connection, wanted: Filter) -> None:
     add(connection, call_row(NOW - 3 * DAY), call_row(NOW))
 
     found = totals.totals(connection, wanted, "model", NOW, QueryCache())
@@ -357,7 +330,7 @@ def test_the_days_begin_with_the_first_call_and_end_today(connection, wanted: Fi
     assert not found.earlier
 
 
-def test_calls_before_the_days_that_are_shown_are_in_the_totals(connection) -> None:
+def test_totals_include_calls_before_the_days(connection) -> None:
     add(connection, call_row(NOW - 1000 * DAY), call_row(NOW - 365 * DAY), call_row(NOW))
 
     found = totals.totals(connection, Filter(since="2020-01-01"), "model", NOW, QueryCache())
@@ -376,7 +349,7 @@ def test_calls_before_the_days_that_are_shown_are_in_the_totals(connection) -> N
         Filter(since="0001-01-01", until="0001-01-02"),
     ],
 )
-def test_a_time_without_any_calls_has_totals_of_nothing(connection, wanted: Filter) -> None:
+def test_totals_without_calls(connection, wanted: Filter) -> None:
     add(connection, call_row())
 
     found = totals.totals(connection, wanted, "model", NOW, QueryCache())
@@ -385,7 +358,7 @@ def test_a_time_without_any_calls_has_totals_of_nothing(connection, wanted: Filt
     assert found.latency() == {"median_ms": None, "p95_ms": None}
 
 
-def test_latency_is_that_of_calls_that_left_and_ended(connection) -> None:
+def test_latency_is_of_sent_and_ended_calls(connection) -> None:
     add(
         connection,
         *(call_row(duration_ms=float(number)) for number in range(1, 101)),
@@ -401,12 +374,10 @@ def test_latency_is_that_of_calls_that_left_and_ended(connection) -> None:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 100))
-def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
-    values: list[int], percent: int
-) -> None:
+def test_percentile_is_nearest_rank(values: list[int], percent: int) -> None:
     counts = {value: values.count(value) for value in values}
 
-    found = tallies.percentile(counts, percent)
+    found = totals.percentile(counts, percent)
 
     assert found in values
     assert sum(value <= found for value in values) * 100 >= percent * len(values)
@@ -469,7 +440,7 @@ def test_the_chart_measures_tokens_and_cost_too(connection) -> None:
     assert (cost["unit"], cost["series"][0]["values"]) == ("dollars", [0, 1.5])
 
 
-def test_a_day_whose_cost_nobody_knows_has_none_and_a_day_without_calls_has_zero(
+def test_unknown_cost_is_none_no_calls_is_zero(
     connection,
 ) -> None:
     add(connection, call_row())
@@ -494,49 +465,8 @@ def test_the_smallest_series_are_drawn_together(
 
 
 @given(st.floats(1e-9, 1e15) | st.integers(1, 10**15))
-def test_the_axis_ends_at_a_round_number_that_is_not_far_above(value: float) -> None:
+def test_axis_top_is_a_round_number(value: float) -> None:
     top = round_up(value)
 
     assert value <= top <= 2 * value * (1 + 1e-9)
     assert any(f"{top:.6e}".startswith(f"{str(step)[0]}.000000") for step in STEPS)
-
-
-def test_the_drawing_says_what_it_shows_and_escapes_names(connection) -> None:
-    add(connection, call_row(purpose='<script>"&'), call_row(NOW - DAY))
-    chart = chart_of(connection)
-
-    drawn = svg(chart, "What <it> shows", lambda series, place: f"{series.name} {place}")
-
-    assert "<script" not in drawn
-    root = ElementTree.fromstring(drawn)
-    title, description = root.find("title"), root.find("desc")
-    assert root.get("role") == "img"
-    assert root.get("aria-labelledby", "").split() == [title.get("id"), description.get("id")]
-    assert (title.text, description.text) == ("Calls per day by purpose", "What <it> shows")
-    bars = [(rect.find("title").text, rect.get("height")) for rect in root.findall("rect")]
-    assert bars == [("None 0", "100.000"), ('<script>"& 1', "100.000")]
-
-
-def test_the_days_of_a_drawing_are_added_up_once_however_many_there_are(
-    connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(connection, call_row(NOW - 300 * DAY), call_row())
-    chart = chart_of(connection, since="2025-01-01")
-    added: list[Chart] = []
-    day_totals = Chart.day_totals
-    monkeypatch.setattr(Chart, "day_totals", lambda self: added.append(self) or day_totals(self))
-
-    svg(chart, "", lambda series, place: "")
-
-    assert len(chart.days) > 300
-    assert len(added) == 1
-
-
-def test_bars_of_a_day_stand_on_each_other(connection) -> None:
-    add(connection, call_row(purpose="a"), call_row(purpose="a"), call_row(purpose="b"))
-
-    drawn = svg(chart_of(connection, since="2026-02-01"), "", lambda series, place: "")
-
-    rects = ElementTree.fromstring(drawn).findall("rect")
-    bars = [(float(rect.get("y", "")), float(rect.get("height", ""))) for rect in rects]
-    assert bars == [(50.0, 50.0), (25.0, 25.0)]

@@ -209,9 +209,7 @@ async def gathered(model):
         (gathered, [["a"]], 50),
     ],
 )
-async def test_l1_the_row_is_committed_when_the_provider_is_called(
-    logged, path, act, scripts, count
-):
+async def test_l1_row_is_committed_before_provider_call(logged, path, act, scripts, count):
     _, scripted, model = await logged(scripted=LookingModel(path, *scripts))
     await soon(act(model))
     assert len(scripted.seen) == count
@@ -220,7 +218,7 @@ async def test_l1_the_row_is_committed_when_the_provider_is_called(
     assert len({row["id"] for row in scripted.seen}) == count
 
 
-async def test_l1_the_first_part_says_what_was_asked_by_whom_and_for_what(logged, path):
+async def test_l1_first_part_has_request_and_actor(logged, path):
     datasette, scripted, _ = await logged(scripted=LookingModel(path, ["a"]))
     actor = {"id": "ana", "name": "Ana"}
     async with LLM(datasette).group("scripted", purpose="chat", actor=actor) as model:
@@ -237,9 +235,7 @@ async def test_l1_the_first_part_says_what_was_asked_by_whom_and_for_what(logged
     assert {row[name] for name in FINISHED_COLUMNS} == {None}
 
 
-async def test_l1_a_call_whose_caller_goes_away_before_the_commit_never_reaches_the_provider(
-    logged, recorded
-):
+async def test_l1_cancelled_before_commit_is_never_sent(logged, recorded):
     datasette, scripted, model = await logged(["a"])
     log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
@@ -254,18 +250,15 @@ async def test_l1_a_call_whose_caller_goes_away_before_the_commit_never_reaches_
     assert row["outcome"] == "cancelled"
 
 
-async def test_l1_a_number_or_an_object_for_an_actor_does_not_keep_a_call_off_the_record(
-    logged, path
-):
+async def test_l1_odd_actor_id_is_recorded(logged, path):
+    """An actor id may be a number or an object."""
     _, scripted, model = await logged(scripted=LookingModel(path, ["a"]), actor={"id": 7})
     await prompted(model)
     assert [row["actor_id"] for row in scripted.seen] == ["7"]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "nul\0inside"])
-async def test_l1_text_that_sqlite_cannot_hold_does_not_keep_a_call_off_the_record(
-    logged, path, recorded, text
-):
+async def test_l1_text_invalid_in_sqlite_is_recorded(logged, path, recorded, text):
     looking = LookingModel(path, [f"answer {text}"])
     datasette, scripted, model = await logged(
         scripted=looking, log={"content": True}, actor={"id": text}, purpose=text
@@ -494,7 +487,7 @@ PAPER = ValueError("out of paper")
         (is_a_chain_whose_reader_is_cancelled, [[CALL], [asyncio.Event]], ["ok", "cancelled"]),
     ],
 )
-async def test_l2_a_call_gets_its_second_part_once_however_it_ends(
+async def test_l2_second_part_is_written_once(
     logged, recorded, path, plugin, monkeypatch, caplog, act, scripts, outcomes
 ):
     # An event belongs to one event loop, so each test makes its own.
@@ -538,7 +531,7 @@ def assert_whole(rows):
         (is_timed_out_by_a_hook, "A plugin's timeout ended the call"),
     ],
 )
-async def test_l2_a_call_that_was_cancelled_says_by_whom(logged, recorded, plugin, act, why):
+async def test_l2_cancelled_row_names_its_cause(logged, recorded, plugin, act, why):
     datasette, scripted, model = await logged(["a", asyncio.Event()])
     scripted.can_stream = act is not loses_its_caller
     world = SimpleNamespace(datasette=datasette, scripted=scripted, model=model, plugin=plugin)
@@ -560,7 +553,7 @@ async def test_l2_a_reply_says_what_is_new_in_it(logged, recorded):
 
 
 @pytest.mark.parametrize("way", ["prompt", "reply"])
-async def test_l2_the_attachments_of_a_request_are_counted(logged, recorded, way):
+async def test_l2_attachments_are_counted(logged, recorded, way):
     scripted = ScriptedModel("scripted", ["a"], attachment_types=["text/plain"])
     datasette, _, model = await logged(scripted=scripted)
     attachments = [llm.Attachment(type="text/plain", content=b"x")] * 2
@@ -576,9 +569,8 @@ async def test_l2_the_attachments_of_a_request_are_counted(logged, recorded, way
 @pytest.mark.parametrize(
     ("who", "arguments"), [("root", {}), (None, {"stream": None}), (["ana"], {"stream": 0})]
 )
-async def test_l2_odd_arguments_that_llm_takes_are_taken_with_the_log_too(
-    logged, recorded, who, arguments
-):
+async def test_l2_odd_arguments_work_with_log(logged, recorded, who, arguments):
+    """Whatever llm accepts is accepted with the log too."""
     datasette, _, model = await logged(["a"], actor=who)
     assert await (await model.prompt("x", **arguments)).text() == "a"
     (row,) = await recorded(datasette)
@@ -594,9 +586,7 @@ async def test_l2_odd_arguments_that_llm_takes_are_taken_with_the_log_too(
         {"tool_results": [llm.ToolResult(name="t", output=5, tool_call_id="1")]},
     ],
 )
-async def test_l5_a_request_that_cannot_be_measured_is_made_and_recorded_all_the_same(
-    logged, recorded, arguments
-):
+async def test_l5_unmeasurable_request_is_recorded(logged, recorded, arguments):
     datasette, _, model = await logged(["a"])
     assert await (await model.prompt(**arguments)).text() == "a"
     (row,) = await recorded(datasette)
@@ -619,7 +609,7 @@ async def test_l2_what_is_too_long_for_a_table_is_cut(logged, recorded):
     assert json.loads(row["token_details"]).endswith("too much to keep")
 
 
-async def test_l2_details_that_are_no_json_are_recorded_as_json(logged, recorded):
+async def test_l2_non_json_details_are_recorded(logged, recorded):
     details = {"share": float("nan"), "number": 1234567}
     datasette, _, model = await logged(["a", llm.Usage(True, 3, details)])
     await (await model.prompt("x", key="123456")).text()
@@ -639,7 +629,7 @@ async def test_l2_tokens_of_many_rows_add_up_in_sqlite(logged, recorded, path):
     assert total == 2 * values.MAX_COUNT
 
 
-async def test_l2_a_missing_key_ends_the_row_with_llms_own_error(logged, recorded):
+async def test_l2_missing_key_ends_row_with_llms_error(logged, recorded):
     scripted = ScriptedModel("scripted", ["a"], needs_key="vault")
     datasette, scripted, model = await logged(scripted=scripted)
     await has_no_key(SimpleNamespace(model=model))
@@ -648,7 +638,7 @@ async def test_l2_a_missing_key_ends_the_row_with_llms_own_error(logged, recorde
     assert (row["outcome"], row["error_type"]) == ("error", "NeedsKeyException")
 
 
-async def test_l2_a_provider_that_swallows_its_cancellation_ends_as_cancelled(logged, recorded):
+async def test_l2_swallowed_cancellation_is_cancelled(logged, recorded):
     class Stubborn(ScriptedModel):
         async def execute(self, *args, **kwargs):
             async for chunk in super().execute(*args, **kwargs):
@@ -678,7 +668,7 @@ async def test_l2_the_second_part_says_what_came_of_it(logged, recorded):
     assert row["error_message"] is None
 
 
-async def test_l2_the_second_part_of_a_failure_says_what_the_provider_said(logged, recorded):
+async def test_l2_failed_row_has_provider_message(logged, recorded):
     datasette, _, model = await logged([ValueError("no " * 5_000)])
     with pytest.raises(ValueError, match="no"):
         await model.prompt("x")
@@ -688,7 +678,7 @@ async def test_l2_the_second_part_of_a_failure_says_what_the_provider_said(logge
     assert row["first_chunk_ms"] is None
 
 
-async def test_l2_the_steps_of_a_chain_are_tied_together_and_numbered(logged, recorded):
+async def test_l2_chain_steps_are_linked_and_numbered(logged, recorded):
     datasette, _, model = await logged([CALL], [llm.ToolCall("tool", {}, "t2")], ["done"])
     chain = model.chain("x", tools=[tool])
     steps = [step async for step in chain.responses()]
@@ -726,9 +716,7 @@ ENDLESS["again"] = ENDLESS
     "usage", [*ODD_TOKENS, *(llm.Usage(12, 3, details) for details in [*ODD_DETAILS, ENDLESS])]
 )
 @pytest.mark.parametrize("price", [{}, {"scripted": {"input": 1e300, "output": 1e300}}])
-async def test_l2_odd_numbers_from_a_provider_cost_neither_the_answer_nor_its_row(
-    logged, recorded, usage, price
-):
+async def test_l2_odd_token_counts_are_tolerated(logged, recorded, usage, price):
     datasette, _, model = await logged(["a", usage], ["b"], log={"prices": price})
     assert await (await model.prompt("x")).text() == "a"
     assert await (await model.prompt("x")).text() == "b"
@@ -737,7 +725,7 @@ async def test_l2_odd_numbers_from_a_provider_cost_neither_the_answer_nor_its_ro
     assert odd["output_tokens"] == 3
 
 
-async def test_l2_an_error_that_sqlite_cannot_hold_ends_its_row_too(logged, recorded):
+async def test_l2_error_invalid_in_sqlite_ends_row(logged, recorded):
     datasette, _, model = await logged([ValueError("half a pair: \ud83d")])
     with pytest.raises(ValueError, match="half a pair"):
         await model.prompt("x")
@@ -746,7 +734,8 @@ async def test_l2_an_error_that_sqlite_cannot_hold_ends_its_row_too(logged, reco
     assert row["error_message"].startswith("half a pair: ")
 
 
-async def test_l2_a_pair_that_came_in_two_chunks_leaves_row_and_content(logged, recorded):
+async def test_l2_split_surrogate_is_recorded(logged, recorded):
+    """A surrogate pair that arrives in two chunks keeps row and content."""
     datasette, _, model = await logged(["\ud83d", "\ude00"], log={"content": True})
     await prompted(model)
     (row,) = await recorded(datasette)
@@ -757,7 +746,7 @@ async def test_l2_a_pair_that_came_in_two_chunks_leaves_row_and_content(logged, 
 # L2: what was blocked is on record too, with who blocked it
 
 
-async def test_l2_a_call_that_a_hook_blocks_names_its_plugin(logged, recorded, plugin):
+async def test_l2_call_blocked_by_hook_names_plugin(logged, recorded, plugin):
     plugin(Observer("inner"))
     plugin(Observer("budget", before=raises(PermissionError("over budget"))))
     plugin(Observer("outer"))
@@ -819,9 +808,7 @@ class TimesOutBeforeTheYield:
     ],
 )
 @pytest.mark.parametrize("asked", [prompted, conversed, chained])
-async def test_l2_whatever_way_a_hook_refuses_the_call_is_blocked_by_it(
-    logged, recorded, plugin, hook, error, asked
-):
+async def test_l2_every_hook_refusal_is_blocked(logged, recorded, plugin, hook, error, asked):
     plugin(Observer("bystander"))
     plugin(hook(), name="refuser")
     datasette, scripted, model = await logged(["a"])
@@ -833,7 +820,7 @@ async def test_l2_whatever_way_a_hook_refuses_the_call_is_blocked_by_it(
     assert row["error_type"] == error.__name__
 
 
-async def test_l2_the_row_of_a_blocked_call_says_what_was_asked(logged, recorded, plugin):
+async def test_l2_blocked_row_has_the_request(logged, recorded, plugin):
     seen = plugin(Observer("budget", before=raises(PermissionError(f"no money for {KEY}"))))
     datasette, _, model = await logged(["a"])
     conversation = model.conversation()
@@ -846,9 +833,9 @@ async def test_l2_the_row_of_a_blocked_call_says_what_was_asked(logged, recorded
     assert row["error_message"] == "no money for [key removed]"
 
 
-async def test_l2_a_timeout_that_blocks_while_another_plugin_opens_is_blamed_on_its_own(
-    logged, recorded, plugin
-):
+async def test_l2_timeout_blames_the_plugin_that_set_it(logged, recorded, plugin):
+    """While another plugin opens, a timeout is blamed on the plugin that set it."""
+
     class Timer:
         @hookimpl(tryfirst=True)
         def llm_prompt_context(self):
@@ -870,9 +857,8 @@ async def test_l2_a_timeout_that_blocks_while_another_plugin_opens_is_blamed_on_
 
 
 @pytest.mark.parametrize("stop", ["the loop", "the caller"])
-async def test_l2_a_plugin_does_not_block_a_call_that_is_cancelled_while_it_opens(
-    logged, recorded, plugin, stop
-):
+async def test_l2_cancelled_during_hook_is_not_blocked(logged, recorded, plugin, stop):
+    """A call that is cancelled while a hook opens is cancelled, not blocked."""
     opening = asyncio.Event()
 
     async def slowly(result):
@@ -891,9 +877,7 @@ async def test_l2_a_plugin_does_not_block_a_call_that_is_cancelled_while_it_open
 
 
 @pytest.mark.parametrize("way_in", ["model", "group"])
-async def test_l2_a_default_that_is_blocked_is_recorded_by_its_id(
-    start, register_models, recorded, plugin, way_in
-):
+async def test_l2_blocked_default_has_its_id(start, register_models, recorded, plugin, way_in):
     class Default:
         @hookimpl
         def llm_default_model(self):
@@ -910,7 +894,7 @@ async def test_l2_a_default_that_is_blocked_is_recorded_by_its_id(
     assert (row["purpose"], row["group_id"]) == ("chat", group.id if way_in == "group" else None)
 
 
-async def test_l2_a_call_that_a_hook_blocks_in_a_group_has_the_groups_id(logged, recorded, plugin):
+async def test_l2_blocked_call_in_group_has_group_id(logged, recorded, plugin):
     plugin(Observer("budget", before=raises(PermissionError("over budget"))))
     datasette, _, _ = await logged(["a"])
     group = LLM(datasette).group("scripted")
@@ -929,9 +913,7 @@ async def test_l2_a_call_that_a_hook_blocks_in_a_group_has_the_groups_id(logged,
         ({"purposes": {"chat": {"blocked_models": ["scripted"]}}}, "blocklist"),
     ],
 )
-async def test_l2_a_call_that_the_configuration_blocks_names_the_rule(
-    start, register_models, recorded, config, rule
-):
+async def test_l2_call_blocked_by_config_names_rule(start, register_models, recorded, config, rule):
     register_models(ScriptedModel("scripted"), ScriptedModel("other"))
     datasette = await start(**config)
     with pytest.raises(ModelNotAllowedError) as refused:
@@ -943,7 +925,7 @@ async def test_l2_a_call_that_the_configuration_blocks_names_the_rule(
 
 
 @pytest.mark.parametrize("way_in", ["model", "group"])
-async def test_l2_a_call_that_a_filter_blocks_names_its_plugin(
+async def test_l2_call_blocked_by_filter_names_plugin(
     start, register_models, recorded, plugin, way_in
 ):
     class Filter:
@@ -964,7 +946,7 @@ async def test_l2_a_call_that_a_filter_blocks_names_its_plugin(
     assert (row["outcome"], row["blocked_by"]) == ("blocked", "gatekeeper")
 
 
-async def test_l2_asking_why_or_what_there_is_leaves_no_row(start, register_models, recorded):
+async def test_l2_explain_and_models_leave_no_row(start, register_models, recorded):
     register_models(ScriptedModel("scripted"))
     datasette = await start(blocked_models=["scripted"])
     assert not (await LLM(datasette).explain("scripted")).available
@@ -977,7 +959,7 @@ async def test_l2_asking_why_or_what_there_is_leaves_no_row(start, register_mode
 # L6: what is not wanted is not recorded
 
 
-async def test_l6_without_a_log_there_is_no_table_no_row_and_no_recorder(logged, path):
+async def test_l6_no_tables_or_recorder_without_log(logged, path):
     datasette, _, model = await logged(["a"], log=False)
     before = path.read_bytes()
     await prompted(model)
@@ -988,9 +970,7 @@ async def test_l6_without_a_log_there_is_no_table_no_row_and_no_recorder(logged,
     assert path.read_bytes() == before
 
 
-async def test_l6_without_a_log_what_is_blocked_leaves_no_table_either(
-    start, register_models, plugin, path
-):
+async def test_l6_blocked_call_without_log_has_no_table(start, register_models, plugin, path):
     register_models(ScriptedModel("scripted"))
     plugin(Observer(before=raises(PermissionError("over budget"))))
     datasette = await start(False, purposes={"chat": {"blocked_models": ["scripted"]}})
@@ -1021,9 +1001,7 @@ PER_PURPOSE_OFF = {"purposes": {"chat": {"log": {"content": False}}}}
         ({"content": True}, PER_PURPOSE_OFF, None, 2),
     ],
 )
-async def test_l6_content_is_recorded_only_where_it_is_switched_on(
-    logged, recorded, path, log, config, purpose, parts
-):
+async def test_l6_content_only_if_enabled(logged, recorded, path, log, config, purpose, parts):
     datasette, _, model = await logged(["the answer"], log=log, config=config, purpose=purpose)
     await (await model.prompt("the question", system="the system")).text()
     contents = await recorded(datasette, "llm_call_content")
@@ -1032,7 +1010,7 @@ async def test_l6_content_is_recorded_only_where_it_is_switched_on(
     assert all((text.encode() in path.read_bytes()) == bool(parts) for text in said)
 
 
-async def test_l6_content_holds_the_request_and_the_answer(logged, recorded):
+async def test_l6_content_has_request_and_response(logged, recorded):
     datasette, _, model = await logged([CALL], ["done"], log={"content": True})
     await model.chain("the question", system="be kind", tools=[tool], temperature=0.5).text()
     contents = await recorded(datasette, "llm_call_content")
@@ -1045,7 +1023,7 @@ async def test_l6_content_holds_the_request_and_the_answer(logged, recorded):
     assert "done" in json.dumps(told[second, "response"])
 
 
-async def test_l6_what_had_come_of_a_failed_answer_is_recorded(logged, recorded):
+async def test_l6_partial_answer_is_recorded(logged, recorded):
     datasette, _, model = await logged(["the half", PAPER], log={"content": True})
     with pytest.raises(ValueError, match="paper"):
         await prompted(model)
@@ -1065,7 +1043,7 @@ async def test_l6_content_has_no_bytes_of_attachments(logged, recorded):
     assert message["parts"][-1]["attachment"] == told
 
 
-async def test_l6_content_of_great_length_is_cut_and_says_so(logged, recorded):
+async def test_l6_long_content_is_cut(logged, recorded):
     datasette, _, model = await logged(["b" * 3_000_000], log={"content": True})
     await (await model.prompt("a" * 1_000_007)).text()
     request, answer = [
@@ -1076,9 +1054,7 @@ async def test_l6_content_of_great_length_is_cut_and_says_so(logged, recorded):
     assert answer.endswith("b… and 2,000,000 more characters")
 
 
-async def test_l6_content_that_cannot_be_told_costs_neither_the_row_nor_the_rest(
-    logged, recorded, caplog
-):
+async def test_l6_unreadable_content_keeps_the_row(logged, recorded, caplog):
     mixed = [StreamEvent("text", "a", part_index=0), StreamEvent("reasoning", "b", part_index=0)]
     datasette, _, model = await logged(mixed, log={"content": True})
     await model.prompt("the question")
@@ -1091,7 +1067,7 @@ async def test_l6_content_that_cannot_be_told_costs_neither_the_row_nor_the_rest
     assert caplog.messages == []
 
 
-async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(logged, recorded):
+async def test_l6_waiting_row_does_not_hold_response(logged, recorded):
     datasette, _, model = await logged(["a"])
     log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
@@ -1107,7 +1083,8 @@ async def test_l6_without_content_a_row_that_waits_does_not_keep_its_response(lo
     assert [row["outcome"] for row in await recorded(datasette)] == ["ok", "ok"]
 
 
-async def test_l6_a_response_whose_row_is_written_is_not_kept_until_the_next_is(logged, recorded):
+async def test_l6_written_row_releases_response(logged, recorded):
+    """A response is released when its row is written, not at the next write."""
     datasette, scripted, model = await logged(["a"], log={"content": True})
     response = await model.prompt("x")
     await response.text()
@@ -1118,9 +1095,8 @@ async def test_l6_a_response_whose_row_is_written_is_not_kept_until_the_next_is(
     await until(lambda: gc.collect() >= 0 and gone() is None)
 
 
-async def test_l5_a_call_whose_first_part_was_given_up_leaves_no_content_of_nobody(
-    logged, recorded, monkeypatch
-):
+async def test_l5_dropped_row_leaves_no_orphan_content(logged, recorded, monkeypatch):
+    """If the first part of a row was dropped, its content is not written either."""
     gate = asyncio.Event()
     datasette, _, model = await logged(["a", gate], log={"content": True})
     log = Recorder.of(datasette).writer
@@ -1230,7 +1206,7 @@ def everything_in(path):
         deep_inside,
     ],
 )
-async def test_l6_no_key_that_a_provider_repeats_is_on_record(logged, recorded, path, leak, key):
+async def test_l6_key_from_provider_is_not_recorded(logged, recorded, path, leak, key):
     datasette, _, model = await logged(scripted=Leaking(leak), log={"content": True})
     with contextlib.suppress(ValueError):
         await (await model.prompt("x", key=key)).text()
@@ -1250,9 +1226,7 @@ def assert_keyless(path, key):
 
 
 @pytest.mark.parametrize("key", [KEY, ODD_KEY])
-async def test_l6_no_key_that_a_caller_writes_into_a_prompt_is_on_record(
-    logged, recorded, path, key
-):
+async def test_l6_key_in_prompt_is_not_recorded(logged, recorded, path, key):
     datasette, _, model = await logged(scripted=Leaking(nowhere), log={"content": True})
     response = await model.prompt(f"{key} x", system=f"use {key}", key=key)
     await (await response.reply("again")).text()
@@ -1261,9 +1235,7 @@ async def test_l6_no_key_that_a_caller_writes_into_a_prompt_is_on_record(
     assert_keyless(path, key)
 
 
-async def test_l6_no_key_that_a_caller_gives_for_a_purpose_or_an_actor_is_on_record(
-    logged, recorded, path
-):
+async def test_l6_key_in_purpose_or_actor_not_recorded(logged, recorded, path):
     who = {"purpose": f"for {KEY}", "actor": {"id": KEY}}
     datasette, _, model = await logged(["a"], **who)
     await (await model.prompt("x", key=KEY)).text()
@@ -1271,7 +1243,7 @@ async def test_l6_no_key_that_a_caller_gives_for_a_purpose_or_an_actor_is_on_rec
     assert_keyless(path, KEY)
 
 
-async def test_l6_no_key_of_a_call_that_never_left_is_on_record(logged, recorded, path):
+async def test_l6_key_of_unsent_call_is_not_recorded(logged, recorded, path):
     datasette, scripted, model = await logged(["a"], log={"content": True})
     log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
@@ -1297,9 +1269,8 @@ async def test_l6_no_key_from_the_secrets_is_on_record(logged, recorded, path, m
 # Clocks and event loops
 
 
-async def test_a_clock_that_goes_backwards_keeps_ids_in_order_and_durations_positive(
-    logged, recorded, monkeypatch
-):
+async def test_clock_going_backwards(logged, recorded, monkeypatch):
+    """Ids stay in order, and durations positive."""
     datasette, _, model = await logged(["a", 0.001, "b"])
     hours = itertools.count(20, -1)
     now_ns = 1_800_000_000_000_000_000
@@ -1336,9 +1307,7 @@ def quiet_loops(caplog):
 
 
 @pytest.mark.usefixtures("quiet_loops")
-def test_two_event_loops_one_after_the_other_write_one_record(
-    make_datasette, register_models, path
-):
+def test_two_event_loops_write_one_log(make_datasette, register_models, path):
     register_models(ScriptedModel("scripted", ["a"]))
     datasette = make_datasette(internal=str(path))
 
@@ -1356,9 +1325,7 @@ def test_two_event_loops_one_after_the_other_write_one_record(
     assert [row["outcome"] for row in rows_of(path)] == ["ok"] * 10
 
 
-def test_a_loop_that_ends_under_a_call_leaves_a_row_that_the_next_loop_ends(
-    make_datasette, register_models, path, caplog
-):
+def test_loop_ends_during_call_next_loop_ends_row(make_datasette, register_models, path, caplog):
     register_models(ScriptedModel("scripted", ["a"]))
     endless = ScriptedModel("endless")
     register_models(endless)
@@ -1385,9 +1352,7 @@ def test_a_loop_that_ends_under_a_call_leaves_a_row_that_the_next_loop_ends(
 
 
 @pytest.mark.usefixtures("quiet_loops")
-def test_a_loop_that_ends_while_the_second_part_is_being_written_leaves_one_second_part(
-    make_datasette, register_models, path
-):
+def test_loop_ends_during_second_part(make_datasette, register_models, path):
     scripted = ScriptedModel("scripted")
     register_models(scripted)
     datasette = make_datasette(internal=str(path))
@@ -1419,7 +1384,7 @@ def test_a_loop_that_ends_while_the_second_part_is_being_written_leaves_one_seco
     assert [row["outcome"] for row in rows_of(path)] == ["ok", "ok"]
 
 
-async def test_a_required_record_that_is_written_lets_the_call_through(logged, recorded):
+async def test_required_log_allows_recorded_call(logged, recorded):
     datasette, _, model = await logged(["a"], log={"required": True})
     assert await (await model.prompt("x")).text() == "a"
     (row,) = await recorded(datasette)

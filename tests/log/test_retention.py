@@ -97,7 +97,8 @@ def record(path: Path) -> Iterator[Record]:
 # What goes, and what stays
 
 
-def test_calls_with_smaller_ids_go_with_their_content_and_the_others_stay(record: Record) -> None:
+def test_removes_smaller_ids_with_content(record: Record) -> None:
+    """Calls below the id are removed with their content; the others stay."""
     for number in (1, 2, 3, 4):
         record.add(id_of(number), content=number != 2)
 
@@ -109,9 +110,7 @@ def test_calls_with_smaller_ids_go_with_their_content_and_the_others_stay(record
 
 
 @pytest.mark.parametrize("outcome", ["ok", "error", "cancelled", "blocked", "lost"])
-def test_a_call_that_has_ended_goes_by_its_age_however_it_ended(
-    record: Record, outcome: str
-) -> None:
+def test_ended_call_is_removed_with_any_outcome(record: Record, outcome: str) -> None:
     record.open_session("here")
     record.add(id_of(1), outcome, "here")
 
@@ -119,7 +118,7 @@ def test_a_call_that_has_ended_goes_by_its_age_however_it_ended(
     assert record.ids() == []
 
 
-def test_a_call_that_may_still_end_stays_until_it_has(record: Record) -> None:
+def test_running_call_stays_until_it_ends(record: Record) -> None:
     record.open_session("here")
     running = record.add(id_of(1), None, "here")
     record.add(id_of(2), "ok", "here", content=True)
@@ -133,7 +132,8 @@ def test_a_call_that_may_still_end_stays_until_it_has(record: Record) -> None:
     assert [count for _, count, _ in record.removals()] == [1, 1]
 
 
-def test_a_call_that_nobody_can_end_any_more_goes_by_its_age(record: Record) -> None:
+def test_abandoned_call_is_removed_by_age(record: Record) -> None:
+    """A running call whose session has ended is removed by its age."""
     record.open_session("another")
     record.add(id_of(1), None, "closed")
 
@@ -141,7 +141,7 @@ def test_a_call_that_nobody_can_end_any_more_goes_by_its_age(record: Record) -> 
     assert record.ids() == []
 
 
-def test_content_that_was_left_without_its_call_goes_too(record: Record) -> None:
+def test_orphan_content_is_removed(record: Record) -> None:
     record.add(id_of(2))
     sql = "insert into llm_call_content (call_id, part, content) values (?, 'response', 'x')"
     record.connection.execute(sql, (id_of(1),))
@@ -150,7 +150,7 @@ def test_content_that_was_left_without_its_call_goes_too(record: Record) -> None
     assert record.with_content() == []
 
 
-def test_what_is_removed_cannot_be_read_from_the_file(record: Record, path: Path) -> None:
+def test_removed_text_is_overwritten_in_file(record: Record, path: Path) -> None:
     record.connection.execute("pragma secure_delete = off")
     record.add(id_of(1))
     sql = "insert into llm_call_content (call_id, part, content) values (?, 'response', ?)"
@@ -162,16 +162,14 @@ def test_what_is_removed_cannot_be_read_from_the_file(record: Record, path: Path
     assert b"a secret of theirs" not in path.read_bytes()
 
 
-def test_where_nothing_is_too_old_nothing_is_written(record: Record) -> None:
+def test_nothing_old_writes_nothing(record: Record) -> None:
     record.add(id_of(5))
 
     assert record.remove_batch(id_of(5)) == 0
     assert record.removals() == []
 
 
-def test_a_batch_takes_the_oldest_and_says_up_to_which(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_takes_the_oldest(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "MAX_BATCH", 3)
     ids = record.add_many(8)
     end = id_of(NOW_MS)
@@ -186,7 +184,7 @@ def test_a_batch_has_at_most_a_thousand_rows() -> None:
     assert retention.MAX_BATCH <= 1_000
 
 
-def test_a_call_that_stays_does_not_hold_up_the_younger_ones(
+def test_running_call_does_not_block_younger_ones(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "MAX_BATCH", 2)
@@ -198,7 +196,7 @@ def test_a_call_that_stays_does_not_hold_up_the_younger_ones(
     assert record.ids() == running
 
 
-def test_what_is_not_too_old_still_cannot_be_deleted_after_a_removal(record: Record) -> None:
+def test_newer_calls_stay_protected_after_removal(record: Record) -> None:
     record.add(id_of(1))
     record.add(id_of(3), content=True)
     record.remove_batch(id_of(2))
@@ -209,7 +207,7 @@ def test_what_is_not_too_old_still_cannot_be_deleted_after_a_removal(record: Rec
     assert record.ids() == record.with_content() == [id_of(3)]
 
 
-def test_a_batch_that_is_rolled_back_leaves_calls_and_removals_as_they_were(
+def test_rolled_back_batch_changes_nothing(
     record: Record,
 ) -> None:
     ids = record.add_many(3)
@@ -276,7 +274,7 @@ def tasks_of(datasette: Any) -> list[Any]:
     return [task for task in datasette._background_tasks.tasks() if "retention" in task.name]
 
 
-async def test_what_is_too_old_goes_at_the_start_and_then_every_hour(
+async def test_runs_at_start_and_every_hour(
     make_datasette, path: Path, record: Record, naps: Naps
 ) -> None:
     old = record.add_many(2)
@@ -294,7 +292,7 @@ async def test_what_is_too_old_goes_at_the_start_and_then_every_hour(
     await datasette.invoke_shutdown()
 
 
-async def test_other_work_gets_its_turn_between_two_batches(
+async def test_other_writes_run_between_batches(
     make_datasette,
     register_models,
     path: Path,
@@ -326,7 +324,7 @@ async def test_other_work_gets_its_turn_between_two_batches(
 
 
 @pytest.mark.parametrize("config", [None, {"log": False}, {"log": True}, {"log": {}}])
-async def test_without_the_setting_there_is_no_such_task(make_datasette, config: Any) -> None:
+async def test_no_task_without_keep_days(make_datasette, config: Any) -> None:
     datasette = make_datasette(config)
     await datasette.start_background_tasks()
 
@@ -334,7 +332,7 @@ async def test_without_the_setting_there_is_no_such_task(make_datasette, config:
     await datasette.invoke_shutdown()
 
 
-async def test_a_locked_database_is_logged_once_and_tried_again(
+async def test_locked_database_is_logged_once(
     make_datasette, path: Path, record: Record, naps: Naps, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = record.add_many(2)
@@ -351,7 +349,9 @@ async def test_a_locked_database_is_logged_once_and_tried_again(
     record.connection.execute("rollback")
 
     assert lengths == [60] * 3
-    assert caplog.messages == ["Old records of LLM calls cannot be removed: database is locked"]
+    assert caplog.messages == [
+        "Old calls cannot be removed from the LLM call log: database is locked"
+    ]
 
     assert await naps.next() == 3600
     assert record.ids() == []
@@ -363,7 +363,7 @@ async def test_a_locked_database_is_logged_once_and_tried_again(
     await datasette.invoke_shutdown()
 
 
-async def test_a_database_that_could_not_be_opened_at_the_start_is_tried_again(
+async def test_failed_open_at_start_is_retried(
     make_datasette, path: Path, naps: Naps, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -381,7 +381,9 @@ async def test_a_database_that_could_not_be_opened_at_the_start_is_tried_again(
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping
-    assert caplog.messages == ["Old records of LLM calls cannot be removed: database is locked"]
+    assert caplog.messages == [
+        "Old calls cannot be removed from the LLM call log: database is locked"
+    ]
 
 
 async def test_the_task_ends_when_datasette_stops(
@@ -400,7 +402,7 @@ async def test_the_task_ends_when_datasette_stops(
     assert caplog.messages == []
 
 
-async def test_the_task_ends_when_datasette_is_closed_without_a_shutdown(
+async def test_task_ends_if_datasette_is_closed(
     make_datasette, path: Path, naps: Naps, caplog: pytest.LogCaptureFixture
 ) -> None:
     datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
@@ -415,9 +417,7 @@ async def test_the_task_ends_when_datasette_is_closed_without_a_shutdown(
     assert caplog.messages == []
 
 
-async def test_a_command_that_only_starts_datasette_removes_nothing(
-    make_datasette, path: Path, record: Record
-) -> None:
+async def test_command_removes_nothing(make_datasette, path: Path, record: Record) -> None:
     ids = record.add_many(2)
     datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
     await datasette.invoke_startup()  # as `datasette llm prompt` does

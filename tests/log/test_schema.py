@@ -72,7 +72,7 @@ def rows_of(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     return connection.execute(sql).fetchall()
 
 
-def test_the_rows_stay_as_they_were_and_are_first_attempts(migrated: Any) -> None:
+def test_old_rows_become_first_attempts(migrated: Any) -> None:
     connection, before = migrated
     assert len(before) == 3
     assert rows_of(connection) == before
@@ -94,9 +94,7 @@ def test_the_rows_stay_as_they_were_and_are_first_attempts(migrated: Any) -> Non
         *(f"{name} = 3, outcome = 'ok'" for name in NEW_COLUMNS),
     ],
 )
-def test_l3_neither_old_nor_new_columns_can_be_changed(
-    migrated: Any, call_id: str, change: str
-) -> None:
+def test_l3_no_column_can_be_changed(migrated: Any, call_id: str, change: str) -> None:
     connection, _ = migrated
     before = connection.execute("select * from llm_calls").fetchall()
     for verb in ("update", "update or replace"):
@@ -125,7 +123,7 @@ def test_l3_no_row_can_be_replaced_or_removed(migrated: Any, call_id: str, recur
     assert connection.execute("select * from llm_calls").fetchall() == before
 
 
-def test_retention_removes_old_and_new_rows_and_nothing_else(migrated: Any) -> None:
+def test_retention_removes_old_and_new_rows(migrated: Any) -> None:
     connection, _ = migrated
     connection.execute("begin immediate")
     assert retention.remove_batch(connection, OLD[2], 7) == 2
@@ -158,7 +156,7 @@ async def shown(datasette: Datasette, path: str) -> Any:
     return response
 
 
-async def test_a_call_that_was_under_way_is_marked_as_lost(start: Any) -> None:
+async def test_running_call_is_marked_as_lost(start: Any) -> None:
     datasette = await start()
     found = (await shown(datasette, f"/-/llm/log/{OLD[2]}.json")).json()
     assert found["call"]["outcome"] == "lost"
@@ -166,7 +164,7 @@ async def test_a_call_that_was_under_way_is_marked_as_lost(start: Any) -> None:
 
 
 @pytest.mark.parametrize("config", [None, {"log": False}], ids=["recording", "log off"])
-async def test_the_pages_show_what_the_released_version_wrote(start: Any, config: Any) -> None:
+async def test_pages_show_rows_of_released_version(start: Any, config: Any) -> None:
     datasette = await start(config)
     for path in ("/-/llm", f"/-/llm/log/{OLD[0]}", "/-/llm/log", "/-/llm/log.csv"):
         await shown(datasette, path)
@@ -193,7 +191,7 @@ async def test_what_is_new_stands_beside_what_is_old(start: Any, released: Path)
     ]
 
 
-async def test_a_site_whose_record_is_off_starts_with_one_of_a_newer_version(
+async def test_newer_version_is_ignored_with_log_off(
     start: Any, released: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(sqlite3.connect(released, isolation_level=None)) as connection:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from datasette_llm.log import queries, totals
-from datasette_llm.log import totals_cache as kept
+from datasette_llm.log import queries, totals, totals_cache
 from datasette_llm.log.queries import Filter
 from datasette_llm.log.retention import remove_batch
 from datasette_llm.log.schema import migrate
 from datasette_llm.log.totals_cache import QueryCache
 
-from .test_queries import DAY, NOW, add, call_row
+from ..support.call_log import DAY, NOW, add, call_row
 
 WANTED = Filter(since="2026-01-30")
 FIRST_DAY = datetime.datetime(2026, 1, 30, 12, tzinfo=datetime.UTC)
@@ -70,7 +69,7 @@ def removal_and_late_calls(connection: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize("change", [late_call, end, late_call_and_its_end, removal_and_late_calls])
-def test_what_another_process_changes_in_a_past_day_shows_at_once(
+def test_other_process_changes_show_at_once(
     path: Path, connection: sqlite3.Connection, change: Change
 ) -> None:
     answers = QueryCache()
@@ -92,7 +91,8 @@ def sums(connection: sqlite3.Connection, work: Callable[[], object]) -> int:
     return sum("group by" in statement for statement in statements)
 
 
-def test_a_period_is_added_up_again_only_where_a_call_may_end_or_has_come(connection) -> None:
+def test_only_changed_periods_are_queried_again(connection) -> None:
+    """Days with a running call, and days with new calls."""
     answers = QueryCache()
     assert sums(connection, lambda: found(connection, answers)) == 3
 
@@ -104,7 +104,7 @@ def test_a_period_is_added_up_again_only_where_a_call_may_end_or_has_come(connec
     assert sums(connection, lambda: found(connection, answers)) == 1
 
 
-def test_the_answers_of_one_filter_are_not_those_of_another(connection) -> None:
+def test_filters_have_separate_results(connection) -> None:
     answers = QueryCache()
     found(connection, answers)
 
@@ -112,9 +112,9 @@ def test_the_answers_of_one_filter_are_not_those_of_another(connection) -> None:
         assert found(connection, answers, wanted) == found(connection, QueryCache(), wanted)
 
 
-def test_the_answers_that_were_not_used_for_longest_make_room(connection) -> None:
+def test_least_recently_used_is_evicted(connection) -> None:
     end(connection)
-    answer_chars = kept.ANSWER_CHARS + kept.ROW_CHARS + 700
+    answer_chars = totals_cache.RESULT_CHARS + totals_cache.ROW_CHARS + 700
     answers = QueryCache(max_chars=4 * answer_chars)  # for three days, and one more
     found(connection, answers)
     other = Filter(since="2026-02-01", model="pelican")
@@ -127,19 +127,20 @@ def test_the_answers_that_were_not_used_for_longest_make_room(connection) -> Non
     assert sums(connection, lambda: found(connection, answers)) > 0
 
 
-def test_filters_that_find_nothing_do_not_fill_the_memory(connection) -> None:
+def test_empty_results_are_bounded_too(connection) -> None:
+    """Filters that match nothing do not fill the memory."""
     end(connection)
     answers = QueryCache(max_chars=100_000)
 
     for number in range(50):
         found(connection, answers, Filter(since="2026-01-30", actor=f"{number}" * 1_000))
 
-    kept_chars = [len(value) for _, values in answers._answers for _, value in values]
+    kept_chars = [len(value) for _, values in answers._results for _, value in values]
     assert 0 < sum(kept_chars) <= 100_000
-    assert len(answers._answers) <= 100_000 / kept.ANSWER_CHARS
+    assert len(answers._results) <= 100_000 / totals_cache.RESULT_CHARS
 
 
-def test_an_answer_that_is_too_large_is_given_but_not_kept(connection) -> None:
+def test_oversized_result_is_not_cached(connection) -> None:
     end(connection)
     answers = QueryCache(max_chars=10)
 
@@ -147,7 +148,7 @@ def test_an_answer_that_is_too_large_is_given_but_not_kept(connection) -> None:
     assert sums(connection, lambda: found(connection, answers)) == 3
 
 
-def test_a_call_that_comes_while_a_period_is_added_up_is_not_missed(path, connection) -> None:
+def test_call_during_query_is_not_missed(path, connection) -> None:
     answers = QueryCache()
     day = queries.first_id((FIRST_DAY + DAY).replace(hour=0))
     about_the_day: list[str] = []

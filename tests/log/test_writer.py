@@ -155,7 +155,7 @@ TAMPERING = [
 
 @pytest.mark.parametrize("recursive", [False, True], ids=["plain", "recursive_triggers"])
 @pytest.mark.parametrize("statement", TAMPERING)
-def test_l3_what_is_recorded_can_be_neither_changed_nor_removed(connection, statement, recursive):
+def test_l3_rows_cannot_be_changed_or_deleted(connection, statement, recursive):
     # Without recursive triggers, REPLACE removes the old row without asking any trigger.
     connection.execute(f"pragma recursive_triggers = {int(recursive)}")
     before = dumped(connection)
@@ -165,7 +165,7 @@ def test_l3_what_is_recorded_can_be_neither_changed_nor_removed(connection, stat
 
 
 @pytest.mark.parametrize("outcome", schema.OUTCOMES)
-def test_l3_a_call_that_was_started_can_be_finished_once(connection, outcome):
+def test_l3_started_call_can_finish_once(connection, outcome):
     finish(connection, "c", outcome)
     for second in schema.OUTCOMES:
         with pytest.raises(sqlite3.IntegrityError, match=APPEND_ONLY):
@@ -181,7 +181,7 @@ def test_l3_a_row_can_be_written_whole(connection):
         finish(connection, "e")
 
 
-def test_l3_only_what_is_below_the_last_removal_can_be_removed(connection):
+def test_l3_only_below_last_removal_is_deletable(connection):
     connection.execute("delete from llm_calls where id < 'b'")
     connection.execute("delete from llm_call_content where call_id < 'b'")
     assert [i for (i,) in connection.execute("select id from llm_calls order by id")] == [*"bcd"]
@@ -190,14 +190,15 @@ def test_l3_only_what_is_below_the_last_removal_can_be_removed(connection):
             connection.execute(f"delete from {table} where {column} = 'b'")
 
 
-def test_l3_a_removal_that_reaches_too_far_removes_nothing(connection):
+def test_l3_removal_beyond_limit_removes_nothing(connection):
     before = dumped(connection)
     with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
         connection.execute("delete from llm_calls where id <= 'b'")
     assert dumped(connection) == before
 
 
-def test_l3_a_removal_by_a_clock_that_was_ahead_opens_nothing_for_good(connection):
+def test_l3_fast_clock_removal_is_not_permanent(connection):
+    """A removal noted by a clock that was ahead allows no later deletions."""
     connection.execute("insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
     connection.execute("insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
     for statement in ("delete from llm_calls", "delete from llm_call_content"):
@@ -205,7 +206,7 @@ def test_l3_a_removal_by_a_clock_that_was_ahead_opens_nothing_for_good(connectio
             connection.execute(statement)
 
 
-def test_l3_without_any_removal_on_record_nothing_can_be_removed(path):
+def test_l3_nothing_deletable_without_removal(path):
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         migrate(connection)
         start(connection, "")
@@ -225,7 +226,7 @@ def newer(connection):
     )
 
 
-async def test_a_database_of_a_newer_version_stops_datasette_with_what_to_do(make_datasette, path):
+async def test_newer_database_stops_startup(make_datasette, path):
     with closing(sqlite3.connect(path)) as connection, connection:
         migrate(connection)
         newer(connection)
@@ -238,14 +239,14 @@ async def test_a_database_of_a_newer_version_stops_datasette_with_what_to_do(mak
     )
 
 
-async def test_a_database_of_a_newer_version_does_not_matter_without_a_log(make_datasette, path):
+async def test_newer_database_is_ignored_without_log(make_datasette, path):
     with closing(sqlite3.connect(path)) as connection, connection:
         migrate(connection)
         newer(connection)
     await make_datasette({"log": False}, internal=str(path)).invoke_startup()
 
 
-def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(connection, monkeypatch):
+def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     before = connection.execute("select * from llm_calls order by id").fetchall()
     later = Migrations("datasette_llm")
     later._migrations = list(schema.migrations._migrations)
@@ -263,9 +264,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(connection, 
     assert applied == ["m001_record", "m002_attempts", "m003_tomorrow"]
 
 
-async def test_a_database_from_before_the_log_gets_its_tables(
-    make_datasette, register_models, path
-):
+async def test_database_without_log_gets_tables(make_datasette, register_models, path):
     register_models(ScriptedModel("scripted", ["a"]))
     before = make_datasette({"log": False}, internal=str(path))
     await before.invoke_startup()
@@ -277,7 +276,7 @@ async def test_a_database_from_before_the_log_gets_its_tables(
     assert [outcome for _, outcome in rows_of(path)] == ["ok"]
 
 
-def test_a_migration_that_is_cut_short_leaves_nothing_behind(path, monkeypatch):
+def test_interrupted_migration_leaves_nothing(path, monkeypatch):
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         monkeypatch.setattr(schema, "OUTCOMES", ("it's broken",))
         with pytest.raises(sqlite3.Error):
@@ -356,7 +355,7 @@ async def test_l4_a_lone_call_is_committed_at_once(gated):
     assert gated.transactions == [[1]]
 
 
-async def test_l4_what_waits_while_a_transaction_runs_shares_the_next(gated):
+async def test_l4_pending_writes_share_a_transaction(gated):
     log = Writer(gated.execute, opened)
     first = asyncio.create_task(log.commit(row(0)))
     await gated.reached(1)
@@ -371,7 +370,7 @@ async def test_l4_what_waits_while_a_transaction_runs_shares_the_next(gated):
     assert [len(rows) for rows in gated.transactions] == [1, 65]
 
 
-async def test_l4_a_transaction_takes_a_bounded_number_of_writes(gated, monkeypatch):
+async def test_l4_transaction_size_is_bounded(gated, monkeypatch):
     monkeypatch.setattr(writer, "MAX_BATCH", 10)
     log = Writer(gated.execute, opened)
     for number in range(25):
@@ -394,7 +393,8 @@ async def test_l4_writes_keep_their_order(gated):
     assert gated.done() == list(range(10))
 
 
-async def test_l4_a_call_does_not_wait_for_what_nobody_waits_for(gated, monkeypatch):
+async def test_l4_awaited_writes_go_first(gated, monkeypatch):
+    """A call does not wait for writes that no call waits for."""
     monkeypatch.setattr(writer, "BATCH_S", 0.0)  # what nobody waits for goes one by one
     log = Writer(gated.execute, opened)
     for number in range(4):
@@ -409,9 +409,7 @@ async def test_l4_a_call_does_not_wait_for_what_nobody_waits_for(gated, monkeypa
     assert gated.transactions == [[0], [10, 11], [1], [2], [3]]
 
 
-async def test_l4_a_transaction_that_failed_is_tried_again_before_what_came_later(
-    gated, monkeypatch
-):
+async def test_l4_failed_transaction_is_retried_first(gated, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     gated.errors = [sqlite3.OperationalError("disk I/O error")]
     log = Writer(gated.execute, opened)
@@ -426,9 +424,7 @@ async def test_l4_a_transaction_that_failed_is_tried_again_before_what_came_late
     assert gated.done() == [0, 1]
 
 
-async def test_l4_concurrent_calls_share_transactions_in_the_internal_database(
-    make_datasette, register_models, path
-):
+async def test_l4_concurrent_calls_share_transactions(make_datasette, register_models, path):
     register_models(ScriptedModel("scripted", ["a"]))
     datasette = make_datasette(internal=str(path))
     await datasette.invoke_startup()
@@ -563,9 +559,7 @@ def told(caplog, level):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("breaking", BREAKING)
-async def test_l5_calls_go_on_and_are_recorded_when_writing_works_again(
-    logged, path, caplog, breaking
-):
+async def test_l5_calls_continue_and_are_recorded_later(logged, path, caplog, breaking):
     datasette, scripted, model = await logged(["a"])
     log = writer_of(datasette)
     await prompted(model)
@@ -581,14 +575,12 @@ async def test_l5_calls_go_on_and_are_recorded_when_writing_works_again(
     assert log.dropped == 0
     # Once each time that it breaks, which a slow machine may see more than once; not once a call.
     failures = told(caplog, logging.ERROR)
-    assert {line.partition(": ")[0] for line in failures} == {
-        "The record of LLM calls cannot be written"
-    }
+    assert {line.partition(": ")[0] for line in failures} == {"The LLM call log cannot be written"}
     recovered = told(caplog, logging.WARNING)
-    assert recovered == ["The record of LLM calls is written again"] * len(failures)
+    assert recovered == ["The LLM call log is written again"] * len(failures)
 
 
-async def test_l5_a_failure_is_logged_once_however_often_it_is_tried(gated, caplog, monkeypatch):
+async def test_l5_failure_is_logged_once(gated, caplog, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     gated.errors = [sqlite3.OperationalError(f"disk I/O error {number}") for number in range(5)]
     log = Writer(gated.execute, opened)
@@ -596,7 +588,7 @@ async def test_l5_a_failure_is_logged_once_however_often_it_is_tried(gated, capl
     log.later(row(1))
     await until(lambda: gated.done() == [1])
     await soon(log.flush())
-    said = "The record of LLM calls cannot be written: disk I/O error 0"
+    said = "The LLM call log cannot be written: disk I/O error 0"
     assert told(caplog, logging.ERROR) == [said]
     assert len(told(caplog, logging.WARNING)) == 1
     assert len(gated.transactions) == 6
@@ -620,7 +612,7 @@ async def test_l5_the_reason_is_kept(logged, path, breaking, said):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("breaking", BREAKING)
-async def test_l5_no_call_is_made_off_the_record_where_it_is_required(
+async def test_l5_required_log_refuses_unrecorded_calls(
     logged, path, caplog, monkeypatch, breaking
 ):
     datasette, scripted, model = await logged(["a"], required=True)
@@ -648,9 +640,7 @@ async def chained(model):
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_calls_that_run_while_it_breaks_get_their_end_when_it_works_again(
-    make_datasette, register_models, path
-):
+async def test_l5_running_calls_end_after_recovery(make_datasette, register_models, path):
     gate = asyncio.Event()
     register_models(ScriptedModel("scripted", ["a", gate, "b"]))
     datasette = make_datasette(internal=str(path))
@@ -667,7 +657,7 @@ async def test_l5_calls_that_run_while_it_breaks_get_their_end_when_it_works_aga
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_memory_is_bounded_while_nothing_can_be_written(logged, path, monkeypatch):
+async def test_l5_pending_writes_are_bounded(logged, path, monkeypatch):
     monkeypatch.setattr(writer, "MAX_WAITING", 10)
     datasette, scripted, model = await logged(["a"])
     log = writer_of(datasette)
@@ -683,9 +673,7 @@ async def test_l5_memory_is_bounded_while_nothing_can_be_written(logged, path, m
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_of_many_rows_that_wait_only_the_first_have_their_content(
-    logged, path, monkeypatch
-):
+async def test_l5_pending_content_is_bounded(logged, path, monkeypatch):
     monkeypatch.setattr(writer, "MAX_WAITING_LARGE", 5)
     datasette, _, model = await logged(["a"], content=True)
     log = writer_of(datasette)
@@ -702,7 +690,7 @@ async def test_l5_of_many_rows_that_wait_only_the_first_have_their_content(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_a_row_that_waits_does_not_keep_a_response_that_is_not_recorded(logged, path):
+async def test_l5_pending_row_does_not_hold_response(logged, path):
     datasette, scripted, model = await logged(["a"])
     async with read_only(datasette, path):
         response = await model.prompt("x")
@@ -717,7 +705,7 @@ async def test_l5_a_row_that_waits_does_not_keep_a_response_that_is_not_recorded
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.skipif(sys.platform == "win32", reason="there an open file cannot be removed")
-async def test_l5_a_database_whose_file_is_removed_is_told_and_calls_go_on(logged, path, caplog):
+async def test_l5_removed_file_is_reported(logged, path, caplog):
     datasette, scripted, model = await logged(["a"])
     await prompted(model)
     await soon(writer_of(datasette).flush())
@@ -730,7 +718,7 @@ async def test_l5_a_database_whose_file_is_removed_is_told_and_calls_go_on(logge
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_a_required_call_is_refused_when_memory_is_full(logged, path, monkeypatch):
+async def test_l5_required_call_is_refused_if_full(logged, path, monkeypatch):
     monkeypatch.setattr(writer, "MAX_WAITING", 0)
     _, scripted, model = await logged(["a"], required=True)
     with pytest.raises(NotRecordedError):
@@ -740,21 +728,20 @@ async def test_l5_a_required_call_is_refused_when_memory_is_full(logged, path, m
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("breaking", BREAKING)
-async def test_l5_a_database_that_broke_before_does_not_keep_datasette_from_stopping(
-    logged, path, caplog, breaking
-):
+async def test_l5_broken_database_allows_shutdown(logged, path, caplog, breaking):
     datasette, _, model = await logged(["a"])
     await pragma(datasette, "busy_timeout = 100")  # Datasette waits for the one that is locked
     async with breaking(datasette, path):
         await soon(prompted(model))
         await soon(datasette.invoke_shutdown())
-    said = "Datasette stopped before the record of LLM calls could be written: 3 writes lost"
+    said = "Datasette stopped before the LLM call log could be written: 3 writes lost"
     assert said in told(caplog, logging.ERROR)
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("breaking", [read_only, full])
-async def test_l5_a_database_that_breaks_at_the_last_moment_does_not_either(logged, path, breaking):
+async def test_l5_break_during_shutdown_allows_it(logged, path, breaking):
+    """A database that breaks during the shutdown does not prevent it."""
     datasette, _, model = await logged(["a"])
     await prompted(model)
     await soon(writer_of(datasette).flush())
@@ -768,7 +755,7 @@ async def test_l5_a_database_that_breaks_at_the_last_moment_does_not_either(logg
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_a_record_that_cannot_be_opened_keeps_nothing_from_starting(
+async def test_l5_failed_open_allows_startup(
     make_datasette, register_models, path, caplog, monkeypatch
 ):
     register_models(ScriptedModel("scripted", ["a"]))
@@ -807,9 +794,7 @@ async def test_l5_a_record_that_cannot_be_opened_keeps_nothing_from_starting(
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_l5_one_row_that_cannot_be_written_does_not_keep_the_others_from_it(
-    gated, caplog, error
-):
+async def test_l5_bad_row_does_not_block_others(gated, caplog, error):
     def refuse(connection):
         raise error
 
@@ -822,7 +807,7 @@ async def test_l5_one_row_that_cannot_be_written_does_not_keep_the_others_from_i
     await soon(log.flush())
     assert sorted(gated.done()) == [1, 2, 3]
     assert log.failure is None
-    assert told(caplog, logging.ERROR) == ["A row of the record of LLM calls was refused"]
+    assert told(caplog, logging.ERROR) == ["A row of the LLM call log was refused"]
 
 
 @pytest.mark.parametrize(
@@ -834,9 +819,7 @@ async def test_l5_one_row_that_cannot_be_written_does_not_keep_the_others_from_i
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_l5_what_is_wrong_with_the_database_is_tried_again_and_not_given_up(
-    gated, monkeypatch, error
-):
+async def test_l5_database_errors_are_retried(gated, monkeypatch, error):
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     errors = [error, error]
 
@@ -854,7 +837,8 @@ async def test_l5_what_is_wrong_with_the_database_is_tried_again_and_not_given_u
     assert log.failure is None
 
 
-async def test_l5_a_row_that_takes_the_transaction_with_it_loses_no_other(gated, monkeypatch):
+async def test_l5_row_that_rolls_back_loses_no_other(gated, monkeypatch):
+    """An error that rolls back the transaction loses no other row."""
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     errors = [MemoryError()]
 
@@ -871,7 +855,7 @@ async def test_l5_a_row_that_takes_the_transaction_with_it_loses_no_other(gated,
     await soon(log.flush())
 
 
-async def test_l5_a_datasette_that_stops_tries_once_more_after_a_failure(gated, monkeypatch):
+async def test_l5_shutdown_retries_once(gated, monkeypatch):
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     gated.errors = [sqlite3.OperationalError("database is locked")]
     log = Writer(gated.execute, opened)
@@ -884,7 +868,7 @@ async def test_l5_a_datasette_that_stops_tries_once_more_after_a_failure(gated, 
     assert log.dropped == 0
 
 
-async def test_l5_a_datasette_that_stops_tells_what_it_gives_up(gated, monkeypatch, caplog):
+async def test_l5_shutdown_reports_lost_writes(gated, monkeypatch, caplog):
     monkeypatch.setattr(writer, "RETRY_S", 0.001)
     gated.errors = [sqlite3.OperationalError("database is locked")] * 10
     log = Writer(gated.execute, opened)
@@ -894,11 +878,11 @@ async def test_l5_a_datasette_that_stops_tells_what_it_gives_up(gated, monkeypat
     await soon(log.close())
     assert log.dropped == 2
     assert told(caplog, logging.ERROR)[1:] == [
-        "Datasette stopped before the record of LLM calls could be written: 2 writes lost"
+        "Datasette stopped before the LLM call log could be written: 2 writes lost"
     ]
 
 
-async def test_the_writer_belongs_to_no_call_and_to_no_trace(gated):
+async def test_writer_task_has_empty_context(gated):
     seen = []
 
     async def execute(work):
@@ -912,7 +896,7 @@ async def test_the_writer_belongs_to_no_call_and_to_no_trace(gated):
     assert set(seen) == {None}
 
 
-async def test_l5_a_commit_that_was_refused_is_not_called_committed(gated):
+async def test_l5_refused_commit_returns_false(gated):
     log = Writer(gated.execute, opened)
     gated.let(10)
     assert await soon(log.commit(row(object()))) is False
@@ -955,7 +939,7 @@ def locks_of(path):
     )
 
 
-def test_the_rows_of_a_session_that_lives_are_left_alone(connection, path, first, session):
+def test_rows_of_live_session_are_kept(connection, path, first, session):
     assert session("second").lost == 0
     assert session_ids(connection) == locks_of(path) == ["second", "session"]
 
@@ -966,9 +950,8 @@ def test_a_session_that_opens_twice_is_one(connection, path, first):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_the_unfinished_rows_of_a_session_without_its_lock_are_lost_exactly_once(
-    connection, path, first, session, killed
-):
+def test_rows_without_lock_are_lost_once(connection, path, first, session, killed):
+    """Unfinished rows of a session without a lock are marked exactly once."""
     first.release()
     if killed:  # its file is still there
         path.with_name(f"{path.name}-llm-session").touch()
@@ -984,15 +967,14 @@ def test_the_unfinished_rows_of_a_session_without_its_lock_are_lost_exactly_once
     ]
 
 
-def test_a_session_of_which_nothing_can_be_told_is_left_alone(connection, path, session):
+def test_unknown_lock_state_counts_as_alive(connection, path, session):
+    """The rows of a session whose lock cannot be read are left alone."""
     path.with_name(f"{path.name}-llm-session").mkdir()  # which SQLite cannot open
     connection.execute("insert into llm_log_sessions values ('session', 'then')")
     assert session("second").lost == 0
 
 
-def test_a_session_that_closes_with_unfinished_rows_loses_them_when_its_lock_is_gone(
-    connection, first, session
-):
+def test_closed_session_loses_unfinished_rows(connection, first, session):
     first.close(connection)
     assert session("second").lost == 0  # it may still finish them
     finish(connection, "c")
@@ -1003,7 +985,7 @@ def test_a_session_that_closes_with_unfinished_rows_loses_them_when_its_lock_is_
     )
 
 
-def test_a_session_that_closes_with_nothing_unfinished_is_forgotten(connection, path, first):
+def test_closed_session_without_rows_is_removed(connection, path, first):
     finish(connection, "c")
     finish(connection, "d")
     first.close(connection)
@@ -1012,11 +994,11 @@ def test_a_session_that_closes_with_nothing_unfinished_is_forgotten(connection, 
     assert session_ids(connection) == locks_of(path) == []
 
 
-def test_unfinished_rows_of_a_session_that_nobody_knows_are_lost(session):
+def test_rows_of_unknown_session_are_lost(session):
     assert session("second", "later").lost == 2
 
 
-async def test_a_temporary_database_gets_no_lock_beside_it(make_datasette, register_models):
+async def test_temporary_database_has_no_lock_file(make_datasette, register_models):
     register_models(ScriptedModel("scripted", ["a"]))
     datasette = make_datasette()
     await datasette.invoke_startup()
@@ -1024,9 +1006,7 @@ async def test_a_temporary_database_gets_no_lock_beside_it(make_datasette, regis
     assert locks_of(Path(datasette.get_internal_database().path)) == []
 
 
-async def test_two_datasettes_in_one_process_leave_each_others_rows_alone(
-    make_datasette, register_models, path
-):
+async def test_two_instances_keep_each_others_rows(make_datasette, register_models, path):
     gate = asyncio.Event()
     register_models(ScriptedModel("slow", ["a", gate, "b"]), ScriptedModel("quick", ["c"]))
     first = make_datasette(internal=str(path))
@@ -1044,9 +1024,7 @@ async def test_two_datasettes_in_one_process_leave_each_others_rows_alone(
 
 
 @pytest.mark.parametrize("stopped_while_writing", [False, True])
-def test_a_datasette_that_is_dropped_without_a_shutdown_goes_with_its_lock_and_descriptors(
-    path, register_models, stopped_while_writing
-):
+def test_garbage_collected_instance_frees_lock(path, register_models, stopped_while_writing):
     class Forgetful(ScriptedModel):  # a ScriptedModel keeps its calls, and so the Datasette
         async def execute(self, *args, **kwargs):
             yield "a"

@@ -1,15 +1,14 @@
-"""What the tests of the console's pages share: a site that ana manages, and ways to look at it."""
+"""Shared by the tests of the console: a site that ana manages, requests, and parsed pages."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode
 
 from cryptography.fernet import Fernet
 from datasette.app import Datasette
-
-from ..console.log.test_pages import Page
 
 ANA = {"id": "ana"}
 BEN = {"id": "ben"}
@@ -22,8 +21,53 @@ KEY = "sk-" + "0123456789abcdef"
 Start = Callable[..., Awaitable[Datasette]]
 
 
+class Page(HTMLParser):
+    """The tags, text and form of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._in_cell = False
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "dd"):
+            self._in_cell = True
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "dd"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            self.cells[-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def links(self) -> list[str]:
+        return [each["href"] or "" for each in self.all("a") if "href" in each]
+
+    def form(self) -> dict[str, str]:
+        """The fields of the form and their values."""
+        fields = {each["name"]: each.get("value") or "" for each in self.all("input")}
+        name = ""
+        for tag, attributes in self.tags:
+            if tag == "select":
+                name = attributes["name"] or ""
+                fields.setdefault(name, "")
+            elif tag == "option" and "selected" in attributes:
+                fields[name] = attributes["value"] or ""
+        return fields
+
+
 def starter(make_datasette: Callable[..., Datasette]) -> Start:
-    """A function that starts a Datasette that ana manages; both permissions, unless told."""
+    """A function that starts a Datasette that ana manages, by default with both permissions."""
 
     async def start(
         config: object = None,
@@ -40,7 +84,7 @@ def starter(make_datasette: Callable[..., Datasette]) -> Start:
 
 
 async def get(datasette: Datasette, page: str, status: int = 200, **arguments: str) -> Any:
-    """What ana gets."""
+    """The response to ana."""
     query = f"?{urlencode(arguments)}" if arguments else ""
     response = await datasette.client.get(f"{CONSOLE}/{page}{query}", actor=ANA)
     assert response.status_code == status, response.text
@@ -52,7 +96,7 @@ async def get_json(datasette: Datasette, page: str, status: int = 200, **argumen
 
 
 async def store(datasette: Datasette, name: str, key: str = KEY) -> None:
-    """Do what a person does at /-/secrets."""
+    """Store a secret as the page /-/secrets does."""
     encrypted = Fernet(ENCRYPTION_KEY.encode()).encrypt(key.encode())
     await datasette.get_internal_database().execute_write(
         "insert into datasette_secrets (name, encrypted, encryption_key_name) values (?, ?, ?)",
@@ -61,7 +105,7 @@ async def store(datasette: Datasette, name: str, key: str = KEY) -> None:
 
 
 async def assert_gated(start: Start, page: str, marker: str) -> None:
-    """Nobody and the wrong actor learn nothing of a page; the right one sees the marker."""
+    """No actor and the wrong actor get 403 without the marker; the right one sees it."""
     datasette = await start()
     for address in (f"{CONSOLE}/{page}", f"{CONSOLE}/{page}.json"):
         for query in ("", f"?model={marker}&q={marker}&actor=nonsense&availability=nonsense"):
@@ -80,7 +124,7 @@ async def assert_gated(start: Start, page: str, marker: str) -> None:
 
 
 async def assert_framed(datasette: Datasette, address: str) -> None:
-    """Every link begins with the base_url; fields have labels; ids are unique; no script."""
+    """Links begin with the base_url, fields have labels, ids are unique."""
     page = Page((await datasette.client.get(address, actor=ANA)).text)
     targets = [*page.links(), *(form["action"] or "" for form in page.all("form"))]
     assert targets
@@ -94,7 +138,7 @@ async def assert_framed(datasette: Datasette, address: str) -> None:
 
 
 def assert_harmless(page: Page) -> None:
-    """No markup of strangers is on a page."""
+    """No third-party markup is on a page."""
     assert not page.all("img")
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)

@@ -15,9 +15,9 @@ from datasette.utils.sqlite import sqlite3
 
 from datasette_llm.log.schema import migrate
 
-from ..log.test_queries import add, call_row
 from ..support import consultant as consulting
 from ..support.browser import browser, fits, needs_browser, picture, visit
+from ..support.call_log import add, call_row
 from ..support.openai_server import OpenAIServer, write_model
 from ..support.server import Served, alone
 
@@ -94,8 +94,13 @@ async def test_log_pages_on_a_phone_and_in_the_dark(served):
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
         assert brightness < 150
-        chart = page.get_by_role("img", name="Calls per day by purpose")
+        chart = page.get_by_role("list", name="Calls per day by purpose")
         assert (await chart.bounding_box())["width"] > 200
+        bar = chart.get_by_role("link").last
+        await bar.focus()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+ calls?", await bar.inner_text())
+        opacity = "text => getComputedStyle(text).opacity"
+        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
         await page.set_viewport_size({"width": 320, "height": 800})
         assert await fits(page)
         cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"
@@ -158,7 +163,7 @@ async def test_administrator_assigns_tests_and_explains(site, javascript):
         await page.get_by_role("link", name="Test pets").click()
         await page.get_by_role("button", name="Test", exact=True).click()
         await page.get_by_text("1 of 2 answered").wait_for()
-        results = page.get_by_role("table", name="What became of each test")
+        results = page.get_by_role("table", name="The result of each test")
         assert await results.get_by_role("row").count() == 1 + 2
         assert "Reply with the single word" in await results.inner_text()
         await picture(page, "console-test")

@@ -232,4 +232,4 @@ async def test_concurrent_starts_on_a_new_database(server, program, path, tmp_pa
     assert sorted(row["purpose"] for row in rows) == sorted(asked_of(server))
     assert len(rows) == 40
     assert sessions_of(path) == []
-    assert "record of LLM calls" not in (tmp_path / "stderr").read_text()
+    assert "LLM call log" not in (tmp_path / "stderr").read_text()

@@ -1,4 +1,4 @@
-"""How the page of one call shows its payload."""
+"""The template context of the page of one call."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..navigation import LOG
-from .formatting import UNKNOWN, dollars, duration, moment, number, waited
+from .formatting import UNKNOWN, dollars, duration, number, time, waited
 from .list_page import Row, list_address, row_context, tiles
 from .list_request import NULLABLE
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-# More than this makes a browser slow; the JSON twin has all of it.
+# More makes a browser slow; the JSON has the whole text.
 MAX_SHOWN_CHARS = 100_000
 
 
 def call_context(datasette: Datasette, payload: Row) -> Row:
-    """What the template of one call needs."""
+    """The context of the call's template."""
     call, group, content = payload["call"], payload["group"], payload["content"] or {}
     return {
         "payload": payload,
         "call": call,
         "list_address": list_address(datasette, {}),
         "json_address": datasette.urls.path(f"{LOG}/{call['id']}.json"),
-        "started": moment(call["started_at"]),
+        "started": time(call["started_at"]),
         "facts": _facts(datasette, call, payload["attempts"]),
         "attempts": payload["attempts"] and _attempts_context(datasette, payload),
         "group": group and _group_context(datasette, group, call["id"]),
@@ -41,7 +41,7 @@ def call_context(datasette: Datasette, payload: Row) -> Row:
 
 
 def _group_context(datasette: Datasette, group: Row, call_id: str) -> Row:
-    # With a beginning, because the totals of a list without one are of the last days only.
+    # With `since`, because the totals of a list without it cover the last days only.
     arguments = {"group": group["id"], "since": group["since"]}
     return {
         "id": group["id"],
@@ -61,7 +61,7 @@ def _attempts_context(datasette: Datasette, payload: Row) -> Row:
     return {
         "number": call["attempt"],
         "count": last["attempt"],
-        # Only the last one can have got an answer, since nothing is asked again after it.
+        # Only the last one can have an answer, as no attempt follows an answer.
         "answer": row_context(datasette, last) if last["outcome"] == "ok" else None,
         "rows": [
             row_context(datasette, row)
@@ -73,7 +73,7 @@ def _attempts_context(datasette: Datasette, payload: Row) -> Row:
 
 def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row]:
     always = [
-        ("Started", f"{moment(call['started_at'])} UTC", None),
+        ("Started", f"{time(call['started_at'])} UTC", None),
         ("Outcome", call["outcome"], "outcome"),
         ("Model", call["model_id"], "model"),
         ("Purpose", call["purpose"] or "", "purpose"),
@@ -85,7 +85,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Took", duration(call["duration_ms"]), None),
     ]
     sometimes = [
-        ("Finished", call["finished_at"] and f"{moment(call['finished_at'])} UTC"),
+        ("Finished", call["finished_at"] and f"{time(call['finished_at'])} UTC"),
         ("Blocked by", call["blocked_by"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
@@ -94,7 +94,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Step of its chain", call["chain_step"]),
         ("Attempt", f"{call['attempt']} of {attempts[-1]['attempt']}" if attempts else None),
         (
-            "Waited for its turn",
+            "Waited for concurrency limit",
             None if call["waited_ms"] is None else waited(call["waited_ms"]) or "no",
         ),
     ]

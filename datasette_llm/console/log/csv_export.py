@@ -1,4 +1,4 @@
-"""The calls of a filter as CSV, as they are read."""
+"""The calls of a filter as CSV, streamed."""
 
 from __future__ import annotations
 
@@ -18,37 +18,27 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
 
-
 CSV_COLUMNS = (*COLUMNS, "cost_dollars")
-
-
+# The first characters by which spreadsheets recognise a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-async def csv_chunks(datasette: Datasette, wanted: Filter) -> AsyncIterator[str]:
+async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[str]:
     """All calls of a filter as CSV, newest first.
 
-    Each chunk is read by itself, so that neither memory nor a lock of SQLite's grows with the
-    number of calls, or with the time that somebody takes to read them.
+    Each chunk is one query, so that neither memory nor the time of a lock grows with the number
+    of calls or with a slow client.
     """
     await payloads.flushed(Recorder.of(datasette).writer)
-    rows = await _batch(datasette, wanted, before=None)
+    rows = await _batch(datasette, log_filter, before=None)
     yield _csv([CSV_COLUMNS])
     while rows:
         yield _csv(_csv_cells(row) for row in rows)
-        rows = await _batch(datasette, wanted, before=rows[-1]["id"])
-
-
-async def _batch(
-    datasette: Datasette, wanted: Filter, before: str | None
-) -> list[dict[str, Any]] | None:
-    return await payloads.read(
-        datasette, lambda c: queries.calls(c, wanted, before=before, limit=BATCH_ROWS)
-    )
+        rows = await _batch(datasette, log_filter, before=rows[-1]["id"])
 
 
 async def copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request) -> None:
-    """Write chunks until there are no more, or until nobody reads them."""
+    """Write all chunks, or stop when the client disconnects."""
     left = asyncio.create_task(client_disconnected(request))
     try:
         async for chunk in chunks:
@@ -60,21 +50,29 @@ async def copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request)
         await asyncio.wait([left])
 
 
-def _csv_cells(row: dict[str, Any]) -> list[object]:
-    nanodollars = row["cost_nanodollars"]
-    # Not as a float, which would be written like 1e-05.
-    cost = None if nanodollars is None else f"{nanodollars / 1_000_000_000:.9f}"
-    return [*(without_formula(row[name]) for name in COLUMNS), cost]
-
-
 def without_formula(value: object) -> object:
-    """A value that no spreadsheet takes for a formula.
+    """Escape a value that a spreadsheet would run as a formula.
 
     See https://owasp.org/www-community/attacks/CSV_Injection
     """
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
         return f"'{value}"
     return value
+
+
+async def _batch(
+    datasette: Datasette, log_filter: Filter, before: str | None
+) -> list[dict[str, Any]] | None:
+    return await payloads.read(
+        datasette, lambda c: queries.calls(c, log_filter, before=before, limit=BATCH_ROWS)
+    )
+
+
+def _csv_cells(row: dict[str, Any]) -> list[object]:
+    nanodollars = row["cost_nanodollars"]
+    # Not a float, which would be written like 1e-05.
+    cost = None if nanodollars is None else f"{nanodollars / 1_000_000_000:.9f}"
+    return [*(without_formula(row[name]) for name in COLUMNS), cost]
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:

@@ -1,21 +1,21 @@
-"""Numbers, times and costs as the pages say them."""
+"""Numbers, times and costs as text."""
 
 from __future__ import annotations
 
 import math
 
-from .chart import Chart, Number
+from .chart import Measure, Number
 
 UNKNOWN = "unknown"
 
 
 def number(value: Number | None) -> str:
-    """A whole number with its thousands apart; empty for an unknown one."""
+    """A whole number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,.0f}"
 
 
 def dollars(value: Number | None) -> str:
-    """A cost with cents, or with the three digits that count; empty for an unknown one."""
+    """A cost with cents, or with three significant digits; empty for None."""
     if value is None:
         return ""
     if value == 0:
@@ -26,7 +26,7 @@ def dollars(value: Number | None) -> str:
 
 
 def duration(milliseconds: float | None) -> str:
-    """A time in the unit that suits it; empty for an unknown one."""
+    """A duration in milliseconds, seconds or minutes; empty for None."""
     if milliseconds is None:
         return ""
     if milliseconds < 999.5:
@@ -39,23 +39,30 @@ def duration(milliseconds: float | None) -> str:
 
 
 def waited(milliseconds: float | None) -> str:
-    """How long a request waited for its turn; empty where it did not."""
+    """How long a request waited for a concurrency limit; empty if it did not."""
     return duration(milliseconds) if milliseconds and milliseconds >= 0.5 else ""
 
 
-def moment(text: str) -> str:
-    """A time of the record, to the second."""
+def time(text: str) -> str:
+    """A time of the call log, to the second."""
     return text[:19].replace("T", " ")
 
 
-def amount(chart: Chart, value: Number | None) -> str:
-    """A value of the chart; empty for an unknown one."""
-    return dollars(value) if chart.measure == "cost" else number(value)
+def amount(measure: Measure, value: Number | None) -> str:
+    """A value of the chart; empty for None."""
+    return dollars(value) if measure == "cost" else number(value)
 
 
-def axis(chart: Chart, value: Number) -> str:
+def quantity(measure: Measure, value: Number) -> str:
+    """A value of the chart with its unit."""
+    if measure == "cost":
+        return dollars(value)
+    return f"{number(value)} {measure.removesuffix('s') if value == 1 else measure}"
+
+
+def axis(measure: Measure, value: Number) -> str:
     """A value at the axis, in few characters; empty for half a call."""
-    if chart.measure == "cost":
+    if measure == "cost":
         return dollars(value)
     for divisor, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (10_000, None)):
         if value >= divisor:

@@ -1,17 +1,18 @@
-"""How the page of the list shows its payload: words, numbers and links for the template."""
+"""The template context of the list page: texts, numbers and links."""
 
 from __future__ import annotations
 
+import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from ...log.queries import RUNNING
+from ...log.queries import RUNNING, moment
 from ...log.schema import OUTCOMES
 from ..navigation import LOG
-from .chart import Chart, Series, svg
-from .formatting import UNKNOWN, amount, axis, dollars, duration, moment, number, waited
+from .chart import Chart, Number, Series, round_up
+from .formatting import UNKNOWN, amount, axis, dollars, duration, number, quantity, time, waited
 from .list_request import NONE, OPTIONS, LogListRequest
 
 if TYPE_CHECKING:
@@ -29,19 +30,21 @@ LABELS = {
     "until": "Until, not including",
 }
 MEASURES = {"calls": "Calls", "tokens": "Tokens", "cost": "Cost"}
+DAY = datetime.timedelta(days=1)
 
 
-def list_context(datasette: Datasette, wanted: LogListRequest, payload: Row) -> Row:
-    """What the template of the list needs."""
-    query = urlencode(wanted.arguments())
-    older = wanted.arguments(next=payload["next"]) if payload["next"] else None
+def list_context(datasette: Datasette, list_request: LogListRequest, payload: Row) -> Row:
+    """The context of the list's template."""
+    arguments = list_request.arguments()
+    query = urlencode(arguments)
+    older = list_request.arguments(next=payload["next"]) if payload["next"] else None
     return {
         "payload": payload,
-        "fields": fields(wanted.arguments(), payload["choices"]),
-        "hidden": _hidden(wanted.arguments()),
+        "fields": fields(arguments, payload["choices"]),
+        "hidden": _hidden(arguments),
         "reset": list_address(datasette, {}) if payload["filter"] else None,
         "rows": [row_context(datasette, row) for row in payload["rows"]],
-        "first_page": list_address(datasette, wanted.arguments()) if wanted.before else None,
+        "first_page": list_address(datasette, arguments) if list_request.before else None,
         "older": list_address(datasette, older) if older else None,
         "json_address": datasette.urls.path(f"{LOG}.json?{query}" if query else f"{LOG}.json"),
         "csv_address": datasette.urls.path(f"{LOG}.csv?{query}" if query else f"{LOG}.csv"),
@@ -54,7 +57,7 @@ def list_context(datasette: Datasette, wanted: LogListRequest, payload: Row) -> 
 def refused_context(
     datasette: Datasette, given: Mapping[str, str], choices: Row, message: str
 ) -> Row:
-    """What the template of the list needs when a filter cannot be used: the form, as it was."""
+    """The context for an invalid filter: the message, and the form with its values."""
     return {
         "refused": message,
         "fields": fields(given, choices),
@@ -67,10 +70,10 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
     """The fields of the form.
 
     Args:
-        given: what was asked for, as it stands in the address.
+        given: the arguments of the address.
         choices: as in the payload.
     """
-    made = [_chosen(name, given.get(name, ""), choices[name]) for name in choices]
+    made = [_choice_field(name, given.get(name, ""), choices[name]) for name in choices]
     outcomes = [("", "any"), *((outcome, outcome) for outcome in (*OUTCOMES, RUNNING))]
     made.append(_select("outcome", given.get("outcome", ""), outcomes))
     made.append(_field("group", "text", given.get("group", "")))
@@ -81,8 +84,8 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
     return made
 
 
-def _chosen(name: str, value: str, known: Row) -> Row:
-    """A list to choose from, or a text field with suggestions where there are too many."""
+def _choice_field(name: str, value: str, known: Row) -> Row:
+    """A menu, or a text field with suggestions if there are too many values."""
     options = [(NONE, "none")] if known["none"] else []
     options += [(each, each) for each in known["values"]]
     if known["more"]:
@@ -110,19 +113,14 @@ def list_address(datasette: Datasette, arguments: Mapping[str, str]) -> str:
     return str(datasette.urls.path(f"{LOG}?{query}" if query else LOG))
 
 
-def call_address(datasette: Datasette, call_id: str) -> str:
-    """The address of one call."""
-    return str(datasette.urls.path(f"{LOG}/{call_id}"))
-
-
 def row_context(datasette: Datasette, row: Row) -> Row:
-    """What a line of a table of calls needs."""
+    """The context of one row in a table of calls."""
     return {
-        "address": call_address(datasette, row["id"]),
+        "address": str(datasette.urls.path(f"{LOG}/{row['id']}")),
         "id": row["id"],
         "step": row["chain_step"],
         "started_at": row["started_at"],
-        "started": moment(row["started_at"]),
+        "started": time(row["started_at"]),
         "model": row["model_id"],
         "purpose": row["purpose"] or "",
         "actor": row["actor_id"] or "",
@@ -133,7 +131,7 @@ def row_context(datasette: Datasette, row: Row) -> Row:
         "cost": dollars(row["cost_dollars"]),
         "took": duration(row["duration_ms"]),
         "attempt": row["attempt"],
-        "waited": waited(row["waited_ms"]) or "",
+        "waited": waited(row["waited_ms"]),
     }
 
 
@@ -150,7 +148,7 @@ def _covered(covered: Row) -> str:
 
 
 def tiles(totals: Row) -> list[Row]:
-    """The totals as cards: label, value, and what there is to say about it."""
+    """The totals as tiles, each with a label, a value and a note."""
     unpriced = totals["calls_without_cost"]
     calls = "call" if unpriced == 1 else "calls"
     shown = [
@@ -179,28 +177,27 @@ def _outcomes(totals: Row) -> list[tuple[str, str]]:
 # The chart
 
 
-def chart_context(datasette: Datasette, wanted: LogListRequest, chart: Chart) -> Row:
-    """What the template needs for the chart: the drawing, its sides, its legend and its table."""
+def chart_context(datasette: Datasette, list_request: LogListRequest, chart: Chart) -> Row:
+    """The context of the chart: bars, axis, legend and table."""
     names = [_series_name(chart, series) for series in chart.series]
-    days = [day.isoformat() for day in chart.days]
-
-    def label(series: Series, place: int) -> str:
-        name = names[chart.series.index(series)]
-        return f"{days[place]}, {name}: {amount(chart, series.values[place])}"
-
+    sums = chart.day_totals()
+    top = round_up(max(sums, default=0))
     return {
-        "svg": svg(chart, _description(chart, names), label) if days else None,
         "heading": f"{MEASURES[chart.measure]} per day by {chart.by}",
-        "top": axis(chart, chart.top),
-        "middle": axis(chart, chart.top / 2),
-        "first_day": days[0] if days else "",
-        "last_day": days[-1] if days else "",
-        "legend": _legend(datasette, wanted, chart, names),
+        "description": _description(chart, names, sums),
+        "bars": _bars(datasette, list_request, chart, names, sums, top),
+        "top": axis(chart.measure, top),
+        "middle": axis(chart.measure, top / 2),
+        "first_day": chart.days[0].isoformat() if chart.days else "",
+        "last_day": chart.days[-1].isoformat() if chart.days else "",
+        "legend": _legend(datasette, list_request, chart, names),
         "columns": names,
         "table": _table(chart),
         "earlier": chart.earlier,
-        "measures": _choices_of(datasette, wanted, "measure", MEASURES),
-        "bys": _choices_of(datasette, wanted, "by", {"purpose": "by purpose", "model": "by model"}),
+        "measures": _switches(datasette, list_request, "measure", MEASURES),
+        "bys": _switches(
+            datasette, list_request, "by", {"purpose": "by purpose", "model": "by model"}
+        ),
     }
 
 
@@ -210,31 +207,79 @@ def _series_name(chart: Chart, series: Series) -> str:
     return f"no {chart.by}" if series.name is None else series.name
 
 
-def _description(chart: Chart, names: list[str]) -> str:
-    sums = chart.day_totals()
+def _description(chart: Chart, names: Sequence[str], sums: Sequence[Number]) -> str:
+    if not chart.days:
+        return ""
     most = max(range(len(sums)), key=sums.__getitem__)
     parts = [
-        f"{name}: {amount(chart, series.total) or UNKNOWN}"
+        f"{name}: {amount(chart.measure, series.total) or UNKNOWN}"
         for name, series in zip(names, chart.series, strict=True)
     ]
     return (
         f"{MEASURES[chart.measure]} of each day from {chart.days[0]} to {chart.days[-1]}. "
-        f"The most on {chart.days[most]}: {amount(chart, sums[most])}. "
+        f"The most on {chart.days[most]}: {amount(chart.measure, sums[most])}. "
         f"In total {'; '.join(parts) or 'nothing'}. The table below has all the numbers."
     )
 
 
+def _bars(
+    datasette: Datasette,
+    list_request: LogListRequest,
+    chart: Chart,
+    names: Sequence[str],
+    sums: Sequence[Number],
+    top: Number,
+) -> list[Row]:
+    """One bar for each day: a link to its calls, a text, and a part for each series."""
+    bars = []
+    for index, day in enumerate(chart.days):
+        values = [series.values[index] for series in chart.series]
+        known = any(value is not None for value in values) or not values
+        arguments = list_request.arguments(**_day_filter(list_request, chart, index))
+        bars.append(
+            {
+                "address": f"{list_address(datasette, arguments)}#calls",
+                "text": f"{day}: {quantity(chart.measure, sums[index]) if known else UNKNOWN}",
+                "parts": [
+                    {
+                        "style": _style(chart.series[place], place),
+                        "height": f"{100 * value / top:.4g}",
+                        "title": f"{day}, {names[place]}: {amount(chart.measure, value)}",
+                    }
+                    for place, value in enumerate(values)
+                    if value
+                ],
+            }
+        )
+    return bars
+
+
+def _day_filter(list_request: LogListRequest, chart: Chart, index: int) -> dict[str, str | None]:
+    """The filter for the calls of one day; it never exceeds the filter of the chart."""
+    day, given = chart.days[index], list_request.filter
+    since: str | None = day.isoformat()
+    if given.since and moment("since", given.since).date() == day:
+        since = given.since
+    # The last day has the calls of clocks that are ahead, too.
+    last = index == len(chart.days) - 1
+    return {"since": since, "until": given.until if last else (day + DAY).isoformat()}
+
+
+def _style(series: Series, place: int) -> str:
+    return f"llm-series-{'rest' if series.is_rest else place}"
+
+
 def _legend(
-    datasette: Datasette, wanted: LogListRequest, chart: Chart, names: list[str]
+    datasette: Datasette, list_request: LogListRequest, chart: Chart, names: Sequence[str]
 ) -> list[Row]:
     legend = []
     for place, (series, name) in enumerate(zip(chart.series, names, strict=True)):
-        arguments = wanted.arguments(**{chart.by: series.name or NONE})
+        arguments = list_request.arguments(**{chart.by: series.name or NONE})
         legend.append(
             {
                 "name": name,
-                "style": f"llm-series-{'rest' if series.is_rest else place}",
-                "total": amount(chart, series.total) or UNKNOWN,
+                "style": _style(series, place),
+                "total": amount(chart.measure, series.total) or UNKNOWN,
                 "address": None if series.is_rest else list_address(datasette, arguments),
             }
         )
@@ -245,20 +290,20 @@ def _table(chart: Chart) -> list[Row]:
     return [
         {
             "day": day.isoformat(),
-            "values": [amount(chart, series.values[place]) for series in chart.series],
+            "values": [amount(chart.measure, series.values[index]) for series in chart.series],
         }
-        for place, day in enumerate(chart.days)
+        for index, day in enumerate(chart.days)
     ]
 
 
-def _choices_of(
-    datasette: Datasette, wanted: LogListRequest, name: str, labels: Mapping[str, str]
+def _switches(
+    datasette: Datasette, list_request: LogListRequest, name: str, labels: Mapping[str, str]
 ) -> list[Row]:
     return [
         {
             "label": label,
-            "address": f"{list_address(datasette, wanted.arguments(**{name: value}))}#chart",
-            "current": getattr(wanted, name) == value,
+            "address": f"{list_address(datasette, list_request.arguments(**{name: value}))}#chart",
+            "current": getattr(list_request, name) == value,
         }
         for value, label in labels.items()
     ]

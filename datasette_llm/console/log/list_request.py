@@ -1,38 +1,36 @@
-"""What somebody asks of the list of calls: the arguments of its address, checked."""
+"""The arguments of the list's address, parsed and validated."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
-from ...log import queries, totals
-from ...log.queries import BadFilterError, Filter
+from ...log import totals
+from ...log.queries import BadFilterError, Filter, moment
 from .chart import Measure
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
-# What stands in an address for "has none", as a form sends its empty fields too.
+# In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"
 NULLABLE = ("purpose", "actor", "group")
 OPTIONS = ("limit", "by", "measure", "next")
 
-_CURSOR = re.compile("([0-9a-f]{12})-([0-9a-z]{26})")
+_ID = re.compile("[0-9a-z]{26}")
 
 
 @dataclass(frozen=True, slots=True)
 class LogListRequest:
-    """What a request asks of the list.
+    """A request for a page of the list.
 
     Attributes:
         filter: which calls.
-        limit: how many at the most.
+        limit: the maximum number of calls.
         by: what makes the series of the chart.
         measure: what the chart measures.
-        before: the id of the last call of the page before; None for the first page.
+        before: the id of the last call of the previous page; None for the first page.
     """
 
     filter: Filter = field(default_factory=Filter)
@@ -43,33 +41,33 @@ class LogListRequest:
 
     @classmethod
     def of(cls, arguments: Mapping[str, list[str]]) -> LogListRequest:
-        """What the arguments of an address ask for.
+        """Parse the arguments of an address.
 
         Args:
-            arguments: each name with its values; those that begin with `_` are Datasette's.
+            arguments: each name with its values; names that begin with `_` are Datasette's.
 
         Raises:
-            BadFilterError: they make no sense.
+            BadFilterError: an argument is unknown or invalid.
         """
         given = _single(arguments)
-        wanted = Filter(**{name: given[name] for name in Filter.names() if name in given})
+        log_filter = Filter(**{name: given[name] for name in Filter.names() if name in given})
         for name in NULLABLE:
-            if getattr(wanted, name) == NONE:
-                wanted = replace(wanted, **{name: ""})
-        _check(wanted)
+            if getattr(log_filter, name) == NONE:
+                log_filter = replace(log_filter, **{name: ""})
+        _check(log_filter)
         return cls(
-            wanted,
+            log_filter,
             _limit(given.get("limit")),
             _one_of("by", totals.By, given.get("by", "purpose")),
             _one_of("measure", Measure, given.get("measure", "calls")),
-            _before(given["next"], wanted) if "next" in given else None,
+            _before(given.get("next")),
         )
 
     def arguments(self, **changes: str | None) -> dict[str, str]:
-        """The arguments that ask for this again, from the first page on.
+        """The arguments for the same list, from its first page.
 
         Args:
-            **changes: arguments to set, or to leave out where None.
+            **changes: arguments to set; None removes one.
         """
         filters = {name: value for name, value in asdict(self.filter).items() if value is not None}
         options = {"limit": str(self.limit), "by": self.by, "measure": self.measure}
@@ -98,14 +96,11 @@ def _single(arguments: Mapping[str, list[str]]) -> dict[str, str]:
     return given
 
 
-def _check(wanted: Filter) -> None:
-    wanted.where()
-    if wanted.since and wanted.until:
-        since = queries.moment("since", wanted.since)
-        if since >= queries.moment("until", wanted.until):
-            raise BadFilterError(
-                f"since is {wanted.since}, which is not before until, {wanted.until}"
-            )
+def _check(log_filter: Filter) -> None:
+    log_filter.where()
+    since, until = log_filter.since, log_filter.until
+    if since and until and moment("since", since) >= moment("until", until):
+        raise BadFilterError(f"since is {since}, which is not before until, {until}")
 
 
 def _limit(text: str | None) -> int:
@@ -123,19 +118,7 @@ def _one_of(name: str, kind: Any, text: str) -> Any:
     return text
 
 
-def _before(cursor: str, wanted: Filter) -> str:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise BadFilterError(f"next: {cursor!r} is no cursor that a page of this list gave")
-    if match[1] != fingerprint(wanted):
-        raise BadFilterError(
-            "next: this cursor belongs to a list with other filters; leave it out, to begin "
-            "with the newest call"
-        )
-    return match[2]
-
-
-def fingerprint(wanted: Filter) -> str:
-    """What tells the cursors of one filter from those of another."""
-    text = json.dumps(asdict(wanted), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _before(cursor: str | None) -> str | None:
+    if cursor is not None and not _ID.fullmatch(cursor):
+        raise BadFilterError(f"next: {cursor!r} is not a cursor from a page of this list")
+    return cursor

@@ -1,4 +1,4 @@
-"""What the pages of the record show, as their JSON twins give it; the pages only format it."""
+"""The payloads of the call log's pages and JSON; the pages only format them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...log.recorder import Recorder
 from ...log.totals import Aggregate, dollars
 from ...log.totals_cache import QueryCache
 from .chart import Chart
-from .list_request import LogListRequest, fingerprint
+from .list_request import LogListRequest
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -34,10 +34,10 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 MAX_STEPS = 200
-# Of a model and 9 fallbacks with 20 retries each, which nobody waits for.
+# A model and 9 fallbacks with 20 retries each; more are not to be expected.
 MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
-# Long enough for a commit, and no longer than somebody waits for a page.
+# Long enough for a commit, and short enough for a page.
 FLUSH_S = 2.0
 
 
@@ -45,35 +45,36 @@ FLUSH_S = 2.0
 
 
 async def list_payload(
-    datasette: Datasette, wanted: LogListRequest
+    datasette: Datasette, list_request: LogListRequest
 ) -> tuple[dict[str, Any], Chart | None]:
-    """A page of calls, and on the first one the totals and the chart of the filter.
+    """A page of calls, and on the first page the totals and the chart of the filter.
 
     Returns:
-        What JSON has, and the chart in it as an object, to draw it; None where there is none.
+        The payload, and its chart as an object for the template, or None.
     """
-    status = await record_status(datasette)
+    status = await log_status(datasette)
     now = datetime.datetime.now(datetime.UTC)
-    covered = totals.with_days(wanted.filter, now)
-    page = read(datasette, lambda connection: _page(connection, wanted))
-    if wanted.before is not None:
-        return status | _listed(wanted, await page) | _NO_SUMS, None
-    kept = instance.of(datasette, QueryCache)
+    covered = totals.with_days(list_request.filter, now)
+    page = read(datasette, lambda connection: _page(connection, list_request))
+    if list_request.before is not None:
+        return status | _listed(list_request, await page) | _NO_SUMS, None
+    cache = instance.of(datasette, QueryCache)
+    by = list_request.by
     found, days = await asyncio.gather(
-        page, read(datasette, lambda c: totals.totals(c, covered, wanted.by, now, kept))
+        page, read(datasette, lambda c: totals.totals(c, covered, by, now, cache))
     )
     days = days or totals.Days(Aggregate(), {}, earlier=False)
-    chart = Chart.of(days, wanted.by, wanted.measure)
+    chart = Chart.of(days, by, list_request.measure)
     sums = {
-        "covered": _covered(wanted.filter, covered),
+        "covered": _covered(list_request.filter, covered),
         "totals": days.total.summary() | days.latency(),
         "chart": chart.payload(),
     }
-    return status | _listed(wanted, found) | sums, chart
+    return status | _listed(list_request, found) | sums, chart
 
 
 async def choices(datasette: Datasette) -> dict[str, dict[str, Any]]:
-    """What can be chosen in the filters; see `totals.choices`."""
+    """The choices of the filters; see `totals.choices`."""
     return await read(datasette, totals.choices) or NO_CHOICES
 
 
@@ -84,32 +85,33 @@ _EMPTY_PAGE: Row = {"rows": [], "next": None, "choices": NO_CHOICES}
 _NO_SUMS: Row = {"covered": None, "totals": None, "chart": None}
 
 
-def _page(connection: sqlite3.Connection, wanted: LogListRequest) -> Row:
-    limit = wanted.limit
-    rows = queries.calls(connection, wanted.filter, before=wanted.before, limit=limit + 1)
+def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
+    limit, before = list_request.limit, list_request.before
+    rows = queries.calls(connection, list_request.filter, before=before, limit=limit + 1)
     more = len(rows) > limit
     return {
         "rows": [with_dollars(row) for row in rows[:limit]],
-        "next": f"{fingerprint(wanted.filter)}-{rows[limit - 1]['id']}" if more else None,
+        "next": rows[limit - 1]["id"] if more else None,
         "choices": totals.choices(connection),
     }
 
 
-def _listed(wanted: LogListRequest, page: Row | None) -> Row:
-    filters = {name: value for name, value in asdict(wanted.filter).items() if value is not None}
+def _listed(list_request: LogListRequest, page: Row | None) -> Row:
+    given = asdict(list_request.filter)
+    filters = {name: value for name, value in given.items() if value is not None}
     return {"filter": filters} | (page or _EMPTY_PAGE)
 
 
-def _covered(wanted: Filter, covered: Filter) -> Row:
+def _covered(given: Filter, covered: Filter) -> Row:
     return {
         "since": covered.since,
         "until": covered.until,
-        "default_days": totals.DEFAULT_DAYS if covered != wanted else None,
+        "default_days": totals.DEFAULT_DAYS if covered != given else None,
     }
 
 
 def with_dollars(row: Row) -> Row:
-    """A call, with its cost in dollars too."""
+    """A call with its cost in dollars."""
     return row | {"cost_dollars": dollars(row["cost_nanodollars"])}
 
 
@@ -117,11 +119,8 @@ def with_dollars(row: Row) -> Row:
 
 
 async def call_payload(datasette: Datasette, call_id: str) -> dict[str, Any] | None:
-    """One call with its group, its chain's steps, its response's attempts and its content.
-
-    None where there is no call with this id.
-    """
-    status = await record_status(datasette)
+    """One call with its group, chain, attempts and content; None if there is no such call."""
+    status = await log_status(datasette)
     found = await read(datasette, lambda connection: _call(connection, call_id))
     return status | found if found else None
 
@@ -136,7 +135,7 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
         steps = queries.chain_steps(connection, row["chain_id"], limit=MAX_STEPS + 1)
     return {
         "call": with_dollars(row),
-        # One alone is no list, but where retention has removed those before it.
+        # A first attempt alone is not listed; a later one alone is, after retention.
         "attempts": [with_dollars(each) for each in attempts if attempts[-1]["attempt"] != 1],
         "group": _group(connection, row["group_id"]) if row["group_id"] else None,
         "chain": [with_dollars(step) for step in steps[:MAX_STEPS]],
@@ -146,15 +145,15 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
 
 
 def _group(connection: sqlite3.Connection, group_id: str) -> Row | None:
-    wanted = Filter(group=group_id)
-    first = queries.first_call(connection, wanted)
+    log_filter = Filter(group=group_id)
+    first = queries.first_call(connection, log_filter)
     if not first:
         return None  # retention has removed it since its call was read
-    rows = queries.calls(connection, wanted, limit=GROUP_ROWS)
+    rows = queries.calls(connection, log_filter, limit=GROUP_ROWS)
     return {
         "id": group_id,
         "since": queries.time_of(first).date().isoformat(),
-        "totals": totals.tally(connection, wanted).summary(),
+        "totals": totals.aggregate(connection, log_filter).summary(),
         "rows": [with_dollars(row) for row in rows],
     }
 
@@ -170,11 +169,11 @@ def _parsed(text: str) -> Any:
         return text
 
 
-# The state of the record
+# The state of the call log
 
 
-async def record_status(datasette: Datasette) -> dict[str, Any]:
-    """Whether calls are recorded, and what is wrong with that, once all that waits is written."""
+async def log_status(datasette: Datasette) -> dict[str, Any]:
+    """Whether calls are recorded, and warnings about that; waits for pending writes."""
     writer = Recorder.of(datasette).writer
     in_time = await flushed(writer)
     log = (await settings_of(datasette)).log
@@ -187,10 +186,10 @@ async def record_status(datasette: Datasette) -> dict[str, Any]:
 
 
 async def flushed(writer: Writer) -> bool:
-    """Wait until what was given to the writer is written; not for long.
+    """Wait until the writer has written everything, for `FLUSH_S` at most.
 
     Returns:
-        Whether that was so in time.
+        Whether it had in time.
     """
     try:
         async with asyncio.timeout(FLUSH_S):
@@ -203,42 +202,42 @@ async def flushed(writer: Writer) -> bool:
 def _warnings(writer: Writer, in_time: bool) -> Iterator[str]:
     if writer.failure is not None:
         yield (
-            f"The record cannot be written at the moment ({writer.failure}). What is new is "
-            "kept in memory and tried again; it is missing here."
+            f"The call log cannot be written at the moment ({writer.failure}). New calls are "
+            "kept in memory and written later; they are missing here."
         )
     elif not in_time:
-        yield "The record is still being written, so the newest calls may be missing here."
+        yield "The call log is still being written, so the newest calls may be missing here."
     if writer.dropped:
         yield (
-            f"Calls are missing for good: {writer.dropped:,} writes were given up, because too "
-            "many waited while the record could not be written."
+            f"Calls are lost: {writer.dropped:,} writes were dropped, because too many waited "
+            "while the call log could not be written."
         )
 
 
 async def read(datasette: Datasette, work: Callable[[sqlite3.Connection], T]) -> T | None:
-    """What some work finds in the record; None where there is none.
+    """Read from the call log; None if it has no tables yet.
 
     Args:
-        datasette: the Datasette instance whose record is read.
+        datasette: the Datasette instance.
         work: called in a reading thread with a connection.
 
     Raises:
-        DatasetteError: SQLite cannot read it; Datasette shows this with a status of 503.
+        DatasetteError: SQLite cannot read it; Datasette shows this with status 503.
     """
 
     def in_thread(connection: sqlite3.Connection) -> T | None:
-        return work(connection) if queries.has_record(connection) else None
+        return work(connection) if queries.has_tables(connection) else None
 
     try:
         found = await datasette.get_internal_database().execute_fn(in_thread)
     except sqlite3.Error as error:
-        logger.error("The record of LLM calls cannot be read: %s", error)
+        logger.error("The LLM call log cannot be read: %s", error)
         raise DatasetteError(
-            f"The internal database cannot be read at the moment ({error}). Calls to models go "
-            "on meanwhile, unless the record is required. Try again in a while; if this stays, "
-            "look whether another program holds the file, and whether its disk works.",
-            title="The record cannot be read",
+            f"The internal database cannot be read at the moment ({error}). Calls to models "
+            "continue, unless log.required is set. Try again later; if this persists, check "
+            "whether another program locks the file, and whether its disk works.",
+            title="The call log cannot be read",
             status=503,
         ) from error
-    # Datasette has no types; it returns what the function does.
+    # Datasette has no types; execute_fn returns what the function returns.
     return cast("T | None", found)

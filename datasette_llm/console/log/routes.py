@@ -1,4 +1,4 @@
-"""The addresses of the record: its list, each call, their JSON twins, and the list as CSV."""
+"""The routes of the call log: the list and each call, as HTML and JSON, and the list as CSV."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
 
 
 async def log_page(datasette: Datasette, request: Request) -> Response:
-    """The list, newest first."""
+    """The list as a page, newest first."""
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
-        wanted = LogListRequest.of(_arguments(request))
+        list_request = LogListRequest.of(_arguments(request))
     except BadFilterError as error:
         given = {name: request.args[name] for name in request.args}
         choices = await payloads.choices(datasette)
         context = list_page.refused_context(datasette, given, choices, str(error))
         return await _page(datasette, request, "llm_log.html", context, status=400)
-    payload, chart = await payloads.list_payload(datasette, wanted)
-    context = list_page.list_context(datasette, wanted, payload)
-    context["chart"] = list_page.chart_context(datasette, wanted, chart) if chart else None
+    payload, chart = await payloads.list_payload(datasette, list_request)
+    context = list_page.list_context(datasette, list_request, payload)
+    context["chart"] = list_page.chart_context(datasette, list_request, chart) if chart else None
     return await _page(datasette, request, "llm_log.html", context)
 
 
 async def log_json(datasette: Datasette, request: Request) -> Response:
-    """The list's JSON twin."""
+    """The list as JSON."""
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
-        wanted = LogListRequest.of(_arguments(request))
+        list_request = LogListRequest.of(_arguments(request))
     except BadFilterError as error:
         return Response.error(str(error), 400)
-    payload, _ = await payloads.list_payload(datasette, wanted)
+    payload, _ = await payloads.list_payload(datasette, list_request)
     return Response.json(payload)
 
 
 async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStream:
-    """All calls of the filter as CSV, as they are read."""
+    """All calls of the filter as CSV, streamed."""
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
-        wanted = LogListRequest.of(_arguments(request))
+        list_request = LogListRequest.of(_arguments(request))
     except BadFilterError as error:
         return Response.text(str(error), status=400)
 
-    chunks = csv_chunks(datasette, wanted.filter)
-    head = await anext(chunks)  # what cannot be read is told while there still is a status
+    chunks = csv_chunks(datasette, list_request.filter)
+    head = await anext(chunks)  # an error here still has a status of its own
 
     async def stream(writer: AsgiWriter) -> None:
         await writer.write(head)
@@ -79,7 +79,7 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
 
 
 async def call_page(datasette: Datasette, request: Request) -> Response:
-    """One call."""
+    """One call as a page."""
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     payload = await _call_payload(datasette, request)
     context = call_context(datasette, payload)
@@ -87,7 +87,7 @@ async def call_page(datasette: Datasette, request: Request) -> Response:
 
 
 async def call_json(datasette: Datasette, request: Request) -> Response:
-    """One call's JSON twin."""
+    """One call as JSON."""
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     return Response.json(await _call_payload(datasette, request))
 
@@ -96,7 +96,7 @@ async def _call_payload(datasette: Datasette, request: Request) -> dict[str, Any
     call_id = request.url_vars["id"]
     payload = await payloads.call_payload(datasette, call_id)
     if payload is None:
-        raise NotFound(f"The record has no call {call_id!r}; old calls may have been removed")
+        raise NotFound(f"The call log has no call {call_id!r}; old calls may have been removed")
     return payload
 
 
@@ -115,6 +115,3 @@ async def _page(
     context = context | {"documentation": section(datasette, LOG)}
     html = await datasette.render_template(template, context, request=request)
     return Response.html(html, status=status)
-
-
-# CSV

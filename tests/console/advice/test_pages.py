@@ -17,7 +17,7 @@ from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, BEN, GOOD_FLAG, HOSTILE, answer, answering, flag
 from tests.support.openai_server import BOUND_S
 
-from ..log.test_pages import Page
+from ...support.console import Page
 
 EVE = {"id": "eve"}
 PATH = "/-/llm/consultations"

@@ -11,7 +11,6 @@ import json
 import re
 import sqlite3
 from collections.abc import Awaitable, Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,16 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.console.log import call_page, csv_export, payloads
-from datasette_llm.console.log import formatting as words
-from datasette_llm.console.log import list_request as wanted
+from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
+from datasette_llm.console.log.chart import Chart
 from datasette_llm.log import queries
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
-from tests.log.test_queries import add, call_row
 
-ANA = {"id": "ana"}
+from ...support.call_log import add, call_row
+from ...support.console import ANA, Page
+
 LOG = "/-/llm/log"
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -67,51 +66,6 @@ async def get_json(datasette: Datasette, **arguments: Any) -> Any:
     return (await get(datasette, f"{LOG}.json", **arguments)).json()
 
 
-class Page(HTMLParser):
-    """What a browser makes of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._in_cell = False
-        self.cells: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "dd"):
-            self._in_cell = True
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "dd"):
-            self._in_cell = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in_cell:
-            self.cells[-1] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def links(self) -> list[str]:
-        return [each["href"] or "" for each in self.all("a") if "href" in each]
-
-    def form(self) -> dict[str, str]:
-        """The fields of the form with what stands in them."""
-        fields = {each["name"]: each.get("value") or "" for each in self.all("input")}
-        name = ""
-        for tag, attributes in self.tags:
-            if tag == "select":
-                name = attributes["name"] or ""
-                fields.setdefault(name, "")
-            elif tag == "option" and "selected" in attributes:
-                fields[name] = attributes["value"] or ""
-        return fields
-
-
 def listed(page: str) -> list[str]:
     """The ids of the calls on a page, in its order."""
     return re.findall(rf'href="[^"]*{LOG}/([0-9a-z]{{26}})"', page)
@@ -133,7 +87,7 @@ def address(name: str, call_id: str) -> str:
 
 @pytest.mark.parametrize("name", ADDRESSES)
 @pytest.mark.parametrize("actor", [None, {"id": "ben"}])
-async def test_nobody_and_the_wrong_actor_are_refused_whatever_they_ask(
+async def test_no_actor_and_wrong_actor_are_refused(
     start: Start, name: str, actor: dict[str, str] | None
 ) -> None:
     row = call_row(NOW)
@@ -156,7 +110,7 @@ async def test_the_right_actor_sees_the_record(start: Start, name: str) -> None:
     assert response.headers["cache-control"] == "private, no-store"
 
 
-async def test_without_a_word_in_the_configuration_every_actor_is_refused(
+async def test_every_actor_is_refused_by_default(
     make_datasette: Callable[..., Datasette],
 ) -> None:
     datasette = make_datasette()
@@ -166,7 +120,7 @@ async def test_without_a_word_in_the_configuration_every_actor_is_refused(
 
 
 @pytest.mark.parametrize(("actor", "shown"), [(None, False), ({"id": "ben"}, False), (ANA, True)])
-async def test_the_menu_has_an_entry_for_those_who_may_see_it(
+async def test_menu_link_for_permitted_actors(
     start: Start, actor: dict[str, str] | None, shown: bool
 ) -> None:
     datasette = await start()
@@ -179,7 +133,7 @@ async def test_the_menu_has_an_entry_for_those_who_may_see_it(
 # The list
 
 
-async def test_a_call_is_on_the_page_as_soon_as_it_has_ended(
+async def test_ended_call_is_on_the_page_at_once(
     start: Start, register_models: Callable[..., None]
 ) -> None:
     register_models(ScriptedModel("pelican", ["Hello"]))
@@ -221,7 +175,7 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("arguments", "columns"), FIELDS)
-async def test_each_filter_finds_its_calls_on_the_page_in_json_and_in_csv(
+async def test_each_filter_on_page_json_and_csv(
     start: Start, arguments: dict[str, str], columns: dict[str, Any]
 ) -> None:
     wanted, other = call_row(NOW, **columns), call_row(NOW)
@@ -239,7 +193,7 @@ async def test_each_filter_finds_its_calls_on_the_page_in_json_and_in_csv(
 
 
 @pytest.mark.parametrize("name", ["purpose", "actor", "group"])
-async def test_a_filter_can_ask_for_calls_that_have_none(start: Start, name: str) -> None:
+async def test_filter_for_calls_without_a_value(start: Start, name: str) -> None:
     column = {"purpose": "purpose", "actor": "actor_id", "group": "group_id"}[name]
     without = call_row(NOW)
     datasette = await start(without, call_row(NOW, **{column: "x"}))
@@ -249,7 +203,7 @@ async def test_a_filter_can_ask_for_calls_that_have_none(start: Start, name: str
     assert [row["id"] for row in found["rows"]] == [without["id"]]
 
 
-async def test_since_and_until_leave_out_what_is_before_and_after(start: Start) -> None:
+async def test_since_and_until_filter_by_time(start: Start) -> None:
     rows = [call_row(NOW - days * DAY) for days in (3, 2, 1)]
     datasette = await start(*rows)
     since, until = ((NOW - days * DAY).date().isoformat() for days in (2, 1))
@@ -310,7 +264,7 @@ async def test_pages_have_every_call_once(start: Start, arguments: dict[str, str
     assert page_count == -(-len(found) // 2)
 
 
-async def test_the_links_of_the_pages_lead_to_every_call_once(start: Start) -> None:
+async def test_paging_links_reach_every_call_once(start: Start) -> None:
     rows = [call_row(NOW, purpose="a&b") for _ in range(5)] + [call_row(NOW)]
     datasette = await start(*rows)
 
@@ -337,7 +291,7 @@ async def test_calls_that_come_meanwhile_move_nothing(start: Start) -> None:
     assert [row["id"] for row in second["rows"]] == [rows[1]["id"], rows[0]["id"]]
 
 
-async def test_the_first_page_has_the_totals_and_the_others_a_way_back(start: Start) -> None:
+async def test_only_first_page_has_totals(start: Start) -> None:
     datasette = await start(*(call_row(NOW) for _ in range(3)))
     first = await get_json(datasette, limit=2)
 
@@ -349,19 +303,19 @@ async def test_the_first_page_has_the_totals_and_the_others_a_way_back(start: St
     assert f"{LOG}?limit=2" in page.links()
 
 
-async def test_a_cursor_of_another_filter_is_refused(start: Start) -> None:
-    datasette = await start(*(call_row(NOW, purpose="chat") for _ in range(3)))
+async def test_cursor_is_the_id_of_the_last_call(start: Start) -> None:
+    """It continues a list with any filter: with the calls before that call."""
+    rows = [call_row(NOW, purpose=purpose) for purpose in ("rows", "chat", "rows", "chat", "chat")]
+    datasette = await start(*rows)
+
     cursor = (await get_json(datasette, purpose="chat", limit=2))["next"]
+    older = (await get_json(datasette, purpose="rows", next=cursor))["rows"]
 
-    refused = await get(datasette, f"{LOG}.json", status=400, limit=2, next=cursor)
-
-    assert refused.json()["error"] == (
-        "next: this cursor belongs to a list with other filters; leave it out, to begin with "
-        "the newest call"
-    )
+    assert cursor == rows[3]["id"]
+    assert [row["id"] for row in older] == [rows[2]["id"], rows[0]["id"]]
 
 
-async def test_a_page_may_have_up_to_500_calls_and_has_50_unless_told(start: Start) -> None:
+async def test_page_limit_is_50_by_default_500_at_most(start: Start) -> None:
     datasette = await start(*(call_row(NOW) for _ in range(501)))
 
     assert len((await get_json(datasette))["rows"]) == 50
@@ -382,14 +336,14 @@ NONSENSE = [
     ({"outcome": "great"}, "There is no outcome 'great'; use one of ok, error"),
     ({"by": "actor"}, "by: 'actor' is none of purpose, model"),
     ({"measure": "words"}, "measure: 'words' is none of calls, tokens, cost"),
-    ({"next": "x"}, "next: 'x' is no cursor that a page of this list gave"),
+    ({"next": "x"}, "next: 'x' is not a cursor from a page of this list"),
     ({"modle": "gpt"}, "There is no filter 'modle'; use one of model, purpose"),
     ({"model": ["a", "b"]}, "model is given 2 times; give it once"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), NONSENSE)
-async def test_nonsense_is_told_on_the_page_in_json_and_in_csv(
+async def test_invalid_filter_on_page_json_and_csv(
     start: Start, arguments: dict[str, Any], message: str
 ) -> None:
     datasette = await start(call_row(NOW))
@@ -404,7 +358,7 @@ async def test_nonsense_is_told_on_the_page_in_json_and_in_csv(
     assert exported.text.startswith(message)
 
 
-async def test_a_page_that_refuses_keeps_the_form_as_it_was(start: Start) -> None:
+async def test_refused_page_keeps_the_form(start: Start) -> None:
     datasette = await start(call_row(NOW))
     given = {
         "model": "pelican",
@@ -423,14 +377,14 @@ async def test_a_page_that_refuses_keeps_the_form_as_it_was(start: Start) -> Non
     assert [each for each in page.all("p") if each.get("role") == "alert"]
 
 
-async def test_arguments_of_datasette_itself_are_let_through(start: Start) -> None:
+async def test_datasettes_own_arguments_are_ignored(start: Start) -> None:
     await get(await start(), _extra="1")
 
 
 # Totals and chart
 
 
-async def test_totals_and_chart_are_of_the_last_thirty_days_and_say_so(start: Start) -> None:
+async def test_totals_cover_last_thirty_days(start: Start) -> None:
     datasette = await start(call_row(NOW - 60 * DAY), call_row(NOW))
 
     found = await get_json(datasette)
@@ -443,7 +397,7 @@ async def test_totals_and_chart_are_of_the_last_thirty_days_and_say_so(start: St
     assert f"the last 30 days, since {found['covered']['since']} (UTC)" in page.text
 
 
-async def test_totals_tell_calls_failures_tokens_cost_and_latency(start: Start) -> None:
+async def test_totals_of_calls_tokens_cost_and_latency(start: Start) -> None:
     known = {"input_tokens": 1500, "output_tokens": 20, "cost_nanodollars": 1_234_500_000}
     datasette = await start(
         call_row(NOW, duration_ms=100.0, **known),
@@ -491,7 +445,7 @@ async def test_an_unknown_cost_is_empty_and_not_zero(start: Start) -> None:
     ("measure", "value", "shown"),
     [("calls", 1, "1"), ("tokens", 1200, "1,200"), ("cost", 0.5, "$0.50")],
 )
-async def test_the_chart_has_its_numbers_in_the_drawing_and_in_the_table(
+async def test_chart_and_table_have_the_same_numbers(
     start: Start, by: str, measure: str, value: float, shown: str
 ) -> None:
     row = call_row(
@@ -508,25 +462,82 @@ async def test_the_chart_has_its_numbers_in_the_drawing_and_in_the_table(
     page = Page((await get(datasette, by=by, measure=measure)).text)
 
     assert [(each["name"], each["values"][-1]) for each in chart["series"]] == [(name, value)]
-    (drawing,) = [each for each in page.all("svg") if each.get("class") == "llm-chart"]
-    assert drawing["role"] == "img"
     day = chart["days"][-1]
-    assert f"{day}, {name}: {shown}" in page.text
+    titles = [bar["title"] for bar in page.all("span") if "title" in bar]
+    assert titles == [f"{day}, {name}: {shown}"]
+    unit = {"calls": " call", "tokens": " tokens", "cost": ""}[measure]
+    assert f"{day}: {shown}{unit}" in page.text
     assert f"In total {name}: {shown}" in page.text
     assert page.text.count(f"{day}{shown}") == 1  # a row of the table
 
 
-async def test_the_chart_says_when_there_is_nothing_to_draw(start: Start) -> None:
+async def test_chart_escapes_names(start: Start) -> None:
+    """The chart is a described list of links; names from calls are text."""
+    text = (await get(await start(call_row(NOW, purpose=HOSTILE)))).text
+
+    page = Page(text)
+    assert not page.all("img")
+    (chart,) = [each for each in page.all("ol") if each["class"] == "llm-bars"]
+    ids = {each.get("id") for _, each in page.tags}
+    assert {chart["aria-labelledby"], chart["aria-describedby"]} <= ids
+    (bar,) = [each for each in page.all("span") if "title" in each]
+    assert bar["title"] == f"{NOW.date()}, {HOSTILE}: 1"
+
+
+async def test_chart_days_are_summed_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasette = await start(call_row(NOW - 300 * DAY), call_row(NOW))
+    sums: list[Chart] = []
+    day_totals = Chart.day_totals
+    monkeypatch.setattr(Chart, "day_totals", lambda self: sums.append(self) or day_totals(self))
+
+    page = Page((await get(datasette, since=str((NOW - 300 * DAY).date()))).text)
+
+    assert len([each for each in page.links() if each.endswith("#calls")]) == 301
+    assert len(sums) == 1
+
+
+async def test_chart_bars_are_stacked(start: Start) -> None:
+    rows = [call_row(NOW, purpose=purpose) for purpose in ("a", "a", "b")]
+
+    page = Page((await get(await start(*rows))).text)
+
+    bars = [each for each in page.all("span") if "style" in each]
+    assert [(each["class"], each["style"]) for each in bars] == [
+        ("llm-bar llm-series-0", "--height: 50%"),
+        ("llm-bar llm-series-1", "--height: 25%"),
+    ]
+
+
+async def test_chart_bar_links_to_its_calls(start: Start) -> None:
+    """Within the filter of the chart, and with the calls of a clock that is ahead."""
+    noon = datetime.datetime(2026, 1, 10, 12, tzinfo=datetime.UTC)
+    rows = [call_row(noon + n * DAY / 4, purpose="a&b") for n in range(10)]
+    datasette = await start(*rows, call_row(noon + DAY), call_row(NOW + 2 * DAY, purpose="a&b"))
+    wanted = {"purpose": "a&b", "since": "2026-01-10T13:00", "until": "2026-01-12T07:00"}
+
+    for arguments in (wanted, wanted | {"until": ""}):
+        chart = (await get_json(datasette, **arguments))["chart"]
+        page = Page((await get(datasette, **arguments)).text)
+        bars = [link for link in page.links() if link.endswith("#calls")]
+        found = [listed((await get(datasette, link)).text) for link in bars]
+
+        (series,) = chart["series"]
+        assert [len(ids) for ids in found] == series["values"]
+        together = {each for ids in found for each in ids}
+        assert together == set(listed((await get(datasette, **arguments, limit=500)).text))
+
+
+async def test_chart_without_calls_has_a_message(start: Start) -> None:
     page = Page((await get(await start(call_row(NOW)), model="heron")).text)
 
-    assert "There are no calls to draw." in page.text
+    assert "There are no calls for the chart." in page.text
     assert "No call matches this filter." in page.text
 
 
 # One call
 
 
-async def test_a_call_has_its_group_its_chain_and_its_content(start: Start) -> None:
+async def test_call_page_has_group_chain_and_content(start: Start) -> None:
     group = [call_row(NOW, group_id="g1", input_tokens=n) for n in range(3)]
     chain_id = group[1]["id"]
     steps = [call_row(NOW, chain_id=chain_id, chain_step=n) for n in (2, 3)]
@@ -562,7 +573,8 @@ def attempt_rows(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 FAILED = {"outcome": "error", "error_type": "ConnectionError", "error_message": HOSTILE}
 
 
-async def test_each_attempt_leads_to_all_and_to_the_one_that_was_answered(start: Start) -> None:
+async def test_attempt_page_links_all_attempts(start: Start) -> None:
+    """The page of each attempt links to all, and to the one that was answered."""
     rows = attempt_rows(FAILED, FAILED | {"waited_ms": 1500.0}, {"model_id": "brown-pelican"})
     datasette = await start(call_row(NOW), *rows)
     ids = [row["id"] for row in rows]
@@ -592,23 +604,23 @@ async def test_attempts_without_an_answer_say_so(start: Start, last: Any, told: 
     assert "Attempt" in page.text
 
 
-async def test_a_response_that_took_one_attempt_has_nothing_to_say_of_it(start: Start) -> None:
+async def test_single_attempt_is_not_listed(start: Start) -> None:
     row = call_row(NOW, waited_ms=0.0)
     datasette = await start(row)
     assert (await get(datasette, f"{LOG}/{row['id']}.json")).json()["attempts"] == []
     page = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
     assert "Attempt" not in page.text
-    assert "Waited for its turnno" in page.text.replace("\n", "")
+    assert "Waited for concurrency limitno" in page.text.replace("\n", "")
 
 
-async def test_an_attempt_whose_first_one_was_removed_is_shown_alone(start: Start) -> None:
+async def test_attempt_without_removed_first_one(start: Start) -> None:
     row = attempt_rows(FAILED, {})[1]
     datasette = await start(row)
     page = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
     assert "Attempt 2 of 2 answered by this one, pelican" in page.text
 
 
-async def test_the_list_json_and_csv_tell_attempts_and_waits(start: Start) -> None:
+async def test_attempts_and_waits_in_list_json_and_csv(start: Start) -> None:
     rows = attempt_rows(FAILED, {"waited_ms": 1500.0})
     datasette = await start(*rows)
     page = Page((await get(datasette)).text)
@@ -627,9 +639,10 @@ async def test_the_list_json_and_csv_tell_attempts_and_waits(start: Start) -> No
         ]
 
 
-async def test_a_plugin_s_response_leads_to_the_attempt_that_was_answered(
+async def test_response_id_leads_to_answered_attempt(
     start: Start, register_models: Callable[..., None]
 ) -> None:
+    """A plugin knows the id of the response, which is that of the first attempt."""
     register_models(
         ScriptedModel("down", [ConnectionError("refused")]), ScriptedModel("other", ["Hello"])
     )
@@ -646,7 +659,7 @@ async def test_a_plugin_s_response_leads_to_the_attempt_that_was_answered(
     assert answer["waited_ms"] is not None
 
 
-async def test_the_link_to_a_group_leads_to_all_its_calls_and_their_totals(start: Start) -> None:
+async def test_group_link_leads_to_calls_and_totals(start: Start) -> None:
     rows = [call_row(NOW - 90 * DAY, group_id="g 1") for _ in range(25)]
     datasette = await start(*rows)
     page = Page((await get(datasette, f"{LOG}/{rows[0]['id']}")).text)
@@ -658,9 +671,7 @@ async def test_the_link_to_a_group_leads_to_all_its_calls_and_their_totals(start
     assert "These are the newest 20." in page.text
 
 
-async def test_a_call_whose_group_is_removed_while_it_is_read_is_shown_without_it(
-    start: Start, monkeypatch
-) -> None:
+async def test_group_removed_during_read_is_omitted(start: Start, monkeypatch) -> None:
     row = call_row(NOW, group_id="g")
     datasette = await start(row)
     monkeypatch.setattr(queries, "first_call", lambda connection, wanted: "")
@@ -674,10 +685,10 @@ async def test_a_call_without_content_says_so(start: Start) -> None:
 
     page = Page((await get(await start(row), f"{LOG}/{row['id']}")).text)
 
-    assert "No content of this call is recorded. The setting log.content" in page.text
+    assert "No content of this call is recorded. Set log.content to record it." in page.text
 
 
-async def test_content_that_would_drown_a_browser_is_cut(start: Start, monkeypatch) -> None:
+async def test_long_content_is_cut(start: Start, monkeypatch) -> None:
     monkeypatch.setattr(call_page, "MAX_SHOWN_CHARS", 10)
     row = call_row(NOW)
     datasette = await start(row)
@@ -692,14 +703,14 @@ async def test_content_that_would_drown_a_browser_is_cut(start: Start, monkeypat
 
 
 @pytest.mark.parametrize("call_id", ["no-such-call", "01m7zaxfxwamyz6yqxtz3s6zxy", "~3Cb~3E"])
-async def test_a_call_that_is_not_on_record_is_not_found(start: Start, call_id: str) -> None:
+async def test_unknown_call_is_404(start: Start, call_id: str) -> None:
     datasette = await start(call_row(NOW))
 
     page = await get(datasette, f"{LOG}/{call_id}", status=404)
     found = await get(datasette, f"{LOG}/{call_id}.json", status=404)
 
     assert "<b>" not in page.text
-    assert found.json()["error"].startswith("The record has no call ")
+    assert found.json()["error"].startswith("The call log has no call ")
 
 
 # CSV
@@ -738,7 +749,7 @@ async def test_csv_leaves_other_values_alone(start: Start) -> None:
     assert (row["model_id"], row["purpose"], row["duration_ms"]) == ('a,b"c', "2 - 1 = 1", "10.0")
 
 
-async def test_csv_is_read_a_bounded_number_of_rows_at_a_time(start: Start, monkeypatch) -> None:
+async def test_csv_reads_bounded_batches(start: Start, monkeypatch) -> None:
     monkeypatch.setattr(csv_export, "BATCH_ROWS", 4)
     datasette = await start(*(call_row(NOW) for _ in range(10)))
 
@@ -747,7 +758,7 @@ async def test_csv_is_read_a_bounded_number_of_rows_at_a_time(start: Start, monk
     assert [chunk.count("\n") for chunk in chunks] == [1, 4, 4, 2]
 
 
-async def test_csv_is_not_read_on_when_its_reader_has_gone(start: Start, monkeypatch) -> None:
+async def test_csv_stops_when_client_disconnects(start: Start, monkeypatch) -> None:
     monkeypatch.setattr(csv_export, "BATCH_ROWS", 1)
     datasette = await start(*(call_row(NOW) for _ in range(10)))
     gone, sent = asyncio.Event(), []
@@ -785,25 +796,25 @@ async def test_csv_is_not_read_on_when_its_reader_has_gone(start: Start, monkeyp
 async def test_without_any_call_the_page_says_so(start: Start) -> None:
     datasette = await start()
 
-    assert "No call is on record yet." in Page((await get(datasette)).text).text
+    assert "No calls yet." in Page((await get(datasette)).text).text
     found = await get_json(datasette)
     assert (found["rows"], found["next"], found["totals"]["calls"]) == ([], None, 0)
 
 
-async def test_with_log_false_the_page_says_that_the_record_is_off(start: Start) -> None:
+async def test_log_false_notice(start: Start) -> None:
     datasette = await start(config={"log": False})
 
     page = Page((await get(datasette)).text)
     found = await get_json(datasette)
 
-    assert "The record is off: log: false is set" in page.text
+    assert "The call log is off: log: false is set" in page.text
     assert (found["recording"], found["rows"]) == (False, [])
     assert csv_rows((await get(datasette, f"{LOG}.csv")).text) == []
     await get(datasette, f"{LOG}/01m7zaxfxwamyz6yqxtz3s6zxy", status=404)
     await get(datasette, status=400, since="nonsense")
 
 
-async def test_what_keeps_the_record_from_being_written_is_on_every_page(start: Start) -> None:
+async def test_write_failure_warning_on_every_page(start: Start) -> None:
     row = call_row(NOW)
     datasette = await start(row)
     writer = Recorder.of(datasette).writer
@@ -815,12 +826,12 @@ async def test_what_keeps_the_record_from_being_written_is_on_every_page(start: 
         assert len(warnings) == 2
         assert all(warning in Page(response.text).text for warning in warnings)
         assert "(OperationalError: disk <is> full)" in warnings[0]
-        assert "1,234 writes were given up" in warnings[1]
+        assert "1,234 writes were dropped" in warnings[1]
         assert "<is>" not in response.text
 
 
 @pytest.mark.parametrize("name", [LOG, "call page"])
-async def test_a_record_that_cannot_be_read_is_told_in_every_form(
+async def test_unreadable_log_is_503_in_every_format(
     start: Start, name: str, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = call_row(NOW)
@@ -846,9 +857,8 @@ async def test_a_record_that_works_has_no_warning(start: Start) -> None:
     assert (await get_json(await start(call_row(NOW))))["warnings"] == []
 
 
-async def test_a_page_does_not_wait_for_ever_for_what_is_being_written(
-    start: Start, monkeypatch
-) -> None:
+async def test_page_waits_a_bounded_time_for_writes(start: Start, monkeypatch) -> None:
+    """A page is shown with a warning if pending writes take too long."""
     datasette = await start(call_row(NOW))
 
     async def flush() -> None:
@@ -880,7 +890,7 @@ async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict
     assert HOSTILE in page.cells
 
 
-async def test_hostile_text_stays_text_on_the_page_of_a_call(start: Start) -> None:
+async def test_hostile_text_is_escaped_on_call_page(start: Start) -> None:
     texts = [name for name in COLUMNS if name not in NOT_FREE]
     row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
     datasette = await start(row)
@@ -896,7 +906,7 @@ async def test_hostile_text_stays_text_on_the_page_of_a_call(start: Start) -> No
     assert page.text.count(HOSTILE) >= len(texts)
 
 
-@pytest.mark.parametrize("name", [*Filter.names(), *wanted.OPTIONS, "other", HOSTILE])
+@pytest.mark.parametrize("name", [*Filter.names(), *list_request.OPTIONS, "other", HOSTILE])
 async def test_hostile_text_in_the_address_stays_text(start: Start, name: str) -> None:
     datasette = await start(call_row(NOW))
 
@@ -930,7 +940,7 @@ def assert_no_markup_of_strangers(page: Page) -> None:
 # The frame
 
 
-async def test_under_a_base_url_every_link_begins_with_it(start: Start) -> None:
+async def test_links_respect_base_url(start: Start) -> None:
     rows = [call_row(NOW, group_id="g1", chain_id="c", chain_step=n) for n in (1, 2, 3)]
     datasette = await start(*rows, settings={"base_url": "/prefix/"})
 
@@ -947,7 +957,7 @@ async def test_under_a_base_url_every_link_begins_with_it(start: Start) -> None:
         assert style.headers["content-type"].startswith("text/css")
 
 
-async def test_the_page_names_its_json_and_csv_with_the_same_filter(start: Start) -> None:
+async def test_json_and_csv_links_keep_the_filter(start: Start) -> None:
     datasette = await start(call_row(NOW, purpose="a&b"), call_row(NOW))
 
     links = Page((await get(datasette, purpose="a&b")).text).links()
@@ -969,7 +979,7 @@ def test_the_pages_need_no_script() -> None:
         assert not re.search(r"<script|javascript:|\son\w+=", text), name
 
 
-def test_text_and_drawings_stand_out_from_their_ground_in_light_and_dark() -> None:
+def test_contrast_in_light_and_dark() -> None:
     """As https://www.w3.org/TR/WCAG22/#contrast-minimum and #non-text-contrast ask."""
     css = (Path(datasette_llm.__file__).parent / "static" / "llm.css").read_text()
     themes = [dict(re.findall(r"--llm-([a-z0-9-]+): #(\w{6});", part)) for part in css.split("}")]
@@ -996,7 +1006,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-async def test_every_field_has_a_label_and_every_heading_its_place(start: Start) -> None:
+async def test_fields_have_labels_and_ids_are_unique(start: Start) -> None:
     row = call_row(NOW)
     datasette = await start(row)
 
@@ -1032,7 +1042,7 @@ async def test_every_field_has_a_label_and_every_heading_its_place(start: Start)
     ],
 )
 def test_dollars_are_shown_to_what_counts(value: float | None, shown: str) -> None:
-    assert words.dollars(value) == shown
+    assert formatting.dollars(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -1047,7 +1057,5 @@ def test_dollars_are_shown_to_what_counts(value: float | None, shown: str) -> No
         (125_000, "2 min 5 s"),
     ],
 )
-def test_a_duration_is_shown_in_the_unit_that_suits_it(
-    milliseconds: float | None, shown: str
-) -> None:
-    assert words.duration(milliseconds) == shown
+def test_duration_units(milliseconds: float | None, shown: str) -> None:
+    assert formatting.duration(milliseconds) == shown
