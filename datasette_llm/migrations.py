@@ -26,8 +26,8 @@ def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
         NewerDatabaseError: a newer version of datasette-llm has changed the tables.
     """
     db: Any = Database(connection)
-    # sqlite_utils has no public list of them.
-    known = {migration.name for migration in migrations._migrations}  # noqa: SLF001
+    every: Any = migrations.pending(Database(memory=True))
+    known = {migration.name for migration in every}
     unknown = [m.name for m in migrations.applied(db) if m.name not in known]
     if unknown:
         raise NewerDatabaseError(

@@ -276,7 +276,13 @@ class Attempt:
             response = self.response
             if finished.outcome is not Outcome.OK and finished.first_chunk_s is None:
                 response = copy.copy(response)  # which may be asked again before this is written
-            content = partial(content_statements, self.id, response, self._keys)
+            content = partial(
+                content_statements,
+                self.id,
+                response.prompt,
+                response.messages_so_far,
+                self._keys,
+            )
         recorder.finish(
             finished,
             model_id=self.model.model_id,

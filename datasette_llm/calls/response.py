@@ -311,6 +311,10 @@ class PromptResponse(llm.AsyncResponse):
         """Whether the provider has given all of it."""
         return bool(self._done)
 
+    def messages_so_far(self) -> list[Any]:
+        """The messages that it has brought, also of one that failed; llm's `messages()` waits."""
+        return list(self._messages_now())
+
     @property
     def text_so_far(self) -> str:
         """What there is of its text, also of one that failed."""
@@ -324,7 +328,7 @@ class PromptResponse(llm.AsyncResponse):
     @property
     def is_untouched(self) -> bool:
         """Whether no event has come, and no tool has run for it."""
-        last = (self.prompt._explicit_messages or [None])[-1]  # llm's
+        last = (self.prompt._explicit_messages or [None])[-1]  # noqa: SLF001
         tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
         return not (self._stream_events or self._done or tools_ran)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import llm
 from llm.parts import AttachmentPart
 
-from ..providers.registry import AsyncLLM, mirror_attributes
+from ..providers.registry import AsyncLLM
+from ..providers.sync_adapter import mirror_attributes
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -262,7 +262,8 @@ def _login_link(datasette: Datasette, listener: socket.socket | None) -> str | N
     datasette.root_enabled = True
     address = f"http://{HOST}:{listener.getsockname()[1]}"
     # Private, but `datasette --root` makes the same link, and there is no public name.
-    return f"{address}/-/auth-token?token={datasette._root_token}"
+    token = datasette._root_token  # noqa: SLF001
+    return f"{address}/-/auth-token?token={token}"
 
 
 async def _serve(datasette: Datasette, listener: socket.socket) -> None:

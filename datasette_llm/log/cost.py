@@ -58,7 +58,8 @@ def _columns(dollars: Decimal, source: str) -> dict[str, Any]:
 
 
 def _public_price(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Decimal, str] | None:
-    import genai_prices  # takes about 100 ms, so not at the start of Datasette
+    # Here, since it takes 100 ms to import.
+    import genai_prices  # noqa: PLC0415
 
     try:
         reference, provider = _reference(name)
@@ -75,7 +76,7 @@ def _public_price(name: str, usage: dict[str, int], *, exact: bool) -> tuple[Dec
 @lru_cache(maxsize=1_000)  # bounded, as the names come from providers
 def _reference(name: str) -> tuple[str, str | None]:
     """Split an id of llm, such as `anthropic/claude-x`, into genai-prices' model and provider."""
-    import genai_prices.data_snapshot  # as above
+    import genai_prices.data_snapshot  # noqa: PLC0415  # as above
 
     providers = {provider.id for provider in genai_prices.data_snapshot.get_snapshot().providers}
     provider, _, rest = name.partition("/")

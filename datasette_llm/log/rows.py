@@ -69,18 +69,24 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
     }
 
 
-def content_statements(call_id: str, response: llm.AsyncResponse, keys: Keys) -> list[Statement]:
+def content_statements(
+    call_id: str, prompt: llm.Prompt, answer: Callable[[], Iterable[Any]], keys: Keys
+) -> list[Statement]:
     """What records the content of a call; of a call that failed, as far as it got.
 
     Args:
         call_id: the id of its row.
-        response: the response, which has ended.
+        prompt: what was sent.
+        answer: gives the messages that came back.
         keys: what to take out of the texts.
     """
-    parts = {"request": _request, "response": _answer}
+    parts = {
+        "request": lambda: _request(prompt),
+        "response": lambda: {"messages": _messages(answer())},
+    }
     return [
         (_INSERT_CONTENT, storable({"call_id": call_id, "part": part, "content": text}))
-        for part, text in ((part, _text(build, response, keys)) for part, build in parts.items())
+        for part, text in ((part, _text(build, keys)) for part, build in parts.items())
     ]
 
 
@@ -88,29 +94,21 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _text(
-    build: Callable[[llm.AsyncResponse], dict[str, Any]], response: llm.AsyncResponse, keys: Keys
-) -> str:
+def _text(build: Callable[[], dict[str, Any]], keys: Keys) -> str:
     try:
-        content = build(response)
+        content = build()
     except Exception as error:  # a provider's events and a plugin's tools make llm raise anything
         content = {"not_recorded": f"{type(error).__name__}: {error}"}
     return as_json(content, keys, MAX_TEXT_CHARS)
 
 
-def _request(response: llm.AsyncResponse) -> dict[str, Any]:
-    prompt = response.prompt
+def _request(prompt: llm.Prompt) -> dict[str, Any]:
     return {
         "messages": _messages(prompt.messages),
         "tools": [tool.name for tool in prompt.tools],
         "options": {k: v for k, v in dict(prompt.options).items() if v is not None},
         "schema": prompt.schema,
     }
-
-
-def _answer(response: llm.AsyncResponse) -> dict[str, Any]:
-    # llm's messages() is for responses that are complete, and waits for them.
-    return {"messages": _messages(response._messages_now())}
 
 
 def _messages(messages: Iterable[Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +35,6 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-# Of llm's models, public; `key` apart, which would be found before that of the caller.
-MIRRORED_ATTRIBUTES = (
-    "model_id",
-    "can_stream",
-    "attachment_types",
-    "supports_schema",
-    "supports_tools",
-    "supports_conversation",
-    "needs_key",
-    "key_env_var",
-    "Options",
-)
-
-_mirrored = attrgetter(*MIRRORED_ATTRIBUTES)
-
-
-def mirror_attributes(model: Any, onto: Any) -> None:
-    """Give an object the public attributes of one of llm's models.
-
-    Args:
-        model: llm's model.
-        onto: what stands for it.
-    """
-    vars(onto).update(zip(MIRRORED_ATTRIBUTES, _mirrored(model), strict=True))
 
 
 def registered_models(problems: list[str]) -> list[Registered]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import llm
@@ -41,6 +42,8 @@ _RESPONSE_ATTRIBUTES = (
     "_prompt_json",
 )
 
+_mirrored = attrgetter(*MIRRORED_ATTRIBUTES)
+
 
 def mirror_attributes(model: AnyLLM, target: llm.AsyncKeyModel) -> None:
     """Give a model that stands for another one the other's attributes, except for its key.
@@ -49,8 +52,7 @@ def mirror_attributes(model: AnyLLM, target: llm.AsyncKeyModel) -> None:
         model: llm's own model.
         target: the model that stands for it.
     """
-    for name in MIRRORED_ATTRIBUTES:
-        setattr(target, name, getattr(model, name))
+    vars(target).update(zip(MIRRORED_ATTRIBUTES, _mirrored(model), strict=True))
 
 
 class ThreadedModel(llm.AsyncKeyModel):

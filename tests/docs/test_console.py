@@ -62,5 +62,5 @@ async def test_post_tests_a_model_with_answer_shown(
 def test_failure_kinds_table_is_complete():
     section = between("console", "\n## Test\n", "\n## ")
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
-    assert f"At most {trials.MOST_MODELS} are" in section
+    assert f"At most {trials.MAX_MODELS} are" in section
     assert f"Each model has {trial.LIMIT_S:g} seconds" in section

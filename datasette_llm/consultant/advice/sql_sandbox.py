@@ -154,7 +154,7 @@ class Query:
             connection = running.connection = self._db.connect()
             # Datasette closes its connections at shutdown, and SQLite crashes where one is in use.
             # There is no public way to open one that it does not track.
-            self._db._all_connections.remove(connection)
+            self._db._all_connections.remove(connection)  # noqa: SLF001
             harden(connection)
             with sqlite_timelimit(connection, self._limit_ms):
                 return work(connection)
