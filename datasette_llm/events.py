@@ -193,7 +193,7 @@ def request_finished(
         request_id: that of its start.
         response: what it filled.
         outcome: how it ended.
-        error: what the caller is told, or None.
+        error: what the caller gets, or None.
         keys: what to take out of the texts.
         duration_s: in seconds.
         first_chunk_s: until the first event, in seconds, or None.
@@ -228,7 +228,7 @@ def unsent(
     Args:
         started: its start.
         outcome: `blocked`, or how the wait for a concurrency limit ended.
-        error: what the caller was told.
+        error: what the caller got.
         keys: what to take out of its message.
         blocked_by: the plugin or the rule that blocked it, or None.
     """

@@ -52,7 +52,7 @@ class LLM:
         Args:
             model_id: an id or alias; without one the default for the purpose and actor.
             purpose: what it is for. Any name will do; administrators configure by it.
-            actor: Datasette's actor dictionary, `request.actor`; None for nobody.
+            actor: Datasette's actor dictionary, `request.actor`; None without one.
 
         Returns:
             The model. Whether it has a key shows when it is prompted.
@@ -70,7 +70,7 @@ class LLM:
         """The models that an actor may use for a purpose.
 
         Args:
-            actor: Datasette's actor dictionary, or None for nobody.
+            actor: Datasette's actor dictionary, or None.
             purpose: what they are for.
 
         Returns:
@@ -101,7 +101,7 @@ class LLM:
         Args:
             model_id: an id or alias; without one the default for the purpose and actor.
             purpose: what it is for.
-            actor: Datasette's actor dictionary, or None for nobody.
+            actor: Datasette's actor dictionary, or None.
 
         Returns:
             An async context manager that gives the model. Leaving it waits for every

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_llm")
 
-# A provider plugin that lists its models over a dead network must not keep Datasette down.
+# A provider plugin that lists its models over a dead network must not delay the start for long.
 CATALOG_WAIT_S = 5.0
 SHUTDOWN_S = 10.0
 
@@ -43,10 +43,10 @@ async def start(datasette: Datasette) -> None:
     """
     settings = await settings_of(datasette)
     if settings.log is not None:
-        await _open_record(datasette)
+        await _open_log(datasette)
         _start_retention(datasette, settings.log.keep_days)
     else:
-        await _update_record(datasette)
+        await _update_log(datasette)
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
     instance.of(datasette, StartupCheck).task = check
@@ -54,7 +54,7 @@ async def start(datasette: Datasette) -> None:
 
 
 async def stop(datasette: Datasette) -> None:
-    """Cancel the calls under way, and wait for their contexts to clean up."""
+    """Cancel the running calls, and wait for their contexts to clean up."""
     calls = [call for call in instance.of(datasette, RunningCalls) if call.runs_here()]
     for call in calls:
         call.cancel("Datasette is shutting down")
@@ -65,7 +65,7 @@ async def stop(datasette: Datasette) -> None:
     await Recorder.of(datasette).close()
 
 
-async def _open_record(datasette: Datasette) -> None:
+async def _open_log(datasette: Datasette) -> None:
     try:
         await Recorder.of(datasette).writer.prepare()
     except sqlite3.Error as error:
@@ -73,7 +73,7 @@ async def _open_record(datasette: Datasette) -> None:
         logger.error("The LLM call log cannot be opened: %s", error)
 
 
-async def _update_record(datasette: Datasette) -> None:
+async def _update_log(datasette: Datasette) -> None:
     """Nothing is recorded, but what an older version recorded is still shown."""
     database = datasette.get_internal_database()
     try:
@@ -99,14 +99,16 @@ def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
     """The secrets that models may use, for datasette-secrets to list."""
-    view = await snapshot_of(datasette)
-    models = [entry.model for entry in view.catalog.entries.values()]
-    return secrets_to_register(models, secret_names(view.settings))
+    snapshot = await snapshot_of(datasette)
+    models = [entry.model for entry in snapshot.catalog.entries.values()]
+    return secrets_to_register(models, secret_names(snapshot.settings))
 
 
 async def _warn(datasette: Datasette) -> None:
-    view = await snapshot_of(datasette)
-    instance.of(datasette, StartupCheck).warnings = tuple(warnings(view.settings, view.catalog))
+    snapshot = await snapshot_of(datasette)
+    instance.of(datasette, StartupCheck).warnings = tuple(
+        warnings(snapshot.settings, snapshot.catalog)
+    )
     for warning in instance.of(datasette, StartupCheck).warnings:
-        if warning not in view.catalog.problems:  # those are logged where they are found
+        if warning not in snapshot.catalog.problems:  # those are logged where they are found
             logger.warning("%s", warning)

@@ -140,7 +140,7 @@ class WrappedChain(AsyncChainResponse):
             # llm's loop cannot go on after this, so neither can the other readers.
             self._finished = self._interrupted = True
             raise
-        await self._left()  # the contexts have been told what there is, and it gets no more
+        await self._left()  # once the contexts are left, there are no more steps
         if self._call.error is not None:
             raise self._call.error  # it ended while the tools ran
         return step
@@ -180,7 +180,7 @@ class WrappedChain(AsyncChainResponse):
         """Wait for the end of the call, and raise what the chain ended with."""
         if self._call.running:
             await self._call.closed.wait()
-        # The call's, since the contexts were told of that one.
+        # The call's, since the contexts got that one.
         error = self._call.error or self._failure
         if error is not None:
             raise error

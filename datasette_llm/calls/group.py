@@ -127,7 +127,7 @@ class Group(Generic[_Model]):
         """Leave the block: wait for every response, or stop them if an exception leaves it.
 
         Raises:
-            GroupError: responses failed, and nobody had seen it.
+            GroupError: responses failed, and no caller had seen it.
             Exception: what an `llm_group_exit` hook raised, if nothing else was.
         """
         self._state = GroupState.LEAVING

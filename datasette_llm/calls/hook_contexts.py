@@ -1,4 +1,4 @@
-"""The contexts of the hooks around one call: opened in hook order, left in reverse order."""
+"""The contexts of the hooks around one call: entered in hook order, left in reverse order."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Contexts:
         self._opened: list[tuple[str, AbstractAsyncContextManager[object]]] = []
         self._timeout: asyncio.CancelledError | None = None
         self._timeout_error: ResponseCancelledError | None = None
-        self._asked: str | None = None
+        self._opening: str | None = None
 
     async def open(
         self, hooks: Iterable[tuple[str, Callable[[], Any]]], result: PromptResult
@@ -72,18 +72,18 @@ class Contexts:
         """
         factories = []
         for plugin, call in hooks:
-            self._asked = plugin
+            self._opening = plugin
             factory = await make_factory(plugin, call)
             if factory is not None:
                 factories.append((plugin, factory))
         for number, (plugin, factory) in enumerate(factories):
-            self._asked = plugin
+            self._opening = plugin
             opening.set(number)
             context = await make_context(plugin, factory, result)
             await context.__aenter__()
             self._opened.append((plugin, context))
         opening.set(None)
-        self._asked = None
+        self._opening = None
 
     def refused_by(self, timed_out: Set[int]) -> str | None:
         """The plugin that kept the contexts from opening; None once all are open.
@@ -92,13 +92,13 @@ class Contexts:
             timed_out: the numbers of the contexts whose own timeouts have cancelled the task,
                 as an outer one's may while an inner one opens.
         """
-        if self._asked is None or not timed_out:
-            return self._asked
+        if self._opening is None or not timed_out:
+            return self._opening
         number = min(timed_out)
-        return self._opened[number][0] if number < len(self._opened) else self._asked
+        return self._opened[number][0] if number < len(self._opened) else self._opening
 
     def ended_by_timeout(self, cancelled: asyncio.CancelledError) -> ResponseCancelledError:
-        """What the contexts inside the one whose timeout ended the call are told.
+        """What is raised in the contexts inside the one whose timeout ended the call.
 
         Args:
             cancelled: what the timeout sent, which its own context gets: it is what

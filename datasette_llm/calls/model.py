@@ -128,7 +128,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
         """Send the next turn; as `WrappedAsyncModel.prompt`.
 
         Raises:
-            ConversationBusyError: the previous turn is still under way.
+            ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
         arguments = self.model.route.arguments(kwargs)
@@ -142,7 +142,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
         """The next turn as a chain; as `WrappedAsyncModel.chain`.
 
         Raises:
-            ConversationBusyError: the previous turn is still under way.
+            ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
         arguments = self.model.route.arguments(_with_options_apart(kwargs))

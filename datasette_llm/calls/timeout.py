@@ -1,8 +1,8 @@
-"""When a request is given up: at a time, or after so long without an event.
+"""The timeouts of a request: in total, and without an event.
 
-As `asyncio.timeout`, of which it differs in three things: it starts anew at each event, it stops
-once the provider is done, so that no callback of a complete response is cut short, and it
-cancels again a provider that does not let itself be cancelled.
+`asyncio.timeout` does not do: it cancels once, and a provider that swallows that would run on;
+and it would cut short the callbacks of a complete response, so this one stops when the provider
+is done.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Every call on the record: what was asked of which model for whom, and what came of it."""
+"""The call log: a row for each request, in the internal database; and what is computed of it."""

@@ -122,7 +122,7 @@ def _write_end(
 ) -> None:
     # In the writing thread, since prices are looked up in a table that is slow to load.
     finished = connection.execute(_FINISH, storable(row | cost()))
-    # Where memory had no room for its first part there is no row, and content would be nobody's.
+    # Without its first part, which memory may have had no room for, content belongs to no row.
     for statement in content() if finished.rowcount else ():
         connection.execute(*statement)
 

@@ -13,7 +13,7 @@ from ..events import RequestFinished, RequestStarted
 from ..redaction import Keys
 from ..sanitize import as_json, now, storable
 
-# Of each text. A prompt that is longer is a file that somebody pasted.
+# Of each text. A longer prompt is a pasted file.
 MAX_TEXT_CHARS = 1_000_000
 
 _INSERT_CONTENT = (

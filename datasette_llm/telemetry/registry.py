@@ -4,7 +4,7 @@ The names under `gen_ai.` and `error.type`, their units and their buckets are th
 OpenTelemetry semantic conventions 1.41.1, in which the GenAI conventions have the status
 "development". Later releases no longer define them: from 1.42 on the GenAI conventions are
 worked on in a repository of their own, where some have other names. Change names only together
-with `SCHEMA_URL`, which tells whoever reads the telemetry which version's spellings these are.
+with `SCHEMA_URL`, by which readers of the telemetry know the version of the names.
 The names under `datasette_llm.` are ours.
 
 No attribute holds the text of a prompt or of a response, what a provider's error says (it may
@@ -20,8 +20,8 @@ from opentelemetry.trace import SpanKind
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.41.1"
 
-# Who gets the request of a model that needs the key of this name, as llm's plugins name their
-# keys. Those after `grok` are not among the conventions' values, which may be added to.
+# The provider by the name of the key that its models need, as llm's plugins name their keys.
+# Those after `grok` are not among the conventions' values, which may be added to.
 PROVIDERS = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -100,8 +100,8 @@ CHAIN_STEP = Attribute(
 
 OUTCOME = Attribute(
     "datasette_llm.outcome",
-    "How the request ended, in the words of the log. A request that was `cancelled`, because "
-    "nobody wanted its response any more or a plugin's timeout ended it, is no error.",
+    "How the request ended, as in the call log. A request that was `cancelled`, because its "
+    "reader left or a plugin's timeout ended it, is no error.",
     values={"ok", "error", "cancelled"},
 )
 ERROR_TYPE = Attribute(

@@ -1,10 +1,10 @@
 """Traces and metrics of the requests to providers, through the OpenTelemetry API.
 
-As Datasette does, we depend on the API alone: whoever runs Datasette installs a provider and an
-exporter, and decides on sampling. Without them a span is one that records nothing, and no
-attribute is put together for it.
+As in Datasette itself, only the API is a dependency: an administrator installs a provider and an
+exporter, and decides on sampling. Without them a span records nothing, and no attribute is
+computed for it.
 
-What is emitted is described in `telemetry_registry`.
+What is emitted is declared in `registry`.
 """
 
 from __future__ import annotations
