@@ -221,7 +221,7 @@ async def site(
 @pytest.fixture
 def everything_else(site, search, caplog, tmp_path, otel_spans, otel_metrics):
     """A function that searches what remains of failures: pages, rows, logs, spans, files."""
-    for name in ("datasette_llm", "datasette", "stamina"):
+    for name in ("datasette_llm", "datasette"):
         caplog.set_level(logging.DEBUG, logger=name)
 
     async def look() -> None:
