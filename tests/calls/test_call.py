@@ -13,7 +13,6 @@ import pytest
 from datasette import hookimpl
 
 from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError
-from datasette_llm.calls import task as lifetimes
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Accountant, Observer, raises
@@ -33,7 +32,7 @@ def model_of(make_datasette, register_models):
     return get
 
 
-async def test_h1_a_prompt_opens_the_contexts_once_in_hook_order(model_of, plugin):
+async def test_h1_contexts_open_once_in_hook_order(model_of, plugin):
     events: list[str] = []
     for name in ("third", "second", "first"):  # pluggy asks the last one registered first
         plugin(Observer(name, events))
@@ -63,7 +62,7 @@ async def test_h1_a_reply_counts_as_a_prompt(model_of, plugin):
     assert [m.role for m in scripted.calls[1].request.messages] == ["user", "assistant", "user"]
 
 
-async def test_h2_an_exception_before_the_yield_blocks_the_call(model_of, plugin):
+async def test_h2_exception_before_yield_blocks_call(model_of, plugin):
     events: list[str] = []
     plugin(Observer("never", events))
     plugin(Observer("blocks", events, before=raises(PermissionError("over budget"))))
@@ -76,7 +75,7 @@ async def test_h2_an_exception_before_the_yield_blocks_the_call(model_of, plugin
     assert isinstance(outer.errors[0], PermissionError)
 
 
-async def test_h3_contexts_stay_open_until_the_response_ends(model_of, plugin):
+async def test_h3_contexts_stay_open_until_the_end(model_of, plugin):
     gate = asyncio.Event()
     recorder = plugin(Observer())
     _, model = await model_of(["a", gate, "b"])
@@ -87,7 +86,7 @@ async def test_h3_contexts_stay_open_until_the_response_ends(model_of, plugin):
     assert recorder.events == ["hook opens", "hook succeeds"]
 
 
-async def test_h3_after_the_yield_the_response_is_complete(model_of, plugin):
+async def test_h3_response_is_complete_after_the_yield(model_of, plugin):
     seen = {}
 
     async def after(result):
@@ -106,7 +105,8 @@ async def test_h3_after_the_yield_the_response_is_complete(model_of, plugin):
     assert seen["done"] is response
 
 
-async def test_h3_a_reader_gets_the_end_only_after_the_contexts_have_closed(model_of, plugin):
+async def test_h3_contexts_close_before_readers_end(model_of, plugin):
+    """A reader gets the end only after the contexts have closed."""
     settled = []
 
     async def after(result):
@@ -129,7 +129,7 @@ async def test_h3_a_reader_gets_the_end_only_after_the_contexts_have_closed(mode
         pytest.param(["a", "b", llm.Usage(input=1), ValueError("broke")], id="at the end"),
     ],
 )
-async def test_h4_provider_failure_is_raised_at_the_yield(script, model_of, plugin):
+async def test_h4_provider_failure_raised_at_yield(script, model_of, plugin):
     recorder = plugin(Observer())
     accountant = plugin(Accountant())
     _, model = await model_of(script)
@@ -140,7 +140,7 @@ async def test_h4_provider_failure_is_raised_at_the_yield(script, model_of, plug
     assert (accountant.settled, accountant.released, accountant.open) == (0, 1, 0)
 
 
-async def test_h4_a_cancelled_caller_is_seen_as_response_cancelled(model_of, plugin):
+async def test_h4_contexts_see_cancelled_caller(model_of, plugin):
     gate = asyncio.Event()
     recorder, accountant = plugin(Observer()), plugin(Accountant())
     scripted, model = await model_of([gate, "a"])
@@ -154,7 +154,7 @@ async def test_h4_a_cancelled_caller_is_seen_as_response_cancelled(model_of, plu
     assert scripted.calls[0].outcome == "cancelled"
 
 
-async def test_h4_a_cancelled_reader_is_seen_as_response_cancelled(model_of, plugin):
+async def test_h4_contexts_see_cancelled_reader(model_of, plugin):
     accountant = plugin(Accountant())
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     response = await model.prompt("x")
@@ -164,7 +164,7 @@ async def test_h4_a_cancelled_reader_is_seen_as_response_cancelled(model_of, plu
     assert scripted.calls[0].outcome == "cancelled"
 
 
-async def test_h4_a_dropped_reader_is_seen_as_response_cancelled(model_of, plugin):
+async def test_h4_contexts_see_dropped_reader(model_of, plugin):
     recorder = plugin(Observer())
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
 
@@ -178,7 +178,8 @@ async def test_h4_a_dropped_reader_is_seen_as_response_cancelled(model_of, plugi
     assert scripted.calls[0].outcome == "cancelled"
 
 
-async def test_h4_a_cancel_while_contexts_open_closes_those_already_open(model_of, plugin):
+async def test_h4_cancel_while_contexts_open(model_of, plugin):
+    """A cancellation while the contexts open closes those that are open already."""
     started = asyncio.Event()
 
     async def hang(result):
@@ -197,7 +198,7 @@ async def test_h4_a_cancel_while_contexts_open_closes_those_already_open(model_o
     assert scripted.calls == []
 
 
-async def test_h4_a_caller_cancelled_before_the_call_began_leaves_nothing(model_of, plugin):
+async def test_h4_cancel_before_the_call_began(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(["a"])
     task = asyncio.create_task(model.prompt("x"))
@@ -208,7 +209,8 @@ async def test_h4_a_caller_cancelled_before_the_call_began_leaves_nothing(model_
     assert recorder.events == [] or recorder.events[-1] == "hook sees ResponseCancelledError"
 
 
-async def test_h5_contexts_open_and_close_in_one_task_that_is_not_the_callers(model_of, plugin):
+async def test_h5_contexts_run_in_one_own_task(model_of, plugin):
+    """Contexts open and close in one task, which is not the caller's."""
     recorder = plugin(Observer())
     _, model = await model_of(["a"])
     await (await model.prompt("x")).text()
@@ -217,7 +219,8 @@ async def test_h5_contexts_open_and_close_in_one_task_that_is_not_the_callers(mo
     assert opened is not asyncio.current_task()
 
 
-async def test_h5_context_variables_reach_the_provider_and_come_from_the_caller(model_of, plugin):
+async def test_h5_context_variables_are_inherited(model_of, plugin):
+    """Context variables go from the caller to the hooks, and from them to the provider."""
     seen = []
     span.set("request")
 
@@ -239,7 +242,7 @@ async def test_h5_context_variables_reach_the_provider_and_come_from_the_caller(
     assert span.get() == "request"
 
 
-async def test_h5_a_timeout_around_the_yield_ends_the_call(model_of, plugin):
+async def test_h5_timeout_around_yield_ends_the_call(model_of, plugin):
     caught = []
 
     class Timeouts:
@@ -266,19 +269,21 @@ async def test_h5_a_timeout_around_the_yield_ends_the_call(model_of, plugin):
     assert scripted.calls[0].outcome == "cancelled"
 
 
-async def test_h5_a_semaphore_around_the_yield_limits_the_calls(model_of, plugin):
+async def test_h5_semaphore_around_yield_limits_calls(model_of, plugin):
     limit = asyncio.Semaphore(2)
-    most = 0
+    running = most = 0
 
     class Limit:
         @hookimpl
         def llm_prompt_context(self):
             @contextlib.asynccontextmanager
             async def context(result):
-                nonlocal most
+                nonlocal most, running
                 async with limit:
-                    most = max(most, 2 - limit._value)
+                    running += 1
+                    most = max(most, running)
                     yield
+                    running -= 1
 
             return context
 
@@ -310,7 +315,8 @@ async def test_h6_a_context_cannot_swallow_a_failure(model_of, plugin):
     assert outer.events == ["outer opens", "outer sees ValueError"]
 
 
-async def test_h6_an_error_on_the_way_out_does_not_hide_the_providers(model_of, plugin):
+async def test_h6_cleanup_error_keeps_provider_error(model_of, plugin):
+    """An error during cleanup does not hide the provider's."""
     plugin(Observer("ledger", cleanup=raises(RuntimeError("ledger is down"))))
     _, model = await model_of([ValueError("broke")])
     with pytest.raises(ValueError, match="broke") as caught:
@@ -318,12 +324,12 @@ async def test_h6_an_error_on_the_way_out_does_not_hide_the_providers(model_of, 
     assert "ledger is down" in "".join(caught.value.__notes__)
 
 
-async def test_h6_an_error_after_the_yield_reaches_the_caller(model_of, plugin):
+async def test_h6_error_after_yield_reaches_caller(model_of, plugin):
     outer = Observer("outer")
     plugin(Observer("inner", after=raises(RuntimeError("too expensive"))))
     plugin(outer)
-    _, model = await model_of(["a", asyncio.Event()])
-    model._model.scripts = (["a"],)
+    scripted, model = await model_of(["a", asyncio.Event()])
+    scripted.scripts = (["a"],)
     response = None
     with pytest.raises(RuntimeError, match="too expensive"):
         response = await model.prompt("x")
@@ -331,7 +337,8 @@ async def test_h6_an_error_after_the_yield_reaches_the_caller(model_of, plugin):
     assert outer.events == ["outer opens", "outer sees RuntimeError"]
 
 
-async def test_h7_every_context_is_torn_down_in_reverse_order(model_of, plugin):
+async def test_h7_contexts_close_in_reverse_order(model_of, plugin):
+    """Every context is left, in reverse order, whatever the others raise."""
     events: list[str] = []
     for name in ("third", "second", "first"):
         plugin(Observer(name, events, cleanup=raises(RuntimeError(f"{name} fails"))))
@@ -344,7 +351,7 @@ async def test_h7_every_context_is_torn_down_in_reverse_order(model_of, plugin):
     assert "first fails" in notes
 
 
-async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, plugin):
+async def test_h8_cleanup_finishes_despite_cancel(model_of, plugin):
     finished = []
 
     async def slow(result):
@@ -363,7 +370,7 @@ async def test_h8_cleanup_finishes_although_the_caller_was_cancelled(model_of, p
 
 
 async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch):
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.02)
     events: list[str] = []
     plugin(Observer("hangs", events, cleanup=lambda result: asyncio.Event().wait()))
     plugin(Observer("outer", events))
@@ -376,10 +383,9 @@ async def test_h8_cleanup_that_hangs_is_cut_short(model_of, plugin, monkeypatch)
     assert events[-1] == "outer sees ResponseCancelledError"
 
 
-async def test_h8_cleanup_after_a_success_is_cut_short_once_the_reader_is_cancelled(
-    model_of, plugin, monkeypatch
-):
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
+async def test_h8_cleanup_is_bounded_after_success(model_of, plugin, monkeypatch):
+    """Cleanup after a success is cut short once the reader is cancelled."""
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.02)
     plugin(Observer(after=lambda result: asyncio.Event().wait()))
     _, model = await model_of(["a"])
     response = await model.prompt("x")
@@ -387,7 +393,7 @@ async def test_h8_cleanup_after_a_success_is_cut_short_once_the_reader_is_cancel
         await asyncio.wait_for(response.text(), 0.01)
 
 
-async def test_a_prompt_result_tells_about_its_call(model_of, plugin):
+async def test_prompt_result_describes_its_call(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(["a"], purpose="chat", actor={"id": "ana"})
     response = await model.prompt("x")
@@ -399,9 +405,8 @@ async def test_a_prompt_result_tells_about_its_call(model_of, plugin):
     assert (result.is_chain, result.chain_complete) == (False, False)
 
 
-async def test_on_response_done_runs_every_callback_and_then_raises_the_first_error(
-    model_of, plugin
-):
+async def test_on_response_done_runs_every_callback(model_of, plugin):
+    """Every callback runs, and then the first error is raised."""
     ran = []
 
     def fails(response):
@@ -425,7 +430,7 @@ async def test_on_response_done_runs_every_callback_and_then_raises_the_first_er
     assert recorder.events == ["hook opens", "hook succeeds"]
 
 
-async def test_on_response_done_after_the_yield_runs_at_once(model_of, plugin):
+async def test_on_response_done_runs_at_once_after_end(model_of, plugin):
     ran = []
     plugin(Observer(after=lambda result: result.on_response_done(ran.append)))
     _, model = await model_of(["a"])
@@ -434,14 +439,14 @@ async def test_on_response_done_after_the_yield_runs_at_once(model_of, plugin):
     assert ran == [response]
 
 
-async def test_a_context_that_reads_its_response_too_early_is_told_so(model_of, plugin):
+async def test_reading_before_the_yield_is_an_error(model_of, plugin):
     plugin(Observer(before=lambda result: result.response.text()))
     _, model = await model_of(["a"])
     with pytest.raises(LLMError, match="after the yield"):
         await model.prompt("x")
 
 
-async def test_a_context_that_reads_a_failed_response_gets_its_error(model_of, plugin):
+async def test_context_reads_error_of_failed_response(model_of, plugin):
     seen = []
 
     async def cleanup(result):
@@ -457,7 +462,7 @@ async def test_a_context_that_reads_a_failed_response_gets_its_error(model_of, p
     assert seen == ["broke"]
 
 
-async def test_a_hook_may_watch_the_stream_from_a_task_of_its_own(model_of, plugin):
+async def test_hook_may_read_stream_from_own_task(model_of, plugin):
     chunks = []
     watchers = []
 
@@ -483,9 +488,7 @@ async def test_a_hook_may_watch_the_stream_from_a_task_of_its_own(model_of, plug
         (lambda result: open, "async context manager"),
     ],
 )
-async def test_a_hook_that_returns_the_wrong_thing_blocks_the_call(
-    answer, message, model_of, plugin
-):
+async def test_invalid_hook_result_blocks_the_call(answer, message, model_of, plugin):
     class Odd:
         @hookimpl
         def llm_prompt_context(self):
@@ -498,7 +501,7 @@ async def test_a_hook_that_returns_the_wrong_thing_blocks_the_call(
     assert scripted.calls == []
 
 
-async def test_a_hook_may_be_async_and_take_any_subset_of_its_arguments(model_of, plugin):
+async def test_hook_may_be_async_and_take_any_arguments(model_of, plugin):
     seen = []
 
     class Async:
@@ -549,7 +552,8 @@ async def test_the_seeds_example_hook_counts_tokens(model_of, plugin):
     assert counted == [(5, 6)]
 
 
-async def test_a_provider_that_swallows_cancellation_is_stopped_at_its_next_chunk(model_of, plugin):
+async def test_deaf_provider_stops_at_its_next_chunk(model_of, plugin):
+    """A provider that swallows cancellation is stopped at its next chunk."""
     recorder = plugin(Observer())
     scripted, model = await model_of(["a"])
     waiting, reached = asyncio.Event(), []
@@ -573,9 +577,8 @@ async def test_a_provider_that_swallows_cancellation_is_stopped_at_its_next_chun
     assert reached == []
 
 
-async def test_h5_a_cancellation_that_the_provider_swallowed_is_over_for_the_contexts(
-    model_of, plugin
-):
+async def test_h5_swallowed_cancel_is_cleared(model_of, plugin):
+    """A cancellation that the provider swallowed is over for the contexts."""
     cancelling = []
     plugin(Observer(cleanup=lambda result: cancelling.append(asyncio.current_task().cancelling())))
     scripted, model = await model_of(["a"])
@@ -600,9 +603,8 @@ async def test_h5_a_cancellation_that_the_provider_swallowed_is_over_for_the_con
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("how", ["shield", "gather", "watcher"])
-async def test_a_context_may_read_its_response_from_another_task_while_it_is_left(
-    how, fails, model_of, plugin
-):
+async def test_context_reads_from_other_task_in_cleanup(how, fails, model_of, plugin):
+    """A context may read its response from another task while it is left."""
     read, watchers = [], []
 
     async def settle(result):
@@ -634,9 +636,7 @@ class Odd(BaseException):
 
 
 @pytest.mark.parametrize("error", [Odd("odd"), GeneratorExit("odd")])
-async def test_h4_an_exception_that_is_no_exception_releases_the_reservation(
-    error, model_of, plugin
-):
+async def test_h4_base_exception_releases_reservation(error, model_of, plugin):
     accountant = plugin(Accountant())
     _, model = await model_of(["half ", error])
     response = await model.prompt("x")
@@ -647,7 +647,7 @@ async def test_h4_an_exception_that_is_no_exception_releases_the_reservation(
     assert (accountant.released, accountant.open) == (1, 0)
 
 
-async def test_an_exception_that_is_no_exception_in_a_hook_fails_the_call(model_of, plugin):
+async def test_base_exception_in_a_hook_fails_the_call(model_of, plugin):
     plugin(Observer(after=raises(Odd("odd"))))
     _, model = await model_of(["a"])
     with pytest.raises(ResponseCancelledError, match="did not finish") as caught:
@@ -655,7 +655,8 @@ async def test_an_exception_that_is_no_exception_in_a_hook_fails_the_call(model_
     assert isinstance(caught.value.__cause__, Odd)
 
 
-async def test_the_provider_cleans_up_in_its_task_and_before_the_contexts(model_of, plugin):
+async def test_provider_cleans_up_before_the_contexts(model_of, plugin):
+    """The provider cleans up in its own task, before the contexts are left."""
     order = []
     plugin(Observer(cleanup=lambda result: order.append("context")))
     scripted, model = await model_of(["a"])
@@ -678,9 +679,8 @@ async def test_the_provider_cleans_up_in_its_task_and_before_the_contexts(model_
     assert order == ["provider", "context"]
 
 
-async def test_a_cancel_that_a_hook_swallows_still_keeps_the_request_from_being_sent(
-    model_of, plugin
-):
+async def test_hook_that_swallows_cancel_sends_nothing(model_of, plugin):
+    """A call that was cancelled is not sent, even if a hook swallows the cancellation."""
     opening = asyncio.Event()
 
     async def swallow(result):
@@ -699,7 +699,9 @@ async def test_a_cancel_that_a_hook_swallows_still_keeps_the_request_from_being_
     assert recorder.events[-1] == "hook sees ResponseCancelledError"
 
 
-async def test_h5_an_outer_timeout_during_an_inner_cleanup_is_the_outer_ones(model_of, plugin):
+async def test_h5_outer_timeout_during_inner_cleanup(model_of, plugin):
+    """A timeout of an outer context during an inner cleanup is raised by the outer context."""
+
     class Timeouts:
         @hookimpl(tryfirst=True)
         def llm_prompt_context(self):
@@ -719,7 +721,8 @@ async def test_h5_an_outer_timeout_during_an_inner_cleanup_is_the_outer_ones(mod
     assert inner.events == ["hook opens", "hook succeeds"]
 
 
-async def test_a_callback_that_is_cancelled_from_inside_does_not_stop_the_others(model_of, plugin):
+async def test_callback_cancelled_from_inside(model_of, plugin):
+    """A callback that is cancelled from inside does not stop the others."""
     ran = []
 
     async def awaits_a_cancelled_task(response):
@@ -739,7 +742,8 @@ async def test_a_callback_that_is_cancelled_from_inside_does_not_stop_the_others
     assert ran == [response]
 
 
-async def test_h4_of_two_timeouts_at_once_the_inner_context_rolls_back_too(model_of, plugin):
+async def test_h4_two_timeouts_roll_back_both_contexts(model_of, plugin):
+    """Of two timeouts at once, the inner context rolls back too."""
     rolled_back = []
 
     def timeouts(name):
@@ -769,8 +773,8 @@ async def test_h4_of_two_timeouts_at_once_the_inner_context_rolls_back_too(model
     assert rolled_back == ["inner", "outer"]
 
 
-async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, plugin, monkeypatch):
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 1.0)
+async def test_h8_each_cleanup_has_its_own_time_limit(model_of, plugin, monkeypatch):
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 1.0)
     finished = []
 
     def cleanup(name):
@@ -791,20 +795,20 @@ async def test_h8_what_one_cleanup_takes_is_not_taken_from_the_next(model_of, pl
     assert finished == ["inner", "outer"]
 
 
-async def test_h8_a_call_that_is_cancelled_while_it_hurries_has_one_timer(
-    model_of, plugin, monkeypatch
-):
+async def test_h8_second_cancel_replaces_the_timer(model_of, plugin, monkeypatch):
+    """A call that is cancelled while its cleanup is bounded already has one timer, not two."""
+    cleanup_s = 50.0
     timers = []
     loop = asyncio.get_running_loop()
     later = loop.call_later
 
     def call_later(delay, callback, *args):
         timer = later(delay, callback, *args)
-        if delay == lifetimes.CLEANUP_S:
+        if delay == cleanup_s:
             timers.append(timer)
         return timer
 
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 50.0)
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", cleanup_s)
     monkeypatch.setattr(loop, "call_later", call_later)
     cleaned = asyncio.Event()
     recorder = plugin(Observer(after=lambda result: cleaned.wait()))
@@ -819,7 +823,8 @@ async def test_h8_a_call_that_is_cancelled_while_it_hurries_has_one_timer(
     assert recorder.events[0] == "hook opens"
 
 
-async def test_calls_that_begin_each_other_do_not_keep_each_other(model_of):
+async def test_calls_do_not_keep_their_successors(model_of):
+    """A call that starts the next one in a callback is not kept in memory by it."""
     _, model = await model_of(["a"])
     calls: list[weakref.ref[object]] = []
     over = asyncio.Event()
@@ -846,7 +851,7 @@ async def test_calls_that_begin_each_other_do_not_keep_each_other(model_of):
     assert sum(call() is not None for call in calls) < 5
 
 
-async def test_what_is_over_goes_without_the_garbage_collector(model_of):
+async def test_finished_response_is_freed_without_gc(model_of):
     _, model = await model_of(["a"])
     gone = asyncio.Event()
     gc.disable()

@@ -10,7 +10,6 @@ import pytest
 import sqlite_utils
 
 from datasette_llm import LLM, ResponseCancelledError
-from datasette_llm.calls import task as lifetimes
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Accountant, Observer, raises
@@ -64,7 +63,8 @@ WAYS = [by_text, by_iteration, by_responses, by_unread_responses, by_events]
 
 
 @pytest.mark.parametrize("read", WAYS)
-async def test_h1_a_chain_opens_the_contexts_once_however_it_is_consumed(read, model_of, plugin):
+async def test_h1_chain_opens_contexts_once(read, model_of, plugin):
+    """A chain opens the contexts once, however it is read."""
     recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS, purpose="agent", actor={"id": "ana"})
     chain = model.chain("Shout pelican", tools=[shout])
@@ -79,7 +79,7 @@ async def test_h1_a_chain_opens_the_contexts_once_however_it_is_consumed(read, m
 
 
 @pytest.mark.parametrize("again", WAYS)
-async def test_a_chain_runs_once_however_often_it_is_read(again, model_of, plugin):
+async def test_chain_runs_once_however_often_read(again, model_of, plugin):
     recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
@@ -96,7 +96,7 @@ async def test_two_readers_of_one_chain_share_its_steps(model_of):
     assert len(scripted.calls) == 2
 
 
-async def test_h2_a_blocked_chain_raises_at_its_first_step(model_of, plugin):
+async def test_h2_blocked_chain_raises_at_first_step(model_of, plugin):
     plugin(Observer(before=raises(PermissionError("over budget"))))
     scripted, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
@@ -107,7 +107,7 @@ async def test_h2_a_blocked_chain_raises_at_its_first_step(model_of, plugin):
     assert scripted.calls == []
 
 
-async def test_a_step_is_not_sent_before_it_is_asked_for(model_of):
+async def test_step_is_sent_when_it_is_read(model_of):
     scripted, model = await model_of(*TWO_STEPS)
     steps = model.chain("x", tools=[shout]).responses()
     first = await anext(steps)
@@ -121,7 +121,7 @@ async def test_a_step_is_not_sent_before_it_is_asked_for(model_of):
         await anext(steps)
 
 
-async def test_h3_the_contexts_of_a_chain_stay_open_until_its_end(model_of, plugin):
+async def test_h3_contexts_open_until_end_of_chain(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     events = []
@@ -132,7 +132,7 @@ async def test_h3_the_contexts_of_a_chain_stay_open_until_its_end(model_of, plug
     assert recorder.events == ["hook opens", "hook succeeds"]
 
 
-async def test_h4_a_failure_inside_a_step_closes_the_contexts_at_once(model_of, plugin):
+async def test_h4_failed_step_closes_contexts_at_once(model_of, plugin):
     recorder, accountant = plugin(Observer()), plugin(Accountant())
     _, model = await model_of(["I call.", call_shout()], ["D", ValueError("broke")])
     steps = model.chain("x", tools=[shout]).responses()
@@ -140,14 +140,14 @@ async def test_h4_a_failure_inside_a_step_closes_the_contexts_at_once(model_of, 
     second = await anext(steps)
     with pytest.raises(ValueError, match="broke"):
         await second.text()
-    # The generator of the steps is still alive here, and has not been told.
+    # The generator of the steps is still alive here, and was not resumed.
     assert recorder.events == ["hook opens", "hook sees ValueError"]
     assert accountant.released == 1
     with pytest.raises(ValueError, match="broke"):
         await anext(steps)
 
 
-async def test_h4_an_abandoned_chain_closes_its_contexts(model_of, plugin):
+async def test_h4_abandoned_chain_closes_contexts(model_of, plugin):
     recorder, accountant = plugin(Observer()), plugin(Accountant())
     _, model = await model_of(*TWO_STEPS)
     chain = model.chain("x", tools=[shout])
@@ -162,7 +162,7 @@ async def test_h4_an_abandoned_chain_closes_its_contexts(model_of, plugin):
         await chain.text()
 
 
-async def test_a_chain_left_after_its_last_step_is_complete(model_of, plugin):
+async def test_chain_left_after_last_step_is_complete(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(["Done."])
     async for response in model.chain("x", tools=[shout]).responses():
@@ -173,7 +173,7 @@ async def test_a_chain_left_after_its_last_step_is_complete(model_of, plugin):
     assert recorder.results[0].chain_complete is True
 
 
-async def test_h4_a_chain_whose_reader_is_cancelled_stops_the_provider(model_of, plugin):
+async def test_h4_cancelled_reader_stops_the_provider(model_of, plugin):
     recorder = plugin(Observer())
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     with pytest.raises(TimeoutError):
@@ -182,7 +182,7 @@ async def test_h4_a_chain_whose_reader_is_cancelled_stops_the_provider(model_of,
     assert scripted.calls[0].outcome == "cancelled"
 
 
-async def test_h4_a_chain_cancelled_while_a_tool_runs_closes_its_contexts(model_of, plugin):
+async def test_h4_cancel_in_a_tool_closes_contexts(model_of, plugin):
     started = asyncio.Event()
 
     async def slow() -> str:
@@ -200,7 +200,7 @@ async def test_h4_a_chain_cancelled_while_a_tool_runs_closes_its_contexts(model_
     assert recorder.events == ["hook opens", "hook sees ResponseCancelledError"]
 
 
-async def test_h5_the_contexts_of_a_chain_open_and_close_in_one_task(model_of, plugin):
+async def test_h5_contexts_of_a_chain_run_in_one_task(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     await model.chain("x", tools=[shout]).text()
@@ -248,7 +248,7 @@ async def test_a_pause_is_an_orderly_end(model_of, plugin):
     assert recorder.events == ["hook opens", "hook succeeds"] * 2
 
 
-async def test_resumed_tools_do_not_run_for_a_blocked_chain(model_of, plugin):
+async def test_blocked_chain_runs_no_resumed_tools(model_of, plugin):
     ran = []
 
     def noted() -> str:
@@ -264,7 +264,7 @@ async def test_resumed_tools_do_not_run_for_a_blocked_chain(model_of, plugin):
     assert ran == []
 
 
-async def test_a_chain_limit_ends_the_chain_with_an_error_that_the_contexts_see(model_of, plugin):
+async def test_contexts_see_the_chain_limit_error(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(["Again.", call_shout()])
     with pytest.raises(ValueError, match="Chain limit of 2 exceeded"):
@@ -272,7 +272,7 @@ async def test_a_chain_limit_ends_the_chain_with_an_error_that_the_contexts_see(
     assert recorder.events == ["hook opens", "hook sees ValueError"]
 
 
-async def test_on_response_done_is_called_for_every_step(model_of, plugin):
+async def test_on_response_done_runs_for_every_step(model_of, plugin):
     done = []
     plugin(Observer(before=lambda result: result.on_response_done(done.append)))
     _, model = await model_of(*TWO_STEPS)
@@ -280,7 +280,7 @@ async def test_on_response_done_is_called_for_every_step(model_of, plugin):
     assert [response.text_or_raise() for response in done] == ["I call.", "Done."]
 
 
-async def test_a_failing_callback_ends_the_chain_and_reaches_the_caller(model_of, plugin):
+async def test_failing_callback_ends_the_chain(model_of, plugin):
     def too_much(response):
         raise RuntimeError("over the reservation")
 
@@ -292,15 +292,14 @@ async def test_a_failing_callback_ends_the_chain_and_reaches_the_caller(model_of
     assert recorder.events == ["hook opens", "hook succeeds"]
 
 
-async def test_h3_a_chain_that_a_callback_ends_gets_no_step_while_its_contexts_are_left(
-    model_of, plugin
-):
+async def test_h3_no_step_while_contexts_are_left(model_of, plugin):
+    """A chain that a callback ended gets no further step while its contexts are left."""
     accountant = plugin(Accountant())
 
     async def after(result):
         for _ in range(10):
             await asyncio.sleep(0)
-        assert all(response._done for response in result.responses)
+        assert all(response.is_complete for response in result.responses)
 
     async def before(result):
         await result.on_response_done(raises(RuntimeError("over the reservation")))
@@ -314,9 +313,8 @@ async def test_h3_a_chain_that_a_callback_ends_gets_no_step_while_its_contexts_a
     assert (accountant.settled, accountant.open) == (1, 0)
 
 
-async def test_h6_the_chain_limit_does_not_hide_a_providers_failure_from_another_reader(
-    model_of, plugin
-):
+async def test_h6_chain_limit_keeps_provider_failure(model_of, plugin):
+    """The chain limit does not hide a provider's failure from another reader."""
     recorder = plugin(Observer())
     _, model = await model_of(["I call.", call_shout()], [ValueError("broke")])
     chain = model.chain("x", tools=[shout], chain_limit=2)
@@ -327,7 +325,7 @@ async def test_h6_the_chain_limit_does_not_hide_a_providers_failure_from_another
     assert recorder.events == ["hook opens", "hook sees ValueError"]
 
 
-async def test_a_step_that_is_asked_for_too_late_says_why_the_chain_is_over(model_of):
+async def test_late_step_names_why_the_chain_ended(model_of):
     _, model = await model_of(*TWO_STEPS)
     steps = model.chain("x", tools=[shout]).responses()
     step = await anext(steps)
@@ -360,7 +358,7 @@ async def test_before_and_after_call_run_as_in_llm(model_of):
     assert seen == ["before shout", "after PELICAN"]
 
 
-async def test_a_chain_never_read_sends_nothing_and_runs_no_hook(model_of, plugin):
+async def test_unread_chain_sends_nothing_runs_no_hook(model_of, plugin):
     recorder = plugin(Observer())
     scripted, model = await model_of(*TWO_STEPS)
     model.chain("x", tools=[shout])
@@ -394,7 +392,8 @@ async def two_readers(chain, tool_started):
     return second
 
 
-async def test_c5_a_chain_cut_off_by_another_reader_is_no_success(model_of, plugin):
+async def test_c5_chain_cut_off_by_reader_is_no_success(model_of, plugin):
+    """A chain that another reader cut off is no success."""
     started = asyncio.Event()
 
     async def slow() -> str:
@@ -410,7 +409,7 @@ async def test_c5_a_chain_cut_off_by_another_reader_is_no_success(model_of, plug
     assert (accountant.settled, accountant.open) == (0, 0)
 
 
-async def test_h8_a_chain_cancelled_while_its_contexts_open_ends_at_once(model_of, plugin):
+async def test_h8_cancel_while_opening_ends_at_once(model_of, plugin):
     opening = asyncio.Event()
 
     async def wait(result):
@@ -430,7 +429,7 @@ async def test_h8_a_chain_cancelled_while_its_contexts_open_ends_at_once(model_o
 
 @pytest.mark.parametrize("when", ["a tool runs", "its contexts are left"])
 async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatch):
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.02)
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.02)
     reached = asyncio.Event()
 
     async def slow() -> str:
@@ -467,7 +466,7 @@ async def test_c4_a_chain_goes_on_for_its_slower_reader(model_of):
     assert [await step.text() async for step in slow] == ["two end"]
 
 
-async def test_h2_a_second_reader_waits_for_admission_too(model_of, plugin):
+async def test_h2_second_reader_waits_for_admission(model_of, plugin):
     ran, opening, gate = [], asyncio.Event(), asyncio.Event()
 
     def noted() -> str:
@@ -493,7 +492,7 @@ async def test_h2_a_second_reader_waits_for_admission_too(model_of, plugin):
     assert ran == []
 
 
-async def test_an_exception_thrown_into_the_steps_closes_the_contexts(model_of, plugin):
+async def test_exception_thrown_in_closes_the_contexts(model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(*TWO_STEPS)
     steps = model.chain("x", tools=[shout]).responses()
@@ -503,9 +502,8 @@ async def test_an_exception_thrown_into_the_steps_closes_the_contexts(model_of, 
     assert recorder.events == ["hook opens", "hook sees ResponseCancelledError"]
 
 
-async def test_c4_a_reader_cancelled_while_contexts_open_leaves_the_chain_to_the_other(
-    model_of, plugin
-):
+async def test_c4_cancelled_reader_leaves_other_alone(model_of, plugin):
+    """A reader cancelled while the contexts open leaves the chain to the other reader."""
     opening, gate = asyncio.Event(), asyncio.Event()
 
     async def hold(result):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+import llm
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import LLM, GroupClosedError, GroupError, LLMError, ResponseCancelledError
-from datasette_llm.calls import group as groups
+from datasette_llm import (
+    LLM,
+    GroupClosedError,
+    GroupError,
+    LLMError,
+    ResponseCancelledError,
+    instance,
+)
+from datasette_llm.calls.call import RunningCalls
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Accountant, Observer
+from ..support.waiting import until
 
 
 class ExitHook:
@@ -25,6 +34,7 @@ class ExitHook:
     @hookimpl
     def llm_group_exit(self, datasette, group):
         async def cleanup():
+            self.datasette = datasette
             self.groups.append(group)
             if self.work:
                 await self.work(group)
@@ -44,7 +54,8 @@ def group_of(make_datasette, register_models):
     return make
 
 
-async def test_g1_leaving_waits_for_every_response_all_at_once(group_of):
+async def test_g1_leaving_waits_for_all_responses(group_of):
+    """Leaving waits for every response, for all at once."""
     everyone = asyncio.Event()
     scripted, group = group_of(["a", everyone, "b"])
     async with group as model:
@@ -66,7 +77,7 @@ async def test_g1_a_response_read_half_way_is_completed(group_of):
     assert response.text_or_raise() == "ab"
 
 
-async def test_g1_a_chain_whose_reader_is_cancelled_meanwhile_is_completed(group_of):
+async def test_g1_chain_with_cancelled_reader_completes(group_of):
     gate = asyncio.Event()
     scripted, group = group_of(["a", gate, "b"])
     loop = asyncio.get_running_loop()
@@ -80,7 +91,7 @@ async def test_g1_a_chain_whose_reader_is_cancelled_meanwhile_is_completed(group
         await reader
 
 
-async def test_g2_failures_that_nobody_saw_are_raised_on_leaving(group_of):
+async def test_g2_unseen_failures_raised_on_leaving(group_of):
     gate = asyncio.Event()
     _, group = group_of(
         ["a", gate, ValueError("row 0")], ["b"], ["c", gate, OSError("row 2")], ["d"]
@@ -100,7 +111,7 @@ async def test_g2_failures_that_nobody_saw_are_raised_on_leaving(group_of):
     assert len(matched.exceptions) == len(rest.exceptions) == 1
 
 
-async def test_g2_failures_that_the_caller_saw_are_not_raised_twice(group_of):
+async def test_g2_seen_failures_are_not_raised_again(group_of):
     _, group = group_of([ValueError("early")], ["a", ValueError("late")])
     async with group as model:
         with pytest.raises(ValueError, match="early"):
@@ -111,7 +122,7 @@ async def test_g2_failures_that_the_caller_saw_are_not_raised_twice(group_of):
     assert group.error is None
 
 
-async def test_g2_a_response_that_the_caller_gave_up_is_no_failure(group_of):
+async def test_g2_abandoned_response_is_no_failure(group_of):
     _, group = group_of(["a", asyncio.Event(), "b"])
     async with group as model:
         response = await model.prompt("x")
@@ -121,7 +132,7 @@ async def test_g2_a_response_that_the_caller_gave_up_is_no_failure(group_of):
 
 
 @pytest.mark.parametrize("leave", [ValueError("body"), KeyboardInterrupt(), GeneratorExit()])
-async def test_g3_leaving_by_an_exception_stops_what_is_in_flight(leave, group_of, plugin):
+async def test_g3_exception_stops_running_requests(leave, group_of, plugin):
     accountant = plugin(Accountant())
     scripted, group = group_of(["a", asyncio.Event(), "b"])
     with pytest.raises(type(leave)) as caught:
@@ -135,7 +146,7 @@ async def test_g3_leaving_by_an_exception_stops_what_is_in_flight(leave, group_o
     assert group.error is leave
 
 
-async def test_g3_leaving_by_cancellation_stops_what_is_in_flight(group_of, plugin):
+async def test_g3_cancellation_stops_running_requests(group_of, plugin):
     hook = plugin(ExitHook())
     recorder = plugin(Observer())
     scripted, group = group_of(["a", asyncio.Event(), "b"])
@@ -156,7 +167,7 @@ async def test_g3_leaving_by_cancellation_stops_what_is_in_flight(group_of, plug
     assert isinstance(group.error, asyncio.CancelledError)
 
 
-async def test_g3_cancellation_while_leaving_stops_what_is_in_flight(group_of, plugin):
+async def test_g3_cancel_while_leaving_stops_requests(group_of, plugin):
     hook = plugin(ExitHook())
     scripted, group = group_of(["a", asyncio.Event(), "b"])
     leaving = asyncio.Event()
@@ -177,7 +188,7 @@ async def test_g3_cancellation_while_leaving_stops_what_is_in_flight(group_of, p
 
 
 @pytest.mark.parametrize("way", ["normal", "group error", "exception", "hook error"])
-async def test_g4_the_exit_hook_runs_exactly_once_on_every_way_out(way, group_of, plugin):
+async def test_g4_exit_hook_runs_exactly_once(way, group_of, plugin):
     async def fails(group):
         raise RuntimeError("ledger is down")
 
@@ -206,7 +217,7 @@ async def test_g4_the_exit_hook_runs_exactly_once_on_every_way_out(way, group_of
     assert (group.error is None) is (way == "normal")
 
 
-async def test_g4_one_exit_hook_that_raises_does_not_keep_the_others_from_running(group_of, plugin):
+async def test_g4_failing_exit_hook_stops_no_other(group_of, plugin):
     async def fails(group):
         raise RuntimeError("ledger is down")
 
@@ -218,7 +229,7 @@ async def test_g4_one_exit_hook_that_raises_does_not_keep_the_others_from_runnin
     assert [hook.groups for hook in hooks] == [[group]] * 3
 
 
-async def test_g4_an_exit_hook_does_not_hide_the_bodys_exception(group_of, plugin):
+async def test_g4_exit_hook_keeps_the_bodys_exception(group_of, plugin):
     async def fails(group):
         raise RuntimeError("ledger is down")
 
@@ -230,7 +241,7 @@ async def test_g4_an_exit_hook_does_not_hide_the_bodys_exception(group_of, plugi
     assert "ledger is down" in "".join(caught.value.__notes__)
 
 
-async def test_g4_a_cancelled_caller_does_not_stop_the_exit_hook(group_of, plugin):
+async def test_g4_cancelled_caller_keeps_exit_hook(group_of, plugin):
     started, finished = asyncio.Event(), []
 
     async def slow(group):
@@ -271,9 +282,7 @@ async def test_g5_after_the_block_the_model_is_closed(group_of):
     assert len(scripted.calls) == 1
 
 
-async def test_a_chain_abandoned_in_a_group_ends_with_it(group_of, plugin):
-    import llm
-
+async def test_abandoned_chain_ends_with_its_group(group_of, plugin):
     recorder = plugin(Observer())
     _, group = group_of(["I call.", llm.ToolCall(name="shout", arguments={})], ["Done."])
 
@@ -296,7 +305,7 @@ async def test_the_contexts_of_a_group_know_it(group_of, plugin):
     assert [result.group for result in recorder.results] == [group] * 3
 
 
-async def test_a_group_of_an_unknown_model_is_never_entered(make_datasette, plugin):
+async def test_group_of_unknown_model_is_never_entered(make_datasette, plugin):
     hook = plugin(ExitHook())
     with pytest.raises(LLMError, match="no-such-model"):
         async with LLM(make_datasette()).group("no-such-model"):
@@ -315,7 +324,7 @@ async def test_the_seeds_group_example_works(group_of):
     assert [call.prompt for call in scripted.calls] == ["Summarize: a", "Summarize: b"]
 
 
-async def test_g2_a_hook_that_reads_along_does_not_hide_a_failure(group_of, plugin):
+async def test_g2_hook_as_reader_does_not_hide_failure(group_of, plugin):
     watchers = []
 
     def before(result):
@@ -330,13 +339,12 @@ async def test_g2_a_hook_that_reads_along_does_not_hide_a_failure(group_of, plug
             gate.set()
 
 
-async def test_g4_the_exit_hook_runs_after_every_response_however_often_it_is_cancelled(
-    group_of, plugin
-):
+async def test_g4_exit_hook_runs_after_repeated_cancels(group_of, plugin):
+    """The exit hook runs after every response has ended, however often the caller is cancelled."""
     running = []
 
     async def note(group):
-        running.append(len(group._calls))
+        running.append(len(instance.of(hook.datasette, RunningCalls)))
 
     async def slow(result):
         for _ in range(20):
@@ -358,12 +366,14 @@ async def test_g4_the_exit_hook_runs_after_every_response_however_often_it_is_ca
         await asyncio.sleep(0.002)
     with pytest.raises(asyncio.CancelledError):
         await task
-    await group._exit_hooks_task
+    await until(lambda: running)
     assert hook.groups == [group]
     assert running == [0]
 
 
-async def test_g4_an_exit_hook_cancelled_from_inside_does_not_stop_the_others(group_of, plugin):
+async def test_g4_exit_hook_cancelled_from_inside(group_of, plugin):
+    """An exit hook that is cancelled from inside does not stop the others."""
+
     async def awaits_a_cancelled_task(group):
         worker = asyncio.create_task(asyncio.Event().wait())
         worker.cancel()
@@ -379,10 +389,8 @@ async def test_g4_an_exit_hook_cancelled_from_inside_does_not_stop_the_others(gr
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-async def test_g4_an_exit_hook_that_hangs_does_not_keep_the_others_from_running(
-    group_of, plugin, monkeypatch, stubborn
-):
-    monkeypatch.setattr(groups, "EXIT_HOOKS_S", 0.02)
+async def test_g4_hanging_exit_hook_stops_no_other(group_of, plugin, monkeypatch, stubborn):
+    monkeypatch.setattr("datasette_llm.calls.group.EXIT_HOOKS_S", 0.02)
     started, release = asyncio.Event(), asyncio.Event()
 
     async def hangs(group):

@@ -9,21 +9,21 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasette_llm.calls import limiter as gates
+from datasette_llm.calls import limiter
 from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 
 
 async def settled() -> None:
-    """Let everybody who can go on do so; nothing here waits for a clock."""
+    """Let every task run that can; nothing here waits for a clock."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 class Crowd:
-    """Tasks that want through one gate, and who of them got in, in order."""
+    """Tasks that acquire one limiter, and which of them have, in order."""
 
     def __init__(self) -> None:
-        self.gate = ConcurrencyLimiter()
+        self.limiter = ConcurrencyLimiter()
         self.entered: list[int] = []
         self.inside: set[int] = set()
         self.limits: dict[int, int] = {}
@@ -36,10 +36,10 @@ class Crowd:
 
     def leave(self, name: int) -> None:
         self.inside.remove(name)
-        self.gate.release()
+        self.limiter.release()
 
     async def _enter(self, name: int, limit: int) -> None:
-        await self.gate.acquire(limit)
+        await self.limiter.acquire(limit)
         self.entered.append(name)
         self.inside.add(name)
 
@@ -54,16 +54,16 @@ class Crowd:
             await settled()
 
 
-async def test_who_finds_room_enters_without_giving_way_to_others() -> None:
-    gate, ran = ConcurrencyLimiter(), []
+async def test_free_limiter_is_entered_without_yielding() -> None:
+    limited, ran = ConcurrencyLimiter(), []
     asyncio.get_running_loop().call_soon(ran.append, "other")
-    await gate.acquire(2)
-    await gate.acquire(2)
+    await limited.acquire(2)
+    await limited.acquire(2)
     assert ran == []
-    assert repr(gate) == "<ConcurrencyLimiter 2 running, 0 waiting>"
+    assert repr(limited) == "<ConcurrencyLimiter 2 running, 0 waiting>"
 
 
-async def test_those_who_wait_enter_in_the_order_in_which_they_came() -> None:
+async def test_waiters_enter_in_order_of_arrival() -> None:
     crowd = Crowd()
     for name in range(6):
         crowd.arrive(name, limit=2)
@@ -78,23 +78,24 @@ async def test_those_who_wait_enter_in_the_order_in_which_they_came() -> None:
     assert crowd.entered == [0, 1, 2, 3, 4]
     await crowd.drain()
     assert crowd.entered == [0, 1, 2, 3, 4, 5]
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
-async def test_who_comes_while_others_wait_does_not_pass_them() -> None:
+async def test_newcomer_does_not_pass_waiters() -> None:
     crowd = Crowd()
     crowd.arrive(0)
     await settled()
     crowd.arrive(1)
     await settled()
-    crowd.leave(0)  # 1 has its turn and has not run yet
+    crowd.leave(0)  # 1 has its permit and has not run yet
     crowd.arrive(2)
     await settled()
     assert (crowd.entered, crowd.waiting) == ([0, 1], [2])
     await crowd.drain()
 
 
-async def test_the_head_of_the_queue_waits_for_its_own_limit_and_nobody_passes_it() -> None:
+async def test_head_of_queue_waits_for_its_own_limit() -> None:
+    """The head of the queue waits for its own limit, and none passes it."""
     crowd = Crowd()
     for name in range(3):
         crowd.arrive(name, limit=3)
@@ -112,7 +113,7 @@ async def test_the_head_of_the_queue_waits_for_its_own_limit_and_nobody_passes_i
     await crowd.drain()
 
 
-async def test_one_who_leaves_lets_in_as_many_as_there_is_room_for() -> None:
+async def test_release_admits_all_there_is_room_for() -> None:
     crowd = Crowd()
     crowd.arrive(0)
     await settled()
@@ -135,15 +136,16 @@ async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     crowd.tasks[1].cancel()
     crowd.tasks[2].cancel()
     await settled()
-    assert repr(crowd.gate) == "<ConcurrencyLimiter 1 running, 1 waiting>"
+    assert repr(crowd.limiter) == "<ConcurrencyLimiter 1 running, 1 waiting>"
     crowd.leave(0)
     await settled()
     assert crowd.entered == [0, 3]
     await crowd.drain()
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
-async def test_those_behind_a_cancelled_waiter_enter_if_they_waited_for_its_limit_only() -> None:
+async def test_waiters_behind_a_cancelled_one_enter() -> None:
+    """Waiters behind a cancelled one enter if they waited for its limit only."""
     crowd = Crowd()
     crowd.arrive(0, limit=3)
     await settled()
@@ -158,7 +160,7 @@ async def test_those_behind_a_cancelled_waiter_enter_if_they_waited_for_its_limi
     await crowd.drain()
 
 
-async def test_one_who_is_cancelled_when_it_has_its_turn_passes_it_on() -> None:
+async def test_waiter_cancelled_with_permit_releases_it() -> None:
     crowd = Crowd()
     for name in range(3):
         crowd.arrive(name)
@@ -169,10 +171,10 @@ async def test_one_who_is_cancelled_when_it_has_its_turn_passes_it_on() -> None:
     assert crowd.tasks[1].cancelled()
     assert crowd.entered == [0, 2]
     await crowd.drain()
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
-async def test_one_who_is_cancelled_and_then_has_its_turn_does_not_take_it() -> None:
+async def test_cancelled_waiter_does_not_take_a_permit() -> None:
     crowd = Crowd()
     for name in range(3):
         crowd.arrive(name)
@@ -183,24 +185,25 @@ async def test_one_who_is_cancelled_and_then_has_its_turn_does_not_take_it() -> 
     assert crowd.tasks[1].cancelled()
     assert crowd.entered == [0, 2]
     await crowd.drain()
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
-async def test_a_waiter_whose_coroutine_is_closed_was_never_inside() -> None:
-    gate = ConcurrencyLimiter()
-    await gate.acquire(1)
-    waiter = gate.acquire(1)
+async def test_closed_waiter_never_entered() -> None:
+    limited = ConcurrencyLimiter()
+    await limited.acquire(1)
+    waiter = limited.acquire(1)
     waiter.send(None)
     waiter.close()
-    assert repr(gate) == "<ConcurrencyLimiter 1 running, 0 waiting>"
-    gate.release()
-    assert gate.idle
+    assert repr(limited) == "<ConcurrencyLimiter 1 running, 0 waiting>"
+    limited.release()
+    assert limited.idle
 
 
-async def test_all_who_wait_can_be_cancelled_at_once_with_one_step_for_each(monkeypatch) -> None:
+async def test_mass_cancellation_is_linear(monkeypatch) -> None:
+    """All waiters can be cancelled at once with one step for each."""
     steps = 0
 
-    class Counted(gates.OrderedDict):
+    class Counted(limiter.OrderedDict):
         def __iter__(self):
             nonlocal steps
             for each in super().__iter__():
@@ -210,7 +213,7 @@ async def test_all_who_wait_can_be_cancelled_at_once_with_one_step_for_each(monk
         def values(self):
             return (self[each] for each in self)
 
-    monkeypatch.setattr(gates, "OrderedDict", Counted)
+    monkeypatch.setattr(limiter, "OrderedDict", Counted)
     crowd, count = Crowd(), 10_000
     crowd.arrive(0)
     await settled()
@@ -224,22 +227,23 @@ async def test_all_who_wait_can_be_cancelled_at_once_with_one_step_for_each(monk
     assert (crowd.entered, crowd.waiting) == ([0], [])
     assert 0 < steps < 5 * count
     crowd.leave(0)
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
-# What may happen next: somebody arrives with a limit, one of those inside leaves, one of those
-# who wait is cancelled, or the event loop turns.
+# What may happen next: a task arrives with a limit, one of those inside leaves, one of those
+# that wait is cancelled, or the event loop runs once.
 EVENTS = st.lists(
     st.tuples(st.just("arrive"), st.integers(1, 4))
     | st.tuples(st.just("leave"), st.integers(0, 9))
     | st.tuples(st.just("cancel"), st.integers(0, 9))
-    | st.tuples(st.just("turn"), st.just(0)),
+    | st.tuples(st.just("step"), st.just(0)),
     max_size=40,
 )
 
 
 @given(events=EVENTS)
-def test_never_too_many_are_inside_nobody_passes_another_and_nobody_is_lost(events) -> None:
+def test_limits_order_and_permits_always_hold(events) -> None:
+    """Never too many are inside, none passes another, and no permit is lost."""
     asyncio.run(_play(events))
 
 
@@ -250,7 +254,7 @@ async def _play(events: list[tuple[str, int]]) -> None:
         pick = sorted(crowd.inside) if kind == "leave" else crowd.waiting
         if kind == "arrive":
             crowd.arrive(len(crowd.tasks), limit=number)
-        elif kind == "turn":
+        elif kind == "step":
             await asyncio.sleep(0)
         elif pick and kind == "leave":
             crowd.leave(pick[number % len(pick)])
@@ -270,47 +274,47 @@ async def _play(events: list[tuple[str, int]]) -> None:
     assert crowd.entered == sorted(crowd.entered)
     assert {*crowd.entered} == {n for n, task in crowd.tasks.items() if not task.cancelled()}
     assert {*crowd.tasks} - {*crowd.entered} <= cancelled
-    assert crowd.gate.idle
+    assert crowd.limiter.idle
 
 
 def _check_inside(crowd: Crowd) -> None:
-    # Whoever came last found room by its own limit then, and since then others only left.
+    # The last to enter found room by its own limit then, and since then others only left.
     if crowd.inside:
         assert len(crowd.inside) <= crowd.limits[max(crowd.inside)]
 
 
-async def test_each_name_has_one_gate() -> None:
+async def test_each_name_has_single() -> None:
     named = LimiterRegistry().named
     assert named("a") is named("a")
     assert named("a") is not named("b")
     assert named(("model", "a")) is not named(("purpose", "a"))
 
 
-def test_each_event_loop_has_gates_of_its_own_which_go_with_it() -> None:
-    all_gates = LimiterRegistry()
+def test_each_loop_has_limiters_which_go_with_it() -> None:
+    registry = LimiterRegistry()
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def enter_and_stay() -> None:
         loops.append(weakref.ref(asyncio.get_running_loop()))
-        # A gate that was left behind by another loop would never open here.
-        await all_gates.named("model").acquire(1)
+        # A limiter that was left behind by another loop would never admit a task here.
+        await registry.named("model").acquire(1)
 
     for _ in range(20):
         asyncio.run(enter_and_stay())
     gc.collect()
     assert [loop() for loop in loops] == [None] * 20
-    assert len(all_gates._by_loop) == 0
+    assert registry.all_idle()
 
 
-async def test_two_loops_at_once_do_not_wait_for_each_other() -> None:
-    all_gates = LimiterRegistry()
-    await all_gates.named("model").acquire(1)
+async def test_two_loops_do_not_wait_for_each_other() -> None:
+    registry = LimiterRegistry()
+    await registry.named("model").acquire(1)
 
     async def enter() -> str:
-        await all_gates.named("model").acquire(1)
-        return repr(all_gates.named("model"))
+        await registry.named("model").acquire(1)
+        return repr(registry.named("model"))
 
     other = await asyncio.gather(*(asyncio.to_thread(asyncio.run, enter()) for _ in range(4)))
     assert other == ["<ConcurrencyLimiter 1 running, 0 waiting>"] * 4
-    all_gates.named("model").release()
-    assert all_gates.named("model").idle
+    registry.named("model").release()
+    assert registry.named("model").idle

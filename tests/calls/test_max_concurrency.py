@@ -1,16 +1,17 @@
-"""max_concurrency: who goes in, who waits, and what the record tells of it."""
+"""max_concurrency: which requests run, which wait, and what the call log has of it."""
 
 import asyncio
 
+import llm
 import pytest
 
 from datasette_llm import LLM, ResponseTimeoutError, instance
-from datasette_llm.calls import retry as answering
+from datasette_llm.calls import retry
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import LimiterRegistry
-from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import flushed_rows
 from ..support.plugins import Accountant
 
 
@@ -25,42 +26,37 @@ def site(make_datasette, register_models):
     return make
 
 
-async def turns():
+async def settled():
     """Let everything happen that can happen now."""
     for _ in range(30):
         await asyncio.sleep(0)
 
 
-async def rows_of(llms):
-    await Recorder.of(llms.datasette).writer.flush()
-    internal = llms.datasette.get_internal_database()
-    return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
-
-
-def gated(count, model_id="m", **kwargs):
+def held_model(count, model_id="m", **kwargs):
     """A model whose answers each wait for an event of their own."""
-    gates = [asyncio.Event() for _ in range(count)]
-    return ScriptedModel(model_id, *([gate, "ok"] for gate in gates), **kwargs), gates
+    releases = [asyncio.Event() for _ in range(count)]
+    return ScriptedModel(model_id, *([release, "ok"] for release in releases), **kwargs), releases
 
 
-async def test_at_most_so_many_are_under_way_and_the_others_come_in_order(site):
-    model, gates = gated(5)
+async def test_limit_is_kept_and_waiters_keep_order(site):
+    model, releases = held_model(5)
     wrapped = await site(model, max_concurrency=2).model("m")
     prompts = [asyncio.create_task(wrapped.prompt(f"{n}")) for n in range(5)]
-    await turns()
+    await settled()
     assert [call.prompt for call in model.calls] == ["0", "1"]
-    gates[1].set()
+    releases[1].set()
     await model.received(3)
     assert [call.prompt for call in model.calls] == ["0", "1", "2"]
-    for gate in gates:
-        gate.set()
+    for release in releases:
+        release.set()
     for prompt in prompts:
         assert await (await prompt).text() == "ok"
     assert [call.prompt for call in model.calls] == ["0", "1", "2", "3", "4"]
 
 
-async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over_all_models(site):
-    a, b = gated(9, "a")[0], gated(9, "b")[0]
+async def test_limits_count_per_model_and_per_purpose(site):
+    """A model's limit counts over all purposes, and a purpose's over all models."""
+    a, b = held_model(9, "a")[0], held_model(9, "b")[0]
     llms = site(
         a,
         b,
@@ -71,12 +67,12 @@ async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over
     for model_id, purpose in [("a", None), ("a", "chat"), ("a", "x"), ("b", "chat"), ("b", "chat")]:
         model = await llms.model(model_id, purpose=purpose)
         prompts.append(asyncio.create_task(model.prompt(f"{model_id} {purpose}")))
-        await turns()
+        await settled()
     assert [call.prompt for call in a.calls] == ["a None", "a chat"]
     assert [call.prompt for call in b.calls] == ["b chat", "b chat"]
     more = asyncio.create_task((await llms.model("b", purpose="chat")).prompt("b chat"))
     free = asyncio.create_task((await llms.model("b")).prompt("b None"))
-    await turns()
+    await settled()
     assert [call.prompt for call in b.calls] == ["b chat", "b chat", "b None"]
     for task in [*prompts, more, free]:
         task.cancel()
@@ -84,24 +80,24 @@ async def test_a_limit_of_a_model_counts_over_all_purposes_and_of_a_purpose_over
     assert instance.of(llms.datasette, LimiterRegistry).all_idle()
 
 
-async def test_a_cancelled_waiter_leaves_the_queue_and_is_on_the_record(site, plugin):
+async def test_cancelled_waiter_leaves_and_is_recorded(site, plugin):
     accountant = plugin(Accountant())
-    model, gates = gated(3)
+    model, releases = held_model(3)
     llms = site(model, log=True, max_concurrency=1)
     wrapped = await llms.model("m")
     tasks = [asyncio.create_task(wrapped.prompt(f"{n}")) for n in range(3)]
     await model.received()
-    await turns()
+    await settled()
     tasks[1].cancel()
     with pytest.raises(asyncio.CancelledError):
         await tasks[1]
-    for gate in gates:
-        gate.set()
+    for release in releases:
+        release.set()
     assert await (await tasks[0]).text() == "ok"
     assert await (await tasks[2]).text() == "ok"
     assert [call.prompt for call in model.calls] == ["0", "2"]
     assert accountant.open == 0
-    rows = await rows_of(llms)
+    rows = await flushed_rows(llms.datasette)
     assert sorted(row["outcome"] for row in rows) == ["cancelled", "ok", "ok"]
     [cancelled] = [row for row in rows if row["outcome"] == "cancelled"]
     assert cancelled["error_type"] == "ResponseCancelledError"
@@ -109,28 +105,28 @@ async def test_a_cancelled_waiter_leaves_the_queue_and_is_on_the_record(site, pl
     assert all(row["waited_ms"] is not None for row in rows)
 
 
-async def test_the_waiting_time_is_recorded_and_is_no_part_of_the_duration(site):
+async def test_waiting_time_is_not_part_of_the_duration(site):
     model = ScriptedModel("m", [0.2, "ok"], ["ok"])
     llms = site(model, log=True, max_concurrency=1)
     wrapped = await llms.model("m")
     responses = await asyncio.gather(wrapped.prompt("1"), wrapped.prompt("2"))
     for response in responses:
         await response.text()
-    first, second = await rows_of(llms)
+    first, second = await flushed_rows(llms.datasette)
     assert first["waited_ms"] < 100 <= second["waited_ms"]
     assert second["duration_ms"] < 150
     assert first["started_at"] < second["started_at"]
 
 
-async def test_without_a_limit_no_waiting_time_is_recorded(site):
+async def test_no_waiting_time_without_a_limit(site):
     llms = site(ScriptedModel("m"), log=True)
     await (await (await llms.model("m")).prompt("1")).text()
-    [row] = await rows_of(llms)
+    [row] = await flushed_rows(llms.datasette)
     assert row["waited_ms"] is None
 
 
-async def test_who_waits_until_its_time_is_over_fails_with_that(site):
-    model, gates = gated(1)
+async def test_waiting_too_long_is_a_timeout(site):
+    model, releases = held_model(1)
     llms = site(
         model, log=True, max_concurrency=1, purposes={"quick": {"timeout": 0.05}}, retries=0
     )
@@ -138,16 +134,17 @@ async def test_who_waits_until_its_time_is_over_fails_with_that(site):
     await model.received()
     with pytest.raises(ResponseTimeoutError):
         await (await llms.model("m", purpose="quick")).prompt("quick")
-    gates[0].set()
+    releases[0].set()
     await (await slow).text()
-    rows = await rows_of(llms)
+    rows = await flushed_rows(llms.datasette)
     assert sorted((row["outcome"], row["error_type"]) for row in rows if row["purpose"]) == [
         ("error", "ResponseTimeoutError")
     ]
     assert len(model.calls) == 1
 
 
-async def test_a_place_is_given_up_during_a_pause_and_after_a_failure(site, monkeypatch):
+async def test_permit_is_released_during_a_pause(site, monkeypatch):
+    """A permit is released during a pause, and after a failure."""
     pausing, go_on = asyncio.Event(), asyncio.Event()
 
     async def sleep(delay, *args):
@@ -163,7 +160,7 @@ async def test_a_place_is_given_up_during_a_pause_and_after_a_failure(site, monk
     assert await two.text() == "two"
     go_on.set()
     assert await (await one).text() == "one"
-    assert answering.WAIT_INITIAL_S == 0.5
+    assert retry.WAIT_INITIAL_S == 0.5
 
 
 class Asking(ScriptedModel):
@@ -176,7 +173,8 @@ class Asking(ScriptedModel):
             yield chunk
 
 
-async def test_a_model_that_asks_another_does_not_wait_for_its_own_place(site):
+async def test_nested_prompt_does_not_deadlock(site):
+    """A model that prompts another does not wait for its own permit."""
     outer = Asking("outer", ["ok"])
     llms = outer.llms = site(
         outer, ScriptedModel("inner", ["inside"]), purposes={"chat": {"max_concurrency": 1}}
@@ -187,9 +185,8 @@ async def test_a_model_that_asks_another_does_not_wait_for_its_own_place(site):
     assert outer.said == "inside"
 
 
-async def test_a_step_of_a_chain_has_a_place_only_while_it_is_asked(site):
-    import llm
-
+async def test_chain_holds_a_permit_only_while_it_asks(site):
+    """A step of a chain has a permit only while the provider runs."""
     call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
     model = ScriptedModel("m", [call], ["inside"], ["Done"])
     wrapped = await site(model, max_concurrency=1).model("m")
@@ -201,7 +198,7 @@ async def test_a_step_of_a_chain_has_a_place_only_while_it_is_asked(site):
         assert await wrapped.chain("Hi", tools=[look]).text() == "Done"
 
 
-async def test_callbacks_of_a_complete_response_run_after_its_turn(site):
+async def test_callbacks_run_after_permit_is_released(site):
     model = ScriptedModel("m", ["ok"])
     llms = site(
         model,
@@ -219,9 +216,9 @@ async def test_callbacks_of_a_complete_response_run_after_its_turn(site):
     await model.received(1)
     (call,) = instance.of(llms.datasette, RunningCalls)
     await call.result.on_response_done(ask_for_a_title)
-    # This one is inside the gate of its purpose, and waits for that of the model.
+    # This one has a permit of its purpose's limiter, and waits for one of the model's.
     second = asyncio.create_task(titles.prompt("of another chat"))
-    await turns()
+    await settled()
     began.set()
     async with asyncio.timeout(5):
         assert await (await first).text() == "ok"

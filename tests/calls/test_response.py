@@ -14,7 +14,6 @@ import sqlite_utils
 from llm.parts import StreamEvent
 
 from datasette_llm import LLM, ConversationBusyError, LLMError, ResponseCancelledError
-from datasette_llm.calls import response as readers
 from datasette_llm.calls.response import PromptResponse
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel, registered
@@ -46,7 +45,7 @@ def model_of(make_datasette, register_models):
         ({"tools": [42]}, TypeError),
     ],
 )
-async def test_c1_arguments_are_checked_before_any_hook_runs(arguments, error, model_of, plugin):
+async def test_c1_arguments_are_checked_before_hooks(arguments, error, model_of, plugin):
     recorder = plugin(Observer())
     scripted, model = await model_of(["a"], supports_schema=False, supports_tools=False)
     with pytest.raises(error):
@@ -61,19 +60,20 @@ async def test_c2_prompt_returns_at_the_first_event(model_of):
     gate = asyncio.Event()
     _, model = await model_of([StreamEvent(type="reasoning", chunk="hm"), gate, "a"])
     response = await model.prompt("x")
-    assert not response._done
+    assert not response.is_complete
     gate.set()
     assert await response.text() == "a"
 
 
-async def test_c2_a_failure_before_the_first_event_raises_at_prompt(model_of):
+async def test_c2_early_failure_raises_at_prompt(model_of):
+    """A failure before the first event is raised by prompt()."""
     _, model = await model_of([ConnectionError("no such host")])
     with pytest.raises(ConnectionError, match="no such host"):
         await model.prompt("x")
 
 
 @pytest.mark.parametrize("how", ["model", "call"])
-async def test_c2_without_streaming_prompt_returns_at_the_end(how, model_of, plugin):
+async def test_c2_without_stream_prompt_returns_at_end(how, model_of, plugin):
     recorder = plugin(Observer())
     _, model = await model_of(["a", 0, "b"], can_stream=how != "model")
     response = await model.prompt("x", stream=how != "call")
@@ -81,7 +81,7 @@ async def test_c2_without_streaming_prompt_returns_at_the_end(how, model_of, plu
     assert response.text_or_raise() == "ab"
 
 
-async def test_c3_each_chunk_is_readable_as_soon_as_it_is_there(model_of):
+async def test_c3_each_chunk_is_readable_at_once(model_of):
     gates = [asyncio.Event(), asyncio.Event()]
     scripted, model = await model_of(["a", gates[0], "b", gates[1], "c"])
     response = await model.prompt("x")
@@ -93,7 +93,8 @@ async def test_c3_each_chunk_is_readable_as_soon_as_it_is_there(model_of):
     assert read == [("a", 1), ("b", 2), ("c", 3)]
 
 
-async def test_c3_a_provider_that_never_waits_does_not_hold_its_chunks_back(model_of):
+async def test_c3_eager_provider_does_not_delay_chunks(model_of):
+    """A provider that never waits does not hold its chunks back."""
     scripted, model = await model_of(["a", "b", "c", "d"])
     gate = asyncio.Event()
     scripted.scripts = ([gate, *"abcdefgh"],)
@@ -105,7 +106,7 @@ async def test_c3_a_provider_that_never_waits_does_not_hold_its_chunks_back(mode
     assert await response.text() == "abcdefgh"
 
 
-async def test_c4_several_readers_get_everything_at_the_same_time(model_of):
+async def test_c4_several_readers_at_the_same_time(model_of):
     gate = asyncio.Event()
     _, model = await model_of(["a", gate, "b"])
     response = await model.prompt("x")
@@ -122,7 +123,7 @@ async def test_c4_several_readers_get_everything_at_the_same_time(model_of):
     assert (await reading)[:4] == [["a", "b"], ["a", "b"], ["a", "b"], "ab"]
 
 
-async def test_c4_a_response_can_be_read_again_in_every_way(model_of):
+async def test_c4_response_can_be_read_again(model_of):
     _, model = await model_of(["a", "b", llm.Usage(input=1, output=2)])
     response = await model.prompt("x")
     for _ in range(2):
@@ -136,14 +137,14 @@ async def test_c4_a_response_can_be_read_again_in_every_way(model_of):
         await anext(response)
 
 
-async def test_c4_a_response_that_nobody_reads_completes_by_itself(model_of):
+async def test_c4_unread_response_completes_by_itself(model_of):
     scripted, model = await model_of(["a", 0, "b"])
     await model.prompt("x")
     await scripted.calls[0].ended.wait()
     assert scripted.calls[0].outcome == "complete"
 
 
-async def test_c4_reading_on_after_a_pause_gives_everything(model_of):
+async def test_c4_reading_on_after_pause_gives_all(model_of):
     gate = asyncio.Event()
     _, model = await model_of(["a", gate, "b"])
     response = await model.prompt("x")
@@ -156,8 +157,9 @@ async def test_c4_reading_on_after_a_pause_gives_everything(model_of):
     assert [chunk async for chunk in response] == ["a", "b"]
 
 
-async def test_c4_a_response_dropped_half_read_is_cancelled_at_the_provider(model_of, monkeypatch):
-    monkeypatch.setattr(readers, "RESUME_S", 0.01)
+async def test_c4_dropped_response_is_cancelled(model_of, monkeypatch):
+    """A response dropped half read is cancelled at the provider."""
+    monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     response = await model.prompt("x")
     async for _ in response:
@@ -168,21 +170,23 @@ async def test_c4_a_response_dropped_half_read_is_cancelled_at_the_provider(mode
         await response.text()
 
 
-async def test_c4_no_timer_keeps_a_response_that_was_dropped_half_read_and_has_ended(model_of):
+async def test_c4_ended_response_has_no_resume_timer(model_of):
+    """No timer holds a response that was dropped half read and has ended."""
     gate = asyncio.Event()
     _, model = await model_of(["a", gate, "b"])
     response = await model.prompt("x")
     chunks = aiter(response)
     await anext(chunks)
     await chunks.aclose()
-    flight = response.stream_state
-    assert not flight.resume_timer.cancelled()
+    state = response.stream_state
+    assert not state.resume_timer.cancelled()
     gate.set()
-    await flight.producer.closed.wait()
-    assert flight.resume_timer.cancelled()
+    await state.producer.closed.wait()
+    assert state.resume_timer.cancelled()
 
 
-async def test_c4_a_cancelled_reader_stops_the_provider_unless_another_reads(model_of):
+async def test_c4_last_cancelled_reader_stops_provider(model_of):
+    """A cancelled reader stops the provider unless another reads."""
     gate = asyncio.Event()
     scripted, model = await model_of(["a", gate, "b"])
     response = await model.prompt("x")
@@ -196,7 +200,7 @@ async def test_c4_a_cancelled_reader_stops_the_provider_unless_another_reads(mod
     assert scripted.calls[0].outcome == "complete"
 
 
-async def test_c5_a_response_that_failed_stays_failed(model_of):
+async def test_c5_response_that_failed_stays_failed(model_of):
     gate = asyncio.Event()
     _, model = await model_of(["a", gate, ValueError("broke")])
     response = await model.prompt("x")
@@ -217,7 +221,7 @@ async def test_c5_a_response_that_failed_stays_failed(model_of):
         response.tool_calls_or_raise()
 
 
-async def test_c6_prompts_run_concurrently_under_gather(model_of):
+async def test_c6_prompts_run_concurrently_in_gather(model_of):
     everyone = asyncio.Event()
     scripted, model = await model_of([everyone, "a"])
 
@@ -229,7 +233,7 @@ async def test_c6_prompts_run_concurrently_under_gather(model_of):
     assert [await response.text() for response in got] == ["a"] * 20
 
 
-async def test_c7_a_turn_while_the_previous_one_streams_is_refused(model_of):
+async def test_c7_turn_during_a_turn_is_refused(model_of):
     gate = asyncio.Event()
     scripted, model = await model_of(["a", gate, "b"], ["c"])
     conversation = model.conversation()
@@ -255,7 +259,7 @@ async def test_c7_two_turns_at_once_are_refused(model_of):
     assert len(scripted.calls) == 1
 
 
-async def test_c7_after_a_failed_turn_the_conversation_goes_on(model_of):
+async def test_c7_conversation_continues_after_failure(model_of):
     _, model = await model_of([ValueError("broke")], ["a"])
     conversation = model.conversation()
     with pytest.raises(ValueError, match="broke"):
@@ -263,7 +267,7 @@ async def test_c7_after_a_failed_turn_the_conversation_goes_on(model_of):
     assert await (await conversation.prompt("two")).text() == "a"
 
 
-async def test_c7_a_conversations_tools_reach_its_prompts(model_of):
+async def test_c7_conversation_tools_reach_its_prompts(model_of):
     def clock() -> str:
         return "noon"
 
@@ -273,7 +277,7 @@ async def test_c7_a_conversations_tools_reach_its_prompts(model_of):
     assert [tool.name for tool in scripted.calls[0].request.tools] == ["clock"]
 
 
-async def test_c8_the_registry_is_never_asked_on_the_event_loop(make_datasette):
+async def test_c8_registry_is_never_read_on_event_loop(make_datasette):
     threads = []
 
     class Plugin:
@@ -291,7 +295,8 @@ async def test_c8_the_registry_is_never_asked_on_the_event_loop(make_datasette):
     assert threading.get_ident() not in threads
 
 
-async def test_c8_untyped_attachments_are_looked_at_in_a_thread(model_of, monkeypatch, tmp_path):
+async def test_c8_untyped_attachments_in_a_thread(model_of, monkeypatch, tmp_path):
+    """The type of an attachment is detected in a thread."""
     threads = []
     picture = tmp_path / "a.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
@@ -332,14 +337,15 @@ async def test_a_response_is_genuine_llm(model_of, tmp_path):
     assert done == [response]
 
 
-async def test_a_reply_waits_for_its_response_and_keeps_the_explicit_key(model_of):
+async def test_reply_waits_and_keeps_the_explicit_key(model_of):
     scripted, model = await model_of(["a", 0, "b"], ["c"], needs_key="vendor")
     response = await model.prompt("x", key="sk-explicit")
     assert await (await response.reply("y")).text() == "c"
     assert [call.key for call in scripted.calls] == ["sk-explicit", "sk-explicit"]
 
 
-async def test_the_prompt_text_is_optional_and_goes_by_position_or_name(model_of):
+async def test_prompt_text_is_optional(model_of):
+    """The text of a prompt is optional, and given by position or by name."""
     scripted, model = await model_of(["a"])
     for prompt in (
         model.prompt("x"),
@@ -363,7 +369,7 @@ async def test_a_prompt_of_five_megabytes_arrives_whole(model_of):
 @pytest.mark.parametrize(
     "given", [{"temperature": 1.5}, {"options": {"temperature": 1.5}}], ids=["keyword", "options"]
 )
-async def test_configured_options_are_defaults_that_the_caller_overrides(given, model_of):
+async def test_configured_options_are_defaults(given, model_of):
     reference = {"model": "scripted", "options": {"temperature": 0.5, "max_tokens": 10}}
     scripted, model = await model_of(["a"], config={"default_model": reference})
     await model.prompt("x")
@@ -381,7 +387,7 @@ async def test_an_empty_answer_is_an_answer(model_of):
     assert [chunk async for chunk in response] == []
 
 
-async def test_a_response_that_llm_made_itself_cannot_pass_by_the_hooks(model_of):
+async def test_response_made_by_llm_cannot_skip_hooks(model_of):
     scripted, model = await model_of(["a"])
     plain = llm.AsyncResponse(llm.Prompt("x", model), model, True)
     with pytest.raises(LLMError, match="pass by the hooks"):
@@ -419,7 +425,7 @@ async def test_c5_anext_after_a_failure_raises_it_again(model_of):
             await anext(response)
 
 
-async def test_c5_anext_after_a_timeout_does_not_pass_for_the_end(model_of):
+async def test_c5_anext_after_timeout_is_not_the_end(model_of):
     _, model = await model_of(["a", asyncio.Event(), "b"])
     response = await model.prompt("x")
     assert await anext(response) == "a"
@@ -429,7 +435,7 @@ async def test_c5_anext_after_a_timeout_does_not_pass_for_the_end(model_of):
         await anext(response)
 
 
-async def test_c7_a_chain_that_starts_while_a_turn_streams_is_refused(model_of):
+async def test_c7_chain_started_during_turn_is_refused(model_of):
     scripted, model = await model_of(["a", asyncio.Event(), "b"])
     conversation = model.conversation()
     first, second = conversation.chain("one"), conversation.chain("two")
@@ -444,7 +450,7 @@ async def test_c7_a_chain_that_starts_while_a_turn_streams_is_refused(model_of):
     await steps.aclose()
 
 
-async def test_c7_a_chain_made_before_another_turn_is_refused(model_of):
+async def test_c7_chain_made_before_a_turn_is_refused(model_of):
     _, model = await model_of(["a"])
     conversation = model.conversation()
     stale = conversation.chain("two")
@@ -471,7 +477,8 @@ async def test_a_model_may_return_any_async_iterator(model_of):
     assert await (await model.prompt("x")).text() == "ab"
 
 
-async def test_c5_anext_goes_on_after_a_timeout_while_another_reads(model_of):
+async def test_c5_anext_continues_while_another_reads(model_of):
+    """After a timeout `anext` goes on while another reads."""
     gate = asyncio.Event()
     _, model = await model_of(["one ", gate, "two ", "three"])
     response = await model.prompt("x")
@@ -486,7 +493,7 @@ async def test_c5_anext_goes_on_after_a_timeout_while_another_reads(model_of):
     assert await other == "one two three"
 
 
-async def test_c7_a_chain_that_was_refused_can_be_read_once_it_is_its_turn(model_of):
+async def test_c7_refused_chain_can_be_read_later(model_of):
     scripted, model = await model_of(["a", asyncio.Event()], ["b"])
     conversation = model.conversation()
     chain = conversation.chain("two")

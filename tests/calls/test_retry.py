@@ -1,4 +1,4 @@
-"""Retries and fallbacks: what is asked again, of whom, and what everybody sees of it."""
+"""Retries and fallbacks: what is asked again, and what callers, hooks and the log see of it."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,10 @@ import pytest
 from datasette import hookimpl
 
 from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
-from datasette_llm.calls import retry as answering
-from datasette_llm.log.recorder import Recorder
+from datasette_llm.calls import retry
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import flushed_rows
 from ..support.plugins import Accountant, Observer, raises
 
 
@@ -42,7 +42,7 @@ def pauses(monkeypatch):
         made.append(delay)
 
     monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
-    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
+    monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
     return made
 
 
@@ -57,16 +57,7 @@ def site(make_datasette, register_models):
     return make
 
 
-async def rows_of(site):
-    datasette = site.datasette
-    await datasette.invoke_startup()
-
-    await Recorder.of(datasette).writer.flush()
-    internal = datasette.get_internal_database()
-    return [dict(row) for row in (await internal.execute("select * from llm_calls")).rows]
-
-
-# Which failures are tried again
+# Which failures are retried
 
 
 @pytest.mark.parametrize(
@@ -81,7 +72,8 @@ async def rows_of(site):
     ],
     ids=repr,
 )
-async def test_a_passing_failure_before_the_first_event_is_tried_again(site, error):
+async def test_transient_failure_is_retried(site, error):
+    """A transient failure before the first event is retried."""
     model = ScriptedModel("m", [error], [error], ["Hello"])
     response = await (await site(model).model("m")).prompt("Hi")
     assert await response.text() == "Hello"
@@ -100,7 +92,7 @@ async def test_a_passing_failure_before_the_first_event_is_tried_again(site, err
     ],
     ids=repr,
 )
-async def test_a_lasting_failure_is_not_tried_again(site, error):
+async def test_permanent_failure_is_not_retried(site, error):
     model = ScriptedModel("m", [error], ["Hello"])
     with pytest.raises(type(error)):
         await (await site(model).model("m")).prompt("Hi")
@@ -108,21 +100,21 @@ async def test_a_lasting_failure_is_not_tried_again(site, error):
 
 
 @pytest.mark.parametrize(("retries", "asked"), [(0, 1), (1, 2), (2, 3), (4, 5)])
-async def test_retries_says_how_often_after_the_first_attempt(site, retries, asked):
+async def test_retries_setting_counts_further_attempts(site, retries, asked):
     model = ScriptedModel("m", [down()])
     with pytest.raises(ConnectionError, match="refused"):
         await (await site(model, retries=retries).model("m")).prompt("Hi")
     assert len(model.calls) == asked
 
 
-async def test_without_a_setting_a_prompt_is_tried_twice_more(site):
+async def test_two_retries_by_default(site):
     model = ScriptedModel("m", [down()])
     with pytest.raises(ConnectionError):
         await (await site(model).model("m")).prompt("Hi")
     assert len(model.calls) == 3
 
 
-async def test_nothing_is_tried_again_after_the_first_event(site):
+async def test_no_retry_after_the_first_event(site):
     model = ScriptedModel("m", ["Hel", down()], ["Hello"])
     response = await (await site(model, fallbacks=["m2"]).model("m")).prompt("Hi")
     with pytest.raises(ConnectionError):
@@ -140,7 +132,7 @@ async def test_an_event_without_text_is_an_event(site, event):
     assert len(model.calls) == 1
 
 
-async def test_nothing_is_tried_again_once_a_tool_has_run(site):
+async def test_no_retry_once_a_tool_has_run(site):
     ran = []
     call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
     model = ScriptedModel("m", [down()], [call], [down()], ["Hello"])
@@ -153,7 +145,7 @@ async def test_nothing_is_tried_again_once_a_tool_has_run(site):
     assert len(model.calls) == 3  # the first step twice, and the second once
 
 
-async def test_a_reply_to_a_tool_call_is_not_tried_again(site):
+async def test_no_retry_of_a_reply_to_a_tool_call(site):
     call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
     model = ScriptedModel("m", [call], [down()], ["Hello"])
     tool = llm.Tool.function(lambda: "seen", name="look")
@@ -172,7 +164,7 @@ async def test_the_pauses_grow_and_have_jitter(site, pauses, monkeypatch):
     with pytest.raises(ConnectionError):
         await wrapped.prompt("Hi")
     assert pauses == [0.5, 1, 2, 4, 8, 8]
-    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0.25)
+    monkeypatch.setattr(retry, "WAIT_JITTER_S", 0.25)
     pauses.clear()
     with pytest.raises(ConnectionError):
         await wrapped.prompt("Hi")
@@ -216,7 +208,7 @@ async def test_retry_after_is_waited_for(site, pauses, headers, low, high):
 
 
 @pytest.mark.parametrize("after", ["3600", "inf", timedelta(hours=1), "61"])
-async def test_a_provider_that_wants_an_hour_is_not_waited_for(site, pauses, after):
+async def test_long_retry_after_is_not_waited_for(site, pauses, after):
     model = ScriptedModel("m", [StatusError(429, {"retry-after": written(after)})], ["Hello"])
     with pytest.raises(StatusError):
         await (await site(model).model("m")).prompt("Hi")
@@ -224,14 +216,14 @@ async def test_a_provider_that_wants_an_hour_is_not_waited_for(site, pauses, aft
     assert len(model.calls) == 1
 
 
-async def test_a_pause_that_is_longer_than_the_time_left_is_not_begun(site, pauses):
+async def test_no_pause_longer_than_the_time_left(site, pauses):
     model = ScriptedModel("m", [StatusError(429, {"retry-after": "40"})], ["Hello"])
     with pytest.raises(StatusError):
         await (await site(model, timeout=30).model("m")).prompt("Hi")
     assert pauses == []
 
 
-async def test_what_the_client_tried_by_itself_counts(site):
+async def test_retries_of_the_client_count(site):
     error = StatusError(500)
     error.request = httpx2.Request("POST", "http://x/", headers={"x-stainless-retry-count": "2"})
     model = ScriptedModel("m", [error], ["Hello"])
@@ -256,7 +248,7 @@ class Leaving(ScriptedModel):
             yield chunk
 
 
-async def test_nothing_of_a_failed_attempt_is_in_the_answer(site, plugin):
+async def test_failed_attempt_leaves_no_trace(site, plugin):
     recorder = plugin(Observer())
     model = Leaving("m", [down()], ["Hello"])
     wrapped = await site(model, log={"content": True}).model("m")
@@ -269,17 +261,13 @@ async def test_nothing_of_a_failed_attempt_is_in_the_answer(site, plugin):
     assert await response.json() is None
     assert response.resolved_model is None
     assert recorder.results[0].responses == [response]
-    first, second = await rows_of(LLM(wrapped.route.datasette))
+    first, second = await flushed_rows(wrapped.route.datasette)
     assert (first["outcome"], second["outcome"]) == ("error", "ok")
     assert (first["input_tokens"], second["input_tokens"]) == (99, None)
     assert (first["resolved_model"], second["resolved_model"]) == ("broken", None)
     contents = {
         (row["call_id"], row["part"]): json.loads(row["content"])
-        for row in (
-            await wrapped.route.datasette.get_internal_database().execute(
-                "select * from llm_call_content"
-            )
-        ).rows
+        for row in await flushed_rows(wrapped.route.datasette, "llm_call_content")
     }
     said = [contents[row["id"], "response"]["messages"] for row in (first, second)]
     assert "Hello" not in json.dumps(said[0])
@@ -291,7 +279,7 @@ async def test_the_log_has_a_row_for_every_attempt(site):
     llms = site(model, log=True)
     response = await (await llms.model("m", purpose="chat")).prompt("Hi")
     await response.text()
-    first, second, third = await rows_of(llms)
+    first, second, third = await flushed_rows(llms.datasette)
     assert first["id"] == response.id
     assert [row["prompt_id"] for row in (first, second, third)] == [None, response.id, response.id]
     assert [row["attempt"] for row in (first, second, third)] == [1, 2, 3]
@@ -304,7 +292,7 @@ async def test_the_log_has_a_row_for_every_attempt(site):
     assert first["id"] < second["id"] < third["id"]
 
 
-async def test_one_context_of_the_hooks_spans_all_attempts(site, plugin):
+async def test_one_context_spans_all_attempts(site, plugin):
     accountant, recorder = plugin(Accountant()), plugin(Observer())
     model = ScriptedModel("m", [down()], [down()], ["Hello"])
     response = await (await site(model).model("m")).prompt("Hi")
@@ -314,7 +302,7 @@ async def test_one_context_of_the_hooks_spans_all_attempts(site, plugin):
     assert (accountant.reserved, accountant.settled, accountant.released) == (1, 1, 0)
 
 
-async def test_h4_the_last_failure_is_raised_at_the_yield_once(site, plugin):
+async def test_h4_only_last_failure_raised_at_yield(site, plugin):
     accountant, recorder = plugin(Accountant()), plugin(Observer())
     last = ConnectionError("the last one")
     model = ScriptedModel("m", [down()], [down()], [last])
@@ -324,7 +312,7 @@ async def test_h4_the_last_failure_is_raised_at_the_yield_once(site, plugin):
     assert (accountant.reserved, accountant.settled, accountant.released) == (1, 0, 1)
 
 
-async def test_a_call_that_is_cancelled_in_a_pause_makes_no_other_attempt(site, monkeypatch):
+async def test_cancel_in_a_pause_ends_the_attempts(site, monkeypatch):
     pausing = asyncio.Event()
 
     async def sleep(delay, *args):
@@ -341,7 +329,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_makes_no_other_attempt(site, 
     assert len(model.calls) == 1
 
 
-async def test_what_a_hook_raises_is_not_tried_again(site, plugin):
+async def test_hook_error_is_not_retried(site, plugin):
     plugin(Observer(before=raises(ConnectionError("the hook's own"))))
     model = ScriptedModel("m")
     with pytest.raises(ConnectionError, match="own"):
@@ -352,7 +340,7 @@ async def test_what_a_hook_raises_is_not_tried_again(site, plugin):
 # Fallbacks
 
 
-async def test_a_fallback_answers_when_the_model_has_failed_for_good(site, plugin):
+async def test_fallback_answers_after_the_last_retry(site, plugin):
     recorder = plugin(Observer())
     first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
     llms = site(first, second, log=True, retries=1, fallbacks=["second"])
@@ -361,7 +349,7 @@ async def test_a_fallback_answers_when_the_model_has_failed_for_good(site, plugi
     assert response.model.model_id == "second"
     assert (len(first.calls), len(second.calls)) == (2, 1)
     assert recorder.events == ["hook opens", "hook succeeds"]
-    rows = await rows_of(llms)
+    rows = await flushed_rows(llms.datasette)
     assert [(row["model_id"], row["attempt"], row["outcome"]) for row in rows] == [
         ("first", 1, "error"),
         ("first", 2, "error"),
@@ -369,7 +357,7 @@ async def test_a_fallback_answers_when_the_model_has_failed_for_good(site, plugi
     ]
 
 
-async def test_a_lasting_failure_goes_to_the_fallback_at_once(site):
+async def test_permanent_failure_goes_to_fallback(site):
     first = ScriptedModel("first", [StatusError(401)])
     second = ScriptedModel("second", ["Hello"])
     response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
@@ -377,14 +365,14 @@ async def test_a_lasting_failure_goes_to_the_fallback_at_once(site):
     assert len(first.calls) == 1
 
 
-async def test_a_model_without_a_key_is_stood_in_for(site):
-    first = ScriptedModel("first", needs_key="nobody")
+async def test_fallback_answers_for_a_model_without_key(site):
+    first = ScriptedModel("first", needs_key="unset")
     second = ScriptedModel("second", ["Hello"])
     response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
     assert await response.text() == "Hello"
 
 
-async def test_fallbacks_are_tried_in_order_and_each_as_often_as_it_says(site):
+async def test_fallbacks_in_order_with_own_retries(site):
     a, b, c = (ScriptedModel(name, [down()]) for name in "abc")
     d = ScriptedModel("d", [down()], ["Hello"])
     llms = site(a, b, c, d, retries=0, fallbacks=["b", {"model": "c", "retries": 2}, "d"])
@@ -396,7 +384,8 @@ async def test_fallbacks_are_tried_in_order_and_each_as_often_as_it_says(site):
     ]
 
 
-async def test_when_all_have_failed_the_response_is_of_the_model_that_was_asked_for(site, plugin):
+async def test_all_failed_response_has_requested_model(site, plugin):
+    """When all have failed, the response is of the model that was requested."""
     recorder = plugin(Observer())
     first, second = ScriptedModel("first", [down()]), ScriptedModel("second", [StatusError(500)])
     llms = site(first, second, retries=0, fallbacks=["second"])
@@ -407,7 +396,8 @@ async def test_when_all_have_failed_the_response_is_of_the_model_that_was_asked_
     assert response.prompt.options.temperature == 0.5
 
 
-async def test_a_fallback_that_fails_after_its_first_event_is_the_calls_failure(site):
+async def test_fallback_failing_mid_stream_is_final(site):
+    """A fallback that fails after its first event fails the call."""
     third = ScriptedModel("third")
     first = ScriptedModel("first", [down()])
     second = ScriptedModel("second", ["Hel", StatusError(500)])
@@ -445,7 +435,8 @@ async def test_a_fallback_has_its_own_key_and_options(site, monkeypatch):
     assert response.prompt is second.calls[1].request
 
 
-async def test_a_configured_option_that_the_model_reads_otherwise_is_not_the_fallbacks(site):
+async def test_coerced_option_is_not_the_fallbacks(site):
+    """A configured option that the model converts is not sent to the fallback."""
     first, second = ScriptedModel("first", [down()]), ScriptedModel("second", ["Hello"])
     reference = {"model": "first", "options": {"temperature": "0.1", "max_tokens": 7}}
     llms = site(first, second, retries=0, default_model=reference, fallbacks=["second"])
@@ -462,7 +453,7 @@ class Plain(ScriptedModel):
         pass
 
 
-async def test_options_that_a_fallback_does_not_know_are_left_out(site):
+async def test_options_unknown_to_fallback_are_left_out(site):
     first, second = ScriptedModel("first", [down()]), Plain("second", ["Hello"])
     llms = site(first, second, retries=0, fallbacks=["second"])
     response = await (await llms.model("first")).prompt("Hi", temperature=1.5)
@@ -494,7 +485,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ),
     ],
 )
-async def test_what_a_fallback_does_not_support_skips_it(site, needs, lacks, why):
+async def test_fallback_without_the_feature_is_skipped(site, needs, lacks, why):
     everything = {"attachment_types": ("image/png",)}
     first = ScriptedModel("first", [down()], [ConnectionError("again")], **everything)
     second = ScriptedModel("second", **(everything | lacks))
@@ -512,7 +503,7 @@ async def test_what_a_fallback_does_not_support_skips_it(site, needs, lacks, why
     assert f"does not support {why}" in note
 
 
-async def test_a_fallback_that_does_not_stream_answers_at_its_end(site):
+async def test_fallback_that_does_not_stream(site):
     first = ScriptedModel("first", [down()])
     second = ScriptedModel("second", ["Hel", "lo"], can_stream=False)
     response = await (await site(first, second, fallbacks=["second"]).model("first")).prompt("Hi")
@@ -547,7 +538,7 @@ async def test_a_fallback_passes_the_same_policy(site, plugin, caplog):
 
 
 @pytest.mark.parametrize("name", ["blocked", "unknown"])
-async def test_a_fallback_that_the_configuration_does_not_allow_is_skipped(site, name):
+async def test_forbidden_fallback_is_skipped(site, name):
     first, blocked = ScriptedModel("first", [down()]), ScriptedModel("blocked")
     third = ScriptedModel("third", ["Hello"])
     llms = site(
@@ -558,7 +549,8 @@ async def test_a_fallback_that_the_configuration_does_not_allow_is_skipped(site,
     assert blocked.calls == []
 
 
-async def test_the_fallbacks_of_a_fallback_follow_it_and_no_model_is_asked_twice(site):
+async def test_fallbacks_of_fallbacks_run_once_each(site):
+    """The fallbacks of a fallback follow it, and no model is asked twice."""
     models = [ScriptedModel(name, [down()]) for name in "abcd"]
     llms = site(
         *models,
@@ -576,7 +568,7 @@ async def test_the_fallbacks_of_a_fallback_follow_it_and_no_model_is_asked_twice
     assert [note.split()[1] for note in caught.value.__notes__] == ["'b'", "'c'", "'d'"]
 
 
-async def test_a_chain_goes_on_with_the_model_that_was_asked_for(site):
+async def test_next_chain_step_asks_requested_model(site):
     call = llm.ToolCall(name="tool", arguments={}, tool_call_id="t1")
     first = ScriptedModel("first", [down()], ["Done"])
     second = ScriptedModel("second", [call])
@@ -586,7 +578,7 @@ async def test_a_chain_goes_on_with_the_model_that_was_asked_for(site):
     assert answers == [("", "second"), ("Done", "first")]
 
 
-async def test_a_conversation_keeps_the_turn_that_a_fallback_answered(site):
+async def test_conversation_keeps_turn_of_fallback(site):
     first = ScriptedModel("first", [down()], ["Two"])
     second = ScriptedModel("second", ["One"])
     conversation = (
@@ -601,7 +593,7 @@ async def test_a_conversation_keeps_the_turn_that_a_fallback_answered(site):
     ]
 
 
-async def test_a_reply_goes_to_the_model_that_answered(site):
+async def test_reply_goes_to_the_model_that_answered(site):
     first = ScriptedModel("first", [down()], ["no"])
     second = ScriptedModel("second", ["One"], ["Two"])
     llms = site(first, second, retries=0, fallbacks=["second"])
@@ -610,7 +602,8 @@ async def test_a_reply_goes_to_the_model_that_answered(site):
     assert await reply.text() == "Two"
 
 
-async def test_a_reply_to_a_fallback_has_the_timeout_and_the_fallbacks_of_any_prompt(site):
+async def test_reply_to_fallback_has_timeout_fallbacks(site):
+    """A reply to a fallback has the timeout and the fallbacks of any prompt."""
     first = ScriptedModel("first", [down()])
     second = ScriptedModel("second", ["One"], [down()], [asyncio.Event()])
     third = ScriptedModel("third", ["Two"])
@@ -628,7 +621,7 @@ async def test_a_reply_to_a_fallback_has_the_timeout_and_the_fallbacks_of_any_pr
             await response.reply("3")
 
 
-async def test_the_key_of_no_attempt_is_in_what_the_caller_gets(site, monkeypatch):
+async def test_error_contains_no_key_of_any_attempt(site, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_FIRST_API_KEY", "sk-of-the-first-model")
     monkeypatch.setenv("DATASETTE_SECRETS_SECOND_API_KEY", "sk-of-the-second-model")
     first = ScriptedModel("first", [ConnectionError("sk-of-the-first-model")], needs_key="first")
@@ -638,12 +631,14 @@ async def test_the_key_of_no_attempt_is_in_what_the_caller_gets(site, monkeypatc
     llms = site(first, second, log=True, retries=1, fallbacks=["second"])
     with pytest.raises(ConnectionError) as caught:
         await (await llms.model("first")).prompt("Hi")
-    said = repr(caught.value) + repr(caught.value.__notes__) + repr(await rows_of(llms))
+    said = (
+        repr(caught.value) + repr(caught.value.__notes__) + repr(await flushed_rows(llms.datasette))
+    )
     assert "[key removed]" in said
     assert "sk-of" not in said
 
 
-async def test_the_time_in_total_is_that_of_all_attempts(site):
+async def test_timeout_covers_all_attempts(site):
     first = ScriptedModel("first", [down()])
     second = ScriptedModel("second", [asyncio.Event()])
     llms = site(first, second, retries=0, fallbacks=["second"], timeout=0.05)
@@ -655,7 +650,7 @@ async def test_the_time_in_total_is_that_of_all_attempts(site):
 
 
 @pytest.mark.parametrize("script", [[down()], [asyncio.Event()]], ids=["failed", "hung"])
-async def test_an_idle_timeout_ends_with_its_own_attempt(site, script):
+async def test_idle_timeout_ends_with_its_attempt(site, script):
     first = ScriptedModel("first", script)
     second = ScriptedModel("second", ["Hel", 0.05, "lo"])
     reference = {"model": "first", "idle_timeout": 0.02, "fallbacks": ["second"]}
@@ -665,9 +660,8 @@ async def test_an_idle_timeout_ends_with_its_own_attempt(site, script):
 
 
 @pytest.mark.parametrize("needs_key", ["second", None])
-async def test_the_key_that_a_fallback_had_is_not_taken_for_that_of_the_next_step(
-    site, monkeypatch, needs_key
-):
+async def test_fallback_key_does_not_replace_steps_key(site, monkeypatch, needs_key):
+    """The key of a fallback is not taken for that of the next step."""
     monkeypatch.setenv("DATASETTE_SECRETS_FIRST_API_KEY", "sk-of-the-first-model")
     monkeypatch.setenv("DATASETTE_SECRETS_SECOND_API_KEY", "sk-of-the-second-model")
     call = llm.ToolCall(name="tool", arguments={}, tool_call_id="t1")
@@ -677,12 +671,14 @@ async def test_the_key_that_a_fallback_had_is_not_taken_for_that_of_the_next_ste
     llms = site(first, second, log=True, retries=0, fallbacks=["second"])
     with pytest.raises(ConnectionError) as caught:
         await (await llms.model("first")).chain("Hi", tools=[tool]).text()
-    said = repr(caught.value) + repr(await rows_of(llms))
+    said = repr(caught.value) + repr(await flushed_rows(llms.datasette))
     assert "[key removed] is refused" in said
     assert "sk-of" not in said
 
 
-async def test_the_time_in_total_is_that_of_the_hooks_that_a_fallback_passes_too(site, plugin):
+async def test_timeout_covers_fallback_filters(site, plugin):
+    """The timeout covers the filters that a fallback has to pass."""
+
     class Slow:
         __name__ = "slow"
         asked = 0
@@ -721,7 +717,7 @@ class Swallowing:
                 await asyncio.Event().wait()
 
 
-async def test_no_fallback_is_asked_once_somebody_has_stopped_the_call(site, plugin):
+async def test_no_fallback_after_the_call_was_cancelled(site, plugin):
     first, second = ScriptedModel("first", [StatusError(401)]), ScriptedModel("second")
     swallowing = plugin(Swallowing(first))
     model = await site(first, second, fallbacks=["second"]).model("first")
@@ -733,7 +729,7 @@ async def test_no_fallback_is_asked_once_somebody_has_stopped_the_call(site, plu
     assert second.calls == []
 
 
-async def test_no_fallback_is_asked_once_the_time_in_total_is_over(site, plugin):
+async def test_no_fallback_after_the_timeout(site, plugin):
     first, second = ScriptedModel("first", [StatusError(401)]), ScriptedModel("second")
     plugin(Swallowing(first))
     llms = site(first, second, fallbacks=["second"], timeout=0.05)

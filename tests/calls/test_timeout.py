@@ -1,4 +1,4 @@
-"""Timeouts: in total and without an event, as the caller, the hooks and the record see them."""
+"""Timeouts: in total and without an event, as the caller, the hooks and the call log see them."""
 
 import asyncio
 import contextlib
@@ -6,15 +6,16 @@ import sqlite3
 
 import llm
 import pytest
+from datasette import hookimpl
 
 from datasette_llm import LLM, LLMError, ResponseTimeoutError, instance
-from datasette_llm.calls import retry as answering
-from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls import retry
 from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.task import CLEANUP_S
 from datasette_llm.calls.timeout import Deadline
-from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import flushed_rows, writing_held_up
 from ..support.plugins import Accountant, Observer
 
 SHORT_S = 0.05
@@ -27,8 +28,8 @@ def forever() -> asyncio.Event:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(answering, "WAIT_INITIAL_S", 0)
-    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
+    monkeypatch.setattr(retry, "WAIT_INITIAL_S", 0)
+    monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
 
 
 @pytest.fixture
@@ -49,9 +50,8 @@ async def failure_of(awaitable):
 
 
 @pytest.mark.parametrize("setting", ["timeout", "idle_timeout"])
-async def test_a_timeout_is_an_error_of_its_own_kind_at_the_yield_and_at_the_caller(
-    site, plugin, setting
-):
+async def test_timeout_error_reaches_hooks_and_caller(site, plugin, setting):
+    """A timeout is an error of its own kind at the yield, at the caller and in the log."""
     accountant, recorder = plugin(Accountant()), plugin(Observer())
     model = ScriptedModel("m", [forever()])
     llms = site(model, retries=0, log=True, **{setting: RECORDED_S})
@@ -64,17 +64,15 @@ async def test_a_timeout_is_an_error_of_its_own_kind_at_the_yield_and_at_the_cal
     assert "0.3 seconds" in str(error)
     assert recorder.errors == [error]
     assert (accountant.settled, accountant.released) == (0, 1)
-    # None was made where the record alone took that long.
+    # No request was sent where the call log alone took that long.
     assert {call.outcome for call in model.calls} <= {"cancelled"}
     assert asyncio.current_task().cancelling() == 0
-    await Recorder.of(llms.datasette).writer.flush()
-    internal = llms.datasette.get_internal_database()
-    [row] = (await internal.execute("select * from llm_calls")).rows
+    [row] = await flushed_rows(llms.datasette)
     assert (row["outcome"], row["error_type"]) == ("error", "ResponseTimeoutError")
     assert row["error_message"] == str(error)
 
 
-async def test_a_timeout_after_the_first_event_fails_the_response_for_good(site):
+async def test_timeout_after_first_event_is_final(site):
     model = ScriptedModel("m", ["Hel", forever()], ["Hello"])
     llms = site(model, idle_timeout=SHORT_S)
     response = await (await llms.model("m")).prompt("Hi")
@@ -83,14 +81,14 @@ async def test_a_timeout_after_the_first_event_fails_the_response_for_good(site)
     assert len(model.calls) == 1
 
 
-async def test_a_response_that_goes_on_is_not_idle(site):
+async def test_streaming_response_is_not_idle(site):
     model = ScriptedModel("m", [item for _ in range(8) for item in (0.02, "x")])
     llms = site(model, idle_timeout=0.5)
     response = await (await llms.model("m")).prompt("Hi")
     assert await response.text() == "x" * 8
 
 
-async def test_the_time_in_total_counts_while_events_come(site):
+async def test_timeout_counts_while_events_come(site):
     model = ScriptedModel("m", [item for _ in range(500) for item in (0.01, "x")])
     llms = site(model, timeout=SHORT_S, idle_timeout=5)
     response = await (await llms.model("m")).prompt("Hi")
@@ -98,7 +96,8 @@ async def test_the_time_in_total_counts_while_events_come(site):
     assert 0 < model.calls[0].sent < 500
 
 
-async def test_an_idle_attempt_is_tried_again_and_one_whose_time_is_over_is_not(site):
+async def test_idle_attempt_is_retried(site):
+    """An idle attempt is retried, and one whose total time is over is not."""
     model = ScriptedModel("m", [forever()], ["Hello"])
     response = await (await site(model, idle_timeout=SHORT_S).model("m")).prompt("Hi")
     assert await response.text() == "Hello"
@@ -107,38 +106,28 @@ async def test_an_idle_attempt_is_tried_again_and_one_whose_time_is_over_is_not(
     assert len(model.calls) == 1
 
 
-async def test_the_time_in_total_ends_a_pause(site, monkeypatch):
-    monkeypatch.setattr(answering, "WAIT_INITIAL_S", 30)
-    monkeypatch.setattr(answering, "WAIT_MAX_S", 30)
+async def test_timeout_ends_a_pause(site, monkeypatch):
+    monkeypatch.setattr(retry, "WAIT_INITIAL_S", 30)
+    monkeypatch.setattr(retry, "WAIT_MAX_S", 30)
     model = ScriptedModel("m", [ConnectionError("refused")])
     error = await failure_of((await site(model, timeout=SHORT_S).model("m")).prompt("Hi"))
     assert isinstance(error.__cause__, ConnectionError)
     assert len(model.calls) == 1
 
 
-async def test_the_time_in_total_ends_a_wait_for_the_record(site, monkeypatch):
+async def test_timeout_ends_a_wait_for_the_log(site):
     model = ScriptedModel("m", ["Hello"])
     llms = site(model, timeout=SHORT_S, log=True)
     wrapped = await llms.model("m")
-    writer = Recorder.of(llms.datasette).writer
-    going_on, execute = asyncio.Event(), writer._execute
-
-    async def slow(work):
-        await going_on.wait()
-        return await execute(work)
-
-    monkeypatch.setattr(writer, "_execute", slow)
-    error = await failure_of(wrapped.prompt("Hi"))
+    async with writing_held_up(llms.datasette):
+        error = await failure_of(wrapped.prompt("Hi"))
     assert error.setting == "timeout"
     assert model.calls == []
-    going_on.set()
-    await writer.flush()
-    internal = llms.datasette.get_internal_database()
-    [row] = (await internal.execute("select * from llm_calls")).rows
+    [row] = await flushed_rows(llms.datasette)
     assert (row["outcome"], row["error_type"]) == ("error", "ResponseTimeoutError")
 
 
-async def test_each_step_of_a_chain_has_its_time(site):
+async def test_each_chain_step_has_its_own_timeout(site):
     call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
     model = ScriptedModel("m", [0.06, call], [0.06, call], [0.06, "Done"])
 
@@ -150,7 +139,8 @@ async def test_each_step_of_a_chain_has_its_time(site):
     assert await chain.text() == "Done"
 
 
-async def test_callbacks_of_a_complete_response_may_take_their_time(site, plugin):
+async def test_callbacks_are_not_subject_to_timeouts(site, plugin):
+    """Callbacks of a complete response may take their time."""
     seen = []
 
     async def slow(response):
@@ -179,7 +169,8 @@ class Deaf(ScriptedModel):
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
-async def test_a_provider_that_swallows_its_cancellation_is_ended(site, monkeypatch, goes_on):
+async def test_deaf_provider_is_ended(site, monkeypatch, goes_on):
+    """A provider that swallows its cancellation is ended."""
     monkeypatch.setattr("datasette_llm.calls.timeout.CLEANUP_S", SHORT_S)
     model = Deaf("m", [forever()])
     model.goes_on = goes_on
@@ -203,13 +194,14 @@ class Renaming(ScriptedModel):
             raise RuntimeError("something went wrong") from error
 
 
-async def test_what_a_provider_makes_of_the_cancellation_is_the_cause(site):
+async def test_error_made_of_cancellation_is_the_cause(site):
+    """The error that a provider makes of the cancellation is the cause of the timeout."""
     llms = site(Renaming("m", [forever()]), timeout=SHORT_S)
     error = await failure_of((await llms.model("m")).prompt("Hi"))
     assert isinstance(error.__cause__, RuntimeError)
 
 
-async def test_the_caller_who_cancels_first_gets_a_cancellation(site, plugin):
+async def test_caller_cancelling_first_is_cancelled(site, plugin):
     recorder = plugin(Observer())
     model = ScriptedModel("m", [forever()])
     llms = site(model, timeout=60, idle_timeout=60)
@@ -222,19 +214,12 @@ async def test_the_caller_who_cancels_first_gets_a_cancellation(site, plugin):
 
 
 async def test_a_hooks_own_timeout_stays_the_hooks(site, plugin):
-    class Impatient(Observer):
-        pass
-
-    from contextlib import asynccontextmanager
-
-    from datasette import hookimpl
-
     class Plugin:
         __name__ = "impatient"
 
         @hookimpl
         def llm_prompt_context(self):
-            @asynccontextmanager
+            @contextlib.asynccontextmanager
             async def context(result):
                 async with asyncio.timeout(SHORT_S):
                     yield
@@ -248,32 +233,36 @@ async def test_a_hooks_own_timeout_stays_the_hooks(site, plugin):
     assert not isinstance(caught.value, ResponseTimeoutError)
 
 
-async def test_no_timer_is_left(site):
+async def test_no_timer_remains(site):
     model = ScriptedModel("m", ["Hello"])
     llms = site(model, timeout=60, idle_timeout=60)
     await (await (await llms.model("m")).prompt("Hi")).text()
     loop = asyncio.get_running_loop()
     left = [timer for timer in loop._scheduled if not timer.cancelled()]
     assert not [timer for timer in left if "Deadline" in repr(timer)]
-    assert lifetimes.CLEANUP_S == 5.0
+    assert CLEANUP_S == 5.0
 
 
-async def test_each_event_begins_the_idle_time_anew_and_the_total_goes_on() -> None:
-    end = asyncio.get_running_loop().time() + 1_000
+async def test_event_restarts_idle_time_only(monkeypatch) -> None:
+    """Each event restarts the idle time, and the total goes on."""
+    loop = asyncio.get_running_loop()
+    end, call_at, timers = loop.time() + 1_000, loop.call_at, []
+
+    def noted(*args):
+        timers.append(call_at(*args))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_at", noted)
     async with Deadline(end, 1_000, 60) as deadline:
-        first = deadline._timer
         deadline.event()
-        assert first is not None
-        assert first.cancelled()
-        assert deadline._timer is not None
-        assert not deadline._timer.cancelled()
+        assert [timer.cancelled() for timer in timers] == [True, False]
     async with Deadline(end, 1_000, 5_000) as deadline:
         deadline.event()
-        assert deadline._timer is not None
-        assert deadline._timer.when() == end
+        assert not timers[-1].cancelled()
+        assert timers[-1].when() == end
 
 
-async def test_the_wait_for_the_record_is_part_of_the_timeout(
+async def test_timeout_covers_the_wait_for_the_log(
     make_datasette, register_models, plugin, tmp_path
 ):
     recorder, path = plugin(Observer()), tmp_path / "internal.db"
@@ -287,6 +276,5 @@ async def test_the_wait_for_the_record_is_part_of_the_timeout(
         error = await failure_of(wrapped.prompt("Hi"))
     assert model.calls == []
     assert recorder.errors == [error]
-    await Recorder.of(datasette).writer.flush()
-    [row] = (await datasette.get_internal_database().execute("select * from llm_calls")).rows
+    [row] = await flushed_rows(datasette)
     assert (row["outcome"], row["error_type"]) == ("error", "ResponseTimeoutError")
