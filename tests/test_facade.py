@@ -1,4 +1,4 @@
-"""LLM: what plugin authors ask it for, and that all of its answers are one answer."""
+"""LLM, the class for plugin authors: models, defaults, policy, options."""
 
 import asyncio
 import itertools
@@ -106,7 +106,7 @@ def keep(*names: str) -> Callable[[list[Any]], list[Any]]:
     return lambda models: [model for model in models if model.model_id in names]
 
 
-# One answer
+# The four ways agree
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,14 @@ def keep(*names: str) -> Callable[[list[Any]], list[Any]]:
 )
 @pytest.mark.parametrize("kept", [None, ("a", "b", "k"), ()])
 @pytest.mark.parametrize("purpose", [None, "chat"])
-async def test_model_and_models_and_group_and_explain_share_one_answer(
+async def test_all_ways_agree_on_what_is_available(
     make_datasette,
     plugin,
     config: dict[str, Any],
     kept: tuple[str, ...] | None,
     purpose: str | None,
 ) -> None:
+    """model(), models(), group() and explain() agree on which models are available."""
     if kept is not None:
         plugin(Filter(keep(*kept)))
     models = LLM(make_datasette(config))
@@ -151,7 +152,7 @@ async def is_given(pending: Any) -> bool:
         return False
 
 
-async def test_an_id_that_came_from_a_form_is_refused_when_it_is_not_available(
+async def test_unavailable_id_from_a_form_is_refused(
     make_datasette,
 ) -> None:
     models = LLM(make_datasette({**ABC, "purposes": {"chat": {"blocked_models": ["b"]}}}))
@@ -172,7 +173,7 @@ async def test_an_id_that_came_from_a_form_is_refused_when_it_is_not_available(
     )
 
 
-async def test_an_unknown_model_is_an_unknown_model_for_llm_too(make_datasette) -> None:
+async def test_unknown_model_error_is_llms_own_too(make_datasette) -> None:
     with pytest.raises(ModelNotFoundError) as raised:
         await LLM(make_datasette()).model("pelican")
 
@@ -181,16 +182,16 @@ async def test_an_unknown_model_is_an_unknown_model_for_llm_too(make_datasette) 
     assert str(raised.value).startswith("Unknown model: 'pelican'. ")
 
 
-async def test_what_model_gives_carries_the_purpose_and_the_actor(make_datasette, scripted) -> None:
+async def test_model_carries_the_purpose_and_the_actor(make_datasette, scripted) -> None:
     actor = {"id": "simon"}
 
     model = await LLM(make_datasette()).model("a", purpose="chat", actor=actor)
 
-    assert model._model is scripted["a"]
+    assert model.route.model is scripted["a"]
     assert (model.model_id, model.purpose, model.actor) == ("a", "chat", actor)
 
 
-async def test_the_models_that_are_listed_are_ready_to_prompt(make_datasette, scripted) -> None:
+async def test_listed_models_are_ready_to_prompt(make_datasette, scripted) -> None:
     models = await LLM(make_datasette(ABC)).models(actor={"id": "simon"}, purpose="chat")
 
     for model in models:
@@ -199,7 +200,7 @@ async def test_the_models_that_are_listed_are_ready_to_prompt(make_datasette, sc
     assert [len(scripted[name].calls) for name in "abcd"] == [1, 1, 1, 0]
 
 
-async def test_users_at_the_same_time_do_not_mix_their_actors(make_datasette) -> None:
+async def test_concurrent_users_keep_their_actors(make_datasette) -> None:
     models = LLM(make_datasette())
     actors = [{"id": str(number)} for number in range(20)]
 
@@ -220,7 +221,7 @@ async def test_model_needs_no_startup_to_have_run(make_datasette, scripted) -> N
 # Explaining
 
 
-async def test_a_decision_lists_every_rule_that_was_asked_in_order(make_datasette, plugin) -> None:
+async def test_decision_lists_every_rule_in_order(make_datasette, plugin) -> None:
     plugin(Filter(keep("a", "k")), name="teams")
     plugin(Filter(None), name="no-opinion")
     models = LLM(make_datasette({"models": ["a", "k"]}))
@@ -239,7 +240,7 @@ async def test_a_decision_lists_every_rule_that_was_asked_in_order(make_datasett
     assert decision.reason == "Model 'a' is available for purpose 'chat'"
 
 
-async def test_the_decision_about_an_unknown_model_says_so(make_datasette) -> None:
+async def test_decision_about_an_unknown_model(make_datasette) -> None:
     decision = await LLM(make_datasette()).explain("pelican", "chat", None)
 
     assert not decision
@@ -247,7 +248,8 @@ async def test_the_decision_about_an_unknown_model_says_so(make_datasette) -> No
     assert decision.reason.startswith("Unknown model: 'pelican'")
 
 
-async def test_a_missing_key_hides_a_model_and_does_not_forbid_it(make_datasette) -> None:
+async def test_missing_key_hides_but_does_not_forbid(make_datasette) -> None:
+    """A missing key hides a model, and does not forbid it."""
     models = LLM(make_datasette())
 
     decision = await models.explain("k")
@@ -262,9 +264,7 @@ async def test_a_missing_key_hides_a_model_and_does_not_forbid_it(make_datasette
         await model.prompt("hi")
 
 
-async def test_filters_are_not_asked_about_what_the_configuration_removed(
-    make_datasette, plugin
-) -> None:
+async def test_filters_not_run_for_removed_models(make_datasette, plugin) -> None:
     asked = plugin(Filter(None))
     models = LLM(make_datasette(ABC))
 
@@ -286,7 +286,7 @@ async def test_require_keys_hides_models_without_a_key(
     assert await ids(LLM(make_datasette(config))) == listed
 
 
-async def test_a_purpose_that_nobody_registered_is_allowed(make_datasette) -> None:
+async def test_unregistered_purpose_is_allowed(make_datasette) -> None:
     models = LLM(make_datasette({**ABC, "default_model": "b"}))
 
     assert (await models.model(purpose="never heard of")).purpose == "never heard of"
@@ -341,9 +341,9 @@ async def test_an_actor_without_an_id_is_as_good_as_any(
         (lambda models: (model for model in models[1:]), "bc"),
         (lambda models: models[::-1], "abc"),
         (lambda models: models + models, "abc"),
-        (lambda models: [*models, ScriptedModel("stranger")], "abc"),
+        (lambda models: [*models, ScriptedModel("unknown")], "abc"),
         (lambda models: [ScriptedModel("a")], "a"),
-        (["stranger", "d", "echo"], ""),
+        (["unknown", "d", "echo"], ""),
         (lambda models: models.clear(), "abc"),
         (lambda models: [models.pop(), models.clear()][:1], "c"),
     ],
@@ -361,7 +361,7 @@ async def test_a_filter_may_answer_in_any_of_these_ways(
 
 @pytest.mark.parametrize("kind", [Filter, AsyncFilter])
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "problem"),
     [
         ("a", "returned str with NoneType"),
         (True, "returned bool with NoneType"),
@@ -371,8 +371,8 @@ async def test_a_filter_may_answer_in_any_of_these_ways(
         ([b"a"], "returned list with bytes"),
     ],
 )
-async def test_a_filter_that_answers_something_else_is_told_by_name(
-    make_datasette, plugin, kind: Any, answer: Any, told: str
+async def test_invalid_filter_result_names_the_plugin(
+    make_datasette, plugin, kind: Any, answer: Any, problem: str
 ) -> None:
     plugin(kind(answer), name="teams")
     models = LLM(make_datasette(ABC))
@@ -381,7 +381,7 @@ async def test_a_filter_that_answers_something_else_is_told_by_name(
         with pytest.raises(HookError) as raised:
             await ask()
         assert str(raised.value) == (
-            f"llm_filter_models of plugin 'teams' {told}; "
+            f"llm_filter_models of plugin 'teams' {problem}; "
             "return a list of the models to keep, or None"
         )
 
@@ -412,9 +412,8 @@ async def test_filters_only_narrow_whatever_their_order(
     assert "does not allow model 'a' for this actor" in await refused(models, "a")
 
 
-async def test_a_hook_can_never_bring_back_what_the_configuration_removed(
-    make_datasette, plugin
-) -> None:
+async def test_hooks_cannot_restore_removed_models(make_datasette, plugin) -> None:
+    """A hook can never bring back what the configuration removed."""
     plugin(Filter(["a", "b", "c", "d", "echo", "k"]))
     plugin(Default("d"))
     models = LLM(make_datasette({"models": ["a", "b", "d"], "blocked_models": ["d"]}))
@@ -425,9 +424,8 @@ async def test_a_hook_can_never_bring_back_what_the_configuration_removed(
     await refused(models, "echo")
 
 
-async def test_every_filter_sees_llms_own_models_in_the_very_list_that_models_would_show(
-    make_datasette, plugin, scripted
-) -> None:
+async def test_filters_see_llms_models_as_listed(make_datasette, plugin, scripted) -> None:
+    """Every filter sees llm's own models, in the very list that models() would show."""
     first = plugin(Filter(lambda models: models.clear()), name="first")
     second = plugin(Filter(["a"]), name="second")
     config = {"models": ["k", "a", "b", "c"], "default_model": "c"}
@@ -446,7 +444,7 @@ async def test_every_filter_sees_llms_own_models_in_the_very_list_that_models_wo
 
 
 @pytest.mark.parametrize(("asked_for", "shown"), [("b", "cab"), ("k", "cabk")])
-async def test_a_filter_is_shown_the_model_in_question_too(
+async def test_filter_sees_the_model_in_question_too(
     make_datasette, plugin, asked_for: str, shown: str
 ) -> None:
     config = {"models": ["k", "a", "b", "c"], "default_model": "c"}
@@ -459,7 +457,7 @@ async def test_a_filter_is_shown_the_model_in_question_too(
     assert ["".join(m.model_id for m in call["models"]) for call in asked.seen] == [shown] * 2
 
 
-async def test_a_default_that_a_filter_removed_is_refused(make_datasette, plugin) -> None:
+async def test_default_removed_by_a_filter_is_refused(make_datasette, plugin) -> None:
     plugin(Filter(["b"]), name="teams")
     models = LLM(make_datasette({**ABC, "default_model": "a"}))
 
@@ -474,7 +472,7 @@ async def test_a_default_that_a_filter_removed_is_refused(make_datasette, plugin
 
 @pytest.mark.parametrize("kind", [Default, AsyncDefault])
 @pytest.mark.parametrize("purpose", [None, "chat", "other"])
-async def test_a_default_from_a_hook_comes_before_the_configured_ones(
+async def test_hook_default_precedes_configured_ones(
     make_datasette, plugin, kind: Any, purpose: str | None
 ) -> None:
     plugin(kind("c"))
@@ -487,9 +485,8 @@ async def test_a_default_from_a_hook_comes_before_the_configured_ones(
         assert model.model_id == "c"
 
 
-async def test_the_first_default_that_is_not_none_is_used_and_later_plugins_are_not_asked(
-    make_datasette, plugin
-) -> None:
+async def test_first_hook_default_wins(make_datasette, plugin) -> None:
+    """The first default that is not None is used, and later plugins are not asked."""
     never_asked = plugin(Default("a"), name="third")
     plugin(AsyncDefault("c"), name="second")
     asked = plugin(Default(None), name="first")  # plugins registered later are asked first
@@ -502,16 +499,14 @@ async def test_the_first_default_that_is_not_none_is_used_and_later_plugins_are_
     assert never_asked.seen == []
 
 
-async def test_hooks_without_an_opinion_leave_the_default_to_the_configuration(
-    make_datasette, plugin
-) -> None:
+async def test_hooks_may_leave_default_to_the_config(make_datasette, plugin) -> None:
     plugin(Default(None))
     plugin(AsyncDefault(None))
 
     assert (await LLM(make_datasette({"default_model": "b"})).model()).model_id == "b"
 
 
-async def test_a_hook_may_name_its_default_by_alias_or_by_a_model(
+async def test_hook_default_may_be_an_alias_or_a_model(
     make_datasette, plugin, scripted, llm_folder: Path
 ) -> None:
     (llm_folder / "aliases.json").write_text('{"bee": "b"}')
@@ -524,18 +519,16 @@ async def test_a_hook_may_name_its_default_by_alias_or_by_a_model(
     assert (await models.model()).model_id == "c"
 
 
-async def test_hooks_are_not_asked_for_a_default_where_a_model_is_named(
-    make_datasette, plugin
-) -> None:
+async def test_default_hooks_only_without_a_model_id(make_datasette, plugin) -> None:
+    """Hooks are not asked for a default where a model is named."""
     asked = plugin(Default("c"))
 
     assert (await LLM(make_datasette(ABC)).model("a")).model_id == "a"
     assert asked.seen == []
 
 
-async def test_an_unknown_default_from_a_hook_is_told_and_listing_goes_on(
-    make_datasette, plugin
-) -> None:
+async def test_unknown_hook_default_allows_listing(make_datasette, plugin) -> None:
+    """An unknown default from a hook fails model(), and does not stop listing."""
     plugin(Default("pelican"))
     models = LLM(make_datasette({**ABC, "default_model": "b"}))
 
@@ -545,9 +538,7 @@ async def test_an_unknown_default_from_a_hook_is_told_and_listing_goes_on(
 
 
 @pytest.mark.parametrize("default", ["d", "b"])
-async def test_a_default_from_a_hook_is_under_policy_like_any_other(
-    make_datasette, plugin, default: str
-) -> None:
+async def test_hook_default_is_subject_to_policy(make_datasette, plugin, default: str) -> None:
     plugin(Default(default))
     models = LLM(make_datasette({**ABC, "blocked_models": ["b"]}))
 
@@ -557,7 +548,7 @@ async def test_a_default_from_a_hook_is_under_policy_like_any_other(
 
 @pytest.mark.parametrize("kind", [Default, AsyncDefault])
 @pytest.mark.parametrize(("answer", "name"), [(7, "int"), (["a"], "list"), (True, "bool")])
-async def test_a_default_that_is_no_model_id_is_told_with_the_plugins_name(
+async def test_invalid_hook_default_names_the_plugin(
     make_datasette, plugin, kind: Any, answer: Any, name: str
 ) -> None:
     plugin(kind(answer), name="prefs")
@@ -586,7 +577,7 @@ async def test_a_default_that_is_no_model_id_is_told_with_the_plugins_name(
     ],
 )
 @pytest.mark.parametrize("model_id", [None, ""])
-async def test_no_default_is_told_with_what_to_do(
+async def test_missing_default_error_says_what_to_do(
     make_datasette, purpose: str | None, message: str, model_id: str | None
 ) -> None:
     models = LLM(make_datasette())
@@ -598,7 +589,7 @@ async def test_no_default_is_told_with_what_to_do(
     assert not await models.has_default(purpose)
 
 
-async def test_an_empty_string_as_model_id_means_the_default(make_datasette) -> None:
+async def test_empty_model_id_means_the_default(make_datasette) -> None:
     models = LLM(make_datasette({"default_model": "b"}))
 
     assert (await models.model("")).model_id == "b"
@@ -624,9 +615,10 @@ OPTIONS = {"default_model": {"model": "a", "options": {"temperature": 0.5, "max_
     ],
 )
 @pytest.mark.parametrize("way", ["prompt", "conversation", "chain", "conversation's chain"])
-async def test_configured_options_are_defaults_and_the_callers_win_in_either_form(
+async def test_options_of_the_caller_win_in_either_form(
     make_datasette, scripted, given: dict[str, Any], sent: tuple[float, int], way: str
 ) -> None:
+    """Configured options are defaults, and the caller's win in either form."""
     model = await LLM(make_datasette(OPTIONS)).model()
 
     match way:
@@ -643,7 +635,7 @@ async def test_configured_options_are_defaults_and_the_callers_win_in_either_for
     assert (options.temperature, options.max_tokens) == sent
 
 
-async def test_configured_options_belong_to_their_model_only(make_datasette, scripted) -> None:
+async def test_configured_options_are_for_their_model(make_datasette, scripted) -> None:
     models = LLM(make_datasette(OPTIONS))
 
     await (await (await models.model("b")).prompt("hi")).text()
@@ -652,9 +644,10 @@ async def test_configured_options_belong_to_their_model_only(make_datasette, scr
 
 
 @pytest.mark.parametrize("options", [{"nonsense": 1}, {"temperature": "hot"}])
-async def test_a_configured_option_that_the_model_does_not_take_fails_the_prompt_by_name(
+async def test_invalid_configured_option_fails_by_name(
     make_datasette, scripted, options: dict[str, Any]
 ) -> None:
+    """A configured option that the model does not take fails the prompt by name."""
     config = {"default_model": {"model": "a", "options": options}}
     model = await LLM(make_datasette(config)).model()
 
@@ -678,7 +671,7 @@ async def test_a_prompt_may_be_empty_or_5_mb(make_datasette, scripted, text: str
 # The configuration, as it is now
 
 
-async def test_a_configuration_changed_between_calls_is_seen(make_datasette) -> None:
+async def test_config_changes_between_calls_count(make_datasette) -> None:
     datasette = make_datasette({"models": ["a", "b"]})
     models = LLM(datasette)
     assert await ids(models) == "ab"
@@ -694,9 +687,10 @@ async def test_a_configuration_changed_between_calls_is_seen(make_datasette) -> 
     await refused(models, "a")
 
 
-async def test_a_configuration_that_was_broken_between_calls_is_told_until_it_is_repaired(
+async def test_broken_config_is_an_error_until_repaired(
     make_datasette,
 ) -> None:
+    """A configuration broken between calls is an error until it is repaired."""
     datasette = make_datasette(ABC)
     models = LLM(datasette)
     await models.model("a")
@@ -711,7 +705,7 @@ async def test_a_configuration_that_was_broken_between_calls_is_told_until_it_is
     assert await ids(models) == "b"
 
 
-async def test_an_unchanged_configuration_is_parsed_once(
+async def test_unchanged_config_is_parsed_once(
     make_datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = LLM(make_datasette(ABC))
@@ -722,7 +716,7 @@ async def test_an_unchanged_configuration_is_parsed_once(
     assert await ids(models) == "abc"
 
 
-async def test_a_setting_may_come_from_the_environment_as_in_all_of_datasette(
+async def test_setting_may_come_from_the_environment(
     make_datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_MODEL", "b")
@@ -732,7 +726,7 @@ async def test_a_setting_may_come_from_the_environment_as_in_all_of_datasette(
 
 
 @pytest.mark.parametrize("config", [None, {}, {"plugins": {}}, {"plugins": None}])
-async def test_a_datasette_without_any_configuration_lists_what_is_installed(config: Any) -> None:
+async def test_installed_models_listed_without_config(config: Any) -> None:
     datasette = Datasette(memory=True, config=config)
     try:
         listed = await ids(LLM(datasette))
@@ -776,15 +770,16 @@ async def test_a_model_id_that_is_no_text_is_unknown(make_datasette, odd) -> Non
         await LLM(make_datasette()).model(odd)
 
 
-async def test_a_file_in_the_configuration_that_is_not_there_is_told(make_datasette) -> None:
+async def test_missing_file_in_config_is_reported(make_datasette) -> None:
     datasette = make_datasette({"default_model": {"$file": "/no/such/file"}})
     with pytest.raises(ConfigError, match=r"plugins.datasette-llm: a \$file cannot be read"):
         await LLM(datasette).models()
 
 
-async def test_a_task_that_a_default_hook_starts_gets_the_hooks_default_later(
+async def test_task_of_a_default_hook_gets_its_default(
     make_datasette, register_models, plugin
 ) -> None:
+    """A task that a default hook starts gets the hook's default later."""
     register_models(ScriptedModel("0 cheap"))
     asked, workers = asyncio.Event(), []
 

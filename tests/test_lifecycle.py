@@ -1,4 +1,4 @@
-"""Datasette starts and stops: a bad configuration, a provider that hangs, calls under way."""
+"""Datasette starts and stops: a bad configuration, a provider that hangs, running calls."""
 
 import asyncio
 import logging
@@ -62,7 +62,8 @@ def endless(model_id: str) -> ScriptedModel:
 # Starting
 
 
-async def test_a_bad_configuration_stops_datasette_with_all_its_problems(make_datasette) -> None:
+async def test_bad_config_stops_startup(make_datasette) -> None:
+    """A bad configuration stops Datasette, with all of its problems in the message."""
     with pytest.raises(ConfigError) as raised:
         await make_datasette(BAD_CONFIG).invoke_startup()
 
@@ -77,14 +78,12 @@ async def test_a_bad_configuration_stops_datasette_with_all_its_problems(make_da
 
 
 @pytest.mark.parametrize("config", [[], "gpt-4o", 7, {"models": "a"}, {"require_keys": "yes"}])
-async def test_a_configuration_of_another_shape_stops_datasette_too(
-    make_datasette, config: Any
-) -> None:
+async def test_config_of_another_shape_stops_startup(make_datasette, config: Any) -> None:
     with pytest.raises(ConfigError, match=r"plugins\.datasette-llm"):
         await make_datasette(config).invoke_startup()
 
 
-async def test_what_is_odd_is_logged_and_kept_for_the_console(
+async def test_warnings_are_logged_and_shown_in_console(
     make_datasette, register_models, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_models(ScriptedModel("pelican"))
@@ -102,7 +101,7 @@ async def test_what_is_odd_is_logged_and_kept_for_the_console(
     assert [message for message in caplog.messages if "plugins." in message] == list(warnings)
 
 
-async def test_a_sound_configuration_starts_without_a_word(
+async def test_valid_config_starts_without_a_message(
     make_datasette, register_models, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_models(ScriptedModel("pelican"))
@@ -124,7 +123,7 @@ class HangingProvider:
     @llm.hookimpl
     def register_models(self) -> None:
         self.asked.set()
-        assert self.may_answer.wait(20), "the test never let the provider answer"
+        assert self.may_answer.wait(20), "the test never released the provider"
 
 
 @pytest.fixture
@@ -136,9 +135,10 @@ def hanging() -> Iterator[HangingProvider]:
     provider.may_answer.set()
 
 
-async def test_a_provider_that_hangs_while_listing_does_not_keep_datasette_from_starting(
+async def test_hanging_model_list_allows_startup(
     make_datasette, hanging: HangingProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A provider that hangs while it lists its models does not prevent startup."""
     monkeypatch.setattr(lifecycle, "CATALOG_WAIT_S", 0.01)
     datasette = make_datasette({"default_model": "pelican"})
 
@@ -153,7 +153,7 @@ async def test_a_provider_that_hangs_while_listing_does_not_keep_datasette_from_
     assert len(instance.of(datasette, StartupCheck).warnings) == 1
 
 
-async def test_datasette_can_be_stopped_while_a_provider_hangs(
+async def test_shutdown_works_while_a_provider_hangs(
     make_datasette, hanging: HangingProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "CATALOG_WAIT_S", 0.01)
@@ -169,7 +169,7 @@ async def test_datasette_can_be_stopped_while_a_provider_hangs(
 # Stopping
 
 
-async def test_shutdown_cancels_the_calls_under_way_and_their_contexts_see_it(
+async def test_shutdown_cancels_running_calls(
     make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = endless("endless")
@@ -191,14 +191,15 @@ async def test_shutdown_cancels_the_calls_under_way_and_their_contexts_see_it(
     assert "shutdown hook failed" not in caplog.text
 
 
-async def test_shutdown_reaches_those_who_are_reading(make_datasette, register_models) -> None:
-    register_models(endless("endless"))
+async def test_shutdown_reaches_readers(make_datasette, register_models) -> None:
+    scripted = endless("endless")
+    register_models(scripted)
     datasette = make_datasette()
     model = await LLM(datasette).model("endless")
     response = await model.prompt("hi")
     readers = [asyncio.create_task(response.text()) for _ in range(2)]
     chain = asyncio.create_task(model.chain("hi").text())
-    await model._model.received(2)
+    await scripted.received(2)
 
     await datasette.invoke_shutdown()
 
@@ -207,7 +208,7 @@ async def test_shutdown_reaches_those_who_are_reading(make_datasette, register_m
             await reader
 
 
-async def test_shutdown_ends_a_group_whose_exit_hooks_still_run(
+async def test_shutdown_ends_group_and_exit_hooks_run(
     make_datasette, register_models, plugin
 ) -> None:
     class Settle:
@@ -218,7 +219,8 @@ async def test_shutdown_ends_a_group_whose_exit_hooks_still_run(
             self.groups.append(group)
 
     settle = plugin(Settle())
-    register_models(endless("endless"))
+    scripted = endless("endless")
+    register_models(scripted)
     datasette = make_datasette()
 
     async def batch() -> None:
@@ -226,8 +228,7 @@ async def test_shutdown_ends_a_group_whose_exit_hooks_still_run(
             await (await model.prompt("row")).text()
 
     running = asyncio.create_task(batch())
-    model = await LLM(datasette).model("endless")
-    await model._model.received()
+    await scripted.received()
     await datasette.invoke_shutdown()
 
     with pytest.raises(ResponseCancelledError):
@@ -235,9 +236,7 @@ async def test_shutdown_ends_a_group_whose_exit_hooks_still_run(
     assert len(settle.groups) == 1
 
 
-async def test_contexts_can_still_write_to_the_database_while_datasette_stops(
-    make_datasette, register_models, plugin
-) -> None:
+async def test_contexts_can_write_during_shutdown(make_datasette, register_models, plugin) -> None:
     register_models(endless("endless"))
     datasette = make_datasette()
     database = datasette.get_internal_database()
@@ -256,7 +255,7 @@ async def test_contexts_can_still_write_to_the_database_while_datasette_stops(
     assert written.is_set()
 
 
-async def test_a_context_that_hangs_in_its_cleanup_does_not_keep_datasette_from_stopping(
+async def test_hanging_cleanup_does_not_block_shutdown(
     make_datasette, register_models, plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "SHUTDOWN_S", 0.01)
@@ -280,7 +279,7 @@ async def test_a_context_that_hangs_in_its_cleanup_does_not_keep_datasette_from_
     await call.closed.wait()
 
 
-async def test_shutdown_with_nothing_under_way_is_quiet(
+async def test_shutdown_without_running_calls_is_quiet(
     make_datasette, register_models, plugin, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_models(ScriptedModel("pelican"))
@@ -297,9 +296,7 @@ async def test_shutdown_with_nothing_under_way_is_quiet(
     assert caplog.messages == []
 
 
-async def test_one_datasettes_shutdown_leaves_the_calls_of_another_alone(
-    make_datasette, register_models
-) -> None:
+async def test_shutdown_leaves_other_instances_alone(make_datasette, register_models) -> None:
     goes_on = asyncio.Event()
     register_models(ScriptedModel("slow", ["One ", goes_on, "two"]))
     stays, stops = make_datasette(), make_datasette()
@@ -327,9 +324,10 @@ llm.plugins.pm.register(Hanging())
 """
 
 
-async def test_a_provider_that_hangs_for_good_does_not_keep_the_process_from_ending(
+async def test_hanging_provider_does_not_block_exit(
     tmp_path,
 ):
+    """A provider that hangs for good does not keep the process from ending."""
     (tmp_path / "hanging.py").write_text(HANGING)
     program = (
         "import asyncio, hanging\n"
@@ -343,6 +341,6 @@ async def test_a_provider_that_hangs_for_good_does_not_keep_the_process_from_end
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, output = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
-    assert said.decode().splitlines()[-1] == "TimeoutError"
+    assert output.decode().splitlines()[-1] == "TimeoutError"

@@ -1,4 +1,4 @@
-"""A plugin for tests that writes down what its contexts see."""
+"""Plugins for tests: one that notes what its contexts see, and one that reserves a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Observer:
 
     Args:
         name: what stands before each of its events.
-        events: the list to write to, which several recorders may share.
+        events: the list to write to, which several observers may share.
         before: called before the `yield`, with the PromptResult; may be async.
         after: called after the `yield` of a call that succeeded; may be async.
         cleanup: called however the call ended; may be async.
@@ -71,7 +71,7 @@ class Observer:
 
 
 class Accountant:
-    """A budget plugin as it is found in the wild: rolls back on `Exception`, and only on that."""
+    """A budget plugin as third parties write it: rolls back on `Exception`, and only on that."""
 
     __name__ = "accountant"
 
@@ -102,7 +102,7 @@ class Accountant:
 
 
 def raises(error: BaseException) -> Callable[[Any], Any]:
-    """A step of a Observer that raises."""
+    """A step of an Observer that raises."""
 
     def step(result: Any) -> None:
         raise error
