@@ -174,9 +174,9 @@ async def test_filter_hook_reads_the_database(seed_site, openai_key, plugin, tmp
     facade = LLM(datasette)
     listed = {
         name: [model.model_id for model in await facade.models(actor=actor)]
-        for name, actor in {"nobody": None, "ana": {"id": "ana"}, "ben": {"id": "ben"}}.items()
+        for name, actor in {"anonymous": None, "ana": {"id": "ana"}, "ben": {"id": "ben"}}.items()
     }
-    assert listed == {"nobody": ["gpt-4o-mini"], "ana": ["gpt-4o"], "ben": []}
+    assert listed == {"anonymous": ["gpt-4o-mini"], "ana": ["gpt-4o"], "ben": []}
     with pytest.raises(ModelNotAllowedError):
         await facade.model("gpt-4o")
     assert (await facade.model("gpt-4o", actor={"id": "ana"})).model_id == "gpt-4o"

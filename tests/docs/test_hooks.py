@@ -109,8 +109,8 @@ async def test_filter_hook_is_enforced(source, site, register_models):
     models = LLM(
         site({"models": ["secret", "gemini-2.5-flash", "claude-haiku-4.5"]}, filter=source)
     )
-    for_nobody = [model.model_id for model in await models.models()]
-    assert for_nobody == ["gemini-2.5-flash", "claude-haiku-4.5"]
+    for_anonymous = [model.model_id for model in await models.models()]
+    assert for_anonymous == ["gemini-2.5-flash", "claude-haiku-4.5"]
     staff = {"id": "ana", "role": "staff"}
     for_staff = [model.model_id for model in await models.models(actor=staff)]
     assert for_staff == ["secret", "gemini-2.5-flash", "claude-haiku-4.5"]

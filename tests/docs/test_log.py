@@ -68,8 +68,8 @@ async def test_pages_open_with_the_permission_shown(
         model = await LLM(datasette).model(name, purpose="pets")
         with contextlib.suppress(llm.ModelError):
             await (await model.prompt("x")).text()
-    nobody = await datasette.client.get(address.strip())
-    assert nobody.status_code == 403
+    anonymous = await datasette.client.get(address.strip())
+    assert anonymous.status_code == 403
     ana = await datasette.client.get(address.strip(), actor={"id": "ana"})
     [row] = ana.json()["rows"]
     assert (row["model_id"], row["outcome"]) == ("broken", "error")

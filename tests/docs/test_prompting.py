@@ -91,7 +91,7 @@ async def test_view_streams_each_chunk_as_it_arrives(source, site, register_mode
 @pytest.mark.parametrize(
     ("model_id", "status", "message"),
     [
-        ("nobody-knows-it", 404, "Unknown model: 'nobody-knows-it'"),
+        ("no-such-model", 404, "Unknown model: 'no-such-model'"),
         ("blocked", 403, "it is blocked"),
         ("without-key", 502, "No key for model 'without-key'"),
         ("refusing", 502, "the key was refused"),

@@ -1,4 +1,4 @@
-"""What stands in the record of a call, and when: promises L1, L2 and L6."""
+"""What the call log has of a call, and when: promises L1, L2 and L6."""
 
 from __future__ import annotations
 
@@ -32,26 +32,24 @@ from datasette_llm import (
     ResponseCancelledError,
     instance,
 )
-from datasette_llm import sanitize as values
-from datasette_llm.calls import attempt
-from datasette_llm.calls import response as readers
-from datasette_llm.calls import response as responses
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.log import rows, writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
+from datasette_llm.sanitize import MAX_COUNT, MAX_TEXT_CHARS
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import rows_of, writing_held_up
 from ..support.plugins import Observer, raises
+from ..support.waiting import BOUND_S, happens, soon, until
 
-BOUND_S = 20.0
 KEY = "sk-log-0123456789abcdef"
 # What JSON has to escape, which must not keep it from being found.
 ODD_KEY = 'sk-"log\\0123456789/+é='
 
 
 class LookingModel(ScriptedModel):
-    """Looks into the record, by a connection of its own, at the moment it is called."""
+    """Reads the call log, by a connection of its own, at the moment it is called."""
 
     def __init__(self, path, *scripts, **kwargs):
         super().__init__("scripted", *scripts, **kwargs)
@@ -62,15 +60,6 @@ class LookingModel(ScriptedModel):
         self.seen.append({row["id"]: row for row in rows_of(self.path)}.get(response.id))
         async for chunk in super().execute(prompt, stream, response, conversation, key):
             yield chunk
-
-
-def rows_of(path, table="llm_calls"):
-    """What is committed, as another process sees it."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.row_factory = sqlite3.Row
-        order = "call_id, part" if table == "llm_call_content" else "id"
-        rows = connection.execute(f"select * from {table} order by {order}")
-        return [dict(row) for row in rows]
 
 
 def tables_of(path):
@@ -121,19 +110,6 @@ def recorded(path):
     return recorded
 
 
-async def soon(awaitable):
-    """Wait for something that is about to happen."""
-    async with asyncio.timeout(BOUND_S):
-        return await awaitable
-
-
-async def until(condition):
-    """Let the event loop run until something is so."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(0)
-
-
 def audit(path):
     """Have SQLite itself count the second parts; one that it refuses is in our log instead."""
     with closing(sqlite3.connect(path)) as connection:
@@ -142,25 +118,6 @@ def audit(path):
             create trigger audit after update on llm_calls
             begin insert into audit values (new.id); end;
         """)
-
-
-@contextlib.asynccontextmanager
-async def writing_held_up(datasette):
-    """Keep everybody from writing to the internal database, until the block is left."""
-    held, may_go = threading.Event(), threading.Event()
-
-    def hold(connection):
-        held.set()
-        may_go.wait(BOUND_S)
-
-    database = datasette.get_internal_database()
-    holding = asyncio.create_task(database.execute_write_fn(hold, transaction=False))
-    try:
-        await soon(asyncio.to_thread(held.wait, BOUND_S))
-        yield
-    finally:
-        may_go.set()
-        await soon(holding)
 
 
 # L1: no request leaves before its row is committed
@@ -281,7 +238,7 @@ async def ends_without_stream(world):
     await prompted_without_stream(world.model)
 
 
-async def is_read_by_nobody(world):
+async def is_not_read(world):
     await world.model.prompt("x")
     await until(lambda: not world.calls)
 
@@ -317,7 +274,7 @@ async def loses_its_reader(world):
 
 
 async def is_dropped_half_read(world):
-    world.monkeypatch.setattr(readers, "RESUME_S", 0.01)
+    world.monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
     chunks = aiter(await world.model.prompt("x"))
     await anext(chunks)
     await chunks.aclose()
@@ -344,7 +301,7 @@ async def fails_in_a_group_unseen(world):
             await model.prompt("x")
 
 
-async def is_under_way_when_datasette_stops(world):
+async def is_running_when_datasette_stops(world):
     await world.model.prompt("x")
     await world.datasette.invoke_shutdown()
 
@@ -424,7 +381,7 @@ async def is_a_chain_whose_reader_is_cancelled(world):
 
 async def is_a_chain_that_pauses(world):
     def waits() -> str:
-        raise llm.PauseChain("ask somebody")
+        raise llm.PauseChain("ask a person")
 
     with pytest.raises(llm.PauseChain):
         await world.model.chain("x", tools=[llm.Tool.function(waits, name="tool")]).text()
@@ -442,7 +399,7 @@ async def is_a_chain_whose_tool_raises(world):
     await world.model.chain("x", tools=[llm.Tool.function(fails, name="tool")]).text()
 
 
-async def is_told_to_stop_by_the_provider(world):
+async def is_cancelled_by_the_provider(world):
     with pytest.raises(ResponseCancelledError):
         await prompted(world.model)
 
@@ -461,7 +418,7 @@ PAPER = ValueError("out of paper")
     [
         (ends, [["a"]], ["ok"]),
         (ends_without_stream, [["a"]], ["ok"]),
-        (is_read_by_nobody, [["a", "b"]], ["ok"]),
+        (is_not_read, [["a", "b"]], ["ok"]),
         (fails, [[PAPER]], ["error"]),
         (fails, [["a", PAPER]], ["error"]),
         (fails_with_an_error_that_cannot_be_shown, [[UnshowableError()]], ["error"]),
@@ -471,7 +428,7 @@ PAPER = ValueError("out of paper")
         (is_in_a_group_that_is_torn_down, [["a", asyncio.Event]], ["cancelled"] * 2),
         (is_in_a_group_that_is_left, [["a"]], ["ok"] * 2),
         (fails_in_a_group_unseen, [["a", PAPER]], ["error"]),
-        (is_under_way_when_datasette_stops, [["a", asyncio.Event]], ["cancelled"]),
+        (is_running_when_datasette_stops, [["a", asyncio.Event]], ["cancelled"]),
         (is_failed_by_a_hook_after_the_yield, [["a"]], ["ok"]),
         (is_failed_by_a_callback, [["a"]], ["ok"]),
         (is_timed_out_by_a_hook, [["a", asyncio.Event]], ["cancelled"]),
@@ -482,7 +439,7 @@ PAPER = ValueError("out of paper")
         (is_a_chain_that_pauses, [[CALL]], ["ok"]),
         (is_a_chain_that_goes_on_for_too_long, [[CALL]], ["ok"] * 2),
         (is_a_chain_whose_tool_raises, [[CALL], ["done"]], ["ok"] * 2),
-        (is_told_to_stop_by_the_provider, [["a", asyncio.CancelledError()]], ["cancelled"]),
+        (is_cancelled_by_the_provider, [["a", asyncio.CancelledError()]], ["cancelled"]),
         (ends, [[]], ["ok"]),
         (is_a_chain_whose_reader_is_cancelled, [[CALL], [asyncio.Event]], ["ok", "cancelled"]),
     ],
@@ -527,7 +484,7 @@ def assert_whole(rows):
     [
         (loses_its_caller, "The reader of the response was cancelled"),
         (is_in_a_group_that_is_torn_down, "The group was left by RuntimeError"),
-        (is_under_way_when_datasette_stops, "Datasette is shutting down"),
+        (is_running_when_datasette_stops, "Datasette is shutting down"),
         (is_timed_out_by_a_hook, "A plugin's timeout ended the call"),
     ],
 )
@@ -539,11 +496,11 @@ async def test_l2_cancelled_row_names_its_cause(logged, recorded, plugin, act, w
         scripted.scripts = ([asyncio.Event()],)
     await soon(act(world))
     rows = await recorded(datasette)
-    told = {(row["error_type"], row["error_message"]) for row in rows}
-    assert told == {("ResponseCancelledError", why)}
+    causes = {(row["error_type"], row["error_message"]) for row in rows}
+    assert causes == {("ResponseCancelledError", why)}
 
 
-async def test_l2_a_reply_says_what_is_new_in_it(logged, recorded):
+async def test_l2_reply_is_measured_by_its_new_message(logged, recorded):
     datasette, _, model = await logged(["a"])
     response = await model.prompt("hello", system="be kind")
     await (await response.reply("and so on")).text()
@@ -593,7 +550,7 @@ async def test_l5_unmeasurable_request_is_recorded(logged, recorded, arguments):
     assert (row["outcome"], row["prompt_chars"]) == ("ok", 0)
 
 
-async def test_l2_what_is_too_long_for_a_table_is_cut(logged, recorded):
+async def test_l2_long_values_are_cut(logged, recorded):
     class Talkative(ScriptedModel):
         async def execute(self, prompt, stream, response, conversation, key=None):
             response.set_resolved_model("m" * 10**6)
@@ -605,7 +562,7 @@ async def test_l2_what_is_too_long_for_a_table_is_cut(logged, recorded):
     await prompted(model)
     (row,) = await recorded(datasette)
     texts = [value for value in row.values() if isinstance(value, str)]
-    assert max(map(len, texts)) == values.MAX_TEXT_CHARS
+    assert max(map(len, texts)) == MAX_TEXT_CHARS
     assert json.loads(row["token_details"]).endswith("too much to keep")
 
 
@@ -619,14 +576,14 @@ async def test_l2_non_json_details_are_recorded(logged, recorded):
 
 
 async def test_l2_tokens_of_many_rows_add_up_in_sqlite(logged, recorded, path):
-    usage = llm.Usage(values.MAX_COUNT, values.MAX_COUNT + 1)
+    usage = llm.Usage(MAX_COUNT, MAX_COUNT + 1)
     datasette, _, model = await logged(["a", usage])
     await prompted(model)
     await prompted(model)
     assert [row["output_tokens"] for row in await recorded(datasette)] == [None, None]
     with closing(sqlite3.connect(path)) as connection:
         (total,) = connection.execute("select sum(input_tokens) from llm_calls").fetchone()
-    assert total == 2 * values.MAX_COUNT
+    assert total == 2 * MAX_COUNT
 
 
 async def test_l2_missing_key_ends_row_with_llms_error(logged, recorded):
@@ -657,7 +614,7 @@ async def test_l2_swallowed_cancellation_is_cancelled(logged, recorded):
     assert row["outcome"] == "cancelled"
 
 
-async def test_l2_the_second_part_says_what_came_of_it(logged, recorded):
+async def test_l2_second_part_has_tokens_and_times(logged, recorded):
     script = ["a", 0.001, "b", llm.Usage(12, 3, {"prompt_tokens_details": {"cached_tokens": 4}})]
     datasette, _, model = await logged(script)
     await prompted(model)
@@ -674,7 +631,7 @@ async def test_l2_failed_row_has_provider_message(logged, recorded):
         await model.prompt("x")
     (row,) = await recorded(datasette)
     assert row["error_type"] == "ValueError"
-    assert row["error_message"] == ("no " * 5_000)[: values.MAX_TEXT_CHARS]
+    assert row["error_message"] == ("no " * 5_000)[:MAX_TEXT_CHARS]
     assert row["first_chunk_ms"] is None
 
 
@@ -743,7 +700,7 @@ async def test_l2_split_surrogate_is_recorded(logged, recorded):
     assert len(await recorded(datasette, "llm_call_content")) == 2
 
 
-# L2: what was blocked is on record too, with who blocked it
+# L2: what was blocked is recorded too, with what blocked it
 
 
 async def test_l2_call_blocked_by_hook_names_plugin(logged, recorded, plugin):
@@ -956,7 +913,7 @@ async def test_l2_explain_and_models_leave_no_row(start, register_models, record
     assert await recorded(datasette) == []
 
 
-# L6: what is not wanted is not recorded
+# L6: what is not enabled is not recorded
 
 
 async def test_l6_no_tables_or_recorder_without_log(logged, path):
@@ -1015,12 +972,12 @@ async def test_l6_content_has_request_and_response(logged, recorded):
     await model.chain("the question", system="be kind", tools=[tool], temperature=0.5).text()
     contents = await recorded(datasette, "llm_call_content")
     first, second = [row["id"] for row in await recorded(datasette)]
-    told = {(row["call_id"], row["part"]): json.loads(row["content"]) for row in contents}
-    assert set(told) == {(i, part) for i in (first, second) for part in ("request", "response")}
-    request = told[first, "request"]
+    stored = {(row["call_id"], row["part"]): json.loads(row["content"]) for row in contents}
+    assert set(stored) == {(i, part) for i in (first, second) for part in ("request", "response")}
+    request = stored[first, "request"]
     assert [message["role"] for message in request["messages"]] == ["system", "user"]
     assert (request["tools"], request["options"]) == (["tool"], {"temperature": 0.5})
-    assert "done" in json.dumps(told[second, "response"])
+    assert "done" in json.dumps(stored[second, "response"])
 
 
 async def test_l6_partial_answer_is_recorded(logged, recorded):
@@ -1039,8 +996,8 @@ async def test_l6_content_has_no_bytes_of_attachments(logged, recorded):
     await (await model.prompt("x", attachments=[attachment], key=KEY)).text()
     request, _ = await recorded(datasette, "llm_call_content")
     (message,) = json.loads(request["content"])["messages"]
-    told = {"type": "text/plain", "bytes": 34, "sha256": attachment.id()}
-    assert message["parts"][-1]["attachment"] == told
+    described = {"type": "text/plain", "bytes": 34, "sha256": attachment.id()}
+    assert message["parts"][-1]["attachment"] == described
 
 
 async def test_l6_long_content_is_cut(logged, recorded):
@@ -1071,7 +1028,9 @@ async def test_l6_waiting_row_does_not_hold_response(logged, recorded):
     datasette, _, model = await logged(["a"])
     log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
-        log.failure = "as if the disk were full"  # so that nobody waits for the first part
+        log.failure = (
+            "as if the disk were full"  # so that the call does not wait for the first part
+        )
         await prompted(model)  # the task that writes, which this starts, has its context
         response = await model.prompt("x")
         await response.text()
@@ -1113,11 +1072,11 @@ async def test_l5_dropped_row_leaves_no_orphan_content(logged, recorded, monkeyp
     assert log.dropped == 1
 
 
-# No key in the record
+# No key in the call log
 
 
 class Leaking(ScriptedModel):
-    """Says its key, in one way after the other."""
+    """Reveals its key, in the way that it is made with."""
 
     def __init__(self, leak):
         super().__init__("scripted")
@@ -1164,7 +1123,7 @@ async def in_an_error(response, key):
 
 async def in_an_error_mid_stream(response, key):
     yield "a"
-    raise ValueError("x" * (values.MAX_TEXT_CHARS - 14) + key)
+    raise ValueError("x" * (MAX_TEXT_CHARS - 14) + key)
 
 
 async def in_a_url(response, key):
@@ -1256,7 +1215,7 @@ async def test_l6_key_of_unsent_call_is_not_recorded(logged, recorded, path):
     assert_keyless(path, KEY)
 
 
-async def test_l6_no_key_from_the_secrets_is_on_record(logged, recorded, path, monkeypatch):
+async def test_l6_key_from_secrets_is_not_recorded(logged, recorded, path, monkeypatch):
     monkeypatch.setenv("DATASETTE_SECRETS_VAULT_API_KEY", KEY)
     leaking = Leaking(in_its_text)
     leaking.needs_key = "vault"
@@ -1280,8 +1239,10 @@ async def test_clock_going_backwards(logged, recorded, monkeypatch):
 
     monkeypatch.setattr(llm.utils, "time", SimpleNamespace(time_ns=an_hour_earlier))
     # What measures durations has no other clock than the monotonic one.
-    for room in (attempt, responses):
-        monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=time.monotonic))
+    for module in ("attempt", "response"):
+        monkeypatch.setattr(
+            f"datasette_llm.calls.{module}.time", SimpleNamespace(monotonic=time.monotonic)
+        )
     minutes = itertools.count(59, -1)
     monkeypatch.setattr(rows, "now", lambda: f"2026-01-31T12:{next(minutes)}:00.000Z")
     ids = []
@@ -1298,10 +1259,10 @@ async def test_clock_going_backwards(logged, recorded, monkeypatch):
 
 @pytest.fixture
 def quiet_loops(caplog):
-    """After the test: no event loop had anything to complain of."""
+    """After the test: no event loop has logged anything."""
     with caplog.at_level(logging.INFO):
         yield
-        gc.collect()  # it is then that a task which nobody waited for is told of
+        gc.collect()  # asyncio reports only then a task that was not awaited
     said = [*caplog.get_records("call"), *caplog.records]
     assert [r.getMessage() for r in said if r.name in ("asyncio", "datasette_llm")] == []
 
@@ -1348,7 +1309,7 @@ def test_loop_ends_during_call_next_loop_ends_row(make_datasette, register_model
         ("scripted", "ok"),
     ]
     assert [r.getMessage() for r in caplog.records if r.name == "datasette_llm"] == []
-    gc.collect()  # here asyncio tells of the writing that its loop left behind
+    gc.collect()  # here asyncio reports the writing that its loop left behind
 
 
 @pytest.mark.usefixtures("quiet_loops")
@@ -1369,7 +1330,7 @@ def test_loop_ends_during_second_part(make_datasette, register_models, path):
         await datasette.invoke_startup()
         response = await (await LLM(datasette).model("scripted")).prompt("x")
         await database.execute_write_fn(hold, block=False, transaction=False)
-        await soon(asyncio.to_thread(held.wait, BOUND_S))
+        await happens(held)
         end.set()
         await response.text()
         await until(lambda: not Recorder.of(datasette).writer._others)

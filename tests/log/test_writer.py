@@ -23,7 +23,6 @@ from datasette_llm import LLM, instance
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.errors import NewerDatabaseError, NotRecordedError
 from datasette_llm.events import Outcome, RequestStarted, never_sent, unsent
-from datasette_llm.log import recorder as record
 from datasette_llm.log import schema, writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
@@ -32,7 +31,8 @@ from datasette_llm.log.sessions import Session
 from datasette_llm.log.writer import Writer
 from datasette_llm.testing import ScriptedModel
 
-BOUND_S = 20.0
+from ..support.waiting import BOUND_S, soon, until
+
 CURRENT = ContextVar("CURRENT")
 APPEND_ONLY = "append-only"
 
@@ -45,7 +45,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def connection(path):
-    """A connection to a database with the tables of the record, and some rows in them."""
+    """A connection to a database with the tables of the call log, and some rows in them."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         migrate(connection)
         connection.execute("insert into llm_log_sessions values ('session', 'then')")
@@ -79,7 +79,7 @@ def dumped(connection):
     return list(connection.iterdump())
 
 
-def rows_of(path, columns="id, outcome"):
+def columns_of(path, columns="id, outcome"):
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(f"select {columns} from llm_calls order by id").fetchall()
 
@@ -273,7 +273,7 @@ async def test_database_without_log_gets_tables(make_datasette, register_models,
     await datasette.invoke_startup()
     await prompted(await LLM(datasette).model("scripted"))
     await datasette.invoke_shutdown()
-    assert [outcome for _, outcome in rows_of(path)] == ["ok"]
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"]
 
 
 def test_interrupted_migration_leaves_nothing(path, monkeypatch):
@@ -395,7 +395,7 @@ async def test_l4_writes_keep_their_order(gated):
 
 async def test_l4_awaited_writes_go_first(gated, monkeypatch):
     """A call does not wait for writes that no call waits for."""
-    monkeypatch.setattr(writer, "BATCH_S", 0.0)  # what nobody waits for goes one by one
+    monkeypatch.setattr(writer, "BATCH_S", 0.0)  # writes that no call waits for go one by one
     log = Writer(gated.execute, opened)
     for number in range(4):
         log.later(row(number))
@@ -435,22 +435,11 @@ async def test_l4_concurrent_calls_share_transactions(make_datasette, register_m
     model = await LLM(datasette).model("scripted")
     await asyncio.gather(*[prompted(model) for _ in range(200)])
     await datasette.invoke_shutdown()
-    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 200
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"] * 200
     assert 2 <= statements.count("COMMIT") < 100  # of 400 parts
 
 
 # L5: a database that cannot be written
-
-
-async def soon(awaitable):
-    async with asyncio.timeout(BOUND_S):
-        return await awaitable
-
-
-async def until(condition):
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110  # it is the writing that tells, in its time
-            await asyncio.sleep(0.001)
 
 
 async def prompted(model):
@@ -549,7 +538,7 @@ def writer_of(datasette):
     return Recorder.of(datasette).writer
 
 
-def told(caplog, level):
+def messages_of(caplog, level):
     return [
         record.getMessage()
         for record in caplog.records
@@ -571,12 +560,12 @@ async def test_l5_calls_continue_and_are_recorded_later(logged, path, caplog, br
         assert len(scripted.calls) == 6
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 6
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"] * 6
     assert log.dropped == 0
     # Once each time that it breaks, which a slow machine may see more than once; not once a call.
-    failures = told(caplog, logging.ERROR)
+    failures = messages_of(caplog, logging.ERROR)
     assert {line.partition(": ")[0] for line in failures} == {"The LLM call log cannot be written"}
-    recovered = told(caplog, logging.WARNING)
+    recovered = messages_of(caplog, logging.WARNING)
     assert recovered == ["The LLM call log is written again"] * len(failures)
 
 
@@ -589,8 +578,8 @@ async def test_l5_failure_is_logged_once(gated, caplog, monkeypatch):
     await until(lambda: gated.done() == [1])
     await soon(log.flush())
     said = "The LLM call log cannot be written: disk I/O error 0"
-    assert told(caplog, logging.ERROR) == [said]
-    assert len(told(caplog, logging.WARNING)) == 1
+    assert messages_of(caplog, logging.ERROR) == [said]
+    assert len(messages_of(caplog, logging.WARNING)) == 1
     assert len(gated.transactions) == 6
 
 
@@ -631,8 +620,8 @@ async def test_l5_required_log_refuses_unrecorded_calls(
     await soon(log.flush())
     columns = "outcome, blocked_by, error_type"
     blocked = ("blocked", "configuration (log.required)", "NotRecordedError")
-    assert rows_of(path, columns) == [("ok", None, None), *[blocked] * 3, ("ok", None, None)]
-    assert len(told(caplog, logging.ERROR)) == 1
+    assert columns_of(path, columns) == [("ok", None, None), *[blocked] * 3, ("ok", None, None)]
+    assert len(messages_of(caplog, logging.ERROR)) == 1
 
 
 async def chained(model):
@@ -650,10 +639,10 @@ async def test_l5_running_calls_end_after_recovery(make_datasette, register_mode
         gate.set()
         assert await soon(response.text()) == "ab"
         await until(lambda: writer_of(datasette).failure is not None)
-        assert rows_of(path, "outcome") == [(None,)]
+        assert columns_of(path, "outcome") == [(None,)]
     await until(lambda: writer_of(datasette).failure is None)
     await soon(writer_of(datasette).flush())
-    assert rows_of(path, "outcome") == [("ok",)]
+    assert columns_of(path, "outcome") == [("ok",)]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -669,7 +658,7 @@ async def test_l5_pending_writes_are_bounded(logged, path, monkeypatch):
     assert len(scripted.calls) == 30
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert 1 <= len(rows_of(path)) <= 10
+    assert 1 <= len(columns_of(path)) <= 10
 
 
 @pytest.mark.usefixtures("impatient")
@@ -682,9 +671,9 @@ async def test_l5_pending_content_is_bounded(logged, path, monkeypatch):
             assert await soon(prompted(model)) == "a"
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert [outcome for _, outcome in rows_of(path)] == ["ok"] * 10
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"] * 10
     has_content = "(select count(*) from llm_call_content where call_id = id)"
-    with_content = [count for (count,) in rows_of(path, has_content)]
+    with_content = [count for (count,) in columns_of(path, has_content)]
     assert 0 < with_content.count(2) < 10
     assert with_content.count(0) == 10 - with_content.count(2)
 
@@ -714,7 +703,7 @@ async def test_l5_removed_file_is_reported(logged, path, caplog):
         assert await soon(prompted(model)) == "a"
     assert len(scripted.calls) == 4
     assert "readonly" in writer_of(datasette).failure
-    assert len(told(caplog, logging.ERROR)) == 1
+    assert len(messages_of(caplog, logging.ERROR)) == 1
 
 
 @pytest.mark.usefixtures("impatient")
@@ -735,7 +724,7 @@ async def test_l5_broken_database_allows_shutdown(logged, path, caplog, breaking
         await soon(prompted(model))
         await soon(datasette.invoke_shutdown())
     said = "Datasette stopped before the LLM call log could be written: 3 writes lost"
-    assert said in told(caplog, logging.ERROR)
+    assert said in messages_of(caplog, logging.ERROR)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -749,7 +738,7 @@ async def test_l5_break_during_shutdown_allows_it(logged, path, breaking):
         for _ in range(3):  # the last words of a session are not the first that fail here
             recorder = Recorder.of(datasette)
             started = never_sent("scripted", LONG, None, None)
-            finished = unsent(started, Outcome.BLOCKED, ValueError("no"), blocked_by="nobody")
+            finished = unsent(started, Outcome.BLOCKED, ValueError("no"), blocked_by="plugin")
             recorder.never_sent(started, finished)
         await soon(datasette.invoke_shutdown())
 
@@ -767,7 +756,7 @@ async def test_l5_failed_open_allows_startup(
             raise broken[0]
         migrate(connection)
 
-    monkeypatch.setattr(record, "migrate", cannot)
+    monkeypatch.setattr("datasette_llm.log.recorder.migrate", cannot)
     await datasette.invoke_startup()
     model = await LLM(datasette).model("scripted")
     assert await soon(prompted(model)) == "a"
@@ -775,7 +764,7 @@ async def test_l5_failed_open_allows_startup(
     broken.clear()
     await until(lambda: writer_of(datasette).failure is None)
     await soon(writer_of(datasette).flush())
-    assert rows_of(path, "outcome") == [("ok",)]
+    assert columns_of(path, "outcome") == [("ok",)]
 
 
 @pytest.mark.parametrize(
@@ -807,7 +796,7 @@ async def test_l5_bad_row_does_not_block_others(gated, caplog, error):
     await soon(log.flush())
     assert sorted(gated.done()) == [1, 2, 3]
     assert log.failure is None
-    assert told(caplog, logging.ERROR) == ["A row of the LLM call log was refused"]
+    assert messages_of(caplog, logging.ERROR) == ["A row of the LLM call log was refused"]
 
 
 @pytest.mark.parametrize(
@@ -877,7 +866,7 @@ async def test_l5_shutdown_reports_lost_writes(gated, monkeypatch, caplog):
     log.later(row(2))
     await soon(log.close())
     assert log.dropped == 2
-    assert told(caplog, logging.ERROR)[1:] == [
+    assert messages_of(caplog, logging.ERROR)[1:] == [
         "Datasette stopped before the LLM call log could be written: 2 writes lost"
     ]
 
@@ -1016,11 +1005,11 @@ async def test_two_instances_keep_each_others_rows(make_datasette, register_mode
     await second.invoke_startup()
     await prompted(await LLM(second).model("quick"))
     await second.invoke_shutdown()
-    assert rows_of(path, "model_id, outcome") == [("slow", None), ("quick", "ok")]
+    assert columns_of(path, "model_id, outcome") == [("slow", None), ("quick", "ok")]
     gate.set()
     await response.text()
     await first.invoke_shutdown()
-    assert rows_of(path, "model_id, outcome") == [("slow", "ok"), ("quick", "ok")]
+    assert columns_of(path, "model_id, outcome") == [("slow", "ok"), ("quick", "ok")]
 
 
 @pytest.mark.parametrize("stopped_while_writing", [False, True])

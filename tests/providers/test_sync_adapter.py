@@ -27,7 +27,7 @@ from datasette_llm.providers.threads import ThreadStream
 from datasette_llm.testing import ScriptedModel
 
 from ..access.test_keys import SECRETS, store
-from ..log.test_recorder import rows_of
+from ..support.call_log import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
 from ..support.plugins import Accountant, Observer
 from ..support.waiting import BOUND_S, happens

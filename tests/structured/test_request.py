@@ -17,7 +17,7 @@ from datasette_llm.log.recorder import Recorder
 from datasette_llm.structured import closed_schema, prompt_text
 from datasette_llm.testing import ScriptedModel
 
-from ..log.test_recorder import rows_of
+from ..support.call_log import rows_of
 from ..support.openai_server import Refuse, write_model
 from ..support.plugins import Observer
 

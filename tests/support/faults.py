@@ -142,7 +142,7 @@ class Witnesses:
 
 @dataclass
 class Sides:
-    """A call as everybody but its caller sees it; of spans the outcome and the error."""
+    """A call as hooks, call log and traces see it; of spans the outcome and the error."""
 
     rows: list[dict[str, Any]]
     spans: list[tuple[str, str | None]]
@@ -154,7 +154,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who asks a model, and is known by the text that they ask."""
+    """A caller of a model, known by the text of its prompt."""
 
     models: LLM
     model_id: str

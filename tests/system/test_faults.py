@@ -21,9 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError
-from datasette_llm.calls import response as readers
-from datasette_llm.calls import retry as answering
-from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls import retry, task
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.telemetry import registry as names
 from datasette_llm.telemetry import spans as telemetry
@@ -61,12 +59,12 @@ def pauses(monkeypatch):
     made = defaultdict(list)
 
     async def sleep(delay, *args):
-        made[lifetimes._current.get()._text].append(round(delay, 3))
+        made[task._current.get()._text].append(round(delay, 3))
         await asyncio.sleep(0)
 
     monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
-    monkeypatch.setattr(answering, "WAIT_JITTER_S", 0)
-    monkeypatch.setattr(readers, "RESUME_S", 0.01)
+    monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
+    monkeypatch.setattr("datasette_llm.calls.response.RESUME_S", 0.01)
     return made
 
 
