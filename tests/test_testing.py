@@ -141,7 +141,7 @@ async def test_received_waits_for_the_requests() -> None:
         {"attachment_types": {"image/png"}},
     ],
 )
-def test_a_model_is_as_able_as_it_is_told_to_be(attributes: dict[str, Any]) -> None:
+def test_model_has_the_given_abilities(attributes: dict[str, Any]) -> None:
     model = ScriptedModel("pelican", **attributes)
 
     assert {name: getattr(model, name) for name in attributes} == attributes

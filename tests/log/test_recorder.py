@@ -1028,9 +1028,7 @@ async def test_l6_waiting_row_does_not_hold_response(logged, recorded):
     datasette, _, model = await logged(["a"])
     log = Recorder.of(datasette).writer
     async with writing_held_up(datasette):
-        log.failure = (
-            "as if the disk were full"  # so that the call does not wait for the first part
-        )
+        log.failure = "as if the disk were full"  # so that no call waits for its first part
         await prompted(model)  # the task that writes, which this starts, has its context
         response = await model.prompt("x")
         await response.text()
