@@ -41,8 +41,8 @@ class ModelRoute:
         call_policy: its timeouts, retries, limits and fallbacks.
         log: how its calls are recorded; None where they are not.
         price: its configured price, or None.
-        exact_price: whether only the very name of a public model has a public price, since this
-            one may well run on a machine of one's own.
+        exact_price: whether a public price needs an exact match of the name, since the model
+            may be self-hosted.
     """
 
     model: AsyncLLM
@@ -70,6 +70,7 @@ class PurposeSnapshot:
     rules: Rules
     assigned: str | None
     _call_policies: dict[str, CallPolicy] = field(default_factory=dict, repr=False)
+    _routes: dict[str, ModelRoute] = field(default_factory=dict, repr=False)
 
     def default(self) -> Default | None:
         """The default model before hooks are asked: by assignment, else by configuration."""
@@ -98,21 +99,16 @@ class PurposeSnapshot:
         return found
 
     def route(self, model_id: str) -> ModelRoute:
-        """A known model with its settings.
+        """A known model with its settings, computed once.
 
         Args:
             model_id: a canonical id.
         """
-        model = self.snapshot.catalog.entries[model_id].model
-        return ModelRoute(
-            model,
-            self.rules.options(model_id),
-            self.rules.secret_names(model_id),
-            self.call_policy(model_id),
-            self._log_policy(),
-            self.snapshot.price(model_id),
-            exact_price=not model.needs_key or endpoint_secret(model) is not None,
-        )
+        found = self._routes.get(model_id)
+        if found is None:
+            found = self._routes[model_id] = self._resolved(model_id)
+        # Options are copied for each caller, since a model or a plugin may change what it gets.
+        return replace(found, options=self.rules.options(model_id)) if found.options else found
 
     def fallback_route(self, fallback: Fallback, model_id: str) -> ModelRoute:
         """A known model in the role of a fallback, with the key and the options of that role.
@@ -129,6 +125,18 @@ class PurposeSnapshot:
         )
         options = {**own.options, **reference.plain_options()}
         return replace(own, options=options, secret_names=names, call_policy=policy)
+
+    def _resolved(self, model_id: str) -> ModelRoute:
+        model = self.snapshot.catalog.entries[model_id].model
+        return ModelRoute(
+            model,
+            self.rules.options(model_id),
+            self.rules.secret_names(model_id),
+            self.call_policy(model_id),
+            self._log_policy(),
+            self.snapshot.price(model_id),
+            exact_price=not model.needs_key or endpoint_secret(model) is not None,
+        )
 
     def _log_policy(self) -> LogPolicy | None:
         log = self.snapshot.settings.log

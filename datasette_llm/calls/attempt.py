@@ -98,7 +98,7 @@ class Attempt:
         clean: BaseException | None = None
         self.call.row_id, self._end = self.id, end
         try:
-            if self.route.call_policy.limits:
+            if self.route.target.call_policy.limits:
                 await self._acquire_permit()
             if self.route.recorder is not None:
                 await self._commit_row()
@@ -146,7 +146,7 @@ class Attempt:
         """What ends a wait before the request when the time of the prompt is over."""
         if self._end is None:
             return _NOTHING
-        return Deadline(self._end, self.call.route.call_policy.timeout_s)
+        return Deadline(self._end, self.call.route.target.call_policy.timeout_s)
 
     # The steps, in their order
 
@@ -158,7 +158,7 @@ class Attempt:
         self.call.awaits_permit = True
         try:
             async with self._while_time_is_left():
-                await self.permit.acquire(limiters, self.route.call_policy.limits)
+                await self.permit.acquire(limiters, self.route.target.call_policy.limits)
         except BaseException as error:
             self._waited_s = loop.time() - began
             self._record_unsent(error)
@@ -168,7 +168,7 @@ class Attempt:
         self._waited_s = loop.time() - began
 
     async def _commit_row(self) -> None:
-        recorder, policy = self.route.recorder, self.route.log_policy
+        recorder, policy = self.route.recorder, self.route.target.log
         assert recorder is not None
         assert policy is not None
         self._began = time.monotonic()
@@ -207,14 +207,14 @@ class Attempt:
 
     async def _fill(self) -> None:
         """Fill the response, within the timeouts."""
-        state, policy = self.response.stream_state, self.route.call_policy
+        state, policy = self.response.stream_state, self.route.target.call_policy
         assert state is not None
         # Callbacks of a complete response that prompt would wait for others, who wait for us.
         state.on_done = self.permit.end if self.permit is not None else None
         if self._end is None and policy.idle_timeout_s is None:
             await self.response.fill(self._request())
             return
-        timeout_s = self.call.route.call_policy.timeout_s
+        timeout_s = self.call.route.target.call_policy.timeout_s
         async with Deadline(self._end, timeout_s, policy.idle_timeout_s) as deadline:
             state.on_event, state.on_done = deadline.event, partial(self._done, deadline)
             try:
@@ -268,7 +268,7 @@ class Attempt:
         )
 
     def _record(self, finished: RequestFinished) -> None:
-        recorder, policy = self.route.recorder, self.route.log_policy
+        recorder, policy = self.route.recorder, self.route.target.log
         if recorder is None or policy is None:
             return
         content = None

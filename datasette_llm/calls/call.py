@@ -56,6 +56,7 @@ class Call(CallContext):
         self._callback_errors: list[Exception] = []
         self._given_error: BaseException | None = None
         self._drain_reason: str | None = None
+        self._running_calls: RunningCalls | None = None
 
     # What the outside does to a call
 
@@ -67,7 +68,8 @@ class Call(CallContext):
         """
         if self.route.group is not None:
             self.route.group.enter(self)
-        instance.of(self.route.datasette, RunningCalls).add(self)
+        self._running_calls = instance.of(self.route.datasette, RunningCalls)
+        self._running_calls.add(self)
         self._begin(f"datasette-llm {self.model.model_id}")
 
     def add(self, response: PromptResponse) -> None:
@@ -202,6 +204,7 @@ class Call(CallContext):
             response.settle(failure if isinstance(error, FATAL) else error)
         if self.route.group is not None:
             self.route.group.leave(self)
-        instance.of(self.route.datasette, RunningCalls).discard(self)
+        if self._running_calls is not None:
+            self._running_calls.discard(self)
         self.admitted.set()
         self._close()

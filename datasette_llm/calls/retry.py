@@ -54,7 +54,7 @@ async def answer(call: CallContext, response: PromptResponse) -> None:
             the fallbacks.
         ResponseTimeoutError: it took too long.
     """
-    timeout_s = call.route.call_policy.timeout_s
+    timeout_s = call.route.target.call_policy.timeout_s
     end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
     first = Attempt(call, response, call.model)
     try:
@@ -101,7 +101,7 @@ class _LaterAttempts:
         if left is None:
             return
         row_id = self._call.row_id
-        for fallback in self._asked.route.call_policy.fallbacks:
+        for fallback in self._asked.route.target.call_policy.fallbacks:
             model = await self._fallback_model(fallback, left)
             if model is None:
                 continue
@@ -135,7 +135,7 @@ class _LaterAttempts:
 
     async def _retry(self, model: RoutedModel, failure: Exception) -> Exception | None:
         """Ask a model again after a failure; what is left is its last failure, or None."""
-        retries = model.route.call_policy.retries
+        retries = model.route.target.call_policy.retries
         requests = requests_made(failure)
         for number in range(retries):
             pause_s = self._pause_s(failure, number) if requests <= retries else None
@@ -210,7 +210,7 @@ class _LaterAttempts:
         self._response.restart(model, prompt, stream=self._stream, key=key)
 
     def _deadline(self) -> Deadline:
-        return Deadline(self._end, self._asked.route.call_policy.timeout_s)
+        return Deadline(self._end, self._asked.route.target.call_policy.timeout_s)
 
     def _time_left(self) -> float:
         if self._end is None:

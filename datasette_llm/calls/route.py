@@ -16,7 +16,7 @@ from ..providers.sync_adapter import mirror_attributes
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..access.call_policy import CallPolicy, Fallback, LogPolicy
+    from ..access.call_policy import Fallback
     from ..access.snapshot import ModelRoute
     from ..log.recorder import Recorder
 
@@ -62,16 +62,6 @@ class Route:
         return self.target.model
 
     @property
-    def call_policy(self) -> CallPolicy:
-        """How the prompts are made."""
-        return self.target.call_policy
-
-    @property
-    def log_policy(self) -> LogPolicy | None:
-        """How the calls are recorded, or None."""
-        return self.target.log
-
-    @property
     def group_id(self) -> str | None:
         """The id of the group, or None."""
         return self.group.id if self.group is not None else None
@@ -96,7 +86,7 @@ class Route:
 
     def once(self) -> Self:
         """The same route with one request for each prompt, to this model and to no other."""
-        policy = replace(self.call_policy, retries=0, fallbacks=())
+        policy = replace(self.target.call_policy, retries=0, fallbacks=())
         return replace(self, target=replace(self.target, call_policy=policy))
 
 

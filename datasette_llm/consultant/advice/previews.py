@@ -142,7 +142,7 @@ async def _fallbacks(datasette: Datasette, model: WrappedAsyncModel | None) -> t
     """The fallbacks that the configuration permits; plugins are asked when one is used."""
     snapshot = await snapshot_of(datasette)
     rules, known = snapshot.for_purpose(PURPOSE).rules, snapshot.catalog.entries
-    ids = [each.model_id for each in model.route.call_policy.fallbacks] if model else []
+    ids = [each.model_id for each in model.route.target.call_policy.fallbacks] if model else []
     return tuple(model_id for model_id in ids if model_id in known and rules.permits(model_id))
 
 
