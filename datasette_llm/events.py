@@ -171,7 +171,7 @@ def request_started(
         waited_s,
         bool(response.stream),
         *_sizes_of(response),
-        float(temperature) if isinstance(temperature, int | float) else None,
+        _float(temperature),
         count(options.get("max_tokens")),
     )
 
@@ -257,6 +257,13 @@ def _details(details: object, keys: Keys) -> str:
     if len(text) > MAX_DETAILS_CHARS:
         return as_json(f"{len(text):,} characters, which is too much to keep", None)
     return text
+
+
+def _float(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # a number that no model has as an option
+        return None
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .access import policy
@@ -12,7 +11,7 @@ from .access.keys import KeyStatus, read_status
 from .access.snapshot import ModelRoute, PurposeSnapshot, Snapshot, find_model, snapshot_of
 from .calls.group import Group
 from .calls.model import WrappedAsyncModel
-from .calls.route import Route
+from .calls.route import GroupRegister, Route
 from .decision import Decision, Step
 from .errors import ModelNotAllowedError, ModelNotFoundError
 from .events import Outcome, never_sent, unsent
@@ -107,8 +106,7 @@ class LLM:
             An async context manager that gives the model. Leaving it waits for every
             response; leaving it by an exception stops them.
         """
-        open_model = partial(self._model_for, model_id, purpose, actor)
-        return Group(self.datasette, open_model, model_id, purpose, actor)
+        return Group(self.datasette, self._open_group, model_id, purpose, actor)
 
     async def has_default(self, purpose: str | None = None, actor: Actor = None) -> bool:
         """Whether `model()` without an id would find a name to look up.
@@ -180,6 +178,9 @@ class LLM:
             raise
         return self._wrapped(held.route(canonical), purpose, actor, group)
 
+    async def _open_group(self, group: Group[Any]) -> WrappedAsyncModel:
+        return await self._model_for(group.model_id, group.purpose, group.actor, group)
+
     async def _allowed(
         self, name: str, purpose: str | None, actor: Actor
     ) -> tuple[PurposeSnapshot, str]:
@@ -195,7 +196,8 @@ class LLM:
     async def _resolve_fallback(self, route: Route, fallback: Fallback) -> WrappedAsyncModel:
         """The model of a fallback, by the policy of the model that it stands in for."""
         held, model_id = await self._allowed(fallback.model_id, route.purpose, route.actor)
-        return WrappedAsyncModel(route.as_fallback(held.fallback_route(fallback, model_id)))
+        target = held.fallback_route(fallback, model_id)
+        return self._wrapped(target, route.purpose, route.actor, route.group)
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
         name = await self._resolved_default(await self._for_purpose(purpose), purpose, actor)
@@ -225,12 +227,12 @@ class LLM:
         actor: Actor,
         ask: AskFilters,
     ) -> Decision:
-        snapshot, rules = held.snapshot, held.rules
+        rules = held.rules
         steps = [Step("known", True, f"Model {model_id!r} is known to llm")]
         steps += rules.steps(model_id, purpose)
         if all(step.passed for step in steps):
             status = await read_status(self.datasette)
-            entry, require_keys = snapshot.catalog.entries[model_id], snapshot.settings.require_keys
+            entry, require_keys = held.catalog.entries[model_id], held.settings.require_keys
             steps.append(policy.key_step(entry, rules, status, require_keys))
             # Only the order of the list depends on the default, so no hook is asked for it.
             default = held.default()
@@ -246,10 +248,10 @@ class LLM:
     ) -> list[str]:
         """The ids that configuration and keys leave, in the order of `models()`."""
         ids = held.listing(default)
-        if not held.snapshot.settings.require_keys:
+        if not held.settings.require_keys:
             return ids
         status = status or await read_status(self.datasette)
-        return policy.with_key(ids, held.snapshot.catalog, held.rules, status)
+        return policy.with_key(ids, held.catalog, held.rules, status)
 
     async def _filter_answers(
         self, held: PurposeSnapshot, ids: list[str], purpose: str | None, actor: Actor
@@ -280,7 +282,7 @@ class LLM:
         Recorder.of(self.datasette).never_sent(started, finished)
 
     def _wrapped(
-        self, target: ModelRoute, purpose: str | None, actor: Actor, group: Group[Any] | None
+        self, target: ModelRoute, purpose: str | None, actor: Actor, group: GroupRegister | None
     ) -> WrappedAsyncModel:
         recorder = Recorder.of(self.datasette) if target.log is not None else None
         route = Route(
@@ -291,5 +293,5 @@ class LLM:
 
 def _models(held: PurposeSnapshot, ids: list[str]) -> list[AsyncLLM]:
     """llm's own model objects, as filter hooks get them."""
-    entries = held.snapshot.catalog.entries
+    entries = held.catalog.entries
     return [entries[model_id].model for model_id in ids]

@@ -58,14 +58,20 @@ class ModelRoute:
 class PurposeSnapshot:
     """The part of a snapshot that is about one purpose.
 
+    It does not refer to the snapshot, so that a replaced one is freed at once.
+
     Attributes:
-        snapshot: the snapshot it is part of.
+        settings: the parsed configuration.
+        catalog: the models that llm knows.
+        prices: the configured prices, by model id.
         purpose: the purpose where it has settings of its own, else None.
         rules: the models that the configuration lets it use.
         assigned: the model that an administrator chose for it, or None.
     """
 
-    snapshot: Snapshot
+    settings: Settings
+    catalog: Catalog
+    prices: Mapping[str, PriceSettings]
     purpose: str | None
     rules: Rules
     assigned: str | None
@@ -74,7 +80,7 @@ class PurposeSnapshot:
 
     def default(self) -> Default | None:
         """The default model before hooks are asked: by assignment, else by configuration."""
-        return default_of(self.rules, self.snapshot.catalog, self.assigned)
+        return default_of(self.rules, self.catalog, self.assigned)
 
     def permits(self, model_id: str) -> bool:
         """Whether the configuration lets a known model be used."""
@@ -86,15 +92,14 @@ class PurposeSnapshot:
         Args:
             default: an id or alias, which comes first; None for no default.
         """
-        catalog = self.snapshot.catalog
-        return listing(self.rules, catalog, catalog.canonical(default) if default else None)
+        first = self.catalog.canonical(default) if default else None
+        return listing(self.rules, self.catalog, first)
 
     def call_policy(self, model_id: str) -> CallPolicy:
         """The call policy of a model, computed once."""
         found = self._call_policies.get(model_id)
         if found is None:
-            snapshot = self.snapshot
-            found = call_policy_of(snapshot.settings, snapshot.catalog, self.purpose, model_id)
+            found = call_policy_of(self.settings, self.catalog, self.purpose, model_id)
             self._call_policies[model_id] = found
         return found
 
@@ -117,32 +122,32 @@ class PurposeSnapshot:
             fallback: the role.
             model_id: a canonical id.
         """
-        snapshot, reference = self.snapshot, fallback.reference
+        reference = fallback.reference
         own = self.route(model_id)
         names = own.secret_names if reference.key is None else (reference.key, *own.secret_names)
         policy = fallback_call_policy(
-            snapshot.settings, snapshot.catalog, self.purpose, fallback, own.call_policy
+            self.settings, self.catalog, self.purpose, fallback, own.call_policy
         )
         options = {**own.options, **reference.plain_options()}
         return replace(own, options=options, secret_names=names, call_policy=policy)
 
     def _resolved(self, model_id: str) -> ModelRoute:
-        model = self.snapshot.catalog.entries[model_id].model
+        model = self.catalog.entries[model_id].model
         return ModelRoute(
             model,
             self.rules.options(model_id),
             self.rules.secret_names(model_id),
             self.call_policy(model_id),
             self._log_policy(),
-            self.snapshot.price(model_id),
+            self.prices.get(model_id),
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
         )
 
     def _log_policy(self) -> LogPolicy | None:
-        log = self.snapshot.settings.log
+        log = self.settings.log
         if log is None:
             return None
-        own = self.snapshot.settings.for_purpose(self.purpose)
+        own = self.settings.for_purpose(self.purpose)
         content = own.log.content if own is not None else None
         return LogPolicy(log.content if content is None else content, log.required)
 
@@ -161,7 +166,6 @@ class Snapshot:
     catalog: Catalog
     assigned: Mapping[str, Assignment]
     _purposes: dict[str | None, PurposeSnapshot] = field(default_factory=dict, repr=False)
-    _prices: dict[str, PriceSettings] = field(default_factory=dict, repr=False)
 
     def for_purpose(self, purpose: str | None) -> PurposeSnapshot:
         """The part about a purpose, computed once where it has settings of its own.
@@ -173,18 +177,19 @@ class Snapshot:
         found = self._purposes.get(key)
         if found is None:
             rules = Rules.of(self.settings, self.catalog, key)
-            found = PurposeSnapshot(self, key, rules, self._assigned(key))
+            prices = self._prices()
+            found = PurposeSnapshot(
+                self.settings, self.catalog, prices, key, rules, self._assigned(key)
+            )
             self._purposes[key] = found
         if key == purpose or purpose not in self.assigned:
             return found
         return replace(found, assigned=self._assigned(purpose))
 
-    def price(self, model_id: str) -> PriceSettings | None:
-        """The configured price of a model, or None."""
+    def _prices(self) -> Mapping[str, PriceSettings]:
         log = self.settings.log
-        if log is not None and log.prices and not self._prices:
-            self._prices.update({self.catalog.canonical(k): v for k, v in log.prices.items()})
-        return self._prices.get(model_id)
+        prices = log.prices if log is not None else {}
+        return {self.catalog.canonical(name): price for name, price in prices.items()}
 
     def _assigned(self, purpose: str | None) -> str | None:
         choice = self.assigned.get(purpose) if purpose is not None else None

@@ -190,20 +190,28 @@ class Attempt:
             raise refusal
 
     async def _send(self) -> None:
-        """Send the request inside a span, and record how it ended."""
-        span = RequestSpan(self.model.model_id, self.model.needs_key, lambda: self.started)
+        """Send the request, and record how it ended."""
         self._began = time.monotonic()
-        error: BaseException | None = None
+        try:
+            finished = await self._send_traced()
+        except BaseException as error:
+            self._record(self._finished(error))
+            raise
+        self._record(finished)
+
+    async def _send_traced(self) -> RequestFinished:
+        """Send the request inside a span."""
+        span = RequestSpan(self.model.model_id, self.model.needs_key, lambda: self.started)
         try:
             await self._fill()
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            finished = self._finished(error)
+        except BaseException as error:
+            # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
-            span.end(finished, streaming=self.response.stream, detach=detach)
-            self._record(finished)
+            span.end(self._finished(error), streaming=self.response.stream, detach=detach)
+            raise
+        finished = self._finished(None)
+        span.end(finished, streaming=self.response.stream, detach=True)
+        return finished
 
     async def _fill(self) -> None:
         """Fill the response, within the timeouts."""

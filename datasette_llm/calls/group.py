@@ -19,7 +19,7 @@ from .route import RoutedModel
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-_Model = TypeVar("_Model", bound=RoutedModel, default=RoutedModel)
+_Model = TypeVar("_Model", bound=RoutedModel, default=Any)
 
 # How long each llm_group_exit hook may take once the caller was cancelled.
 EXIT_HOOKS_S = 5.0

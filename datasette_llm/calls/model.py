@@ -56,7 +56,7 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
             llm.NeedsKeyException: there is no key for the model.
             GroupClosedError: the model belongs to a group that has been left.
         """
-        build = partial(super().prompt, prompt, **self.route.arguments(kwargs))
+        build = partial(super().prompt, prompt, **self.arguments(kwargs))
         return await _begin(self, prompt, await _build(build, kwargs))
 
     def conversation(
@@ -131,7 +131,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
-        arguments = self.model.route.arguments(kwargs)
+        arguments = self.model.arguments(kwargs)
         if self.tools and not arguments.get("tools"):
             arguments = arguments | {"tools": self.tools}
         response = await _build(partial(super().prompt, prompt, **arguments), kwargs)
@@ -145,7 +145,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
-        arguments = self.model.route.arguments(_with_options_apart(kwargs))
+        arguments = self.model.arguments(_with_options_apart(kwargs))
         return WrappedChain.adopt(super().chain(prompt, **arguments), self.model, prompt)
 
     def begin_turn(self, call: Call, turns_before: int) -> None:

@@ -21,7 +21,7 @@ import llm
 import pydantic
 
 from ..errors import LLMError, ResponseTimeoutError
-from ..sanitize import message_of
+from ..sanitize import brief, message_of
 from .attempt import Attempt
 from .context import CallContext
 from .response import PromptResponse
@@ -38,6 +38,9 @@ logger = logging.getLogger("datasette_llm")
 WAIT_INITIAL_S = 0.5
 WAIT_MAX_S = 8.0
 WAIT_JITTER_S = 0.25
+
+# Of a provider's message, in Datasette's log.
+MAX_LOGGED_CHARS = 300
 
 _NOT_CONFIGURED = object()
 
@@ -142,7 +145,7 @@ class _LaterAttempts:
             if pause_s is None:
                 break
             logger.warning(
-                "Model %r is asked again in %.1f s: %s", model.model_id, pause_s, _summary(failure)
+                "Retrying model %r in %.1f s after %s", model.model_id, pause_s, _line(failure)
             )
             await self._pause(pause_s, failure)
             self._restart(model, self._response.prompt)
@@ -254,3 +257,9 @@ def _configured(model: RoutedModel) -> Mapping[str, Any]:
 
 def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {message_of(error)}"
+
+
+def _line(error: Exception) -> str:
+    """A summary for the log: bounded, on one line, and without control characters."""
+    text = "".join(each if each.isprintable() else " " for each in brief(error))
+    return f"{type(error).__name__}: {text[:MAX_LOGGED_CHARS]}"

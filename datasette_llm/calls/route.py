@@ -66,24 +66,6 @@ class Route:
         """The id of the group, or None."""
         return self.group.id if self.group is not None else None
 
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What llm's `prompt()` gets: the caller's arguments, configured options as defaults.
-
-        Args:
-            given: the caller's keyword arguments.
-        """
-        arguments = dict(given)
-        defaults = {k: v for k, v in self.target.options.items() if k not in given}
-        if defaults:
-            arguments["options"] = defaults | (given.get("options") or {})
-        if not self.model.can_stream:
-            arguments["stream"] = False  # llm passes on what it is given; its CLI checks this
-        return arguments
-
-    def as_fallback(self, target: ModelRoute) -> Self:
-        """The same route to another model."""
-        return replace(self, target=target)
-
     def once(self) -> Self:
         """The same route with one request for each prompt, to this model and to no other."""
         policy = replace(self.target.call_policy, retries=0, fallbacks=())
@@ -105,6 +87,20 @@ class RoutedModel(llm.AsyncKeyModel):
         self.purpose = route.purpose
         self.actor = route.actor
         self._model = route.model  # by this name plugins know it
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What llm's `prompt()` gets: the caller's arguments, configured options as defaults.
+
+        Args:
+            given: the caller's keyword arguments.
+        """
+        arguments = dict(given)
+        defaults = {k: v for k, v in self.route.target.options.items() if k not in given}
+        if defaults:
+            arguments["options"] = defaults | (given.get("options") or {})
+        if not self.can_stream:
+            arguments["stream"] = False  # llm passes on what it is given; its CLI checks this
+        return arguments
 
     async def check_attachments(self, prompt: llm.Prompt) -> None:
         """Check the attachments of a prompt, in a thread: llm may look into a file or at a URL.
