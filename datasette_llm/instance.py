@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_objects: WeakKeyDictionary[Datasette, dict[type, object]] = WeakKeyDictionary()
+_objects: WeakKeyDictionary[Datasette, dict[type, Any]] = WeakKeyDictionary()
 
 
 def of(datasette: Datasette, kind: type[_T], make: Callable[[], _T] | None = None) -> _T:
@@ -27,7 +27,7 @@ def of(datasette: Datasette, kind: type[_T], make: Callable[[], _T] | None = Non
     objects = _objects.get(datasette)
     if objects is None:
         objects = _objects[datasette] = {}
-    found = objects.get(kind)
+    found: _T | None = objects.get(kind)
     if found is None:
         found = objects[kind] = (make or kind)()
-    return cast(_T, found)
+    return found

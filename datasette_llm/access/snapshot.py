@@ -208,6 +208,7 @@ class SnapshotSource:
         self._raw: object = None
         self._settings: Settings | None = None
         self._snapshot: Snapshot | None = None
+        self._assignments: Assignments | None = None
 
     async def settings(self, datasette: Datasette) -> Settings:
         raw = ((datasette.config or {}).get("plugins") or {}).get(PLUGIN)
@@ -225,7 +226,9 @@ class SnapshotSource:
         return self._settings
 
     def snapshot(self, datasette: Datasette, settings: Settings, catalog: Catalog) -> Snapshot:
-        assigned = instance.of(datasette, Assignments).current
+        if self._assignments is None:
+            self._assignments = instance.of(datasette, Assignments)
+        assigned = self._assignments.current
         known = self._snapshot
         # By identity: each is replaced when it changes, and comparing them would be slow.
         if (

@@ -36,7 +36,7 @@ from ..sanitize import new_id
 from ..telemetry.spans import RequestSpan
 from .context import CallContext
 from .limiter import LimiterRegistry, Permit
-from .response import PromptResponse
+from .response import PromptResponse, StreamState
 from .route import RoutedModel
 from .timeout import Deadline
 
@@ -58,6 +58,7 @@ class Attempt:
     __slots__ = (
         "_began",
         "_end",
+        "_keys",
         "_started",
         "_waited_s",
         "call",
@@ -79,6 +80,8 @@ class Attempt:
         self.number = number
         self.id = response.id if number == 1 else new_id()
         self.permit: Permit | None = None
+        # What to redact: before a key is found, what the caller gave may be one.
+        self._keys: Keys = call.used_keys or response.caller_key
         self._began = 0.0
         self._end: float | None = None
         self._started: RequestStarted | None = None
@@ -100,9 +103,11 @@ class Attempt:
         try:
             if self.route.target.call_policy.limits:
                 await self._acquire_permit()
-            if self.route.recorder is not None:
+            if self.route.recorder is None:
+                await self._send()
+            else:
                 await self._commit_row()
-            await self._send()
+                await self._send_recorded()
         except Exception as error:
             clean = redact(error, self.call.used_keys)
             if clean is error:
@@ -136,11 +141,6 @@ class Attempt:
     def outlives_request(self) -> bool:
         """Whether the request has ended and the thread that computes it has not."""
         return self.permit is not None and self.permit.outlives_request
-
-    @property
-    def _keys(self) -> Keys:
-        # Before a key is found, what the caller gave may be one.
-        return self.call.used_keys or self.response.caller_key
 
     def _while_time_is_left(self) -> AbstractAsyncContextManager[object]:
         """What ends a wait before the request when the time of the prompt is over."""
@@ -189,21 +189,31 @@ class Attempt:
             self._record(self._finished(refusal, Outcome.BLOCKED, blocked_by))
             raise refusal
 
-    async def _send(self) -> None:
+    async def _send_recorded(self) -> None:
         """Send the request, and record how it ended."""
-        self._began = time.monotonic()
         try:
-            finished = await self._send_traced()
+            finished = await self._send()
         except BaseException as error:
             self._record(self._finished(error))
             raise
         self._record(finished)
 
-    async def _send_traced(self) -> RequestFinished:
-        """Send the request inside a span."""
+    async def _send(self) -> RequestFinished:
+        """Send the request inside a span, within its timeouts."""
         span = RequestSpan(self.model.model_id, self.model.needs_key, lambda: self.started)
+        self._began = time.monotonic()
+        state, idle_timeout_s = (
+            self.response.stream_state,
+            self.route.target.call_policy.idle_timeout_s,
+        )
+        assert state is not None
+        # Callbacks of a complete response that prompt would wait for others, who wait for us.
+        state.on_done = self.permit.end if self.permit is not None else None
         try:
-            await self._fill()
+            if self._end is None and idle_timeout_s is None:
+                await self.response.fill(self._request())
+            else:
+                await self._fill_in_time(state, idle_timeout_s)
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
@@ -213,17 +223,9 @@ class Attempt:
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
 
-    async def _fill(self) -> None:
-        """Fill the response, within the timeouts."""
-        state, policy = self.response.stream_state, self.route.target.call_policy
-        assert state is not None
-        # Callbacks of a complete response that prompt would wait for others, who wait for us.
-        state.on_done = self.permit.end if self.permit is not None else None
-        if self._end is None and policy.idle_timeout_s is None:
-            await self.response.fill(self._request())
-            return
+    async def _fill_in_time(self, state: StreamState, idle_timeout_s: float | None) -> None:
         timeout_s = self.call.route.target.call_policy.timeout_s
-        async with Deadline(self._end, timeout_s, policy.idle_timeout_s) as deadline:
+        async with Deadline(self._end, timeout_s, idle_timeout_s) as deadline:
             state.on_event, state.on_done = deadline.event, partial(self._done, deadline)
             try:
                 await self.response.fill(self._request())
@@ -237,9 +239,10 @@ class Attempt:
 
     async def _request(self) -> AsyncGenerator[str | StreamEvent, None]:
         """What comes from the provider."""
-        response, model = self.response, self.route.model
+        response, model = self.response, self.route.target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, response.caller_key)
+        self._keys = self.call.used_keys or self._keys
         if isinstance(model, llm.AsyncKeyModel):
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from ..access.keys import find_key
-from .group import Group
 from .prompt_result import PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
@@ -21,6 +20,7 @@ class CallContext(SupervisedTask):
         result: what the contexts of the hooks know of the call.
         row_id: of the request that its newest response comes from; None before the first.
         awaits_permit: whether its request waits for a concurrency limit.
+        used_keys: the keys looked up so far, those of fallbacks included.
     """
 
     def __init__(self, model: RoutedModel, *, is_chain: bool) -> None:
@@ -28,10 +28,11 @@ class CallContext(SupervisedTask):
         self.model = model
         self.route: Route = model.route
         # The route knows it by a protocol, since groups stand above routes.
-        group = cast("Group[Any] | None", model.route.group)
+        group: Any = model.route.group
         self.result = PromptResult(model.purpose, model.actor, group, is_chain)
         self.row_id: str | None = None
         self.awaits_permit = False
+        self.used_keys: frozenset[str] = frozenset()
         self._keys: dict[RoutedModel, str | None] = {}
 
     async def key(self, model: RoutedModel, explicit: str | None) -> str | None:
@@ -46,19 +47,17 @@ class CallContext(SupervisedTask):
         """
         if model not in self._keys:
             route = model.route
-            self._keys[model] = await find_key(
+            found = await find_key(
                 route.datasette,
-                route.model,
+                route.target.model,
                 explicit=explicit or model.key,
                 secret_names=route.target.secret_names,
                 actor=model.actor,
             )
+            self._keys[model] = found
+            if found:
+                self.used_keys |= {found}
         return self._keys[model]
-
-    @property
-    def used_keys(self) -> frozenset[str]:
-        """Those that were found so far: a fallback has a key of its own."""
-        return frozenset(key for key in self._keys.values() if key)
 
     def may_retry(self, response: PromptResponse) -> bool:
         """Whether a request may be made again: no event has come of it, nor of the call before it.

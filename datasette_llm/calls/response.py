@@ -66,6 +66,7 @@ class StreamState:
 
     Attributes:
         producer: what fills the response.
+        changed: set for a moment when there is something new to read.
         readers: how many read it.
         requested: whether its request was sent, or is to be.
         first_event_at: when the first event came, by the monotonic clock, or None.
@@ -75,7 +76,7 @@ class StreamState:
     """
 
     __slots__ = (
-        "_changed",
+        "changed",
         "first_event_at",
         "on_done",
         "on_event",
@@ -93,16 +94,12 @@ class StreamState:
         self.on_event: Callable[[], None] | None = None
         self.on_done: Callable[[], None] | None = None
         self.resume_timer: asyncio.TimerHandle | None = None
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
 
     def wake_readers(self) -> None:
         """Wake all who wait; who comes later waits for the next change."""
-        self._changed.set()
-        self._changed.clear()
-
-    async def change(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+        self.changed.set()
+        self.changed.clear()
 
 
 class PromptResponse(llm.AsyncResponse):
@@ -405,7 +402,7 @@ class Reader:
                 "A response cannot be read inside its own call before it is complete; in "
                 "llm_prompt_context read it after the yield"
             )
-        await state.change()
+        await state.changed.wait()
         return True
 
     async def __aexit__(

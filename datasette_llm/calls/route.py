@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import llm
 from llm.parts import AttachmentPart
@@ -34,8 +34,7 @@ class GroupRegister(Protocol):
         """Let go of a call that has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """The way of a model's prompts to its provider.
 
     Attributes:
@@ -54,7 +53,7 @@ class Route:
     actor: Mapping[str, Any] | None
     group: GroupRegister | None
     recorder: Recorder | None
-    resolve_fallback: Callable[[Route, Fallback], Awaitable[RoutedModel]] = field(repr=False)
+    resolve_fallback: Callable[[Route, Fallback], Awaitable[RoutedModel]]
 
     @property
     def model(self) -> AsyncLLM:
@@ -66,10 +65,10 @@ class Route:
         """The id of the group, or None."""
         return self.group.id if self.group is not None else None
 
-    def once(self) -> Self:
+    def once(self) -> Route:
         """The same route with one request for each prompt, to this model and to no other."""
         policy = replace(self.target.call_policy, retries=0, fallbacks=())
-        return replace(self, target=replace(self.target, call_policy=policy))
+        return self._replace(target=replace(self.target, call_policy=policy))
 
 
 class RoutedModel(llm.AsyncKeyModel):

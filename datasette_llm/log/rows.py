@@ -54,7 +54,7 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
     return {
         "id": request.id,
         "finished_at": now(),
-        "outcome": request.outcome.value,
+        "outcome": str(request.outcome),
         "blocked_by": request.blocked_by,
         "error_type": request.error_type,
         "error_message": request.error_message,

@@ -16,6 +16,7 @@ from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Accountant, Observer, raises
+from ..support.waiting import until
 
 span: ContextVar[str] = ContextVar("span", default="outside")
 
@@ -862,5 +863,22 @@ async def test_finished_response_is_freed_without_gc(model_of):
         del response
         async with asyncio.timeout(5):
             await gone.wait()
+    finally:
+        gc.enable()
+
+
+async def test_cancelled_call_is_freed_without_gc(model_of):
+    _, model = await model_of(["a", asyncio.Event(), "b"])
+    gc.disable()
+    try:
+        response = await model.prompt("x")
+        call = weakref.ref(response.stream_state.producer)
+        reader = asyncio.create_task(response.text())
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.wait([reader])
+        del response, reader
+        async with asyncio.timeout(5):
+            await until(lambda: call() is None)
     finally:
         gc.enable()

@@ -736,3 +736,33 @@ async def test_no_fallback_after_the_timeout(site, plugin):
     with pytest.raises(ResponseTimeoutError):
         await (await llms.model("first")).prompt("Hi")
     assert second.calls == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+async def test_fallback_is_recorded_by_current_log(make_datasette, register_models, before, after):
+    """The setting `log` may change between the first model and its fallback."""
+
+    class Switching(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            datasette.config["plugins"]["datasette-llm"]["log"] = after
+            raise down()
+            yield
+
+    register_models(Switching("first"), ScriptedModel("second", ["Hello"]))
+    datasette = make_datasette({"log": before, "retries": 0, "fallbacks": ["second"]})
+    response = await (await LLM(datasette).model("first")).prompt("Hi")
+    assert await response.text() == "Hello"
+    models = [row["model_id"] for row in await flushed_rows(datasette)]
+    assert models == (["first"] if before else ["second"])
+
+
+async def test_retry_is_one_bounded_log_line(site, caplog):
+    error = StatusError(503)
+    error.args = (f"busy\n\x1b[31m{'x' * 100_000}",)
+    model = ScriptedModel("m", [error], ["Hello"])
+    response = await (await site(model).model("m")).prompt("Hi")
+    assert await response.text() == "Hello"
+    [message] = [each.getMessage() for each in caplog.records if "Retrying" in each.getMessage()]
+    assert message.startswith("Retrying model 'm' in 0.5 s after StatusError: busy  [31mxxx")
+    assert len(message) < 400
+    assert message.isprintable()

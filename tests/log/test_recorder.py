@@ -37,6 +37,7 @@ from datasette_llm.log import rows, writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
 from datasette_llm.sanitize import MAX_COUNT, MAX_TEXT_CHARS
+from datasette_llm.telemetry.spans import RequestSpan
 from datasette_llm.testing import ScriptedModel
 
 from ..support.call_log import rows_of, writing_held_up
@@ -1348,3 +1349,17 @@ async def test_required_log_allows_recorded_call(logged, recorded):
     assert await (await model.prompt("x")).text() == "a"
     (row,) = await recorded(datasette)
     assert row["outcome"] == "ok"
+
+
+@pytest.mark.parametrize("method", ["__init__", "end"])
+async def test_l2_row_ends_when_tracing_fails(logged, recorded, monkeypatch, method):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("a span processor is broken")
+
+    datasette, _, model = await logged(["a"], log={"content": True})
+    monkeypatch.setattr(RequestSpan, method, fail)
+    with pytest.raises(RuntimeError):
+        await (await model.prompt("x")).text()
+    [row] = await recorded(datasette)
+    assert (row["outcome"], row["error_type"]) == ("error", "RuntimeError")
+    assert len(await recorded(datasette, "llm_call_content")) == 2

@@ -35,6 +35,7 @@ from datasette_llm import LLM
 from datasette_llm.calls import retry
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.call import Call
+from datasette_llm.calls.response import PromptResponse
 from datasette_llm.console.docs import FOLDER
 from datasette_llm.errors import NotRecordedError
 from datasette_llm.log.writer import Writer
@@ -472,11 +473,13 @@ async def test_task_of_a_closed_loop_ends_its_span(model_of, spans, points, capl
     response = await model.prompt("x")
     await response.text()
 
-    async def wait(self):
+    async def wait(self, events):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Attempt, "_fill", wait)
-    left_behind = Attempt(Call(model, "x", is_chain=False), response, model).run(None)
+    monkeypatch.setattr(PromptResponse, "fill", wait)
+    call = Call(model, "x", is_chain=False)
+    unfilled = PromptResponse.adopt(llm.AsyncResponse(response.prompt, model, True), call)
+    left_behind = Attempt(call, unfilled, model).run(None)
     contextvars.copy_context().run(left_behind.send, None)
     left_behind.close()
     assert [s.attributes["datasette_llm.outcome"] for s in spans()] == ["ok", "cancelled"]
