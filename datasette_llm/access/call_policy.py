@@ -95,10 +95,6 @@ class LogPolicy:
     required: bool
 
 
-# Without any setting.
-DEFAULT_CALL_POLICY = CallPolicy()
-
-
 def call_policy_of(
     settings: Settings, catalog: Catalog, purpose: str | None, model_id: str
 ) -> CallPolicy:

@@ -32,17 +32,6 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
 
 
-@pytest.fixture
-def site(make_datasette, register_models):
-    """A function that makes an LLM of some models and a configuration."""
-
-    def make(*models, **config):
-        register_models(*models)
-        return LLM(make_datasette({"log": False, **config}))
-
-    return make
-
-
 async def failure_of(awaitable):
     with pytest.raises(ResponseTimeoutError) as caught:
         await awaitable
