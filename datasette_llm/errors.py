@@ -184,7 +184,7 @@ class GroupError(LLMError, ExceptionGroup[Exception]):
     def __new__(cls, failures: Sequence[tuple[llm.AsyncResponse, Exception]]) -> GroupError:
         lines = [f"  {_excerpt(response)}: {error}" for response, error in failures]
         noun = "response" if len(lines) == 1 else "responses"
-        heading = f"{len(lines)} {noun} of the group failed without anyone reading them:"
+        heading = f"{len(lines)} {noun} of the group failed and were not read:"
         self = super().__new__(cls, "\n".join([heading, *lines]), [e for _, e in failures])
         self.responses = tuple(response for response, _ in failures)
         return self

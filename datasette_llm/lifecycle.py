@@ -35,7 +35,7 @@ SHUTDOWN_S = 10.0
 
 
 async def start(datasette: Datasette) -> None:
-    """Check the configuration, and take the first look at llm's models.
+    """Check the configuration, and build the first catalog of llm's models.
 
     Raises:
         ConfigError: the configuration cannot be used; Datasette does not start.
@@ -69,7 +69,7 @@ async def _open_log(datasette: Datasette) -> None:
     try:
         await Recorder.of(datasette).writer.prepare()
     except sqlite3.Error as error:
-        # The site comes first: calls go on, and the writer tries again.
+        # Do not stop the site: the writer retries.
         logger.error("The LLM call log cannot be opened: %s", error)
 
 

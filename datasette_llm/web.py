@@ -7,6 +7,7 @@ A payload is the data of a page and of its JSON version. One with `"ok": False` 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from datasette.utils.asgi import Request
 
 Payload = dict[str, Any]
+
+# How many rows a page of a list has.
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 500
+_ID = re.compile("[0-9a-z]{26}")
 
 
 def refused(message: str, status: int = 400, **payload: object) -> Payload:
@@ -78,6 +84,35 @@ async def posted(request: Request) -> Mapping[str, str]:
 
 class PostError(Exception):
     """The body of a POST is invalid; the message explains why."""
+
+
+def page_limit(text: str | None) -> int:
+    """The argument `limit` of a list: how many rows a page has.
+
+    Raises:
+        ArgumentError: it is no whole number, or too large.
+    """
+    if text is None:
+        return DEFAULT_LIMIT
+    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    if not 1 <= number <= MAX_LIMIT:
+        raise ArgumentError(f"limit: {text!r} is no whole number from 1 to {MAX_LIMIT}")
+    return number
+
+
+def page_cursor(text: str | None) -> str | None:
+    """The argument `next` of a list: the id of the last row of the previous page, or None.
+
+    Raises:
+        ArgumentError: it is no id.
+    """
+    if text is not None and not _ID.fullmatch(text):
+        raise ArgumentError(f"next: {text!r} is not a cursor from a page of this list")
+    return text
+
+
+class ArgumentError(Exception):
+    """An argument of a list is invalid; the message names it."""
 
 
 async def client_disconnected(request: Request) -> None:

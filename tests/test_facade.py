@@ -215,7 +215,7 @@ async def test_model_needs_no_startup_to_have_run(make_datasette, scripted) -> N
     response = await (await LLM(datasette).model()).prompt("hi")
 
     assert await response.text() == "Hello"
-    assert not datasette._startup_invoked
+    assert not datasette._startup_invoked  # noqa: SLF001  # Datasette's
 
 
 # Explaining

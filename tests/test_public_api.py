@@ -212,7 +212,7 @@ async def test_wrapped_model_has_llms_attributes(
     for name in attributes:
         assert getattr(wrapped, name) == getattr(original, name), name
     assert str(wrapped) == str(original)
-    assert wrapped._model is original
+    assert wrapped._model is original  # noqa: SLF001  # the first release's name
 
 
 def test_wrapped_conversation_has_llms_fields() -> None:

@@ -2,7 +2,7 @@
 
 Pure functions over settings and catalog. A setting may stand in several sections, of which the
 most specific one counts: the references of the purpose, `default_model`, the endpoint, the
-purpose, and then what holds for all.
+purpose, and then the global settings.
 """
 
 from __future__ import annotations
@@ -95,10 +95,6 @@ class LogPolicy:
     required: bool
 
 
-# Without any setting.
-DEFAULT_CALL_POLICY = CallPolicy()
-
-
 def call_policy_of(
     settings: Settings, catalog: Catalog, purpose: str | None, model_id: str
 ) -> CallPolicy:
@@ -107,7 +103,7 @@ def call_policy_of(
     Args:
         settings: the parsed configuration.
         catalog: resolves aliases.
-        purpose: any name; one without settings has what holds for all.
+        purpose: any name; one without settings has the global settings.
         model_id: a canonical id.
     """
     model_levels = _model_levels(settings, catalog, purpose, model_id)
@@ -132,8 +128,8 @@ def fallback_call_policy(
 ) -> CallPolicy:
     """The call policy of a model in the role of a fallback.
 
-    During the call the timeout and the fallbacks of the model that was asked for stay in force.
-    Those given here are for the replies to its answer.
+    During the call the timeout and the fallbacks of the requested model stay in force.
+    This policy applies to `reply()` on the fallback's response.
 
     Args:
         settings: the parsed configuration.

@@ -68,7 +68,7 @@ def _replaced_models(settings: Settings, catalog: Catalog) -> Iterator[str]:
         for name in sorted(catalog.replaced.intersection({endpoint.model, *endpoint.aliases})):
             yield (
                 f"{path_of('endpoints', number)}: {name!r} is also the name of an installed model, "
-                "and means this endpoint now"
+                "and now refers to this endpoint"
             )
 
 

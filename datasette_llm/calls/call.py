@@ -1,4 +1,4 @@
-"""One call, from admission to its true end, in one asyncio task.
+"""One prompt or chain, in one task, from opening the hook contexts to closing them.
 
 The task opens the contexts of the hooks, drives the provider, fills the buffers of the
 responses, and leaves the contexts. A prompt is a call with a single request. A chain is a
@@ -61,7 +61,7 @@ class Call(CallContext):
     # What the outside does to a call
 
     def start(self) -> None:
-        """Begin: from here on the call runs by itself.
+        """Begin the call's task.
 
         Raises:
             GroupClosedError: the model belongs to a group that has been left.
@@ -86,7 +86,7 @@ class Call(CallContext):
         self._requested.set()
 
     def finish(self, error: BaseException | None = None) -> None:
-        """No more requests will come.
+        """End the call after the requests already sent.
 
         Args:
             error: why not, if the call has failed outside of a request.
@@ -96,7 +96,7 @@ class Call(CallContext):
         self._requested.set()
 
     def drain(self, reason: str) -> None:
-        """Let what was sent come to its end, and nothing more be sent.
+        """Finish sent requests, refuse new ones.
 
         Args:
             reason: what cancelled a chain that would have gone on.

@@ -27,7 +27,7 @@ class WrappedChain(AsyncChainResponse):
     """An llm chain whose contexts open at its first step and close at its end.
 
     It runs once, however often and in whichever way it is read; readers that come later get
-    the same steps. When its last reader goes away before the end, it is over.
+    the same steps. If its last reader stops early, the chain is cancelled.
     """
 
     _call: Call
@@ -155,7 +155,7 @@ class WrappedChain(AsyncChainResponse):
         self._finished = True
         self._failure = error
         self._call.result.chain_complete = error is None
-        # A pause is an orderly end: what was spent stays spent, so the contexts see a success.
+        # A pause counts as success, so budgets are charged.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
         await self._ended()
 

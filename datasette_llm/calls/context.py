@@ -60,7 +60,7 @@ class CallContext(SupervisedTask):
         return self._keys[model]
 
     def may_retry(self, response: PromptResponse) -> bool:
-        """Whether a request may be made again: no event has come of it, nor of the call before it.
+        """True if the request may be retried: first of the call, no event received, not cancelled.
 
         Args:
             response: what the request fills.

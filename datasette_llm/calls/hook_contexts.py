@@ -142,7 +142,7 @@ class Contexts:
         return error
 
     def _blamed(self, raised: BaseException, plugin: str, timed_out: Set[int]) -> BaseException:
-        """What a context's exception says about the call."""
+        """The error of the call for what a context raised."""
         if isinstance(raised, asyncio.CancelledError) and timed_out:
             return self.ended_by_timeout(raised)
         return contained(

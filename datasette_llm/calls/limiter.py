@@ -21,7 +21,7 @@ class ConcurrencyLimiter:
     """Counts the requests that run, and admits the waiting ones in order as others end.
 
     The limit comes with each request, since it may stand in different settings: the first in
-    the queue waits until fewer run than its own limit allows, and none passes it.
+    the queue waits until fewer run than its own limit allows, and none overtakes it.
     """
 
     def __init__(self) -> None:

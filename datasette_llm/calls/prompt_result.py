@@ -1,4 +1,4 @@
-"""What the contexts of a call know of it, and the callbacks that they leave with it."""
+"""What an `llm_prompt_context` hook gets, and its callbacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Factory = Callable[["PromptResult"], AbstractAsyncContextManager[object]]
 
 
 class PromptResult:
-    """What a context of `llm_prompt_context` knows of its call.
+    """What an `llm_prompt_context` hook gets, and its callbacks.
 
     Attributes:
         responses: the responses so far: one for a prompt, one a step for a chain.

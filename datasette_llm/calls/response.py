@@ -58,11 +58,9 @@ class Producer(Protocol):
 
 
 class StreamState:
-    """What a response has only until it has ended.
+    """Streaming state, dropped at the end.
 
-    Kept apart and let go at the end, since a group may hold thousands of finished responses:
-    one attribute more is what an llm response has room for before its dictionary grows
-    five-fold (CPython 3.11).
+    One attribute, because a second makes CPython 3.11 grow `__dict__` fivefold.
 
     Attributes:
         producer: what fills the response.
@@ -110,9 +108,9 @@ class PromptResponse(llm.AsyncResponse):
     reads on within half a second. One that is never read completes by itself.
 
     Attributes:
-        stream_state: what it has only until it has ended; None afterwards.
+        stream_state: its streaming state; None once it has ended.
         failure: what it failed with, or None.
-        failure_seen: whether a caller was given that.
+        failure_seen: whether `failure` was raised to a caller.
     """
 
     stream_state: StreamState | None = None
@@ -226,7 +224,7 @@ class PromptResponse(llm.AsyncResponse):
             state.producer.note_callback_errors(errors)
 
     def _ensure_async_generator(self) -> None:
-        # llm would ask the model here; an attempt has put its own request in place.
+        # llm would call the model here; the attempt sets the generator instead.
         if not hasattr(self, "_generator"):
             raise LLMError("The request of this response has not been made")
 
@@ -250,8 +248,7 @@ class PromptResponse(llm.AsyncResponse):
                 if state.on_event is not None:
                     state.on_event()
                 state.wake_readers()
-                # A provider that has its next chunk at hand does not wait for anything, and
-                # the readers must not wait for the whole of it.
+                # Yield: a provider that never awaits would starve the readers.
                 await asyncio.sleep(0)
                 state.producer.stop_if_cancelled()  # for a provider that swallowed it
         state.wake_readers()
@@ -259,7 +256,7 @@ class PromptResponse(llm.AsyncResponse):
     def restart(
         self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | None
     ) -> None:
-        """Forget a failed request of which nothing was seen, to make it again.
+        """Reset the response for a retry.
 
         Args:
             model: who is asked.
@@ -286,7 +283,7 @@ class PromptResponse(llm.AsyncResponse):
         self.__dict__.update((k, v) for k, v in vars(fresh).items() if k not in kept)
 
     def settle(self, error: BaseException | None) -> None:
-        """It is over: nothing more will come, and what ended it is known."""
+        """Mark the response as ended, with its error."""
         state, self.stream_state = self.stream_state, None
         if state is None:
             return
@@ -365,7 +362,7 @@ class PromptResponse(llm.AsyncResponse):
 
 
 class Reader:
-    """One reader of a response, from its first look to its last."""
+    """An active reader of a response."""
 
     def __init__(self, response: PromptResponse) -> None:
         self._response = response

@@ -46,7 +46,7 @@ class _Task(asyncio.Task[None]):
 
 
 class SupervisedTask:
-    """Something that runs in a task of its own and ends in good order, whatever stops it.
+    """Runs in its own task and cleans up, whatever cancels it.
 
     Attributes:
         closed: set when everything is over.
@@ -59,7 +59,7 @@ class SupervisedTask:
         self.timed_out: set[int] = set()
         self.parent = _current.get()
         for _ in self.around():
-            pass  # what has ended is let go of: each call may be begun in the one before it
+            pass  # drop ended parents, or they would all stay alive
         self._cancel_reason: str | None = None
         self._leaving = False
         self._sent = 0  # cancellations of ours, until they are taken back
@@ -196,10 +196,7 @@ class SupervisedTask:
         return shown
 
     def _take_back(self) -> None:
-        """Our own cancellations of the task have done what they can, or were swallowed.
-
-        The contexts' timeouts would take one that is not taken back for one still to be obeyed.
-        """
+        """Uncancel as often as we cancelled, or `asyncio.timeout` sees a pending cancellation."""
         assert self._task is not None
         for _ in range(self._sent):
             self._task.uncancel()
@@ -215,7 +212,7 @@ class SupervisedTask:
 
     def _grant_time(self) -> None:
         self._take_back()
-        # What one context took of its time, or the provider of its own, is not the next one's.
+        # Each context gets the full CLEANUP_S.
         if self._cut_short_timer is not None and self._task is not None:
             self._arm_cut_short(self._task)
 
@@ -242,6 +239,5 @@ class SupervisedTask:
         # A task that is cancelled before its first step never enters _run().
         if not self.closed.is_set():
             self._settle(ResponseCancelledError(self._cancel_reason or "The call was cancelled"))
-        # The task knows us too. What is over goes at once, rather than when the garbage collector
-        # next looks for what only holds on to itself.
+        # Break the cycle, so that the call is freed at once.
         self._task = None

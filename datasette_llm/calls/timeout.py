@@ -18,7 +18,7 @@ Setting = Literal["timeout", "idle_timeout"]
 
 
 class Deadline:
-    """Ends the block that it is entered for, in the task that runs it.
+    """Cancels its block at a timeout.
 
     Args:
         end: when the time in total is over, by the clock of the event loop; None for never.
@@ -78,7 +78,7 @@ class Deadline:
             raise self._error from error  # the provider made this of our cancellation
 
     def event(self) -> None:
-        """There was an event.
+        """Restart the idle timeout.
 
         Raises:
             CancelledError: the time was over, and the provider has swallowed that.
@@ -89,7 +89,7 @@ class Deadline:
             self._start()
 
     def stop(self) -> None:
-        """The provider is done: whatever comes now may take its time."""
+        """Stop both; callbacks are not limited."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

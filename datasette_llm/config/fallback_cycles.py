@@ -1,4 +1,4 @@
-"""Cycles of fallbacks: a model that falls back, over others or not, to itself.
+"""Cycles of fallbacks: a model that falls back to itself, directly or through others.
 
 Only the fallbacks of model references and endpoints can form one. Fallbacks of a purpose, or
 those for all, never do: a prompt asks no model twice.
@@ -15,8 +15,8 @@ from .values import quoted
 
 _SHOWN_MODELS = 8
 _ADVICE = (
-    "a model cannot stand in for itself. "
-    "Set fallbacks on the purpose to have models stand in for each other"
+    "a model cannot be its own fallback. "
+    "To make models fallbacks of each other, set fallbacks on the purpose"
 )
 
 

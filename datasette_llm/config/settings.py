@@ -80,28 +80,28 @@ class AttemptSettings(Section):
     """Settings of each request to a provider; None where a setting is absent."""
 
     idle_timeout: _Seconds | None = Field(default=None, title="seconds")
-    """Ends a request after so long without an event, the first one included."""
+    """Time limit for a request without an event, the first event included."""
     retries: _Retries | None = Field(default=None, title="number")
     """How often a request that failed before its first event is made again; otherwise 2."""
     max_concurrency: _Concurrency | None = Field(default=None, title="number")
-    """How many requests may run at once; the others wait their turn."""
+    """How many requests may run at once; further requests wait in a queue."""
 
 
 class CallSettings(AttemptSettings):
     """Settings of a prompt with all its attempts; None where a setting is absent."""
 
     timeout: _Seconds | None = Field(default=None, title="seconds")
-    """Ends a prompt, waiting and attempts included; of a chain each step."""
+    """Time limit of a prompt, waiting and retries included; in a chain, of each step."""
     fallbacks: "FallbackReferences | None" = Field(default=None, title="list of references")
-    """Asked in order when a prompt has failed for good before its first event."""
+    """Models to try, in order, when a prompt has finally failed before its first event."""
 
 
 class FallbackReference(AttemptSettings):
     """A model that is asked when another has failed; its options are deeply read-only."""
 
     misplaced: ClassVar[Mapping[str, str]] = {
-        "fallbacks": "a fallback has none here; list them after it",
-        "timeout": "a fallback has none; that of the model asked for holds for all attempts",
+        "fallbacks": "not allowed in a fallback; add them to the list after it",
+        "timeout": "not allowed in a fallback; the requested model's timeout covers all attempts",
     }
     model: Id
     key: SecretName | None = None
@@ -140,9 +140,9 @@ class LogSettings(Section):
     content: bool = Field(default=False, title="bool")
     """Record prompts and responses too, not only their sizes."""
     keep_days: _Days | None = Field(default=None, title="days")
-    """Remove records that are older; otherwise they stay."""
+    """Remove older records; if not set, records are kept."""
     required: bool = Field(default=False, title="bool")
-    """Make no call that cannot be recorded."""
+    """Refuse calls that cannot be recorded."""
     prices: Annotated[Mapping[str, PriceSettings], _READ_ONLY] = Field(
         default={}, validate_default=True, title="mapping of ids to prices"
     )
@@ -172,30 +172,30 @@ class EndpointSettings(CallSettings):
     """A model of an OpenAI-compatible server."""
 
     model: Id = Field(title="id")
-    """What it is called here."""
+    """Its id in Datasette."""
     api_base: _Address = Field(title="URL")
     """Where the server is, up to `/v1`."""
     model_name: Id | None = Field(default=None, title="text")
-    """What the server calls it; otherwise the same."""
+    """Its name on the server; by default the id."""
     aliases: Ids = Field(default=(), title="list of ids")
-    """Other names for it here."""
+    """Aliases in Datasette."""
     key: SecretName | None = Field(default=None, title="name of a secret")
-    """Holds the server's key; without it the server needs none."""
+    """Secret with the server's API key; leave out if the server needs none."""
     # Some of them are credentials, which a repr must not show.
     headers: _Headers = Field(default={}, validate_default=True, repr=False, title="mapping")
     """Sent with each request."""
     can_stream: bool = Field(default=True, title="bool")
-    """It answers piece by piece."""
+    """Supports streaming."""
     supports_schema: bool = Field(default=False, title="bool")
-    """It takes a JSON schema."""
+    """Supports JSON schemas."""
     supports_tools: bool = Field(default=False, title="bool")
-    """It calls tools."""
+    """Supports tools."""
     vision: bool = Field(default=False, title="bool")
-    """It takes images and PDF files."""
+    """Accepts images and PDF files."""
     audio: bool = Field(default=False, title="bool")
-    """It takes sound."""
+    """Accepts audio."""
     reasoning: bool = Field(default=False, title="bool")
-    """It has the option `reasoning_effort`."""
+    """Supports the option `reasoning_effort`."""
 
 
 def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
@@ -212,20 +212,20 @@ class ConsultantSettings(Section):
     values: Literal["none", "top", "sample"] = Field(default="top", title="none, top or sample")
     """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
     time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
-    """What a profile may take; what the whole table would need longer for is sampled."""
+    """Time limit of a profile; columns that would take longer are sampled."""
     exclude: Ids = Field(default=(), title="list of columns")
-    """Left out everywhere, of checks too: `column`, `table.column` or `database.table.column`."""
+    """Excluded from profiles and queries: `column`, `table.column` or `database.table.column`."""
 
 
 class Settings(CallSettings):
     """All settings under `plugins: datasette-llm:`; None where a setting is absent."""
 
     default_model: Reference | None = Field(default=None, title="reference")
-    """Used when none is named."""
+    """The model if a plugin names none."""
     models: Ids | None = Field(default=None, title="list of ids")
     """The allowlist; the default model is always part of it."""
     blocked_models: Ids = Field(default=(), title="list of ids")
-    """Removed whatever else allows them."""
+    """Never available, even if on an allowlist."""
     require_keys: bool = Field(default=True, title="bool")
     """List only models whose key is set."""
     threads: _Threads = Field(default=4, title="number")

@@ -1,1 +1,1 @@
-"""The operator's console: what is available to whom and why, assigned, tested and explained."""
+"""The administrators' pages at /-/llm."""

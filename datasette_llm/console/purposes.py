@@ -21,7 +21,7 @@ from ..errors import ModelNotFoundError, NewerDatabaseError
 from ..hooks import dispatch
 from ..permissions import MANAGE
 from ..sanitize import storable
-from ..web import PostError, as_json, posted, refused, wants_html
+from ..web import PostError, as_json, method_not_allowed, posted, refused, wants_html
 from .call_policies import ANY_MODEL, CallPolicies
 from .choices import registered_purposes
 from .navigation import ROOT
@@ -153,7 +153,7 @@ async def assign_view(datasette: Datasette, request: Request) -> Response:
     """Takes `purpose` and either `model_id` or `reset`, from a form or as JSON."""
     await datasette.ensure_permission(action=MANAGE, actor=request.actor)
     if request.method != "POST":
-        return Response.error("Only POST assigns", 405, headers={"Allow": "POST"})
+        return method_not_allowed(["POST"])
     payload = await _assign_posted(datasette, request)
     if not wants_html(request):
         return as_json(payload)

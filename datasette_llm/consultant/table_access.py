@@ -59,7 +59,7 @@ class Access:
 
 
 async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:
-    """The existing tables that an actor may view and analyze, as JSON for `in_tables`."""
+    """The existing tables that an actor may view and analyze, as a JSON list of pairs."""
     await datasette.refresh_schemas()
     internal = datasette.get_internal_database()
     sets = []

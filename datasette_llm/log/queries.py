@@ -208,8 +208,12 @@ def moment(name: str, text: str) -> datetime.datetime:
 
 def first_id(time: datetime.datetime) -> str:
     """The smallest id of a time."""
-    milliseconds = max(0, int(time.timestamp() * 1000))
-    return str(ULID(milliseconds.to_bytes(6, "big") + bytes(10))).lower()
+    return id_at(int(time.timestamp() * 1000))
+
+
+def id_at(milliseconds: int) -> str:
+    """The smallest id of a time in milliseconds since 1970; of 1970 for a time before it."""
+    return str(ULID(max(0, milliseconds).to_bytes(6, "big") + bytes(10))).lower()
 
 
 def time_of(call_id: str) -> datetime.datetime:

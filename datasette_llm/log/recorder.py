@@ -1,4 +1,4 @@
-"""What is written about a call, and when.
+"""Insert a row before each request, update it after.
 
 A request's row is committed before the request is sent (L1), and gets its second part when the
 request has finished, however it did (L2). Nothing waits for the second part: a process that dies

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
-from ulid import ULID
 
 from ..sanitize import now
+from .queries import id_at
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -52,7 +52,7 @@ async def keep(datasette: Datasette, *, writer: Writer, keep_days: int) -> None:
     while True:
         try:
             await writer.prepare()
-            await remove(datasette, first_id(keep_days), keep_days)
+            await remove(datasette, first_kept_id(keep_days), keep_days)
         except DatasetteClosedError:
             return  # closed without a shutdown, which would have cancelled this task
         except sqlite3.Error as error:
@@ -129,7 +129,6 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
     return count
 
 
-def first_id(keep_days: int) -> str:
+def first_kept_id(keep_days: int) -> str:
     """The smallest id that a call of the last `keep_days` days can have."""
-    milliseconds = max(0, int(time.time() * 1000) - keep_days * DAY_MS)
-    return str(ULID(milliseconds.to_bytes(6, "big") + bytes(10))).lower()
+    return id_at(int(time.time() * 1000) - keep_days * DAY_MS)

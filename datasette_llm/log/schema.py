@@ -17,6 +17,7 @@ from .. import migrations as database
 if TYPE_CHECKING:
     import sqlite3
 
+# Also in migrations, which must not change: a new outcome needs a new migration.
 OUTCOMES = ("ok", "error", "cancelled", "blocked", "lost")
 
 STARTED_COLUMNS = (

@@ -83,7 +83,7 @@ ATTEMPT = Attribute(
 )
 WAITED = Attribute(
     "datasette_llm.waited",
-    "Seconds that it waited for its turn, where `max_concurrency` is set.",
+    "Seconds that it waited for a concurrency limit.",
     optional=True,
 )
 PURPOSE = Attribute("datasette_llm.purpose", "The purpose, if there is one.", optional=True)

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from datasette_llm.access.call_policy import (
-    DEFAULT_CALL_POLICY,
     CallPolicy,
     Limit,
     call_policy_of,
@@ -30,8 +29,8 @@ def policy_for(
 
 
 def test_defaults_are_two_retries_only() -> None:
-    assert policy_for({}) == DEFAULT_CALL_POLICY
-    assert DEFAULT_CALL_POLICY.retries == 2
+    assert policy_for({}) == CallPolicy()
+    assert CallPolicy().retries == 2
 
 
 # From the most specific place to the least; each line has all that are below it too.
@@ -171,7 +170,7 @@ def test_fallback_inherits_from_its_purpose() -> None:
         {"retries": 5, "purposes": {"chat": {"retries": 1, "idle_timeout": 7, "fallbacks": ["b"]}}}
     )
     [fallback] = call_policy_of(settings, CATALOG, "chat", "a").fallbacks
-    policy = fallback_call_policy(settings, CATALOG, "chat", fallback, DEFAULT_CALL_POLICY)
+    policy = fallback_call_policy(settings, CATALOG, "chat", fallback, CallPolicy())
     assert (policy.retries, policy.idle_timeout_s) == (1, 7)
 
 

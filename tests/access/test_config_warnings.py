@@ -280,7 +280,7 @@ def test_a_fallback_that_is_not_allowed_is_told(
 def test_cycle_by_alias_is_a_warning() -> None:
     model = {"model": "a", "fallbacks": [{"model": "choosy"}, "ay"]}
     assert warnings_about({"default_model": model}) == [
-        'default_model.fallbacks[1]: "a" falls back to "a"; a model cannot stand in for itself. '
-        "Set fallbacks on the purpose to have models stand in for each other; until then it is "
+        'default_model.fallbacks[1]: "a" falls back to "a"; a model cannot be its own fallback. '
+        "To make models fallbacks of each other, set fallbacks on the purpose; until then it is "
         "skipped"
     ]

@@ -114,7 +114,7 @@ async def log_off(name: str, quick: bool) -> Row:
 @row("tracing-off")
 async def tracing_off(name: str, quick: bool) -> Row:
     pair = await _without(_make_without_span, quick)
-    work = "the same with a span that nobody takes"
+    work = "the same with a span without an exporter"
     raw_is = "the same with the span taken out of the code"
     return Row(name, work, pair, "ratio", 1.15, "ms", raw_is=raw_is)
 

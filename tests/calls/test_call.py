@@ -12,25 +12,12 @@ import llm
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import LLM, HookError, LLMError, ResponseCancelledError
-from datasette_llm.testing import ScriptedModel
+from datasette_llm import HookError, LLMError, ResponseCancelledError
 
 from ..support.plugins import Accountant, Observer, raises
 from ..support.waiting import until
 
 span: ContextVar[str] = ContextVar("span", default="outside")
-
-
-@pytest.fixture
-def model_of(make_datasette, register_models):
-    """Register a scripted model, and get it through the facade."""
-
-    async def get(*scripts, **kwargs):
-        scripted = ScriptedModel("scripted", *scripts)
-        register_models(scripted)
-        return scripted, await LLM(make_datasette()).model("scripted", **kwargs)
-
-    return get
 
 
 async def test_h1_contexts_open_once_in_hook_order(model_of, plugin):

@@ -9,8 +9,7 @@ import llm
 import pytest
 import sqlite_utils
 
-from datasette_llm import LLM, ResponseCancelledError
-from datasette_llm.testing import ScriptedModel
+from datasette_llm import ResponseCancelledError
 
 from ..support.plugins import Accountant, Observer, raises
 
@@ -24,18 +23,6 @@ def call_shout(word: str = "pelican") -> llm.ToolCall:
 
 
 TWO_STEPS = (["I call.", call_shout()], ["Done."])
-
-
-@pytest.fixture
-def model_of(make_datasette, register_models):
-    """Register a scripted model, and get it through the facade."""
-
-    async def get(*scripts, **kwargs):
-        scripted = ScriptedModel("scripted", *scripts)
-        register_models(scripted)
-        return scripted, await LLM(make_datasette()).model("scripted", **kwargs)
-
-    return get
 
 
 async def by_text(chain):

@@ -212,7 +212,7 @@ async def test_g4_exit_hook_runs_exactly_once(way, group_of, plugin):
     assert hook.groups == [group]
     assert (group.purpose, group.actor, group.model_id) == ("batch", {"id": "ana"}, "scripted")
     assert len(group.id) == 26
-    assert group._responses is group.responses
+    assert group._responses is group.responses  # noqa: SLF001  # the first release's name
     assert len(group.responses) == 1
     assert (group.error is None) is (way == "normal")
 

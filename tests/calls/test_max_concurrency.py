@@ -5,7 +5,7 @@ import asyncio
 import llm
 import pytest
 
-from datasette_llm import LLM, ResponseTimeoutError, instance
+from datasette_llm import ResponseTimeoutError, instance
 from datasette_llm.calls import retry
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import LimiterRegistry
@@ -13,17 +13,6 @@ from datasette_llm.testing import ScriptedModel
 
 from ..support.call_log import flushed_rows
 from ..support.plugins import Accountant
-
-
-@pytest.fixture
-def site(make_datasette, register_models):
-    """A function that makes an LLM of some models and a configuration."""
-
-    def make(*models, **config):
-        register_models(*models)
-        return LLM(make_datasette({"log": False, **config}))
-
-    return make
 
 
 async def settled():

@@ -11,7 +11,7 @@ import llm
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
+from datasette_llm import ModelNotAllowedError, ResponseTimeoutError
 from datasette_llm.calls import retry
 from datasette_llm.testing import ScriptedModel
 
@@ -44,17 +44,6 @@ def pauses(monkeypatch):
     monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
     monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
     return made
-
-
-@pytest.fixture
-def site(make_datasette, register_models):
-    """A function that makes an LLM of some models and a configuration."""
-
-    def make(*models, **config):
-        register_models(*models)
-        return LLM(make_datasette({"log": False, **config}))
-
-    return make
 
 
 # Which failures are retried

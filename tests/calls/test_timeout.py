@@ -32,17 +32,6 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(retry, "WAIT_JITTER_S", 0)
 
 
-@pytest.fixture
-def site(make_datasette, register_models):
-    """A function that makes an LLM of some models and a configuration."""
-
-    def make(*models, **config):
-        register_models(*models)
-        return LLM(make_datasette({"log": False, **config}))
-
-    return make
-
-
 async def failure_of(awaitable):
     with pytest.raises(ResponseTimeoutError) as caught:
         await awaitable
@@ -238,7 +227,7 @@ async def test_no_timer_remains(site):
     llms = site(model, timeout=60, idle_timeout=60)
     await (await (await llms.model("m")).prompt("Hi")).text()
     loop = asyncio.get_running_loop()
-    left = [timer for timer in loop._scheduled if not timer.cancelled()]
+    left = [timer for timer in loop._scheduled if not timer.cancelled()]  # noqa: SLF001  # asyncio's timers
     assert not [timer for timer in left if "Deadline" in repr(timer)]
     assert CLEANUP_S == 5.0
 

@@ -605,12 +605,12 @@ NOT_FALLBACKS: list[tuple[object, str]] = [
     ([{"model": "b", "options": []}], "[0].options: expected a mapping, got a list"),
     (
         [{"model": "b", "fallbacks": ["c"]}],
-        "[0].fallbacks: unknown setting (a fallback has none here; list them after it)",
+        "[0].fallbacks: unknown setting (not allowed in a fallback; add them to the list after it)",
     ),
     (
         [{"model": "b", "timeout": 5}],
         "[0].timeout: unknown setting"
-        " (a fallback has none; that of the model asked for holds for all attempts)",
+        " (not allowed in a fallback; the requested model's timeout covers all attempts)",
     ),
 ]
 
@@ -676,8 +676,8 @@ def test_empty_fallbacks_differ_from_unset() -> None:
 
 
 CIRCLE = (
-    "; a model cannot stand in for itself. "
-    "Set fallbacks on the purpose to have models stand in for each other"
+    "; a model cannot be its own fallback. "
+    "To make models fallbacks of each other, set fallbacks on the purpose"
 )
 
 
@@ -851,14 +851,14 @@ def test_settings_table_is_complete_and_in_order() -> None:
     # The long list of an endpoint's settings is compared in the README.
     rows = [row for row in settings_table() if not row[0].startswith("endpoints[].")]
     assert rows == [
-        ("default_model", "reference", "not set", "Used when none is named."),
+        ("default_model", "reference", "not set", "The model if a plugin names none."),
         (
             "models",
             "list of ids",
             "not set",
             "The allowlist; the default model is always part of it.",
         ),
-        ("blocked_models", "list of ids", "[]", "Removed whatever else allows them."),
+        ("blocked_models", "list of ids", "[]", "Never available, even if on an allowlist."),
         ("require_keys", "bool", "true", "List only models whose key is set."),
         (
             "threads",
@@ -872,7 +872,7 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "idle_timeout",
             "seconds",
             "not set",
-            "Ends a request after so long without an event, the first one included.",
+            "Time limit for a request without an event, the first event included.",
         ),
         (
             "retries",
@@ -884,19 +884,19 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "max_concurrency",
             "number",
             "not set",
-            "How many requests may run at once; the others wait their turn.",
+            "How many requests may run at once; further requests wait in a queue.",
         ),
         (
             "timeout",
             "seconds",
             "not set",
-            "Ends a prompt, waiting and attempts included; of a chain each step.",
+            "Time limit of a prompt, waiting and retries included; in a chain, of each step.",
         ),
         (
             "fallbacks",
             "list of references",
             "not set",
-            "Asked in order when a prompt has failed for good before its first event.",
+            "Models to try, in order, when a prompt has finally failed before its first event.",
         ),
         (
             "log.content",
@@ -904,8 +904,8 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "false",
             "Record prompts and responses too, not only their sizes.",
         ),
-        ("log.keep_days", "days", "not set", "Remove records that are older; otherwise they stay."),
-        ("log.required", "bool", "false", "Make no call that cannot be recorded."),
+        ("log.keep_days", "days", "not set", "Remove older records; if not set, records are kept."),
+        ("log.required", "bool", "false", "Refuse calls that cannot be recorded."),
         (
             "log.prices",
             "mapping of ids to prices",
@@ -923,13 +923,13 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "consultant.time_limit_ms",
             "milliseconds",
             "2000",
-            "What a profile may take; what the whole table would need longer for is sampled.",
+            "Time limit of a profile; columns that would take longer are sampled.",
         ),
         (
             "consultant.exclude",
             "list of columns",
             "[]",
-            "Left out everywhere, of checks too: `column`, `table.column` or "
+            "Excluded from profiles and queries: `column`, `table.column` or "
             "`database.table.column`.",
         ),
         ("purposes.<name>.model", "reference", "not set", "The default for this purpose."),

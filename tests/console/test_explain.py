@@ -13,7 +13,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from datasette import hookimpl
-from datasette.app import Datasette
 from datasette.cli import cli
 
 from datasette_llm import LLM, instance
@@ -32,18 +31,12 @@ from ..support.console import (
     assert_harmless,
     get,
     get_json,
-    starter,
     store,
 )
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
 
 ACTOR = {"id": "ben", "roles": ["reader"]}
-
-
-@pytest.fixture
-def start(make_datasette: Callable[..., Datasette]) -> Start:
-    return starter(make_datasette)
 
 
 @pytest.fixture

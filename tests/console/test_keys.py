@@ -25,18 +25,12 @@ from ..support.console import (
     assert_harmless,
     get,
     get_json,
-    starter,
     store,
 )
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
 
 BIRD = "BIRD_API_KEY"
-
-
-@pytest.fixture
-def start(make_datasette: Callable[..., Datasette]) -> Start:
-    return starter(make_datasette)
 
 
 @pytest.fixture

@@ -33,16 +33,10 @@ from ..support.console import (
     assert_harmless,
     get,
     get_json,
-    starter,
     store,
 )
 
 pytestmark = pytest.mark.usefixtures("no_own_purpose")
-
-
-@pytest.fixture
-def start(make_datasette: Callable[..., Datasette]) -> Start:
-    return starter(make_datasette)
 
 
 @pytest.fixture

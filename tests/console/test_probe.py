@@ -17,7 +17,7 @@ from datasette.app import Datasette
 from datasette.cli import cli
 
 from datasette_llm import LLM
-from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls import task
 from datasette_llm.console import probe, probe_page
 from datasette_llm.console.log import payloads
 from datasette_llm.console.probe import PROMPT, candidates, probe_model, probe_purpose
@@ -240,7 +240,7 @@ async def test_no_call_id_without_log(start, register_models, plugin):
 @pytest.fixture
 def short_limit(monkeypatch):
     monkeypatch.setattr(probe, "LIMIT_S", 0.2)  # enough for a model in this process to begin
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 0.05)
+    monkeypatch.setattr(task, "CLEANUP_S", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ async def test_h8_hanging_cleanup_is_bounded(
 ):
     """The probe ends although the cleanup of a hook hangs."""
     monkeypatch.setattr(probe, "CLEANUP_S", 0.05)
-    monkeypatch.setattr(lifetimes, "CLEANUP_S", 60)
+    monkeypatch.setattr(task, "CLEANUP_S", 60)
     release = asyncio.Event()
     model = ScriptedModel("scripted", [asyncio.Event()])
     register_models(model)

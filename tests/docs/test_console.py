@@ -11,8 +11,7 @@ import yaml
 from datasette_llm import (
     LLM,
 )
-from datasette_llm.console import probe as trial
-from datasette_llm.console import probe as trials
+from datasette_llm.console import probe
 from datasette_llm.providers.failures import LABELS
 from datasette_llm.testing import ScriptedModel
 
@@ -62,5 +61,5 @@ async def test_post_tests_a_model_with_answer_shown(
 def test_failure_kinds_table_is_complete():
     section = between("console", "\n## Test\n", "\n## ")
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
-    assert f"At most {trials.MAX_MODELS} are" in section
-    assert f"Each model has {trial.LIMIT_S:g} seconds" in section
+    assert f"At most {probe.MAX_MODELS} are" in section
+    assert f"Each model has {probe.LIMIT_S:g} seconds" in section

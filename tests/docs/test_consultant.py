@@ -6,7 +6,7 @@ import json
 
 import yaml
 
-from datasette_llm.console.advice import payloads as consultant_pages
+from datasette_llm import web
 from datasette_llm.consultant.advice import claims as consultant_checks
 from datasette_llm.consultant.advice import types as prompting
 
@@ -43,8 +43,8 @@ async def test_post_gets_advice_with_permission_shown(
 
 def test_bounds_are_those_of_the_code():
     section = DOCS["consultant"]
-    assert f"`limit` is {consultant_pages.DEFAULT_LIMIT} by default" in section
-    assert f"and {consultant_pages.MAX_LIMIT} at most" in section
+    assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
+    assert f"and {web.MAX_LIMIT} at most" in section
     assert f"claims after the {consultant_checks.MAX_CLAIMS}th" in section
     assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
     assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section

@@ -139,7 +139,7 @@ async def test_group_exit_hook_may_return_a_coroutine(seed_site, openai_key, plu
         @hookimpl
         def llm_group_exit(self, datasette, group):
             async def cleanup():
-                seen.append((group.purpose, len(group._responses)))
+                seen.append((group.purpose, len(group._responses)))  # noqa: SLF001  # as shown there
 
             return cleanup()
 

@@ -34,7 +34,7 @@ async def test_log_is_kept_as_configured(config, make_datasette, register_models
     register_models(*[ScriptedModel(i, ["Hm.", llm.Usage(input=1000, output=100)]) for i in ids])
     datasette = make_datasette(ours(config), internal=str(tmp_path / "internal.db"))
     await datasette.start_background_tasks()
-    names = [task.name for task in datasette._background_tasks.tasks()]
+    names = [task.name for task in datasette._background_tasks.tasks()]  # noqa: SLF001  # Datasette's
     for model_id, purpose in zip(ids, ("sql", "pets"), strict=True):
         model = await LLM(datasette).model(model_id, purpose=purpose)
         await (await model.prompt("Which pet?")).text()

@@ -55,9 +55,10 @@ def test_tests_command_is_run_by_ci(command, gate):
 
 @shows(commands="install")
 def test_install_commands(commands):
-    packages = [package for line in commands.splitlines() for package in shlex.split(line)[2:]]
+    lines = [shlex.split(line) for line in commands.splitlines() if not line.startswith("#")]
+    packages = [package for line in lines for package in line[2:]]
     assert PYPROJECT["project"]["name"] in packages
-    assert {line.split()[1] for line in commands.splitlines()} == {"install"}
+    assert {line[1] for line in lines} == {"install"}
     assert "install" in cli.commands
 
 

@@ -70,12 +70,6 @@ def tables_of(path):
 
 
 @pytest.fixture
-def path(tmp_path):
-    """The file of the internal database."""
-    return tmp_path / "internal.db"
-
-
-@pytest.fixture
 async def start(make_datasette, path):
     """A function that starts a Datasette with this configuration of the log."""
 

@@ -83,11 +83,6 @@ class Record:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "internal.db"
-
-
-@pytest.fixture
 def record(path: Path) -> Iterator[Record]:
     record = Record(path)
     yield record
@@ -228,7 +223,7 @@ def test_days_are_counted_back_from_now(
 ) -> None:
     monkeypatch.setattr(retention, "time", SimpleNamespace(time=lambda: NOW_MS / 1000))
 
-    assert retention.first_id(keep_days) == id_of(milliseconds)
+    assert retention.first_kept_id(keep_days) == id_of(milliseconds)
 
 
 # The background task

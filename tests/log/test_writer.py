@@ -38,12 +38,6 @@ APPEND_ONLY = "append-only"
 
 
 @pytest.fixture
-def path(tmp_path):
-    """The file of the internal database."""
-    return tmp_path / "internal.db"
-
-
-@pytest.fixture
 def connection(path):
     """A connection to a database with the tables of the call log, and some rows in them."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:

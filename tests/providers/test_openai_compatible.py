@@ -289,7 +289,7 @@ async def test_endpoint_replaces_model_with_a_warning(server, start, register_mo
     replaced = [w for w in instance.of(datasette, StartupCheck).warnings if "also the name" in w]
     assert replaced == [
         f"plugins.datasette-llm.endpoints[0]: {name!r} is also the name of an installed model, "
-        "and means this endpoint now"
+        "and now refers to this endpoint"
         for name in ("gpt-4o", "local")
     ]
     assert set(replaced) <= {record.getMessage() for record in caplog.records}

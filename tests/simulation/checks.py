@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from datasette_llm import ConversationBusyError, ResponseCancelledError, ResponseTimeoutError
-from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls import task
 
 from .facts import Actor, Request
 from .observed_call import Seen
@@ -142,7 +142,7 @@ def check_h8(seen: Seen) -> Problems:
         by_timeout = any(s.limit is not None and s.limit.expired() for s in outer)
         if observed.tidied != "interrupted":
             yield f"hook {observed.number} never finished its cleanup"
-        elif observed.tidied_at < lifetimes.CLEANUP_S - ROUNDING_S and not by_timeout:
+        elif observed.tidied_at < task.CLEANUP_S - ROUNDING_S and not by_timeout:
             yield f"hook {observed.number} was cut short after {observed.tidied_at} s"
 
 

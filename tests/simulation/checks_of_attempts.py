@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasette_llm import ResponseTimeoutError
-from datasette_llm.calls import retry as answering
-from datasette_llm.calls import task as lifetimes
+from datasette_llm.calls import retry, task
 
 from .attempts import EXACT_S, Attempts, attempts_of
 from .facts import Request, Wait
@@ -41,7 +40,7 @@ def check_retries(attempts: Attempts) -> Problems:
         for number, (one, other) in enumerate(itertools.pairwise(requests)):
             if not attempts.may_pass(one):
                 yield f"{model} was retried after {one.ended!r}"
-            usual = min(answering.WAIT_INITIAL_S * 2**number, answering.WAIT_MAX_S)
+            usual = min(retry.WAIT_INITIAL_S * 2**number, retry.WAIT_MAX_S)
             wanted = usual if attempts.idle(one) else one.wanted_s or usual
             if other.times[0] - one.ended_at < wanted - EXACT_S:
                 yield f"{model} was retried after {other.times[0] - one.ended_at} s"
@@ -152,7 +151,7 @@ def _cleanup_s(attempts: Attempts) -> float:
     )
     tidies = any(request.script.cleanup == "waits" for request in attempts.requests)
     nested = any("nested" in request.script.steps for request in attempts.requests)
-    return lifetimes.CLEANUP_S * (swallowed + tidies + nested)
+    return task.CLEANUP_S * (swallowed + tidies + nested)
 
 
 def check_limits(trace: Trace) -> Problems:

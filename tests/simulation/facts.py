@@ -62,7 +62,6 @@ class Request:
     call: Any
     rows: list[tuple[str | None]]  # the outcomes in its row, as another connection sees them
     log_broken: bool
-    group_open: bool
     model: str
     key: str | None
     row_id: str

@@ -10,7 +10,7 @@ from unittest import mock
 
 from datasette_llm import LLM
 from datasette_llm.calls import call as calls
-from datasette_llm.calls import retry as answering
+from datasette_llm.calls import retry
 from datasette_llm.calls.limiter import ConcurrencyLimiter, LimiterRegistry
 from datasette_llm.calls.timeout import Deadline
 
@@ -92,7 +92,7 @@ def recorded(trace: Trace, limiters: LimiterRegistry) -> Iterator[None]:
         mock.patch.object(calls, "answer", noted_answer),
         mock.patch.object(ConcurrencyLimiter, "acquire", noted_enter),
         mock.patch.object(LLM, "_resolve_fallback", noted_standing_in),
-        mock.patch.object(answering, "WAIT_JITTER_S", 0),
+        mock.patch.object(retry, "WAIT_JITTER_S", 0),
     ):
         yield
 

@@ -45,7 +45,6 @@ class Provider(llm.AsyncKeyModel):
             call,
             trace.committed(call.row_id),
             trace.log_broken,
-            trace.group_left == 0,
             self.model_id,
             key,
             call.row_id,

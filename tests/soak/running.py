@@ -22,7 +22,7 @@ from datasette.plugins import pm
 
 from datasette_llm import LLM, instance
 from datasette_llm.calls import response as responses
-from datasette_llm.calls import retry as answering
+from datasette_llm.calls import retry
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import registered
@@ -116,7 +116,7 @@ async def soak(folder: Path, calls: int, at_once: int, seed: int) -> Outcome:
         seed: of the random choice of calls.
     """
     # Waits take a hundredth of their usual time.
-    answering.WAIT_INITIAL_S, answering.WAIT_JITTER_S = 0.005, 0.0025
+    retry.WAIT_INITIAL_S, retry.WAIT_JITTER_S = 0.005, 0.0025
     responses.RESUME_S = 0.005
     logging.getLogger("datasette_llm").setLevel(logging.ERROR)  # it logs each retry
     internal = folder / "internal.db"

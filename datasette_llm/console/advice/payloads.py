@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ...consultant.advice.types import type_named, types
 from ...consultant.table_access import Access, analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
+from ...web import page_cursor, page_limit
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from ...consultant.table_access import Actor
     from ...web import Payload
 
-DEFAULT_LIMIT = 50
-MAX_LIMIT = 500
 MAX_QUESTION_CHARS = 2_000
 FIELDS = ("model_id", "question", "exclude", "type")
-_ID = re.compile("[0-9a-z]{26}")
 
 
 class BadRequestError(LLMError):
@@ -104,12 +101,11 @@ async def list_payload(
     """A page of the list of consultations that an actor may see.
 
     Raises:
-        BadRequestError: an argument is invalid.
+        BadRequestError: an argument is given twice.
+        ArgumentError: an argument is invalid.
     """
-    limit = _limit(_single(arguments, "limit"))
-    before = _single(arguments, "next")
-    if before is not None and not _ID.fullmatch(before):
-        raise BadRequestError(f"next: {before!r} is no cursor of this list")
+    limit = page_limit(_single(arguments, "limit"))
+    before = page_cursor(_single(arguments, "next"))
     rows = await store.read_page(
         datasette, await analyzable_tables(datasette, actor), before, limit + 1
     )
@@ -120,15 +116,6 @@ async def list_payload(
         "next": page[-1]["id"] if len(rows) > limit else None,
         "limit": limit,
     }
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LIMIT
-    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
-    if not 1 <= number <= MAX_LIMIT:
-        raise BadRequestError(f"limit: {text!r} is no whole number from 1 to {MAX_LIMIT}")
-    return number
 
 
 async def stored_payload(

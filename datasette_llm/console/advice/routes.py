@@ -13,6 +13,7 @@ from datasette import Forbidden, NotFound, Response
 
 from ...consultant.table_access import Access, may_analyze_any
 from ...permissions import ANALYZE
+from ...web import DEFAULT_LIMIT, ArgumentError
 from ..navigation import ADVICE
 from . import payloads
 from .analyze import analyze_json, analyze_page, arguments
@@ -74,8 +75,8 @@ async def _list_payload(datasette: Datasette, request: Request) -> Payload:
         raise Forbidden(ANALYZE)
     try:
         return await payloads.list_payload(datasette, request.actor, arguments(request))
-    except BadRequestError as error:
-        rest: Payload = {"consultations": [], "next": None, "limit": payloads.DEFAULT_LIMIT}
+    except (BadRequestError, ArgumentError) as error:
+        rest: Payload = {"consultations": [], "next": None, "limit": DEFAULT_LIMIT}
         return rest | {"ok": False, "error": str(error)}
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from ...log import totals
 from ...log.queries import BadFilterError, Filter, moment
+from ...web import DEFAULT_LIMIT, page_cursor, page_limit
 from .chart import Measure
 
-DEFAULT_LIMIT = 50
-MAX_LIMIT = 500
 # In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"
 NULLABLE = ("purpose", "actor", "group")
 OPTIONS = ("limit", "by", "measure", "next")
-
-_ID = re.compile("[0-9a-z]{26}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,7 @@ class LogListRequest:
 
         Raises:
             BadFilterError: an argument is unknown or invalid.
+            ArgumentError: `limit` or `next` is invalid.
         """
         given = _single(arguments)
         log_filter = Filter(**{name: given[name] for name in Filter.names() if name in given})
@@ -57,10 +54,10 @@ class LogListRequest:
         _check(log_filter)
         return cls(
             log_filter,
-            _limit(given.get("limit")),
+            page_limit(given.get("limit")),
             _one_of("by", totals.By, given.get("by", "purpose")),
             _one_of("measure", Measure, given.get("measure", "calls")),
-            _before(given.get("next")),
+            page_cursor(given.get("next")),
         )
 
     def arguments(self, **changes: str | None) -> dict[str, str]:
@@ -103,22 +100,7 @@ def _check(log_filter: Filter) -> None:
         raise BadFilterError(f"since is {since}, which is not before until, {until}")
 
 
-def _limit(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LIMIT
-    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
-    if not 1 <= number <= MAX_LIMIT:
-        raise BadFilterError(f"limit: {text!r} is no whole number from 1 to {MAX_LIMIT}")
-    return number
-
-
 def _one_of(name: str, kind: Any, text: str) -> Any:
     if text not in get_args(kind):
         raise BadFilterError(f"{name}: {text!r} is none of {', '.join(get_args(kind))}")
     return text
-
-
-def _before(cursor: str | None) -> str | None:
-    if cursor is not None and not _ID.fullmatch(cursor):
-        raise BadFilterError(f"next: {cursor!r} is not a cursor from a page of this list")
-    return cursor

@@ -10,6 +10,7 @@ from datasette.utils.asgi import AsgiStream
 
 from ...log.queries import BadFilterError
 from ...permissions import VIEW_LOG
+from ...web import ArgumentError
 from ..navigation import LOG, section
 from . import list_page, payloads
 from .call_page import call_context
@@ -19,6 +20,8 @@ from .list_request import LogListRequest
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
+
+_INVALID = (BadFilterError, ArgumentError)
 
 
 def routes() -> list[tuple[str, Callable[..., Any]]]:
@@ -37,7 +40,7 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
-    except BadFilterError as error:
+    except _INVALID as error:
         given = {name: request.args[name] for name in request.args}
         choices = await payloads.choices(datasette)
         context = list_page.refused_context(datasette, given, choices, str(error))
@@ -53,7 +56,7 @@ async def log_json(datasette: Datasette, request: Request) -> Response:
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
-    except BadFilterError as error:
+    except _INVALID as error:
         return Response.error(str(error), 400)
     payload, _ = await payloads.list_payload(datasette, list_request)
     return Response.json(payload)
@@ -64,7 +67,7 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
     await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
-    except BadFilterError as error:
+    except _INVALID as error:
         return Response.text(str(error), status=400)
 
     chunks = csv_chunks(datasette, list_request.filter)

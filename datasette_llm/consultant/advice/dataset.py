@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,7 +28,6 @@ RiskKind = Literal[
 ]
 # The flag of an answer that cannot be parsed; not in the schema, so that no model can set it.
 MALFORMED = "malformed_response"
-KINDS: tuple[str, ...] = (*get_args(RiskKind), MALFORMED)
 
 MAX_TEXT_CHARS = 10_000
 # Bidirectional control characters, which make a text look like another.

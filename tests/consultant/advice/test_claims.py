@@ -256,12 +256,12 @@ async def test_json_and_full_text_queries_work(checked):
 async def test_check_closes_its_connections(checked):
     db = checked.site.datasette.get_database("data")
     await checked("select 1 from pets")
-    before = len(db._all_connections)
+    before = len(db._all_connections)  # noqa: SLF001  # Datasette's
     queries = ("select 1 from pets", "select * from ghosts", "select ssn from secrets")
     await checked(*queries * 4)
     # Each of Datasette's reading threads has one of its own from when it is first used.
     threads = checked.site.datasette.setting("num_sql_threads")
-    assert len(db._all_connections) < before + threads < before + len(queries) * 4
+    assert len(db._all_connections) < before + threads < before + len(queries) * 4  # noqa: SLF001  # Datasette's
 
 
 async def test_an_immutable_database_is_checked_too(start_site):
