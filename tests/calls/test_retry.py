@@ -11,7 +11,7 @@ import llm
 import pytest
 from datasette import hookimpl
 
-from datasette_llm import ModelNotAllowedError, ResponseTimeoutError
+from datasette_llm import LLM, ModelNotAllowedError, ResponseTimeoutError
 from datasette_llm.calls import retry
 from datasette_llm.testing import ScriptedModel
 
