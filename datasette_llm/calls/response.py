@@ -322,6 +322,7 @@ class PromptResponse(llm.AsyncResponse):
     @property
     def is_untouched(self) -> bool:
         """Whether no event has come, and no tool has run for it."""
+        # llm has no public way to tell what a caller gave from the history.
         last = (self.prompt._explicit_messages or [None])[-1]  # noqa: SLF001
         tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
         return not (self._stream_events or self._done or tools_ran)
