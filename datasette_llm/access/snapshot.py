@@ -171,7 +171,7 @@ class Snapshot:
         """The part about a purpose, computed once where it has settings of its own.
 
         Args:
-            purpose: any name; one without settings has what holds for all.
+            purpose: any name; one without settings has the global settings.
         """
         key = purpose if purpose in self.settings.purposes else None
         found = self._purposes.get(key)

@@ -116,7 +116,7 @@ class Attempt:
             if self.permit is not None:
                 self.permit.end()
         if clean is not None:
-            raise clean  # out here, so that its context is not what says the key
+            raise clean  # outside `except`, so that `__context__` does not hold the original
 
     @property
     def started(self) -> RequestStarted:
