@@ -12,6 +12,7 @@ One root, so that `except LLMError` catches all that is ours:
     ├── ConversationBusyError   the previous turn is still running
     ├── ResponseCancelledError  the call was stopped before its response was complete
     ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
+    ├── ProviderError           a server refused or broke off (also an llm.ModelError)
     ├── SchemaError             a schema cannot be closed (also a ValueError)
     ├── StructuredOutputError   no answer fits the schema; has the raw text
     ├── ProfileError            a table cannot be profiled
@@ -19,14 +20,14 @@ One root, so that `except LLMError` catches all that is ours:
     ├── GroupClosedError        the group of this model has been left
     └── GroupError              unread responses of a group failed (also an ExceptionGroup)
 
-Exceptions of providers are passed on with keys removed. A missing key is llm's own
+Other exceptions of providers are passed on with keys removed. A missing key is llm's own
 `llm.NeedsKeyException`. No message holds a key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import llm
 from datasette.utils import StartupError
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
     from .decision import Decision
 
 PROMPT_EXCERPT_CHARS = 60
+
+# Kinds of failure, as pages, the command line and the call log name them.
+FailureKind = Literal[
+    "no_key",
+    "key_refused",
+    "unknown_model",
+    "rate_limit",
+    "network",
+    "timeout",
+    "bad_answer",
+    "blocked",
+    "not_allowed",
+    "other",
+]
 
 
 class LLMError(Exception):
@@ -111,6 +126,32 @@ class ResponseTimeoutError(LLMError, TimeoutError):
             f"There was {what} for {seconds:g} seconds, which is the {setting} that the "
             "configuration of datasette-llm sets"
         )
+
+
+class ProviderError(LLMError, llm.ModelError):
+    """A server refused a request, or did not answer it completely.
+
+    Attributes:
+        kind: the kind of failure; None where status and body tell it.
+        status_code: the HTTP status, or the one that an event of the stream names, or None.
+        headers: of the response, by names in lower case: those about pauses and ids only.
+        body: what the server says, as values of JSON or as text; None where it says nothing.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: FailureKind | None = None,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> None:
+        self.kind = kind
+        self.status_code = status_code
+        self.headers = dict(headers or {})
+        self.body = body
+        super().__init__(message)
 
 
 class SchemaError(LLMError, ValueError):

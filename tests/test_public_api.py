@@ -34,6 +34,7 @@ EXPORTS = [
     "NotRecordedError",
     "ProfileError",
     "PromptResult",
+    "ProviderError",
     "Purpose",
     "ResponseCancelledError",
     "ResponseTimeoutError",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import llm
 import pydantic
 
-from ..errors import LLMError, ResponseTimeoutError
+from ..errors import LLMError, ProviderError, ResponseTimeoutError
 from ..sanitize import brief, message_of
 from .attempt import Attempt
 from .context import CallContext
@@ -43,6 +43,8 @@ WAIT_JITTER_S = 0.25
 MAX_LOGGED_CHARS = 300
 
 _NOT_CONFIGURED = object()
+# The errors of ours that are about a provider.
+_OF_PROVIDERS = (ProviderError, ResponseTimeoutError)
 
 
 async def answer(call: CallContext, response: PromptResponse) -> None:
@@ -86,7 +88,7 @@ class _LaterAttempts:
 
     def is_allowed(self, error: Exception) -> bool:
         """Whether anything may be tried after a failure."""
-        if isinstance(error, LLMError) and not isinstance(error, ResponseTimeoutError):
+        if isinstance(error, LLMError) and not isinstance(error, _OF_PROVIDERS):
             return False  # it is about us, and no other attempt would change it
         return self._time_left() > 0 and self._call.may_retry(self._response)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 
-from ..errors import LLMError, ResponseTimeoutError
+from ..errors import LLMError, ProviderError, ResponseTimeoutError
 from ..providers.exceptions import header_of, status_of
 from ..providers.failures import did_not_connect
 
@@ -21,12 +21,18 @@ def is_transient(error: Exception) -> bool:
     Args:
         error: what the request failed with, before its first event.
     """
-    if isinstance(error, LLMError):
-        return isinstance(error, ResponseTimeoutError) and error.setting == "idle_timeout"
+    if isinstance(error, ResponseTimeoutError):
+        return error.setting == "idle_timeout"
+    if isinstance(error, LLMError) and not isinstance(error, ProviderError):
+        return False
     if header_of(error, "x-should-retry", of="response") == "false":
         return False  # the provider knows better, of a quota that is used up for example
     status = status_of(error)
-    return did_not_connect(error) if status is None else status in RETRIED_STATUSES
+    if status is not None:
+        return status in RETRIED_STATUSES
+    if isinstance(error, ProviderError):
+        return error.kind in ("network", "timeout")
+    return did_not_connect(error)
 
 
 def retry_after_s(error: Exception, now: datetime.datetime) -> float | None:

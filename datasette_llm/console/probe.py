@@ -13,9 +13,9 @@ from ..access.keys import read_status
 from ..access.quoting import MAX_MESSAGE_CHARS, quoted
 from ..access.snapshot import snapshot_of
 from ..calls.model import WrappedAsyncModel
-from ..errors import ConfigError, LLMError, ModelNotFoundError
+from ..errors import ConfigError, FailureKind, LLMError, ModelNotFoundError
 from ..facade import LLM
-from ..providers.failures import FailureKind, failure_message, kind_of
+from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
 from ..redaction import without_keys
 from ..sanitize import count, storable

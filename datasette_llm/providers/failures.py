@@ -12,26 +12,19 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Literal
 
 import llm
 
-from ..errors import HookError, ModelNotAllowedError, NotRecordedError, ResponseTimeoutError
+from ..errors import (
+    FailureKind,
+    HookError,
+    ModelNotAllowedError,
+    NotRecordedError,
+    ProviderError,
+    ResponseTimeoutError,
+)
 from ..sanitize import message_of
 from .exceptions import causes, own_status, part_of, places_of
-
-FailureKind = Literal[
-    "no_key",
-    "key_refused",
-    "unknown_model",
-    "rate_limit",
-    "network",
-    "timeout",
-    "bad_answer",
-    "blocked",
-    "not_allowed",
-    "other",
-]
 
 # How the page and the command show each kind.
 LABELS: Mapping[FailureKind, str] = {
@@ -184,6 +177,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def _own(error: BaseException) -> FailureKind | None:
+    if isinstance(error, ProviderError):
+        return error.kind
     return next((kind for own, kind in _OWN if isinstance(error, own)), None)
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from datasette_llm import HookError, ModelNotAllowedError, ModelNotFoundError, NotRecordedError
 from datasette_llm.decision import Decision, Step
-from datasette_llm.errors import ResponseCancelledError, ResponseTimeoutError
+from datasette_llm.errors import FailureKind, ResponseCancelledError, ResponseTimeoutError
 from datasette_llm.providers.exceptions import causes
-from datasette_llm.providers.failures import LABELS, FailureKind, failure_message, kind_of
+from datasette_llm.providers.failures import LABELS, failure_message, kind_of
 
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/chat/completions")
 NOT_ALLOWED = Decision("x", None, None, (Step("blocklist", False, "It is blocked"),))
