@@ -12,7 +12,8 @@ One root, so that `except LLMError` catches all that is ours:
     ├── ConversationBusyError   the previous turn is still running
     ├── ResponseCancelledError  the call was stopped before its response was complete
     ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
-    ├── ProviderError           a server refused or broke off (also an llm.ModelError)
+    ├── ProviderError           a server's answer cannot be used (also an llm.ModelError)
+    │   └── IncompleteAnswerError   it broke off, or said nothing (also a ConnectionError)
     ├── SchemaError             a schema cannot be closed (also a ValueError)
     ├── StructuredOutputError   no answer fits the schema; has the raw text
     ├── ProfileError            a table cannot be profiled
@@ -129,7 +130,7 @@ class ResponseTimeoutError(LLMError, TimeoutError):
 
 
 class ProviderError(LLMError, llm.ModelError):
-    """A server refused a request, or did not answer it completely.
+    """What a server answered cannot be used.
 
     Attributes:
         kind: the kind of failure; None where status and body tell it.
@@ -152,6 +153,18 @@ class ProviderError(LLMError, llm.ModelError):
         self.headers = dict(headers or {})
         self.body = body
         super().__init__(message)
+
+
+class IncompleteAnswerError(ProviderError, ConnectionError):
+    """A server ended its answer without calling it complete, or says that it gave up."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        """
+        Args:
+            message: what happened.
+            **details: those of `ProviderError`.
+        """
+        super().__init__(message, **{"kind": "network", **details})
 
 
 class SchemaError(LLMError, ValueError):

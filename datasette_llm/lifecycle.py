@@ -14,7 +14,7 @@ from . import instance
 from .access.assignments import Assignments
 from .access.config_warnings import StartupCheck, warnings
 from .access.secrets import secrets_to_register
-from .access.snapshot import settings_of, snapshot_of
+from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .config.references import secret_names
 from .errors import NewerDatabaseError
@@ -63,6 +63,7 @@ async def stop(datasette: Datasette) -> None:
             for call in calls:
                 await call.closed.wait()
     await Recorder.of(datasette).close()
+    await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
 
 
 async def _open_log(datasette: Datasette) -> None:

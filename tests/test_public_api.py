@@ -27,6 +27,7 @@ EXPORTS = [
     "GroupClosedError",
     "GroupError",
     "HookError",
+    "IncompleteAnswerError",
     "LLMError",
     "ModelNotAllowedError",
     "ModelNotFoundError",

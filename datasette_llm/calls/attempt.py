@@ -29,6 +29,7 @@ from ..events import (
     unsent,
 )
 from ..log.rows import content_statements
+from ..providers.activity import Activity, activity
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
@@ -247,6 +248,8 @@ class Attempt:
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
+        on_event = response.stream_state.on_event if response.stream_state else None
+        activity.set(Activity.of(on_event, self.route.target.call_policy.idle_timeout_s))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()

@@ -20,6 +20,7 @@ from .values import (
     http_headers,
     listed,
     option,
+    proxy_address,
     quoted,
     refusal,
     secret_name,
@@ -73,6 +74,7 @@ _Days = Annotated[int, Field(ge=1)]
 _Milliseconds = Annotated[int, Field(ge=1)]
 _Threads = Annotated[int, Field(ge=1, le=1_000)]
 _Address = Annotated[str, BeforeValidator(address)]
+_Proxy = Annotated[str, BeforeValidator(proxy_address)]
 _Headers = Annotated[Mapping[str, str], AfterValidator(http_headers)]
 
 
@@ -184,6 +186,11 @@ class EndpointSettings(CallSettings):
     # Some of them are credentials, which a repr must not show.
     headers: _Headers = Field(default={}, validate_default=True, repr=False, title="mapping")
     """Sent with each request."""
+    # It may hold a password.
+    proxy: _Proxy | None = Field(default=None, repr=False, title="URL")
+    """An HTTP proxy for its requests; otherwise `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say."""
+    ca_file: Id | None = Field(default=None, title="path")
+    """Certificates to trust, as PEM; otherwise `SSL_CERT_FILE` or the usual ones."""
     can_stream: bool = Field(default=True, title="bool")
     """Supports streaming."""
     supports_schema: bool = Field(default=False, title="bool")

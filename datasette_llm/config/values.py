@@ -153,6 +153,21 @@ def address(value: object) -> str:
     return text.rstrip("/")
 
 
+def proxy_address(value: object) -> str:
+    """The address of an HTTP proxy; it may hold a user and a password, and is never shown."""
+    expected = "an address such as http://proxy.example:3128"
+    if not isinstance(value, str):
+        raise refusal(expected, described(value))
+    try:
+        parts = urlsplit(value.strip())
+        readable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        readable = False
+    if not readable or parts.scheme not in ("http", "https"):
+        raise PydanticCustomError("refusal", f"expected {expected}")
+    return value.strip()
+
+
 def http_headers(value: Mapping[str, str]) -> Mapping[str, str]:
     """HTTP headers that can be sent, without space around them; their values are never shown."""
     # A file that a value comes from ends with a line end.

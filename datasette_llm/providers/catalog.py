@@ -28,6 +28,7 @@ import llm.plugins
 
 from ..config.settings import EndpointSettings
 from ..errors import ModelNotFoundError
+from .connections import Connections
 from .registry import (
     AsyncLLM,
     FileStamps,
@@ -116,9 +117,11 @@ class CatalogSource:
 
     Attributes:
         endpoints: the configured endpoints, whose models come after llm's own.
+        connections: those of the models, which are kept over catalogs.
     """
 
     endpoints: tuple[EndpointSettings, ...] = ()
+    connections: Connections = field(default_factory=Connections, repr=False)
     _catalog: Catalog | None = None
     _origin: _Origin | None = None
     _stamps: FileStamps = ()
@@ -173,7 +176,12 @@ class CatalogSource:
 
     async def _take(self) -> None:
         self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
-            partial(_build, self.endpoints, self._catalog.entries if self._catalog else {})
+            partial(
+                _build,
+                self.endpoints,
+                self._catalog.entries if self._catalog else {},
+                self.connections,
+            )
         )
         self._taken_at = self._checked_at = time.monotonic()
 
@@ -194,7 +202,9 @@ class _Origin:
 
 
 def _build(
-    endpoints: tuple[EndpointSettings, ...], before: Mapping[str, Entry]
+    endpoints: tuple[EndpointSettings, ...],
+    before: Mapping[str, Entry],
+    connections: Connections,
 ) -> tuple[Catalog, _Origin, FileStamps]:
     # Locked, since llm sets its "loaded" flag first, so that a second thread would find an
     # empty registry.
@@ -203,9 +213,10 @@ def _build(
     # Both before the models, so that a change in the meantime is noticed.
     stamps, origin = file_stamps(), _Origin.now(endpoints)
     problems: list[str] = []
-    registered = registered_models(problems)
+    registered = registered_models(problems, connections)
     registered = [_reused(item, before) for item in registered]
-    catalog = _catalog(registered, endpoint_models(endpoints), read_aliases(problems), problems)
+    served = endpoint_models(endpoints, connections, problems)
+    catalog = _catalog(registered, served, read_aliases(problems), problems)
     for problem in catalog.problems:
         logger.warning("%s", problem)
     return catalog, origin, stamps

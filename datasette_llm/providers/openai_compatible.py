@@ -1,20 +1,19 @@
-"""The models of OpenAI-compatible servers that the configuration declares.
+"""The models of OpenAI-compatible servers, those of `endpoints` and llm's own.
 
-They are subclasses of llm's OpenAI models. Nothing is sent to a server before a prompt.
+They are llm's OpenAI models, with a reader of ours for what servers answer. Nothing is sent to a
+server before a prompt.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
 import llm
 import openai
 from llm.default_plugins.openai_models import AsyncChat
@@ -22,9 +21,13 @@ from llm.parts import StreamEvent
 
 from ..config.settings import EndpointSettings
 from ..redaction import redact
-from .openai_clients import take_over
+from .chat_completions import Target, answer
+from .connections import Connections, Server, tls_context
+from .server_errors import Place
 
 _CREDENTIAL = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
+# llm's, for a server that needs no key: openai's client requires one.
+_NO_KEY = "DUMMY_KEY"
 
 
 class EndpointModel(AsyncChat):
@@ -32,13 +35,12 @@ class EndpointModel(AsyncChat):
 
     Attributes:
         own_secret: the name of the secret that holds its key, or None.
-        end_marks: the end marks that the answer to a request has had; of its copy of the model.
     """
 
     # OpenAI's own key must not be sent to other servers.
     key_env_var = None  # type: ignore[assignment]  # llm itself takes None
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, settings: EndpointSettings, connections: Connections) -> None:
         super().__init__(  # type: ignore[no-untyped-call]  # llm has no types here
             settings.model,
             model_name=settings.model_name or settings.model,
@@ -51,27 +53,21 @@ class EndpointModel(AsyncChat):
             supports_schema=settings.supports_schema,
             supports_tools=settings.supports_tools,
         )
-        self.end_marks: list[str] = []
         self.own_secret = settings.key
         self.needs_key = settings.key  # type: ignore[assignment]  # None, as llm itself sets it
+        self._server = Server(settings.api_base, settings.proxy, settings.ca_file)
+        self._connections = connections
 
-    def get_client(self, key: str | None, *, async_: bool = False) -> Any:
+    def get_client(self, key: str | None, *, async_: bool = False) -> openai.AsyncOpenAI:
         """The client of the server."""
-        client: Any = openai.AsyncOpenAI(
-            api_key=key or "DUMMY_KEY",  # as in llm: the client requires one
-            base_url=self.api_base,
-            default_headers=self.headers,
-            # By default a client reads the files of a TLS context for each request.
-            http_client=openai.DefaultAsyncHttpxClient(verify=_tls()),
+        client = client_for(
+            self._connections, self._server, key=key or _NO_KEY, headers=self.headers
         )
         # Undoes OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which are not for
         # other servers either; the last has no public attribute.
         client.organization = client.project = None
         client._custom_headers = dict(self.headers)  # noqa: SLF001
-        # The client has no public way to see whether a stream was complete.
-        decoder = client._make_sse_decoder()  # noqa: SLF001
-        client._make_sse_decoder = partial(_Watched, decoder, self.end_marks)  # noqa: SLF001
-        return take_over(client)
+        return client
 
     async def execute(
         self,
@@ -84,21 +80,16 @@ class EndpointModel(AsyncChat):
         """Send a request; credentials are removed from the server's errors.
 
         Raises:
-            ConnectionError: the answer is incomplete.
+            openai.APIError: the server refused it, could not be reached, or failed.
+            ProviderError: its answer is not complete, or cannot be used.
         """
-        request = copy.copy(self)  # since requests run concurrently
-        request.end_marks = []
-        source = AsyncChat.execute(request, prompt, stream, response, conversation, key)
+        target = _target(self, self._connections, self._server, self.get_client(key))
+        source = answer(self, target, prompt, stream, response, conversation)
         clean: BaseException | None = None
         try:
             async with aclosing(source):
-                async for chunk in source:
-                    yield chunk
-            if stream and not request.end_marks and not _has_reason(response):
-                raise ConnectionError(
-                    "The answer broke off: the server ended it without saying that it is complete "
-                    '(there was no "finish_reason", and no "[DONE]")'
-                )
+                async for event in source:
+                    yield event
         except Exception as error:
             clean = self._without_credentials(error)
             if clean is error:
@@ -116,45 +107,95 @@ class EndpointModel(AsyncChat):
         for name, value in self.headers.items():
             if _CREDENTIAL.search(name):
                 yield from dict.fromkeys((value, value.rpartition(" ")[2]))
+        password = urlsplit(self._server.proxy or "").password
+        if password:
+            yield password
 
 
-def models_of(endpoints: Iterable[EndpointSettings]) -> list[llm.models.ModelWithAliases]:
+def models_of(
+    endpoints: Iterable[EndpointSettings], connections: Connections, problems: list[str]
+) -> list[llm.models.ModelWithAliases]:
     """The models of endpoints, in the form in which llm lists models.
+
+    Called in the thread of the catalog, since it reads files.
 
     Args:
         endpoints: the endpoints of the configuration.
+        connections: where their requests take their connections from.
+        problems: gets a sentence for each endpoint that cannot be used, which is left out.
     """
-    _tls()  # here, in the thread of the catalog, since it reads files
-    return [
-        llm.models.ModelWithAliases(None, EndpointModel(each), list(each.aliases))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
-        for each in endpoints
-    ]
+    models = []
+    for each in endpoints:
+        try:
+            tls_context(each.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            problems.append(
+                f"The endpoint of model {each.model!r} cannot be used: its ca_file "
+                f"{each.ca_file!r} cannot be read as certificates: {error}"
+            )
+            continue
+        model: Any = EndpointModel(each, connections)  # llm's own type omits models with keys
+        models.append(llm.models.ModelWithAliases(None, model, list(each.aliases)))  # type: ignore[arg-type]  # llm itself leaves out the model where there is none
+    return models
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return httpx2.create_ssl_context()
+def serve_chats(model: Any, connections: Connections) -> None:
+    """Have one of llm's chat models answered by the reader of this package.
 
-
-class _Watched:
-    """A decoder of openai's client that records the mark at the end of a stream.
-
-    The client takes a truncated stream for a complete one. HTTP detects it only where the server
-    sends a Content-Length or chunked encoding.
+    Args:
+        model: a model of llm's OpenAI plugin, or a subclass; others than chats stay as they are.
+        connections: where its requests take their connections from.
     """
+    tls_context()
+    if isinstance(model, AsyncChat) and type(model).execute is AsyncChat.execute:
+        own: Any = model
+        own.execute = partial(_execute, model, connections)
 
-    def __init__(self, decoder: Any, marks: list[str]) -> None:
-        self._decoder = decoder
-        self._marks = marks
 
-    async def aiter_bytes(self, source: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-        async for event in self._decoder.aiter_bytes(source):
-            if event.data.startswith("[DONE]"):
-                self._marks.append(event.data)
+async def _execute(
+    model: AsyncChat,
+    connections: Connections,
+    prompt: llm.Prompt,
+    stream: bool,
+    response: llm.AsyncResponse,
+    conversation: llm.AsyncConversation | None = None,
+    key: str | None = None,
+) -> AsyncGenerator[str | StreamEvent, None]:
+    """As `AsyncChat.execute`; by that itself where the client is of another kind."""
+    client: Any = model.get_client(key, async_=True)
+    if type(client) is openai.AsyncOpenAI:
+        target = _target(model, connections, Server(str(client.base_url)), client)
+        source: Any = answer(model, target, prompt, stream, response, conversation)
+    else:
+        source = AsyncChat.execute(model, prompt, stream, response, conversation, key)
+    async with aclosing(source):
+        async for event in source:
             yield event
 
 
-def _has_reason(response: llm.AsyncResponse) -> bool:
-    """Whether the server sent a finish_reason; some send none, or an empty one."""
-    summary: Any = response.response_json
-    return isinstance(summary, dict) and bool(summary.get("finish_reason"))
+def client_for(
+    connections: Connections, server: Server, *, key: str | None, headers: Mapping[str, str] | None
+) -> openai.AsyncOpenAI:
+    """openai's client with kept connections, and without retries, which would multiply ours.
+
+    Args:
+        connections: where they come from.
+        server: the server.
+        key: the API key.
+        headers: sent with each request.
+    """
+    return openai.AsyncOpenAI(
+        api_key=key,
+        base_url=server.address,
+        default_headers=headers,
+        max_retries=0,
+        http_client=connections.client(server),
+    )
+
+
+def _target(
+    model: AsyncChat, connections: Connections, server: Server, client: openai.AsyncOpenAI
+) -> Target:
+    place = Place.of(client.base_url, is_endpoint=isinstance(model, EndpointModel))
+    learned = connections.learned(f"{server.address} {model.model_name or model.model_id}")
+    return Target(client, connections.client(server), place, learned)

@@ -13,6 +13,7 @@ import llm
 import llm.plugins
 
 from ..config.settings import EndpointSettings
+from .connections import Connections
 from .openai_clients import take_over
 from .sync_adapter import SyncLLM, ThreadedModel
 
@@ -37,7 +38,7 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def registered_models(problems: list[str]) -> list[Registered]:
+def registered_models(problems: list[str], connections: Connections) -> list[Registered]:
     """The models of llm.get_models_with_aliases(), each with an async model.
 
     If a plugin fails, only its own models are missing, and `problems` gets a sentence.
@@ -54,7 +55,7 @@ def registered_models(problems: list[str]) -> list[Registered]:
         ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
-        _take_over_clients(used)
+        take_over(used, connections)
         both: Any = async_model  # llm's own type omits models with keys
         registered.append(Registered(model, both, names))
 
@@ -70,14 +71,16 @@ def registered_models(problems: list[str]) -> list[Registered]:
     return registered
 
 
-def endpoint_models(endpoints: Sequence[EndpointSettings]) -> list[Registered]:
-    """The models of the endpoints."""
+def endpoint_models(
+    endpoints: Sequence[EndpointSettings], connections: Connections, problems: list[str]
+) -> list[Registered]:
+    """The models of the endpoints; `problems` gets a sentence for each that cannot be used."""
     if not endpoints:
         return []
     # Here, in the thread of the catalog: it imports openai, which takes a second.
     from .openai_compatible import models_of  # noqa: PLC0415
 
-    return models_of(endpoints)
+    return models_of(endpoints, connections, problems)
 
 
 def read_aliases(problems: list[str]) -> dict[str, list[str]]:
@@ -105,11 +108,3 @@ def file_stamps() -> FileStamps:
             continue
         stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
     return tuple(stamps)
-
-
-def _take_over_clients(model: Any) -> None:
-    """Take over the clients of a model that is one of llm's OpenAI models, or a subclass."""
-    kinds = {kind.__module__ for kind in type(model).__mro__}
-    if "llm.default_plugins.openai_models" in kinds and "get_client" not in vars(model):
-        get_client = model.get_client
-        model.get_client = lambda *args, **kwargs: take_over(get_client(*args, **kwargs))

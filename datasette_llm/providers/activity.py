@@ -1,0 +1,35 @@
+"""What a request tells whoever times it: that its server is alive, where llm has no event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import NamedTuple
+
+# How long a server may keep a connection open without an event of its answer: without an idle
+# timeout, and with one as many times of it.
+QUIET_S = 600.0
+QUIET_IDLE_TIMEOUTS = 10
+
+
+class Activity(NamedTuple):
+    """How the running request is timed.
+
+    Attributes:
+        alive: called at each sign of life, or None.
+        quiet_s: how many seconds keep-alives alone may last.
+    """
+
+    alive: Callable[[], None] | None = None
+    quiet_s: float = QUIET_S
+
+    @classmethod
+    def of(cls, alive: Callable[[], None] | None, idle_timeout_s: float | None) -> Activity:
+        """How a request with this idle timeout is timed."""
+        if idle_timeout_s is None:
+            return cls(alive)
+        return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s)
+
+
+UNTIMED = Activity()
+activity: ContextVar[Activity] = ContextVar("datasette_llm_activity", default=UNTIMED)

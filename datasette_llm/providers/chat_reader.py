@@ -1,0 +1,253 @@
+"""Read the answer of a chat completion, whichever dialect of OpenAI's protocol it is in.
+
+What is not part of an answer is passed over. What the server says of how the answer ended is
+believed, and an answer that it does not call complete is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import llm
+from llm.parts import StreamEvent
+from llm.utils import simplify_usage_dict
+
+from ..errors import IncompleteAnswerError
+from ..sanitize import count
+from .server_errors import Place, error_in, failed_answer
+from .tool_calls import ToolCalls
+
+# Finish reasons that say that the server gave up.
+BROKEN_REASONS = frozenset({"abort", "aborted", "cancelled", "canceled", "interrupted"})
+BROKEN_REASONS |= {"error", "engine_error", "internal_error", "network_error", "server_error"}
+BROKEN_REASONS |= {"failed", "failure", "load", "unload", "overloaded", "timeout"}
+# The fields of a delta for what a model thinks before it answers.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+# Under these names the parts of a response keep what a provider wants back.
+REASONING_FIELD = "reasoning_field"
+REASONING_DETAILS = "reasoning_details"
+
+_SUMMARY = ("id", "object", "model", "created", "system_fingerprint")
+_COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
+
+
+class ChatReader:
+    """Turns the events of one answer into llm's.
+
+    Args:
+        response: gets usage and the model's name as soon as they are there.
+        place: where the answer comes from.
+        taken_ids: ids of tool calls that the prompt already has.
+
+    Attributes:
+        finish_reason: why the server says that the answer ended, or None.
+        is_done: whether the server has marked the end of the stream.
+        said_something: whether any part of the answer has come.
+    """
+
+    def __init__(
+        self, response: llm.AsyncResponse, place: Place, taken_ids: Iterable[str] = ()
+    ) -> None:
+        self.finish_reason: str | None = None
+        self.is_done = False
+        self.said_something = False
+        self.usage: dict[str, Any] | None = None
+        self._response = response
+        self._place = place
+        self._tools = ToolCalls(taken_ids)
+        self._texts: list[str] = []
+        self._refusal: list[str] = []
+        self._details: list[Any] = []
+        self._reasoned = False
+        self._summary: dict[str, Any] = {}
+        self._role: str | None = None
+
+    def feed(self, event: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        """The parts of the answer in an event, or in a whole answer.
+
+        Args:
+            event: an object that the server sent.
+
+        Raises:
+            openai.APIError: it says why the server failed.
+            ProviderError: there are too many tool calls.
+            IncompleteAnswerError: its finish reason says that the server gave up.
+        """
+        failure = error_in(event)
+        if failure is not None:
+            raise failed_answer(failure, event, self._place, begun=self.said_something)
+        self._note(event)
+        choice = _first_choice(event.get("choices"))
+        if choice is None:
+            return
+        delta = choice.get("delta")
+        if not isinstance(delta, Mapping):
+            delta = choice.get("message")
+            if self._texts and isinstance(delta, Mapping):
+                delta = None  # the whole message again, after its parts
+        if isinstance(delta, Mapping):
+            yield from self._delta(delta)
+        elif isinstance(choice.get("text"), str):
+            yield from self._text(choice["text"])
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason and self.finish_reason is None:
+            self.finish_reason = reason
+            if reason.lower() in BROKEN_REASONS:
+                raise IncompleteAnswerError(
+                    f'The answer broke off: the server gave up, with the finish_reason "{reason}"'
+                    if self.said_something
+                    else f'The server gave up before its answer, with the finish_reason "{reason}"'
+                )
+
+    def finish(self, *, gives_reasons: bool) -> Iterator[StreamEvent]:
+        """The events that are due at the end of the answer.
+
+        Args:
+            gives_reasons: whether answers of this model have had a finish_reason.
+
+        Raises:
+            IncompleteAnswerError: the server has not called it complete.
+            ProviderError: a tool call cannot be used.
+        """
+        if self.finish_reason is None:
+            self._check_end(gives_reasons)
+        yield from self._tools.finish(self.finish_reason)
+        for call in self._tools.whole():
+            self._response.add_tool_call(call)
+        if self._details:
+            metadata = {REASONING_DETAILS: self._details}
+            yield StreamEvent(type="reasoning", chunk="", provider_metadata=metadata)
+        details = (self.usage or {}).get("completion_tokens_details")
+        if not self._reasoned and isinstance(details, Mapping) and details.get("reasoning_tokens"):
+            yield StreamEvent(type="reasoning", chunk="", redacted=True)
+
+    def summarize(self) -> None:
+        """Give the response what llm's own reader gives it, of an answer that broke off too."""
+        summary: dict[str, Any] = {
+            "content": "".join(self._texts),
+            "role": self._role,
+            "finish_reason": self.finish_reason,
+            "usage": self.usage,
+            "refusal": "".join(self._refusal),
+            **self._summary,
+        }
+        self._response.response_json = {k: v for k, v in summary.items() if v not in (None, "")}
+
+    def _check_end(self, gives_reasons: bool) -> None:
+        if not self.is_done:
+            raise IncompleteAnswerError(
+                "The answer broke off: the server ended it without saying that it is complete "
+                '(there was no "finish_reason", and no "[DONE]")'
+                if self.said_something
+                else "The server ended the connection before it had said anything"
+            )
+        if not self.said_something:
+            raise IncompleteAnswerError(
+                'The server ended the answer with "[DONE]" before it had said anything'
+            )
+        if gives_reasons:
+            raise IncompleteAnswerError(
+                'The answer broke off: the server ended it without a "finish_reason", which the '
+                "answers of this model have had"
+            )
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        """What an event says about the answer."""
+        for name in _SUMMARY:
+            value = event.get(name)
+            if value and name not in self._summary:
+                self._summary[name] = value
+                if name == "model" and isinstance(value, str):
+                    self._response.set_resolved_model(value)
+        usage = event.get("usage")
+        if isinstance(usage, Mapping) and usage:
+            self.usage = dict(usage)
+            _set_usage(self._response, usage)
+
+    def _delta(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        role = delta.get("role")
+        if isinstance(role, str) and self._role is None:
+            self._role = role
+        yield from self._reasoning(delta)
+        content = delta.get("content")
+        if isinstance(content, str):
+            yield from self._text(content)
+        elif isinstance(content, list):
+            yield from self._parts(content)
+        refusal = delta.get("refusal")
+        if isinstance(refusal, str) and refusal:
+            self._refusal.append(refusal)
+            yield from self._text(refusal)
+        if delta.get("tool_calls"):
+            self.said_something = True
+            yield from self._tools.feed(delta["tool_calls"])
+        elif isinstance(delta.get("function_call"), Mapping):  # the protocol before 2023-11
+            self.said_something = True
+            yield from self._tools.feed({"index": 0, "function": delta["function_call"]})
+
+    def _reasoning(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        details = delta.get("reasoning_details")
+        if isinstance(details, list):
+            self._details += details
+        for name in REASONING_FIELDS:
+            text = _plain(delta.get(name))
+            if text:
+                yield self._thought(text, name)
+                return
+
+    def _thought(self, text: str, name: str | None) -> StreamEvent:
+        metadata = {REASONING_FIELD: name} if name and not self._reasoned else None
+        self._reasoned = self.said_something = True
+        return StreamEvent(type="reasoning", chunk=text, provider_metadata=metadata)
+
+    def _text(self, text: str) -> Iterator[StreamEvent]:
+        if text:
+            self.said_something = True
+            self._texts.append(text)
+            yield StreamEvent(type="text", chunk=text)
+
+    def _parts(self, parts: list[Any]) -> Iterator[StreamEvent]:
+        """The parts of a content: texts, and what is thought."""
+        for part in parts:
+            kind = part.get("type") if isinstance(part, Mapping) else "text"
+            if kind in ("thinking", "reasoning"):
+                text = _plain(part)
+                if text:
+                    yield self._thought(text, None)
+            elif kind == "refusal":
+                self._refusal.append(_plain(part.get("refusal")))
+                yield from self._text(self._refusal[-1])
+            else:
+                yield from self._text(_plain(part))
+
+
+def _plain(value: object) -> str:
+    """The text of a value: of a text, of an object that has one, of a list of these."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_plain, value))
+    if isinstance(value, Mapping):
+        names = ("text", "content", *REASONING_FIELDS)
+        return next((text for name in names if (text := _plain(value.get(name)))), "")
+    return ""
+
+
+def _first_choice(choices: object) -> Mapping[str, Any] | None:
+    """The first choice, as in llm, which asks for one."""
+    if isinstance(choices, Mapping):
+        return choices
+    if not isinstance(choices, list):
+        return None
+    for choice in choices:
+        if isinstance(choice, Mapping) and not choice.get("index"):
+            return choice
+    return None
+
+
+def _set_usage(response: llm.AsyncResponse, usage: Mapping[str, Any]) -> None:
+    given = count(usage.get("prompt_tokens", usage.get("input_tokens")))
+    made = count(usage.get("completion_tokens", usage.get("output_tokens")))
+    details = {name: value for name, value in usage.items() if name not in _COUNTED}
+    response.set_usage(input=given, output=made, details=simplify_usage_dict(details))

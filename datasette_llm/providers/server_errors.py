@@ -1,0 +1,277 @@
+"""Say why a server refused a request, in whatever shape it says so, and what to do about it.
+
+The exceptions are those of openai's client, which plugins may know; their messages are ours.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import httpx2
+import openai
+
+from .exceptions import causes
+
+MAX_REASON_CHARS = 500
+# Of the body of a refusal; the rest is not read.
+MAX_BODY_BYTES = 64 * 1024
+
+_CLASSES: Mapping[int, type[openai.APIStatusError]] = {
+    400: openai.BadRequestError,
+    401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    409: openai.ConflictError,
+    422: openai.UnprocessableEntityError,
+    429: openai.RateLimitError,
+}
+# Where servers put their reason, the most telling first.
+_REASONS = ("error", "message", "msg", "detail", "errors", "error_description", "title", "reason")
+_LOCATION = ("loc", "path", "field")
+_TITLE = re.compile(r"<(title|h1)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^>]+>")
+
+# The likely mistake behind a reason.
+_TOO_LONG = re.compile(
+    r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long"
+    r"|exceeds? .{0,30}(context|token)|context_length_exceeded",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"model.{0,80}(not found|not exist|n't exist|not loaded|unloaded|no longer)|no models? loaded"
+    r"|unknown model|model_not_found",
+    re.IGNORECASE,
+)
+_NO_STREAM = re.compile(
+    r"stream(ing)?\b.{0,40}(not (supported|allowed|available|implemented)|unsupported|disabled)"
+    r"|(not support|unsupported).{0,40}\bstream",
+    re.IGNORECASE,
+)
+_NO_PATH = re.compile(
+    r"unexpected endpoint|not found|no route|cannot post|method not allowed|unknown (path|route)"
+    r"|invalid url",
+    re.IGNORECASE,
+)
+_STREAM_OPTIONS = re.compile("stream_options|include_usage")
+_UNKNOWN = re.compile(
+    r"extra|permitted|allowed|forbidden|unknown|unrecogni[sz]ed|unexpected|invalid|support",
+    re.IGNORECASE,
+)
+
+
+class Place(NamedTuple):
+    """Where a request went.
+
+    Attributes:
+        host: host and port, as messages show them.
+        has_version: whether the address ends with a version such as `/v1`.
+        is_endpoint: whether `endpoints` configures it.
+    """
+
+    host: str
+    has_version: bool
+    is_endpoint: bool
+
+    @classmethod
+    def of(cls, url: httpx2.URL, *, is_endpoint: bool) -> Place:
+        """The place of a base address."""
+        host = url.netloc.decode("ascii", "replace").rpartition("@")[2]
+        return cls(host, bool(re.search(r"/v\d", url.path)), is_endpoint)
+
+
+def refusal(response: httpx2.Response, body: bytes, place: Place) -> openai.APIStatusError:
+    """The exception for an HTTP status that is no success.
+
+    Args:
+        response: the response, whose body is not read from it.
+        body: the beginning of its body.
+        place: where it comes from.
+    """
+    status = response.status_code
+    value = body_of(body)
+    reason = reason_of(value)
+    known = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+    answered = f"The server at {place.host} answered {status} {known}".rstrip()
+    sentence = f"{answered}: {reason}" if reason else answered
+    advice = advice_for(reason, status, place)
+    message = f"{sentence.rstrip('.')}. {advice}" if advice else sentence
+    kind = _CLASSES.get(status)
+    if kind is None:
+        kind = openai.InternalServerError if status >= 500 else openai.APIStatusError
+    inner = value.get("error", value) if isinstance(value, Mapping) else value
+    return kind(message, response=response, body=inner)
+
+
+def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
+    """The exception for a request that got no answer, or half of one.
+
+    Args:
+        error: what the HTTP client raised.
+        place: where the request went.
+    """
+    reasons = dict.fromkeys(
+        text for each in causes(error, suppressed=True) if (text := str(each).strip())
+    )
+    told = "; ".join(_telling(list(reasons))) or type(error).__name__
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
+        message = f"Could not connect to the server at {place.host}: {told}"
+    else:
+        message = f"The connection to the server at {place.host} broke: {told}"
+    request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
+    if isinstance(error, httpx2.TimeoutException):
+        timed_out = openai.APITimeoutError(request)
+        timed_out.args, timed_out.message = (message[:MAX_REASON_CHARS],), message
+        return timed_out
+    return openai.APIConnectionError(message=message[:MAX_REASON_CHARS], request=request)
+
+
+def _telling(texts: list[str]) -> list[str]:
+    """Reasons without those that only another one repeats or that say nothing."""
+    said = [text for text in texts if text != "All connection attempts failed"]
+    return [
+        text for text in said or texts if not any(text != other and text in other for other in said)
+    ]
+
+
+def failed_answer(failure: str, body: object, place: Place, *, begun: bool) -> openai.APIError:
+    """The exception for an answer with status 200 that holds an error.
+
+    Args:
+        failure: the reason.
+        body: the event that holds it.
+        place: where it comes from.
+        begun: whether a part of the answer had come.
+    """
+    start = "The answer broke off" if begun else f"The server at {place.host} failed"
+    advice = advice_for(failure, None, place)
+    message = f"{start}: {failure.rstrip('.')}. {advice}" if advice else f"{start}: {failure}"
+    inner = body.get("error", body) if isinstance(body, Mapping) else body
+    request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
+    return openai.APIError(message, request, body=inner)
+
+
+def error_in(event: Mapping[str, Any]) -> str | None:
+    """The reason of an error that an event or a whole answer holds; None where it is no error.
+
+    Args:
+        event: an object that a server sent with status 200.
+    """
+    error = event.get("error")
+    if error:
+        return reason_of(event) or "it gave no reason"
+    if event.get("choices") is not None:
+        return None
+    says_error = event.get("object") == "error" or event.get("type") == "error"
+    if says_error or event.get("detail") or event.get("errors"):
+        return reason_of(event) or "it gave no reason"
+    return None
+
+
+def body_of(body: bytes) -> Any:
+    """The body of a refusal: values of JSON, or text; None where there is none."""
+    text = body.decode("utf-8", "replace").lstrip("\ufeff").strip()
+    if text.startswith("data:"):
+        text = text.removeprefix("data:").split("\n\n")[0].strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text or None
+
+
+def reason_of(value: object) -> str:
+    """The reason that a body or an event gives, on one line; empty where it gives none.
+
+    Args:
+        value: values of JSON, or text.
+    """
+    text = " ".join(_reason(value, 0).split())
+    return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 1] + "…"
+
+
+def refuses_stream_options(error: openai.APIStatusError) -> bool:
+    """Whether a server does not know the option that asks for the usage of a stream."""
+    told = str(error)
+    about = _STREAM_OPTIONS.search(told) and _UNKNOWN.search(told)
+    return error.status_code in (400, 422) and bool(about)
+
+
+def advice_for(reason: str, status: int | None, place: Place) -> str:
+    """What to do about a refusal, where the likely mistake is known; else an empty text.
+
+    Args:
+        reason: what the server says.
+        status: the HTTP status; None for an answer with status 200.
+        place: where it comes from.
+    """
+    if _TOO_LONG.search(reason):
+        return "The prompt is too long for the model: shorten it, or use one with a larger context"
+    if "no_db_connection" in reason or "No connected db" in reason:
+        return "LiteLLM without a database says so of a key that it does not know; check the key"
+    if _NO_STREAM.search(reason):
+        return "Set can_stream: false for this endpoint" if place.is_endpoint else ""
+    if not place.is_endpoint:
+        return ""
+    if _NO_MODEL.search(reason):
+        return (
+            "Set model_name to a model that the server has loaded; GET /models of its api_base "
+            "lists them"
+        )
+    lost = status in (404, 405) or (status is None and _NO_PATH.search(reason))
+    if lost and not place.has_version:
+        return "api_base probably lacks /v1 at its end"
+    return ""
+
+
+def _reason(value: object, level: int) -> str:
+    if isinstance(value, str):
+        return _text_reason(value, level)
+    if level > 5:
+        return ""
+    if isinstance(value, list):
+        found = [reason for each in value[:5] if (reason := _reason(each, level + 1))]
+        return "; ".join(dict.fromkeys(found))
+    if isinstance(value, Mapping):
+        told = next(
+            (text for name in _REASONS if (text := _reason(value.get(name), level + 1))), ""
+        )
+        return _with_location(value, told) if told else _code(value)
+    return ""
+
+
+def _text_reason(text: str, level: int) -> str:
+    """The reason in a text, which may be HTML, or JSON once more."""
+    text = text.strip()
+    if text.startswith(("{", "[")) and level < 4:
+        try:
+            return _reason(json.loads(text), level + 1) or text
+        except (ValueError, RecursionError):
+            return text
+    if text[:1] == "<" and _TAG.match(text):
+        titled = _TITLE.search(text)
+        plain = html.unescape(_TAG.sub(" ", titled.group(2) if titled else text)).strip()
+        return f"a page of HTML, {' '.join(plain.split())!r}" if plain else "a page of HTML"
+    return text
+
+
+def _with_location(value: Mapping[str, Any], told: str) -> str:
+    """A reason with the field that it is about, as FastAPI and others tell it."""
+    for name in _LOCATION:
+        where = value.get(name)
+        if isinstance(where, list):
+            where = ".".join(str(each) for each in where)
+        if isinstance(where, str) and where:
+            return f"{told} ({where})"
+    return told
+
+
+def _code(value: Mapping[str, Any]) -> str:
+    """What stands for a reason where there is none."""
+    for name in ("code", "type", "status"):
+        if isinstance(value.get(name), str) and value[name]:
+            return str(value[name])
+    return ""
