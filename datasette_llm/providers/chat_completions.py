@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import httpx2
@@ -140,15 +140,23 @@ async def _sent_once(target: Target, body: Mapping[str, Any]) -> httpx2.Response
 def _request(target: Target, body: Mapping[str, Any]) -> httpx2.Request:
     client = target.client
     sent = {name: value for name, value in body.items() if name not in _NOT_SENT}
-    headers = {**client.default_headers, **client.auth_headers, **(body.get("extra_headers") or {})}
+    headers = [client.auth_headers, client.default_headers, body.get("extra_headers") or {}]
     return target.http.build_request(
         "POST",
         client.base_url.join("chat/completions"),
         params=_query({**client.default_query, **(body.get("extra_query") or {})}),
-        headers={name: value for name, value in headers.items() if isinstance(value, str)},
+        headers=_merged(headers),
         content=json.dumps({**sent, **(body.get("extra_body") or {})}).encode(),
         timeout=httpx2.Timeout(600.0, connect=10.0, read=activity.get().quiet_s, pool=None),
     )
+
+
+def _merged(several: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Headers of which later ones replace earlier ones, however they are spelled."""
+    headers: dict[str, str] = {}
+    for each in several:
+        headers.update({k.lower(): v for k, v in each.items() if isinstance(v, str)})
+    return headers
 
 
 def _query(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -173,25 +181,28 @@ async def _read(
 ) -> AsyncGenerator[StreamEvent, None]:
     """The events of an answer, until it is complete or the server has ended it."""
     stray = ""
-    broken: BaseException | None = None
+    broken: Exception | None = None
     try:
         async for frame in _frames(http_response, reader):
-            if frame.event is not None and frame.name != "error":
+            if frame.name == "error":
+                told = frame.event or frame.text
+                failure, begun = reason_of(told) or "it gave no reason", reader.said_something
+                raise failed_answer(failure, told, target.place, begun=begun)
+            if frame.event is not None:
                 for event in reader.feed(frame.event):
                     yield event
-            elif frame.name == "error":
-                failure = reason_of(frame.event or frame.text) or "it gave no reason"
-                begun = reader.said_something
-                raise failed_answer(failure, frame.event or frame.text, target.place, begun=begun)
             stray = stray or _stray(frame)
     except httpx2.HTTPError as error:
         broken = unreachable(error, target.place)
         if reader.said_something:
             broken = _broken_off(broken)
-    if broken is not None and reader.finish_reason is None:
-        raise broken  # outside `except`, since the context would hold the request with its key
-    if stray and not (reader.finish_reason or reader.is_done):
-        raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
+    except (openai.APIError, ProviderError) as error:
+        broken = error
+    if not reader.is_complete:
+        if broken is not None:
+            raise broken  # outside `except`, since the context would hold the key
+        if stray:
+            raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
     for event in reader.finish(gives_reasons=target.learned.gives_reasons):
         yield event
     if reader.finish_reason is not None:
@@ -210,12 +221,15 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
     quiet_since = time.monotonic()
     end: float | None = None
     data: bytes | None = b""
+    broken: httpx2.HTTPError | None = None
     while data is not None:
         try:
             async with asyncio.timeout_at(end):
                 data = await anext(chunks, None)
         except TimeoutError:
             return  # the answer is complete, and the connection stays open
+        except httpx2.HTTPError as error:
+            data, broken = None, error
         for frame in decoder.finish() if data is None else decoder.feed(data):
             if timing.alive is not None:
                 timing.alive()
@@ -230,8 +244,10 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
                 "event of its answer",
                 kind="timeout",
             )
-        if end is None and (reader.is_done or reader.finish_reason is not None):
+        if end is None and reader.is_complete:
             end = asyncio.get_running_loop().time() + LINGER_S
+    if broken is not None:
+        raise broken
 
 
 def _stray(frame: Frame) -> str:

@@ -63,6 +63,12 @@ class ChatReader:
         self._summary: dict[str, Any] = {}
         self._role: str | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the server has called its answer complete; what comes then is no matter."""
+        reason = self.finish_reason
+        return self.is_done or (reason is not None and reason.lower() not in BROKEN_REASONS)
+
     def feed(self, event: Mapping[str, Any]) -> Iterator[StreamEvent]:
         """The parts of the answer in an event, or in a whole answer.
 

@@ -14,7 +14,8 @@ import openai
 import pytest
 from cryptography.fernet import Fernet
 
-from datasette_llm import LLM, GroupError, ResponseCancelledError
+from datasette_llm import LLM, GroupError, ResponseCancelledError, instance
+from datasette_llm.access.snapshot import SnapshotSource
 
 from ..support.exceptions import all_texts
 from ..support.openai_server import Drop, OpenAIServer, Refuse, write_model
@@ -287,10 +288,12 @@ async def test_finished_request_leaves_no_connection(script, llm_folder, start, 
         gc.disable()  # which would close what is left, at some time
         try:
             for model_id in ("wire", "local"):
-                with suppress(AttributeError, openai.AuthenticationError):
+                with suppress(openai.AuthenticationError):
                     await (await (await LLM(datasette).model(model_id)).prompt("x")).text()
             assert len(server.requests) == 2
             await server.idle()
+            await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
+            await server.closed()
         finally:
             gc.enable()
 

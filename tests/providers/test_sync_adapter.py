@@ -544,7 +544,7 @@ async def test_sync_openai_model_leaves_no_connection(
                 go_on.set()
             else:
                 assert await (await model.prompt("Hi")).text() == "Hello"
-            await server.idle()
+            await server.closed()
         finally:
             gc.enable()
 

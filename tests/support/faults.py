@@ -8,7 +8,6 @@ a call, and look for leftovers. `tests/system/test_faults.py` combines them.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +22,14 @@ from datasette import hookimpl
 from datasette_llm import (
     LLM,
     GroupError,
+    IncompleteAnswerError,
+    ProviderError,
     ResponseCancelledError,
     ResponseTimeoutError,
     WrappedAsyncModel,
     instance,
 )
+from datasette_llm.access.snapshot import SnapshotSource
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import LimiterRegistry
 
@@ -36,7 +38,8 @@ from .plugins import Accountant, Observer
 
 TEXT = "Hello you"
 DOWN = openai.APIConnectionError
-UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, IndexError)
+UNREADABLE = ProviderError
+INCOMPLETE = IncompleteAnswerError
 AGAIN: dict[str, str] = {}  # an HTTP error that the client may retry
 
 
@@ -78,6 +81,7 @@ class Fault:
         return self.scripts[-1] == [TEXT]
 
 
+ABORT = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}\n\n'
 HOUR = {"retry-after": "3600"}
 MID = {"begins": True}
 LASTING = {"retried": False}
@@ -92,8 +96,9 @@ FAULTS = {
     "sends no JSON": Fault(([b'data: {"choices"\n\n'],), UNREADABLE, **LASTING),
     "sends no JSON later": Fault((["Hello", b"data: {\n\n"],), UNREADABLE, **LASTING, **MID),
     "sends no UTF-8": Fault(([b"data: \xff\n\n"],), UNREADABLE, **LASTING),
-    "sends a number": Fault(([b"data: 42\n\n"],), UNREADABLE, **LASTING),
-    "sends no choices": Fault(([b'data: {"choices": null}\n\n'],), UNREADABLE, **LASTING),
+    "gives up": Fault(([ABORT],), INCOMPLETE),
+    "gives up later": Fault((["Hello", ABORT],), INCOMPLETE, **MID),
+    "is done before it begins": Fault(([b"data: [DONE]\n\n", Drop.CLOSE],), INCOMPLETE),
     "sends an error in its stream": Fault(
         (["Hello", Refuse(500)],), openai.APIError, **LASTING, **MID
     ),
@@ -334,7 +339,10 @@ async def check_nothing_is_left(
     """
     tasks_before, sockets_before = before
     for server in servers:
-        await server.idle()
+        await server.idle()  # no connection is left in use
+    await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
+    for server in servers:
+        await server.closed()
     async with asyncio.timeout(BOUND_S):
         while tasks := asyncio.all_tasks() - tasks_before - {asyncio.current_task()}:
             await asyncio.wait(tasks)

@@ -8,7 +8,7 @@
         assert request.key == "sk-..."
         assert await request.end() == "complete"
 
-It lives in the event loop of the test; each connection carries one request. A script is
+It lives in the event loop of the test. A script is
 played from first to last, and holds
     strings: chunks of the text; bytes: sent as they are, an event of your own making;
     numbers: delays in seconds; events: waited for (one that is never set makes it hang);
@@ -114,13 +114,14 @@ class Received:
 class OpenAIServer:
     """The server: `url` goes into llm's `api_base`, `requests` has all that came, in order.
 
-    With `lingers` a connection stays open after a whole answer until the client closes it, as
-    servers do that keep connections alive. `open` says how many are open.
+    With `lingers` a connection stays open after a whole answer, and carries further requests.
+    `connections` says how many there were, `open` how many are open, and `busy` how many of them
+    carry a request that has not been answered.
     """
 
     def __init__(self, *, lingers=False):
         self.requests = []
-        self.open = 0
+        self.open = self.busy = 0
         self._lingers = lingers
         self._scripts_for = {}
         self._scripts = (["Hello"],)
@@ -149,7 +150,16 @@ class OpenAIServer:
             await self._arrival.wait_for(lambda: len(those()) > number)
         return those()[number]
 
+    @property
+    def connections(self):
+        return len(self._connections)
+
     async def idle(self):
+        """Wait until no connection carries a request."""
+        async with asyncio.timeout(BOUND_S), self._arrival:
+            await self._arrival.wait_for(lambda: not self.busy)
+
+    async def closed(self):
         """Wait until no connection is open."""
         async with asyncio.timeout(BOUND_S), self._arrival:
             await self._arrival.wait_for(lambda: not self.open)
@@ -176,12 +186,9 @@ class OpenAIServer:
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 try:
-                    request = await _read(reader)
-                    script = self._script_for(request)
-                    async with self._arrival:
-                        self.requests.append(request)
-                        self._arrival.notify_all()
-                    await _answer(request, script, reader, writer, self._lingers)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    while head is not None:
+                        head = await self._serve_one(head, reader, writer)
                 finally:
                     writer.close()
                     await writer.wait_closed()
@@ -190,6 +197,22 @@ class OpenAIServer:
             async with self._arrival:
                 self._arrival.notify_all()
 
+    async def _serve_one(self, head, reader, writer):
+        """Answer a request; returns the head of the next one on the connection, or None."""
+        self.busy += 1
+        try:
+            request = await _read(head, reader)
+            script = self._script_for(request)
+            async with self._arrival:
+                self.requests.append(request)
+                self._arrival.notify_all()
+            following = await _answer(request, script, reader, writer, self._lingers)
+        finally:
+            self.busy -= 1
+            async with self._arrival:
+                self._arrival.notify_all()
+        return await following if following is not None else None
+
     def _script_for(self, request):
         scripts, before = self._scripts, len(self.requests)
         if request.text in self._scripts_for:
@@ -197,28 +220,31 @@ class OpenAIServer:
         return scripts[min(before, len(scripts) - 1)]
 
 
-async def _read(reader):
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head[1:-2])}
+async def _read(head, reader):
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:-2])}
     return Received(headers, json.loads(await reader.readexactly(int(headers["content-length"]))))
 
 
 async def _answer(request, script, reader, writer, lingers):
+    """Play a script; what comes next on the connection, or None where it ends."""
     playing = asyncio.create_task(_Answer(request, writer, lingers).play(script))
-    leaving = asyncio.create_task(reader.read())  # the client sends no more, so this is its end
+    # The client sends no more before it has the answer, so this is its end or its next request.
+    following = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+    goes_on = False
     try:
-        await asyncio.wait([playing, leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([playing, following], return_when=asyncio.FIRST_COMPLETED)
         request.outcome = await playing if playing.done() else "client gone"
-        if lingers and request.outcome in ("complete", "refused"):
-            request.ended.set()
-            await leaving
+        goes_on = lingers and request.outcome in ("complete", "refused")
     except ConnectionError:
         request.outcome = "client gone"
     finally:
         playing.cancel()
-        leaving.cancel()
-        await asyncio.gather(playing, leaving, return_exceptions=True)
+        if not goes_on:
+            following.cancel()
+            await asyncio.gather(playing, following, return_exceptions=True)
         request.ended.set()
+    return following if goes_on else None
 
 
 class _Answer:

@@ -20,7 +20,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from datasette_llm import LLM, ResponseCancelledError, ResponseTimeoutError
+from datasette_llm import (
+    LLM,
+    IncompleteAnswerError,
+    ResponseCancelledError,
+    ResponseTimeoutError,
+)
 from datasette_llm.calls import retry, task
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.telemetry import registry as names
@@ -227,7 +232,7 @@ async def test_truncated_answer_is_never_a_success(site, how):
     await Caller(site.models, "wire", "no-retries", "whole").prompt()
     [whole] = site.server.requests_for("whole")
     await whole.end()
-    end = whole.sent.index(b"[DONE]") + len(b"[DONE]\n\n")
+    end = whole.sent.index(b'"stop"}]}') + len(b'"stop"}]}')  # the reason to finish is enough
     faults = [Fault(([Cut(size, how), *ANSWER],)) for size in range(len(whole.sent))]
     for first in range(0, len(faults), 60):
         some = faults[first : first + 60]
@@ -250,7 +255,7 @@ DONE = b"data: [DONE]\n\n"
 async def test_truncated_chunked_answer_is_no_success(site):
     site = await site()
     whole = UNFRAMED + delta("Hello ") + delta("you", "stop") + DONE
-    end = whole.index(DONE)  # the reason to finish is enough
+    end = whole.index(DONE) - len(b"\n\n")  # the reason to finish is enough
     faults = [Fault(([Raw(whole[:size])],)) for size in range(len(whole) + 1)]
     for first in range(0, len(faults), 60):
         some = await site.break_off(faults[first : first + 60])
@@ -277,8 +282,8 @@ async def test_stream_needs_one_mark_of_its_end(site, body, complete):
     if complete:
         assert text == TEXT
     else:
-        assert isinstance(error, ConnectionError)
-        assert "broke off" in str(error)
+        assert isinstance(error, IncompleteAnswerError)
+        assert ("broke off" in str(error)) == (TEXT.encode() in body)
 
 
 async def test_answer_sent_byte_by_byte(site):
