@@ -27,7 +27,7 @@ class Activity(NamedTuple):
     def of(cls, alive: Callable[[], None] | None, idle_timeout_s: float | None) -> Activity:
         """How a request with this idle timeout is timed."""
         if idle_timeout_s is None:
-            return cls(alive)
+            return cls(alive, QUIET_S)
         return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s)
 
 

@@ -38,6 +38,9 @@ from .tool_calls import EXTRA
 # How long a finished answer waits for its usage, and for the end of the connection's turn.
 LINGER_S = 0.5
 
+# How much may come, in events of any kind, without a part of the answer.
+MAX_EMPTY_BYTES = 16 * 1024 * 1024
+
 # Arguments of openai's `create()` that are not part of the body.
 _NOT_SENT = ("extra_headers", "extra_query", "extra_body", "timeout")
 
@@ -140,7 +143,9 @@ async def _sent_once(target: Target, body: Mapping[str, Any]) -> httpx2.Response
 def _request(target: Target, body: Mapping[str, Any]) -> httpx2.Request:
     client = target.client
     sent = {name: value for name, value in body.items() if name not in _NOT_SENT}
-    headers = [client.auth_headers, client.default_headers, body.get("extra_headers") or {}]
+    # Compression would hold back what is to be streamed.
+    plain = {"accept-encoding": "identity"}
+    headers = [plain, client.auth_headers, client.default_headers, body.get("extra_headers") or {}]
     return target.http.build_request(
         "POST",
         client.base_url.join("chat/completions"),
@@ -221,6 +226,7 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
     quiet_since = time.monotonic()
     end: float | None = None
     data: bytes | None = b""
+    parts = empty_bytes = 0
     broken: httpx2.HTTPError | None = None
     while data is not None:
         try:
@@ -238,16 +244,29 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
             elif frame is not KEEP_ALIVE:
                 quiet_since = time.monotonic()
                 yield frame
-        if time.monotonic() - quiet_since > timing.quiet_s:
-            raise ProviderError(
-                f"The server kept the connection open for {timing.quiet_s:g} seconds without an "
-                "event of its answer",
-                kind="timeout",
-            )
+        if data is not None:
+            empty_bytes = empty_bytes + len(data) if parts == reader.parts else 0
+            parts = reader.parts
+            _check_progress(time.monotonic() - quiet_since, timing.quiet_s, empty_bytes)
         if end is None and reader.is_complete:
             end = asyncio.get_running_loop().time() + LINGER_S
     if broken is not None:
         raise broken
+
+
+def _check_progress(quiet_s: float, allowed_s: float, empty_bytes: int) -> None:
+    """Refuse to wait on for a server that sends what is no answer."""
+    if quiet_s > allowed_s:
+        raise ProviderError(
+            f"The server kept the connection open for {allowed_s:g} seconds without an event of "
+            "its answer",
+            kind="timeout",
+        )
+    if empty_bytes > MAX_EMPTY_BYTES:
+        raise ProviderError(
+            f"The server sent {MAX_EMPTY_BYTES // 2**20} MB without a part of its answer",
+            kind="bad_answer",
+        )
 
 
 def _stray(frame: Frame) -> str:

@@ -43,7 +43,7 @@ class ChatReader:
     Attributes:
         finish_reason: why the server says that the answer ended, or None.
         is_done: whether the server has marked the end of the stream.
-        said_something: whether any part of the answer has come.
+        parts: how many parts of the answer have come.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ChatReader:
     ) -> None:
         self.finish_reason: str | None = None
         self.is_done = False
-        self.said_something = False
+        self.parts = 0
         self.usage: dict[str, Any] | None = None
         self._response = response
         self._place = place
@@ -62,6 +62,11 @@ class ChatReader:
         self._reasoned = False
         self._summary: dict[str, Any] = {}
         self._role: str | None = None
+
+    @property
+    def said_something(self) -> bool:
+        """Whether any part of the answer has come."""
+        return self.parts > 0
 
     @property
     def is_complete(self) -> bool:
@@ -90,8 +95,9 @@ class ChatReader:
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
             delta = choice.get("message")
-            if self._texts and isinstance(delta, Mapping):
-                delta = None  # the whole message again, after its parts
+            if isinstance(delta, Mapping):
+                self.is_done = True  # a whole answer; some servers give it after its parts too
+                delta = delta if not self.parts else None
         if isinstance(delta, Mapping):
             yield from self._delta(delta)
         elif isinstance(choice.get("text"), str):
@@ -186,10 +192,10 @@ class ChatReader:
             self._refusal.append(refusal)
             yield from self._text(refusal)
         if delta.get("tool_calls"):
-            self.said_something = True
+            self.parts += 1
             yield from self._tools.feed(delta["tool_calls"])
         elif isinstance(delta.get("function_call"), Mapping):  # the protocol before 2023-11
-            self.said_something = True
+            self.parts += 1
             yield from self._tools.feed({"index": 0, "function": delta["function_call"]})
 
     def _reasoning(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
@@ -204,12 +210,13 @@ class ChatReader:
 
     def _thought(self, text: str, name: str | None) -> StreamEvent:
         metadata = {REASONING_FIELD: name} if name and not self._reasoned else None
-        self._reasoned = self.said_something = True
+        self._reasoned = True
+        self.parts += 1
         return StreamEvent(type="reasoning", chunk=text, provider_metadata=metadata)
 
     def _text(self, text: str) -> Iterator[StreamEvent]:
         if text:
-            self.said_something = True
+            self.parts += 1
             self._texts.append(text)
             yield StreamEvent(type="text", chunk=text)
 

@@ -54,6 +54,7 @@ class EventDecoder:
         self._name = ""
         self._unframed: list[bytes] = []
         self._size = 0  # of what waits for its end
+        self._kept_alive = False
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Frames that are complete with these bytes.
@@ -82,6 +83,9 @@ class EventDecoder:
         self._searched = len(self._buffer)
         if self._searched + self._size > MAX_EVENT_BYTES:
             raise _too_large()
+        if self._kept_alive:  # once, since a server may send any number of comments
+            self._kept_alive = False
+            yield KEEP_ALIVE
 
     def finish(self) -> Iterator[Frame]:
         """The frames that end with the answer.
@@ -108,7 +112,7 @@ class EventDecoder:
             yield from self._dispatch()
             return
         if line.startswith(b":"):
-            yield KEEP_ALIVE
+            self._kept_alive = True
             return
         field, _, value = line.partition(b":")
         if field not in _FIELDS:
@@ -121,7 +125,7 @@ class EventDecoder:
         elif field == b"data":
             yield from self._data_line(value)
         else:
-            yield KEEP_ALIVE
+            self._kept_alive = True
 
     def _data_line(self, value: bytes) -> Iterator[Frame]:
         """A line of data; one that is a whole object need not wait for the blank line."""

@@ -57,6 +57,7 @@ _CODES: Mapping[str, FailureKind] = {
     "api_key_invalid": "key_refused",
     "authentication_error": "key_refused",
     "permission_error": "key_refused",
+    "no_db_connection": "key_refused",  # LiteLLM without a database, of any unknown key
     "unauthenticated": "key_refused",
     "permission_denied": "key_refused",
     "unrecognizedclientexception": "key_refused",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -114,12 +115,14 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
         error: what the HTTP client raised.
         place: where the request went.
     """
-    reasons = dict.fromkeys(
-        text for each in causes(error, suppressed=True) if (text := str(each).strip())
-    )
+    reasons = dict.fromkeys(filter(None, map(_cause, causes(error, suppressed=True))))
     told = "; ".join(_telling(list(reasons))) or type(error).__name__
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         message = f"Could not connect to the server at {place.host}: {told}"
+    elif isinstance(error, httpx2.ReadTimeout):
+        message = f"The server at {place.host} sent nothing for too long"
+    elif isinstance(error, httpx2.DecodingError):
+        message = f"The answer of the server at {place.host} cannot be decompressed: {told}"
     else:
         message = f"The connection to the server at {place.host} broke: {told}"
     request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
@@ -128,6 +131,13 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
         timed_out.args, timed_out.message = (message[:MAX_REASON_CHARS],), message
         return timed_out
     return openai.APIConnectionError(message=message[:MAX_REASON_CHARS], request=request)
+
+
+def _cause(error: BaseException) -> str:
+    """The message of a cause: of a failed system call what it means, without addresses."""
+    if isinstance(error, OSError) and error.errno and error.errno > 0 and not error.filename:
+        return os.strerror(error.errno)
+    return str(error).strip()
 
 
 def _telling(texts: list[str]) -> list[str]:
@@ -272,6 +282,6 @@ def _with_location(value: Mapping[str, Any], told: str) -> str:
 def _code(value: Mapping[str, Any]) -> str:
     """What stands for a reason where there is none."""
     for name in ("code", "type", "status"):
-        if isinstance(value.get(name), str) and value[name]:
+        if isinstance(value.get(name), str) and value[name] != "error":
             return str(value[name])
     return ""

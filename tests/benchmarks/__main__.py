@@ -22,6 +22,7 @@ def main() -> int:
             log_pages_rows,
             log_rows,
             profile_rows,
+            wire_rows,
         )
         from .measuring import Row
         from .printing import as_json, report
@@ -45,6 +46,7 @@ def stand_alone(llm_folder: str) -> None:
         if name.startswith("DATASETTE_SECRETS_"):
             del os.environ[name]
     os.environ["LLM_USER_PATH"] = llm_folder
+    os.environ["NO_PROXY"] = "127.0.0.1"
     os.environ["LLM_LOAD_PLUGINS"] = ""
     os.environ["DATASETTE_LOAD_PLUGINS"] = "datasette-llm,datasette-secrets"
 

@@ -39,6 +39,10 @@ ROWS = [
     "log-csv",
     "profile",
     "profile-budget",
+    "http-lone",
+    "http-at-once",
+    "tls-lone",
+    "tls-at-once",
 ]
 
 
