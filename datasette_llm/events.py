@@ -29,6 +29,17 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
+class FinishReason(StrEnum):
+    """Why an answer ended; a closed set."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    TOOL_CALLS = "tool_calls"
+    REFUSAL = "refusal"
+    OTHER = "other"
+
+
 class RequestStarted(NamedTuple):
     """A request as it is about to be sent.
 
