@@ -149,12 +149,12 @@ def did_not_connect(error: BaseException) -> bool:
     return any(_timed_out(each) or _by_network(each) for each in causes(error))
 
 
-def failure_message(error: BaseException, kind: FailureKind) -> str:
+def failure_message(error: BaseException, kind: FailureKind | None) -> str:
     """The message of an exception, for people to read; it may hold a key.
 
     Args:
         error: the exception.
-        kind: its kind. For network failures clients only say "Connection error", so the
+        kind: its kind, or None. For network failures clients only say "Connection error", so the
             messages of the causes are added.
     """
     text = _sentence(error)
