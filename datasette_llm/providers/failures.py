@@ -6,6 +6,7 @@ classified by HTTP status or error code, by class names, and last by their messa
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import re
@@ -160,8 +161,11 @@ def failure_message(error: BaseException, kind: FailureKind | None) -> str:
     text = _sentence(error)
     if kind in ("network", "timeout"):
         # Also those that a client suppressed with "from None", which are often the reason.
-        reasons = dict.fromkeys(map(_sentence, causes(error, suppressed=True)))
-        reasons.pop(text)
+        behind = causes(error, suppressed=True)
+        # How a timeout stops a request is no reason.
+        known = (each for each in behind if not isinstance(each, asyncio.CancelledError))
+        reasons = dict.fromkeys(map(_sentence, known))
+        reasons.pop(text, None)
         text += f" ({'; '.join(reasons)})" if reasons else ""
     notes = getattr(error, "__notes__", ())
     return "\n".join([text, *(note for note in notes if isinstance(note, str))])
