@@ -46,6 +46,8 @@ def finish_reason_of(response_json: object) -> FinishReason | None:
     Returns:
         The reason, `other` for one that is not known here; None where there is none.
     """
+    if response_json is None:
+        return None
     places = list(_places(response_json))
     if any(_refused(place) for place in places):
         return FinishReason.REFUSAL
