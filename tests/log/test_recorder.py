@@ -760,6 +760,41 @@ async def test_w3_row_has_finish_reason(logged, recorded, response_json, script,
     assert (row["outcome"], row["finish_reason"], row["failure_kind"]) == columns
 
 
+# W7: usage that arrived counts
+
+PRICES = {"prices": {"scripted": {"input": 1, "output": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("usage", "columns"),
+    [
+        (llm.Usage(1000, 100), (1000, 100, 1_200_000)),
+        (llm.Usage(1000, None), (1000, None, 1_000_000)),
+        (llm.Usage(None, None), (None, None, None)),
+    ],
+)
+@pytest.mark.parametrize("end", [llm.ModelError("overloaded"), None], ids=["error", "cancelled"])
+async def test_w7_usage_of_a_call_that_did_not_end_well(logged, recorded, usage, columns, end):
+    datasette, _, model = await logged([usage, "a", end or asyncio.Event()], log=PRICES)
+    response = await model.prompt("x")
+    if end is None:
+        (call,) = instance.of(datasette, RunningCalls)
+        call.cancel("enough")
+    with pytest.raises((llm.ModelError, ResponseCancelledError)):
+        await soon(response.text())
+    (row,) = await recorded(datasette)
+    assert row["outcome"] == ("error" if end else "cancelled")
+    assert (row["input_tokens"], row["output_tokens"], row["cost_nanodollars"]) == columns
+
+
+@pytest.mark.parametrize("name", ["scripted", "scripted-2026-01-31"])
+async def test_w7_row_has_model_of_the_server(logged, recorded, name):
+    datasette, _, model = await logged(scripted=PlainModel("scripted", ["a"], resolved_model=name))
+    await prompted(model)
+    (row,) = await recorded(datasette)
+    assert (row["model_id"], row["resolved_model"]) == ("scripted", name)
+
+
 # L2: what was blocked is recorded too, with what blocked it
 
 
