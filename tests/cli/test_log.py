@@ -792,17 +792,20 @@ def test_follow_with_outcome_waits_for_it(follow, record: Record, outcome: str) 
         assert told == [(OUTCOMES.index(outcome), outcome)]
 
 
-def test_w3_follow_waits_for_the_failure_kind(follow, record: Record) -> None:
+def test_w3_follow_waits_for_the_failure_kind(
+    follow, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A call that runs has no kind yet, and is shown when it has the one of the filter."""
-    record.begin(0)
+    monkeypatch.setattr(log_cli, "OVERLAP_ROWS", 2)
 
-    def end_all() -> None:
-        record.end(1, "error", "network")
-        record.end(0, "error", "timeout")
+    def add_more() -> None:
+        for number in range(1, 6):
+            record.add(number, "error", failure_kind="timeout" if number > 2 else "network")
 
-    told = follow("--failure-kind", "timeout", steps=[lambda: record.begin(1), end_all, nothing])
+    steps = [lambda: record.begin(0), add_more, nothing, lambda: record.end(0, "error", "timeout")]
+    told = follow("--failure-kind", "timeout", steps=steps)
 
-    assert told == [(0, "error")]
+    assert told == [(number, "error") for number in (3, 4, 5, 0)]
 
 
 def test_follow_with_outcome_shows_slow_call(

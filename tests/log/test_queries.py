@@ -185,6 +185,7 @@ def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
     plan = [row[3] for row in connection.execute(f"explain query plan {seen[-1]}")]
 
     assert not [step for step in plan if "TEMP B-TREE FOR ORDER" in step], plan
+    assert wanted == Filter() or "SCAN llm_calls" not in plan, plan
     for step in plan:
         if step.startswith(("SEARCH llm_calls USING", "SCAN llm_calls USING")):
             assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan

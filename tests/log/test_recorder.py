@@ -34,6 +34,7 @@ from datasette_llm import (
 )
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.console.probe import probe_model
+from datasette_llm.decision import Decision, Step
 from datasette_llm.errors import ProviderError, ResponseTimeoutError
 from datasette_llm.log import rows, writer
 from datasette_llm.log.recorder import Recorder
@@ -813,6 +814,17 @@ async def test_l2_call_blocked_by_hook_names_plugin(logged, recorded, plugin):
     assert row["failure_kind"] == "blocked"
     assert (row["model_id"], row["purpose"], row["actor_id"]) == ("scripted", "chat", "ana")
     assert row["finished_at"] == row["started_at"]
+
+
+async def test_w3_refusal_of_a_hook_is_blocked(logged, recorded, plugin):
+    """Also where a hook passes on that policy does not allow a model that it asked for itself."""
+    refusal = ModelNotAllowedError(Decision("x", None, None, (Step("blocklist", False, "No"),)))
+    plugin(Observer("budget", before=raises(refusal)))
+    datasette, _, model = await logged(["a"])
+    with pytest.raises(ModelNotAllowedError):
+        await model.prompt("x")
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], row["failure_kind"]) == ("blocked", "blocked")
 
 
 class RaisesWhenAsked:
