@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import llm
 
+from .errors import FailureKind, ModelNotAllowedError
 from .redaction import Keys
 from .sanitize import as_json, brief, count, new_id
 
@@ -27,6 +28,17 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     BLOCKED = "blocked"
     LOST = "lost"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended; a closed set."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    TOOL_CALLS = "tool_calls"
+    REFUSAL = "refusal"
+    OTHER = "other"
 
 
 class RequestStarted(NamedTuple):
@@ -89,6 +101,8 @@ class RequestFinished(NamedTuple):
         output_tokens: as the provider reported, or None.
         token_details: JSON, or None.
         resolved_model: the model that the provider says it used, or None.
+        finish_reason: why the answer ended, as the provider says, or None.
+        failure_kind: what kind of failure it was; None for a success, a cancellation or a loss.
     """
 
     id: str
@@ -103,6 +117,8 @@ class RequestFinished(NamedTuple):
     output_tokens: int | None = None
     token_details: str | None = None
     resolved_model: str | None = None
+    finish_reason: FinishReason | None = None
+    failure_kind: FailureKind | None = None
 
 
 def never_sent(
@@ -186,6 +202,9 @@ def request_finished(
     duration_s: float,
     first_chunk_s: float | None,
     blocked_by: str | None = None,
+    finish_reason: FinishReason | None = None,
+    failure_kind: FailureKind | None = None,
+    message: str | None = None,
 ) -> RequestFinished:
     """How a request ended.
 
@@ -198,6 +217,9 @@ def request_finished(
         duration_s: in seconds.
         first_chunk_s: until the first event, in seconds, or None.
         blocked_by: who kept it from being sent, or None.
+        finish_reason: why the answer ended, or None.
+        failure_kind: the kind of the failure, or None.
+        message: the error for people to read; None for its own message.
     """
     details, resolved = response.token_details, response.resolved_model
     return RequestFinished(
@@ -206,13 +228,15 @@ def request_finished(
         duration_s,
         first_chunk_s,
         type(error).__name__ if error else None,
-        brief(error, keys) if error else None,
+        brief(error if message is None else message, keys) if error else None,
         _http_status(error) if error else None,
         brief(blocked_by) if blocked_by else None,
         count(response.input_tokens),
         count(response.output_tokens),
         _details(details, keys) if details else None,
         brief(resolved, keys) if resolved else None,
+        finish_reason,
+        failure_kind,
     )
 
 
@@ -222,6 +246,8 @@ def unsent(
     error: BaseException,
     keys: Keys = None,
     blocked_by: str | None = None,
+    failure_kind: FailureKind | None = None,
+    message: str | None = None,
 ) -> RequestFinished:
     """How a request ended that was never sent.
 
@@ -231,13 +257,18 @@ def unsent(
         error: what the caller got.
         keys: what to take out of its message.
         blocked_by: the plugin or the rule that blocked it, or None.
+        failure_kind: the kind of the failure; None for what the outcome says.
+        message: the error for people to read; None for its own message.
     """
+    if failure_kind is None and outcome is Outcome.BLOCKED:
+        failure_kind = "not_allowed" if isinstance(error, ModelNotAllowedError) else "blocked"
     return RequestFinished(
         started.id,
         outcome,
         error_type=type(error).__name__,
-        error_message=brief(error, keys),
+        error_message=brief(error if message is None else message, keys),
         blocked_by=brief(blocked_by) if blocked_by else None,
+        failure_kind=failure_kind,
     )
 
 

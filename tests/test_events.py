@@ -8,6 +8,8 @@ from typing import Any
 import llm
 import pytest
 
+from datasette_llm.decision import Decision, Step
+from datasette_llm.errors import ModelNotAllowedError
 from datasette_llm.events import (
     MAX_DETAILS_CHARS,
     Outcome,
@@ -26,6 +28,9 @@ KEY = "sk-events-0123456789"
 # What JSON and URLs escape.
 ODD_KEY = 'sk-"events\\0123456789/+é='
 GONE = "[key removed]"
+NOT_ALLOWED = ModelNotAllowedError(
+    Decision("x", None, None, (Step("blocklist", False, "It is blocked"),))
+)
 ATTACHMENT = llm.Attachment(type="text/plain", content=b"x")
 
 
@@ -124,6 +129,7 @@ def test_keys_are_removed_from_a_finished_request(keys: Any, spelled: Any) -> No
     response = response_of(resolved_model=text, token_details=details)
     event = finished(response, ValueError(text), keys)
     assert (event.error_message, event.resolved_model) == (f"a {GONE} b",) * 2
+    assert finished(response, ValueError(), keys, message=text).error_message == f"a {GONE} b"
     assert event.token_details is not None
     assert json.loads(event.token_details) == {
         "note": f"a {GONE} b",
@@ -135,6 +141,9 @@ def test_keys_are_removed_from_a_finished_request(keys: Any, spelled: Any) -> No
 @all_spellings
 def test_keys_are_removed_from_an_unsent_request(keys: Any, spelled: Any) -> None:
     event = unsent(started(), Outcome.BLOCKED, ValueError(f"a {spelled(ODD_KEY)} b"), keys)
+    assert event.error_message == f"a {GONE} b"
+    text = f"a {spelled(ODD_KEY)} b"
+    event = unsent(started(), Outcome.BLOCKED, ValueError(), keys, message=text)
     assert event.error_message == f"a {GONE} b"
 
 
@@ -346,4 +355,20 @@ def test_unsent_request_as_it_is_recorded(blocked_by: Any, recorded: str | None)
         error_type="PermissionError",
         error_message="no",
         blocked_by=recorded,
+        failure_kind="blocked",
     )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "kind", "recorded"),
+    [
+        (Outcome.BLOCKED, NOT_ALLOWED, None, "not_allowed"),
+        # A hook may raise it too.
+        (Outcome.BLOCKED, NOT_ALLOWED, "blocked", "blocked"),
+        (Outcome.BLOCKED, ValueError(), None, "blocked"),
+        (Outcome.ERROR, TimeoutError(), "timeout", "timeout"),
+        (Outcome.CANCELLED, ValueError(), None, None),
+    ],
+)
+def test_w3_kind_of_an_unsent_request(outcome: Any, error: Any, kind: Any, recorded: Any) -> None:
+    assert unsent(started(), outcome, error, failure_kind=kind).failure_kind == recorded

@@ -19,7 +19,7 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
-from ..errors import NotRecordedError
+from ..errors import FailureKind, NotRecordedError
 from ..events import (
     Outcome,
     RequestFinished,
@@ -30,6 +30,7 @@ from ..events import (
 )
 from ..log.rows import content_statements
 from ..providers.activity import Activity, activity
+from ..providers.failures import failure_message, kind_of
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
@@ -270,6 +271,7 @@ class Attempt:
             error = self.call.public_error(error)
         state = self.response.stream_state
         first = state.first_event_at if state is not None else None
+        kind = _kind(error, outcome)
         return request_finished(
             self.id,
             self.response,
@@ -279,6 +281,9 @@ class Attempt:
             duration_s=time.monotonic() - self._began,
             first_chunk_s=None if first is None else first - self._began,
             blocked_by=blocked_by,
+            finish_reason=self.response.finish_reason,
+            failure_kind=kind,
+            message=None if error is None else failure_message(error, kind),
         )
 
     def _record(self, finished: RequestFinished) -> None:
@@ -308,5 +313,18 @@ class Attempt:
     def _record_unsent(self, error: BaseException) -> None:
         if self.route.recorder is not None:
             outcome, shown = self.call.outcome(error), self.call.public_error(error)
-            finished = unsent(self.started, outcome, shown, self._keys)
+            kind = _kind(shown, outcome)
+            finished = unsent(
+                self.started,
+                outcome,
+                shown,
+                self._keys,
+                failure_kind=kind,
+                message=failure_message(shown, kind),
+            )
             self.route.recorder.never_sent(self.started, finished)
+
+
+def _kind(error: BaseException | None, outcome: Outcome) -> FailureKind | None:
+    """The kind of a failure; a cancellation is none."""
+    return None if error is None or outcome is Outcome.CANCELLED else kind_of(error)

@@ -14,6 +14,7 @@ from .. import instance
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
+from ..providers.failures import failure_message
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -195,7 +196,16 @@ class Call(CallContext):
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
         keys = response.caller_key if response is not None else None
-        recorder.never_sent(started, unsent(started, Outcome.BLOCKED, error, keys, plugin))
+        finished = unsent(
+            started,
+            Outcome.BLOCKED,
+            error,
+            keys,
+            plugin,
+            failure_kind="blocked",
+            message=failure_message(error, "blocked"),
+        )
+        recorder.never_sent(started, finished)
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error

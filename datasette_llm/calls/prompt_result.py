@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
+from ..events import FinishReason
 from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class PromptResult:
     def response(self) -> PromptResponse | None:
         """The first response; None before a chain's first step."""
         return self.responses[0] if self.responses else None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the newest response ended; None before its end, and where unknown."""
+        return self.responses[-1].finish_reason if self.responses else None
 
     async def on_response_done(self, callback: DoneCallback) -> None:
         """Call a function with each response of this call once it is complete.

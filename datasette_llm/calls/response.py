@@ -15,6 +15,7 @@ from llm.parts import StreamEvent
 
 from ..errors import LLMError
 from ..hooks import dispatch
+from ..providers.finish_reasons import FinishReason, finish_reason_of
 
 if TYPE_CHECKING:
     from .route import RoutedModel
@@ -304,6 +305,14 @@ class PromptResponse(llm.AsyncResponse):
     def is_complete(self) -> bool:
         """Whether the provider has given all of it."""
         return bool(self._done)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended, as the provider says; None where unknown."""
+        reason = finish_reason_of(self.response_json)
+        # Gemini and Ollama, among others, stop at a tool call as at the end of a text.
+        calls_tools = reason is FinishReason.STOP and self._tool_calls
+        return FinishReason.TOOL_CALLS if calls_tools else reason
 
     def messages_so_far(self) -> list[Any]:
         """The messages that it has brought, also of one that failed; llm's `messages()` waits."""

@@ -21,7 +21,16 @@ import click
 from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database
 
-from ..log.queries import RUNNING, BadFilterError, Filter, all_calls, calls_since
+from ..log.queries import (
+    CLOSED,
+    FAILURE_KINDS,
+    FINISH_REASONS,
+    RUNNING,
+    BadFilterError,
+    Filter,
+    all_calls,
+    calls_since,
+)
 from ..log.schema import OUTCOMES, migrations
 from .log_table import Table
 
@@ -65,6 +74,12 @@ Row = dict[str, Any]
 @click.option("-p", "--purpose", help="Only calls for this purpose")
 @click.option("--actor", help="Only calls for the actor with this id")
 @click.option("--outcome", help=f"Only calls with this outcome: {', '.join(OUTCOMES)} or {RUNNING}")
+@click.option(
+    "--finish-reason", help=f"Only calls whose answer ended so: {', '.join(FINISH_REASONS)}"
+)
+@click.option(
+    "--failure-kind", help=f"Only calls with a failure of this kind: {', '.join(FAILURE_KINDS)}"
+)
 @click.option("--group", help="Only calls of the group with this id")
 @click.option("--since", metavar="TIME", help="Only calls from this date or time on, in UTC")
 @click.option("--until", metavar="TIME", help="Only calls before this date or time")
@@ -158,11 +173,11 @@ class _Watch:
     def __init__(self, connection: sqlite3.Connection, log_filter: Filter) -> None:
         self._connection = connection
         self._filter = log_filter
-        # Without the outcome: a running call may still get the outcome of the filter.
-        self._any_outcome = replace(log_filter, outcome=None)
+        # Without what is known at the end: a running call may still end as the filter says.
+        self._any_end = replace(log_filter, **dict.fromkeys(CLOSED))
         self._seen: dict[str, str] = {}
-        self.note(all_calls(connection, replace(log_filter, outcome=RUNNING)))
-        self.note(islice(all_calls(connection, self._any_outcome), OVERLAP_ROWS))
+        self.note(all_calls(connection, replace(self._any_end, outcome=RUNNING)))
+        self.note(islice(all_calls(connection, self._any_end), OVERLAP_ROWS))
 
     def note(self, rows: Iterable[Row]) -> list[Row]:
         """Mark rows as seen, and return those that are new or have changed."""
@@ -175,13 +190,16 @@ class _Watch:
         ids = sorted(self._seen)
         overlap_from = ids[-OVERLAP_ROWS] if len(ids) >= OVERLAP_ROWS else ""
         before = {key: value for key, value in self._seen.items() if key <= overlap_from}
-        fresh = self.note(calls_since(self._connection, self._any_outcome, before))
+        fresh = self.note(calls_since(self._connection, self._any_end, before))
         self._seen = {
             key: value
             for key, value in self._seen.items()
             if key >= overlap_from or value == RUNNING
         }
-        return [row for row in fresh if self._filter.outcome in (None, row["outcome"])]
+        return [row for row in fresh if self._ended_as_wanted(row)]
+
+    def _ended_as_wanted(self, row: Row) -> bool:
+        return all(getattr(self._filter, name) in (None, row[name]) for name in CLOSED)
 
 
 # Showing

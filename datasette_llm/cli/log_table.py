@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from ..console.log.formatting import reason
+
 Row = dict[str, Any]
 
 # The widths of the columns; columns of names share the rest of the terminal's width.
@@ -66,12 +68,11 @@ def _name_widths(sample: list[Row], width: int, at_least: Mapping[str, int]) -> 
 
 def _cells(row: Row) -> dict[str, str]:
     """The text in each column."""
-    why = [row["error_type"] if row["outcome"] == "error" else row["blocked_by"]]
     attempt, waited = row["attempt"], row["waited_ms"]
     why = [
         f"attempt {attempt}" if attempt != 1 else None,
         f"waited {_seconds(waited)}" if waited and waited >= 5 else None,
-        *why,
+        reason(row) if row["outcome"] != "cancelled" else None,
     ]
     return {
         "started (UTC)": row["started_at"][5:19].replace("T", " "),

@@ -134,6 +134,8 @@ class PriceSettings(Section):
 
     input: _Dollars
     output: _Dollars
+    cached_input: _Dollars | None = None
+    """For tokens read from the provider's cache; if not set, they cost what input does."""
 
 
 class LogSettings(Section):
@@ -148,7 +150,7 @@ class LogSettings(Section):
     prices: Annotated[Mapping[str, PriceSettings], _READ_ONLY] = Field(
         default={}, validate_default=True, title="mapping of ids to prices"
     )
-    """`{input, output}` in dollars a million tokens, for models without a public price."""
+    """`{input, output, cached_input}` in dollars a million tokens, before public prices."""
 
 
 class PurposeLogSettings(Section):

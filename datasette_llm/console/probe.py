@@ -14,6 +14,7 @@ from ..access.quoting import MAX_MESSAGE_CHARS, quoted
 from ..access.snapshot import snapshot_of
 from ..calls.model import WrappedAsyncModel
 from ..errors import ConfigError, FailureKind, LLMError, ModelNotFoundError
+from ..events import FinishReason
 from ..facade import LLM
 from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
@@ -36,6 +37,13 @@ CLEANUP_S = 10.0
 MAX_TEXT_CHARS = 500
 MAX_AT_ONCE = 4
 MAX_MODELS = 40
+# Why an answer has no text, by its finish reason.
+_NO_TEXT: Mapping[FinishReason, str] = {
+    FinishReason.LENGTH: "It was cut off before: max_tokens leaves no room for an answer, or the "
+    "model spent it on reasoning",
+    FinishReason.CONTENT_FILTER: "A filter of the provider withheld it",
+    FinishReason.REFUSAL: "The model refused",
+}
 NO_CANDIDATES = (
     "There is no model to test: no default, no allowlist, and no model that has a key or needs "
     "none. Set default_model, or a key"
@@ -68,6 +76,7 @@ class Probe:
         call_id: the id of its row in the call log; None without a row.
         text: the answer, up to a bound.
         usage: the provider's token counts, `input` and `output`.
+        finish_reason: why the answer ended, as the provider says; None where unknown.
     """
 
     model_id: str
@@ -78,6 +87,7 @@ class Probe:
     call_id: str | None
     text: str
     usage: Mapping[str, int | None]
+    finish_reason: FinishReason | None
 
     @property
     def ok(self) -> bool:
@@ -311,6 +321,7 @@ async def _result(attempt: _Attempt) -> Probe:
             "input": count(response.input_tokens) if response is not None else None,
             "output": count(response.output_tokens) if response is not None else None,
         },
+        finish_reason=response.finish_reason if response is not None else None,
     )
 
 
@@ -340,12 +351,15 @@ def _kind(attempt: _Attempt, error: Exception) -> FailureKind:
 
 
 def _no_text(call: Call | None) -> str:
-    tokens = call.result.responses[0].output_tokens if call is not None else None
+    response = call.result.responses[0] if call is not None else None
+    tokens = response.output_tokens if response is not None else None
     counted = f" ({tokens} tokens were counted)" if tokens else ""
-    return (
-        f"The answer has no text{counted}. Either the address serves no such model, or the "
-        "configured options leave no room for an answer"
+    why = _NO_TEXT.get(response.finish_reason) if response and response.finish_reason else None
+    why = why or (
+        "Either the address serves no such model, or the configured options leave no room for an "
+        "answer"
     )
+    return f"The answer has no text{counted}. {why}"
 
 
 def _call_id(attempt: _Attempt) -> str | None:

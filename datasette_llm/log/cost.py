@@ -40,14 +40,21 @@ def cost_columns(
         return UNKNOWN
     usage = _usage(row)
     if price is not None:
-        dollars = Decimal(str(price.input)) * usage["input_tokens"]
-        dollars += Decimal(str(price.output)) * usage["output_tokens"]
-        return _columns(dollars / 1_000_000, "configuration")
+        return _columns(_configured_price(price, usage), "configuration")
     for name in dict.fromkeys([row["resolved_model"], model_id]):
         found = _public_price(name, usage, exact=exact) if name else None
         if found is not None:
             return _columns(*found)
     return UNKNOWN
+
+
+def _configured_price(price: PriceSettings, usage: Mapping[str, int]) -> Decimal:
+    cached = usage.get("cache_read_tokens", 0)
+    cached_input = price.input if price.cached_input is None else price.cached_input
+    dollars = Decimal(str(price.input)) * (usage["input_tokens"] - cached)
+    dollars += Decimal(str(cached_input)) * cached
+    dollars += Decimal(str(price.output)) * usage["output_tokens"]
+    return dollars / 1_000_000
 
 
 def _columns(dollars: Decimal, source: str) -> dict[str, Any]:
@@ -86,18 +93,22 @@ def _reference(name: str) -> tuple[str, str | None]:
 def _usage(row: Mapping[str, Any]) -> dict[str, int]:
     """The tokens as genai-prices expects them: all of the input, and its cached part.
 
-    OpenAI and Gemini count tokens from a cache as input, Anthropic counts them separately. Each
-    has its own names for them, which llm's plugins pass on as details.
+    OpenAI and Gemini count tokens from a cache as input, Anthropic counts them separately, and
+    LiteLLM has Anthropic's names beside OpenAI's and counts as OpenAI does. llm's plugins pass
+    these names on as details.
     """
     details = row["token_details"]
     known = _mapping(json.loads(details) if details else None)
     openai = _mapping(known.get("prompt_tokens_details") or known.get("input_tokens_details"))
     given = row["input_tokens"] or 0
-    inside = count(openai.get("cached_tokens") or known.get("cachedContentTokenCount")) or 0
-    beside = count(known.get("cache_read_input_tokens")) or 0
+    read = count(openai.get("cached_tokens") or known.get("cachedContentTokenCount")) or 0
     written = count(known.get("cache_creation_input_tokens")) or 0
-    read = beside + (inside if inside <= given else 0)
-    usage = {"input_tokens": given + beside + written, "output_tokens": row["output_tokens"] or 0}
+    if not openai:
+        beside = count(known.get("cache_read_input_tokens")) or 0
+        given, read = given + beside + written, (read if read <= given else 0) + beside
+    if read + written > given:
+        read = written = 0
+    usage = {"input_tokens": given, "output_tokens": row["output_tokens"] or 0}
     cached = {"cache_read_tokens": read, "cache_write_tokens": written}
     return usage | {name: tokens for name, tokens in cached.items() if tokens}
 

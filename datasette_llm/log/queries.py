@@ -5,18 +5,33 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from datasette.utils.sqlite import sqlite3
 from ulid import ULID
 
-from ..errors import LLMError
+from ..errors import FailureKind, LLMError
+from ..events import FinishReason
 from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS
 
 RUNNING = "running"
 BATCH_ROWS = 1_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
+FINISH_REASONS = tuple(map(str, FinishReason))
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
+# The filters by what is known at the end of a call, with their values.
+CLOSED: Mapping[str, tuple[str, ...]] = {
+    "outcome": (*OUTCOMES, RUNNING),
+    "finish_reason": FINISH_REASONS,
+    "failure_kind": FAILURE_KINDS,
+}
+_FILTER_COLUMNS = {
+    "model": "model_id",
+    "purpose": "purpose",
+    "actor": "actor_id",
+    "group": "group_id",
+} | {name: name for name in CLOSED}
 COLUMNS = tuple(name for name in STARTED_COLUMNS + FINISHED_COLUMNS if name != "session_id")
 
 
@@ -36,6 +51,8 @@ class Filter:
         group: a group's id.
         since: the start, inclusive; an ISO 8601 date or time, in UTC unless it has a zone.
         until: the end, exclusive; likewise.
+        finish_reason: why the answer ended, one of `FINISH_REASONS`.
+        failure_kind: what kind of failure it was, one of `FAILURE_KINDS`.
     """
 
     model: str | None = None
@@ -45,12 +62,14 @@ class Filter:
     group: str | None = None
     since: str | None = None
     until: str | None = None
+    finish_reason: str | None = None
+    failure_kind: str | None = None
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """The SQL condition and its parameters.
 
         Raises:
-            BadFilterError: the outcome or a time is invalid.
+            BadFilterError: the outcome, the reason, the kind or a time is invalid.
         """
         equal, between, values = self.conditions()
         return " and ".join(["1", *equal, *between]), values
@@ -59,25 +78,16 @@ class Filter:
         """The SQL conditions on values, those on the time, and the parameters.
 
         Raises:
-            BadFilterError: the outcome or a time is invalid.
+            BadFilterError: the outcome, the reason, the kind or a time is invalid.
         """
         equal, between, values = [], [], {}
-        columns = {"model": "model_id", "purpose": "purpose", "actor": "actor_id"}
-        for name, column in (columns | {"group": "group_id"}).items():
-            value = getattr(self, name)
-            if value == "":
+        for name, column in _FILTER_COLUMNS.items():
+            value = _known(name, getattr(self, name))
+            if value == "" or (name, value) == ("outcome", RUNNING):
                 equal.append(f"{column} is null")
             elif value is not None:
                 equal.append(f"{column} = :{name}")
                 values[name] = value
-        if self.outcome == RUNNING:
-            equal.append("outcome is null")
-        elif self.outcome is not None:
-            if self.outcome not in OUTCOMES:
-                known = ", ".join([*OUTCOMES, RUNNING])
-                raise BadFilterError(f"There is no outcome {self.outcome!r}; use one of {known}")
-            equal.append("outcome = :outcome")
-            values["outcome"] = self.outcome
         # By id, which begins with the time and is the order of the table.
         for name, operator in (("since", ">="), ("until", "<")):
             if getattr(self, name) is not None:
@@ -220,6 +230,19 @@ def time_of(call_id: str) -> datetime.datetime:
     """The time of an id, in UTC."""
     milliseconds = int.from_bytes(ULID.from_str(call_id.upper()).bytes[:6], "big")
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+
+
+def _known(name: str, value: str | None) -> str | None:
+    """A value of a filter.
+
+    Raises:
+        BadFilterError: there is no such value.
+    """
+    known = CLOSED.get(name)
+    if known is not None and value is not None and value not in known:
+        what = name.replace("_", " ")
+        raise BadFilterError(f"There is no {what} {value!r}; use one of {', '.join(known)}")
+    return value
 
 
 def _rows(

@@ -66,6 +66,8 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
         "duration_ms": _ms(request.duration_s),
         "cost_nanodollars": None,
         "price_source": None,
+        "finish_reason": request.finish_reason and str(request.finish_reason),
+        "failure_kind": request.failure_kind,
     }
 
 

@@ -54,6 +54,8 @@ FINISHED_COLUMNS = (
     "duration_ms",
     "cost_nanodollars",
     "price_source",
+    "finish_reason",
+    "failure_kind",
 )
 
 migrations = Migrations("datasette_llm")
@@ -183,6 +185,14 @@ def m002_attempts(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@migrations()
+def m003_reasons(db: Database) -> None:
+    """Why an answer ended, and what kind of failure it was; the triggers cover all columns."""
+    for name in ("finish_reason", "failure_kind"):
+        db.execute(f"alter table llm_calls add column {name} text")
+        db.execute(f"create index llm_calls_{name} on llm_calls ({name}, id) where {name} not null")
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -6,6 +6,7 @@ classified by HTTP status or error code, by class names, and last by their messa
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import re
@@ -150,19 +151,22 @@ def did_not_connect(error: BaseException) -> bool:
     return any(_timed_out(each) or _by_network(each) for each in causes(error))
 
 
-def failure_message(error: BaseException, kind: FailureKind) -> str:
+def failure_message(error: BaseException, kind: FailureKind | None) -> str:
     """The message of an exception, for people to read; it may hold a key.
 
     Args:
         error: the exception.
-        kind: its kind. For network failures clients only say "Connection error", so the
+        kind: its kind, or None. For network failures clients only say "Connection error", so the
             messages of the causes are added.
     """
     text = _sentence(error)
     if kind in ("network", "timeout"):
         # Also those that a client suppressed with "from None", which are often the reason.
-        reasons = dict.fromkeys(map(_sentence, causes(error, suppressed=True)))
-        reasons.pop(text)
+        behind = causes(error, suppressed=True)
+        # How a timeout stops a request is no reason.
+        known = (each for each in behind if not isinstance(each, asyncio.CancelledError))
+        reasons = dict.fromkeys(map(_sentence, known))
+        reasons.pop(text, None)
         text += f" ({'; '.join(reasons)})" if reasons else ""
     notes = getattr(error, "__notes__", ())
     return "\n".join([text, *(note for note in notes if isinstance(note, str))])

@@ -114,6 +114,12 @@ RESPONSE_MODEL = Attribute(
     "The model that answered, where the provider says so.",
     optional=True,
 )
+FINISH_REASONS = Attribute(
+    "gen_ai.response.finish_reasons",
+    "Why the answer ended, where the provider says so: a list of one, `stop`, `length`, "
+    "`content_filter`, `tool_calls`, `refusal` or `other`.",
+    optional=True,
+)
 TIME_TO_FIRST_CHUNK = Attribute(
     "gen_ai.response.time_to_first_chunk",
     "Seconds until the first chunk of a response that streams.",
@@ -159,6 +165,7 @@ CHAT = SpanName(
         OUTCOME,
         ERROR_TYPE,
         RESPONSE_MODEL,
+        FINISH_REASONS,
         TIME_TO_FIRST_CHUNK,
         INPUT_TOKENS,
         OUTPUT_TOKENS,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Token
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasette.telemetry_registry import MetricName
 
 
-Attributes = dict[str, str | bool | int | float]
+Attributes = dict[str, str | bool | int | float | Sequence[str]]
 
 SCOPE = "datasette_llm"
 
@@ -110,6 +110,8 @@ class RequestSpan:
             attributes[names.TIME_TO_FIRST_CHUNK] = first_chunk_s
         if finished.resolved_model is not None:
             attributes[names.RESPONSE_MODEL] = finished.resolved_model
+        if finished.finish_reason is not None:
+            attributes[names.FINISH_REASONS] = [str(finished.finish_reason)]
         self._span.set_attributes(attributes)
         if names.ERROR_TYPE in attributes:
             self._span.set_status(StatusCode.ERROR, _description(finished))

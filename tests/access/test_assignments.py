@@ -377,7 +377,7 @@ async def test_older_database_gains_the_table(make_datasette: Make, path: str) -
     database: Any = Database(path)
     before.apply(database)
     row = call_row(datetime.datetime.now(datetime.UTC))
-    for new in ("attempt", "prompt_id", "waited_ms"):
+    for new in ("attempt", "prompt_id", "waited_ms", "finish_reason", "failure_kind"):
         del row[new]
     database["llm_calls"].insert(row)
     database.close()
@@ -390,7 +390,8 @@ async def test_older_database_gains_the_table(make_datasette: Make, path: str) -
     applied = await internal.execute(
         "select name from _sqlite_migrations where migration_set = 'datasette_llm' order by id"
     )
-    assert [row["name"] for row in applied.rows] == ["m001_record", "m002_attempts"]
+    names = [row["name"] for row in applied.rows]
+    assert names == ["m001_record", "m002_attempts", "m003_reasons"]
 
 
 async def test_newer_database_stops_the_start(make_datasette: Make, path: str) -> None:

@@ -23,6 +23,8 @@ DAYS = 365
 YEAR_MS = DAYS * 24 * 60 * 60 * 1000
 MODELS = {"model-0": 400, "model-1": 300, "model-2": 200, "model-3": 97, "model-rare": 3}
 PURPOSES = {"chat": 30, "rows": 35, "agent": 15, "titles": 15, None: 5}
+REASONS = {"stop": 90, "tool_calls": 7, "length": 2, "content_filter": 1}
+KINDS = {"rate_limit": 60, "timeout": 25, "network": 14, "bad_answer": 1}
 OUTCOMES = {"ok": 930, "error": 40, "cancelled": 16, "blocked": 10, "lost": 4}
 ACTORS = 500
 COLUMNS = (
@@ -31,6 +33,7 @@ COLUMNS = (
     *("message_count", "attachment_count", "finished_at", "outcome", "blocked_by"),
     *("error_type", "error_message", "input_tokens", "output_tokens", "token_details"),
     *("resolved_model", "first_chunk_ms", "duration_ms", "cost_nanodollars", "price_source"),
+    *("finish_reason", "failure_kind"),
 )
 
 
@@ -85,11 +88,17 @@ def _end(values: random.Random, number: int, model: str, outcome: str) -> tuple[
         blocked_by = "configuration (models)" if outcome == "blocked" else None
         message = "The organisation has reached its limit; try again in 20 seconds"
         unknown = (None,) * 5
-        return (blocked_by, "APIError", message, *unknown, duration_ms, None, None)
+        kind = _one(values, KINDS) if outcome == "error" else None
+        return (blocked_by, "APIError", message, *unknown, duration_ms, None, None, None, kind)
     tokens_in, tokens_out = values.randrange(50, 9_000), values.randrange(1, 1_500)
     details = '{"prompt_tokens_details": {"cached_tokens": 128}}' if number % 2 else None
     # A tenth has no known price.
     known = number % 10
     cost = tokens_in * 150 + tokens_out * 600 if known else None
     ended = (None, None, None, tokens_in, tokens_out, details, f"{model}-2026-01-01", 300.5)
-    return (*ended, duration_ms, cost, f"genai-prices openai/{model}" if known else None)
+    source = f"genai-prices openai/{model}" if known else None
+    return (*ended, duration_ms, cost, source, _one(values, REASONS), None)
+
+
+def _one(values: random.Random, weights: dict[str, int]) -> str:
+    return values.choices(list(weights), list(weights.values()))[0]

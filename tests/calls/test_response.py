@@ -19,6 +19,7 @@ from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel, registered
 
 from ..support.plugins import Observer
+from ..support.response_json import PlainModel
 
 
 @pytest.fixture
@@ -504,3 +505,27 @@ async def test_c7_refused_chain_can_be_read_later(model_of):
         await asyncio.wait_for(first.text(), 0.01)
     assert await chain.text() == "b"
     assert len(scripted.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("response_json", "script", "expected"),
+    [
+        ({"stop_reason": "max_tokens"}, ["Once upon"], "length"),
+        ({"done_reason": "stop"}, [llm.ToolCall(name="f", arguments={})], "tool_calls"),
+        (None, ["Hi"], None),
+    ],
+)
+async def test_w3_response_and_result_have_reason(
+    register_models, make_datasette, plugin, response_json, script, expected
+):
+    register_models(PlainModel("plain", script, response_json=response_json))
+    seen = []
+
+    def note(result):
+        seen.append(result.finish_reason)
+
+    plugin(Observer(before=note, after=note))
+    response = await (await LLM(make_datasette()).model("plain")).prompt("Hi")
+    await response.text()
+    assert response.finish_reason == expected
+    assert seen == [None, expected]

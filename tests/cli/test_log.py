@@ -65,9 +65,9 @@ class Record:
         self.connection.execute(f"insert into llm_calls ({', '.join(row)}) values ({places})", row)
         return row["id"]
 
-    def end(self, number: int, outcome: str = "ok") -> None:
-        sql = "update llm_calls set outcome = ?, duration_ms = 10 where id = ?"
-        self.connection.execute(sql, (outcome, id_of(number)))
+    def end(self, number: int, outcome: str = "ok", kind: str | None = None) -> None:
+        sql = "update llm_calls set outcome = ?, failure_kind = ?, duration_ms = 10 where id = ?"
+        self.connection.execute(sql, (outcome, kind, id_of(number)))
 
     def add(self, number: int, outcome: str = "ok", **columns: Any) -> str:
         return self.begin(number, outcome=outcome, **columns)
@@ -167,6 +167,9 @@ def test_invalid_count_is_a_usage_error(run: Run, record: Record, count: str) ->
         (["--actor", ""], [3, 0]),
         (["--outcome", "error"], [1]),
         (["--outcome", "running"], [3]),
+        (["--failure-kind", "timeout"], [1]),
+        (["--finish-reason", "length"], [2]),
+        (["--finish-reason", "length", "--failure-kind", "timeout"], []),
         (["--group", "g"], [0]),
         (["--since", "2026-09-21T14:13:22"], [3, 2]),
         (["--since", "2026-09-21T16:13:22+02:00"], [3, 2]),
@@ -180,8 +183,9 @@ def test_each_filter_selects_its_calls(
     run: Run, record: Record, arguments: list[str], numbers: list[int]
 ) -> None:
     record.add(0, model_id="a", group_id="g")
-    record.add(1, "error", model_id="b", purpose="pets", actor_id="ana")
-    record.add(2, model_id="a", actor_id="ana")
+    failed = {"failure_kind": "timeout", "purpose": "pets"}
+    record.add(1, "error", model_id="b", actor_id="ana", **failed)
+    record.add(2, model_id="a", actor_id="ana", finish_reason="length")
     record.begin(3, model_id="b")
 
     assert ids_of(run("--json", *arguments)) == [id_of(number) for number in numbers]
@@ -193,6 +197,7 @@ def test_each_filter_selects_its_calls(
     ("bad", "told"),
     [
         (["--outcome", "fine"], "There is no outcome 'fine'; use one of ok, error, "),
+        (["--failure-kind", "bad"], "There is no failure kind 'bad'; use one of no_key, "),
         (["--since", "yesterday"], "since: 'yesterday' is no date or time; write it like "),
         (["--until", ""], "until: '' is no date or time"),
     ],
@@ -473,7 +478,10 @@ def test_names_are_not_cut_if_there_is_room(
         ("error", {"error_type": "TimeoutError", "error_message": ""}, "TimeoutError"),
         ("blocked", {"blocked_by": "budget", "error_message": "All spent"}, "budget: All spent"),
         ("lost", {"error_message": "The process ended"}, "The process ended"),
+        ("error", {"failure_kind": "network", "error_message": "Refused"}, "Network: Refused"),
         ("ok", {}, ""),
+        ("ok", {"finish_reason": "stop"}, ""),
+        ("ok", {"finish_reason": "length"}, "length"),
     ],
 )
 def test_wide_terminal_shows_error_detail(
@@ -784,6 +792,22 @@ def test_follow_with_outcome_waits_for_it(follow, record: Record, outcome: str) 
         assert told == [(OUTCOMES.index(outcome), outcome)]
 
 
+def test_w3_follow_waits_for_the_failure_kind(
+    follow, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that runs has no kind yet, and is shown when it has the one of the filter."""
+    monkeypatch.setattr(log_cli, "OVERLAP_ROWS", 2)
+
+    def add_more() -> None:
+        for number in range(1, 6):
+            record.add(number, "error", failure_kind="timeout" if number > 2 else "network")
+
+    steps = [lambda: record.begin(0), add_more, nothing, lambda: record.end(0, "error", "timeout")]
+    told = follow("--failure-kind", "timeout", steps=steps)
+
+    assert told == [(number, "error") for number in (3, 4, 5, 0)]
+
+
 def test_follow_with_outcome_shows_slow_call(
     follow, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -919,7 +943,7 @@ def test_help_has_example_on_its_own_line(run: Run) -> None:
     example = "datasette llm log --internal internal.db --outcome error --since 2026-01-31"
     assert example in lines
     for name in queries.Filter.names():
-        assert f"--{name} " in result.stdout
+        assert f"--{name.replace('_', '-')} " in result.stdout
     for outcome in OUTCOMES:
         assert outcome in result.stdout
 

@@ -59,7 +59,7 @@ FULL: dict[str, Any] = {
         "content": True,
         "keep_days": 30,
         "required": True,
-        "prices": {"gpt-4o": {"input": 1, "output": 2.5}},
+        "prices": {"gpt-4o": {"input": 1, "output": 2.5, "cached_input": 0.1}},
     },
     "consultant": {"values": "none", "time_limit_ms": 500, "exclude": ["mail"]},
     "purposes": {

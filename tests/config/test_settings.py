@@ -910,7 +910,7 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "log.prices",
             "mapping of ids to prices",
             "{}",
-            "`{input, output}` in dollars a million tokens, for models without a public price.",
+            "`{input, output, cached_input}` in dollars a million tokens, before public prices.",
         ),
         (
             "consultant.values",

@@ -28,12 +28,14 @@ from datasette_llm.testing import ScriptedModel
 from ..support.console import HOSTILE, Page
 from ..support.openai_server import BOUND_S, Drop, OpenAIServer, Refuse, write_model
 from ..support.plugins import Observer, raises
+from ..support.response_json import PlainModel
 
 ANA = {"id": "ana"}
 TEST = "/-/llm/test"
 KEY = "sk-wire-0123456789abcdef"
 PONG = ["po", "ng", llm.Usage(input=9, output=2)]
 KEYS = {"ok", "model_id", "provider", "latency_ms", "first_chunk_ms", "error", "call_id"}
+KEYS |= {"finish_reason"}
 
 
 @pytest.fixture
@@ -62,6 +64,32 @@ async def rows(datasette: Datasette) -> dict[str, dict[str, Any]]:
 
 
 # One model
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown", "why"),
+    [
+        ("max_tokens", "length", "cut off"),
+        ("refusal", "refusal", "The model refused"),
+        ("end_turn", "stop", "no such model"),
+        (None, None, "no such model"),
+    ],
+)
+async def test_w3_probe_says_why_there_is_no_text(start, register_models, reason, shown, why):
+    register_models(PlainModel("plain", [""], response_json={"stop_reason": reason}))
+
+    result = await probe_model(await start(), "plain")
+
+    assert (result.error.kind, result.finish_reason) == ("bad_answer", shown)
+    assert why in result.error.message
+
+
+async def test_w3_test_page_shows_that_an_answer_is_cut(start, register_models):
+    register_models(PlainModel("plain", ["po"], response_json={"stop_reason": "max_tokens"}))
+
+    page = await post(await start(), {"model_id": "plain"}, html=True)
+
+    assert '<small class="llm-why">length</small>' in page.text
 
 
 async def test_probe_has_answer_and_latency(start, register_models):

@@ -28,6 +28,11 @@ def test_outcomes_table_is_complete():
     assert f"`{RUNNING}`" in DOCS["log"]
 
 
+def test_filters_are_documented():
+    filters = re.search(r"takes the filters(.*?); `", DOCS["log"], re.S)
+    assert set(re.findall(r"`(\w+)`", filters[1])) == set(Filter.names())
+
+
 @shows(config="record.yaml")
 async def test_log_is_kept_as_configured(config, make_datasette, register_models, tmp_path):
     ids = ("our-own-model", "another-model")

@@ -105,9 +105,46 @@ def test_self_hosted_model_needs_exact_name():
     assert cost(row(1000, 100), exact=True) == (210_000, MINI)
 
 
+LITELLM = {
+    "prompt_tokens_details": {"cached_tokens": 400, "cache_creation_tokens": 100},
+    "cache_read_input_tokens": 400,
+    "cache_creation_input_tokens": 100,
+}
+
+
+def test_w7_litellm_counts_cached_tokens_once():
+    """LiteLLM tells them twice, and has counted them as input."""
+    counted = row(1000, 0, **LITELLM)
+    assert cost(counted, "anthropic/claude-sonnet-4-5")[0] == 500 * 3_000 + 400 * 300 + 100 * 3_750
+    assert cost(counted, price=PRICE)[0] == 1_000_000
+
+
 def test_configured_price_applies_to_all_input():
-    """Cached tokens cost the same with a configured price."""
+    """Cached tokens cost the same with a configured price, unless it has one for them."""
     assert cost(row(1000, 0, cache_read_input_tokens=500), price=PRICE)[0] == 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("details", "nanodollars"),
+    [
+        ({}, 1_250_000),
+        ({"prompt_tokens_details": {"cached_tokens": 400}}, 890_000),
+        ({"input_tokens_details": {"cached_tokens": 400}}, 890_000),
+        ({"cachedContentTokenCount": 400}, 890_000),
+        ({"cache_read_input_tokens": 400}, 1_290_000),
+        ({"cache_creation_input_tokens": 400}, 1_650_000),
+        (LITELLM, 890_000),
+        ({"prompt_tokens_details": {"cached_tokens": 1001}}, 1_250_000),
+    ],
+)
+def test_w7_configured_price_of_cached_input(details, nanodollars):
+    price = PriceSettings(input=1.0, output=2.5, cached_input=0.1)
+    assert cost(row(1000, 100, **details), price=price) == (nanodollars, "configuration")
+
+
+def test_w7_cached_input_may_be_free():
+    price = PriceSettings(input=1.0, output=2.5, cached_input=0)
+    assert cost(row(1000, 0, cachedContentTokenCount=400), price=price)[0] == 600_000
 
 
 def test_a_table_that_breaks_costs_nobody_a_row(monkeypatch):

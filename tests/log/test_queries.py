@@ -46,8 +46,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chat": {"purpose": "chat", "actor_id": "ana"},
     "chat-heron": {"purpose": "chat", "model_id": "heron", "actor_id": "ben"},
-    "failed": {"purpose": "chat", "outcome": "error"},
-    "grouped": {"purpose": "rows", "group_id": "g1", "actor_id": "ana"},
+    "failed": {"purpose": "chat", "outcome": "error", "failure_kind": "network"},
+    "grouped": {
+        "purpose": "rows",
+        "group_id": "g1",
+        "actor_id": "ana",
+        "finish_reason": "length",
+    },
     "running": {"outcome": None, "duration_ms": None},
 }
 FILTERS = [
@@ -66,6 +71,11 @@ FILTERS = [
     ({"purpose": "rows", "model": "heron"}, []),
     ({"purpose": "", "outcome": "ok", "actor": "", "group": "", "model": "pelican"}, ["plain"]),
     ({"model": "it's"}, []),
+    ({"model": "running"}, []),
+    ({"failure_kind": "network"}, ["failed"]),
+    ({"failure_kind": "timeout"}, []),
+    ({"finish_reason": "length", "actor": "ana"}, ["grouped"]),
+    ({"finish_reason": "length", "failure_kind": "network"}, []),
 ]
 
 
@@ -119,6 +129,8 @@ def test_time_range_is_half_open(
     ("wanted", "message"),
     [
         ({"outcome": "great"}, "There is no outcome 'great'; use one of ok, error, cancelled, "),
+        ({"finish_reason": "end"}, "There is no finish reason 'end'; use one of stop, length, "),
+        ({"failure_kind": ""}, "There is no failure kind ''; use one of no_key, key_refused, "),
         ({"since": "yesterday"}, "since: 'yesterday' is no date or time; write it like 2026-01-31"),
         ({"until": "2026-02-30"}, "until: '2026-02-30' is no date or time"),
     ],
@@ -159,6 +171,8 @@ def test_pages_have_every_call_once_in_order(
         Filter(purpose="chat"),
         Filter(purpose="chat", model="heron"),
         Filter(purpose="", actor="ana", outcome="ok", since="2026-01-01"),
+        Filter(finish_reason="length"),
+        Filter(failure_kind="timeout", model="heron", since="2026-01-01"),
     ],
 )
 def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
@@ -171,6 +185,7 @@ def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
     plan = [row[3] for row in connection.execute(f"explain query plan {seen[-1]}")]
 
     assert not [step for step in plan if "TEMP B-TREE FOR ORDER" in step], plan
+    assert wanted == Filter() or "SCAN llm_calls" not in plan, plan
     for step in plan:
         if step.startswith(("SEARCH llm_calls USING", "SCAN llm_calls USING")):
             assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan

@@ -33,6 +33,9 @@ from datasette_llm import (
     instance,
 )
 from datasette_llm.calls.call import RunningCalls
+from datasette_llm.console.probe import probe_model
+from datasette_llm.decision import Decision, Step
+from datasette_llm.errors import ProviderError, ResponseTimeoutError
 from datasette_llm.log import rows, writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
@@ -42,6 +45,7 @@ from datasette_llm.testing import ScriptedModel
 
 from ..support.call_log import rows_of, writing_held_up
 from ..support.plugins import Observer, raises
+from ..support.response_json import PlainModel
 from ..support.waiting import BOUND_S, happens, soon, until
 
 KEY = "sk-log-0123456789abcdef"
@@ -493,6 +497,7 @@ async def test_l2_cancelled_row_names_its_cause(logged, recorded, plugin, act, w
     rows = await recorded(datasette)
     causes = {(row["error_type"], row["error_message"]) for row in rows}
     assert causes == {("ResponseCancelledError", why)}
+    assert {row["failure_kind"] for row in rows} == {None}
 
 
 async def test_l2_reply_is_measured_by_its_new_message(logged, recorded):
@@ -626,7 +631,7 @@ async def test_l2_failed_row_has_provider_message(logged, recorded):
         await model.prompt("x")
     (row,) = await recorded(datasette)
     assert row["error_type"] == "ValueError"
-    assert row["error_message"] == ("no " * 5_000)[:MAX_TEXT_CHARS]
+    assert row["error_message"] == ("ValueError: " + "no " * 5_000)[:MAX_TEXT_CHARS]
     assert row["first_chunk_ms"] is None
 
 
@@ -683,7 +688,7 @@ async def test_l2_error_invalid_in_sqlite_ends_row(logged, recorded):
         await model.prompt("x")
     (row,) = await recorded(datasette)
     assert row["outcome"] == "error"
-    assert row["error_message"].startswith("half a pair: ")
+    assert row["error_message"].startswith("ValueError: half a pair: ")
 
 
 async def test_l2_split_surrogate_is_recorded(logged, recorded):
@@ -693,6 +698,102 @@ async def test_l2_split_surrogate_is_recorded(logged, recorded):
     (row,) = await recorded(datasette)
     assert row["outcome"] == "ok"
     assert len(await recorded(datasette, "llm_call_content")) == 2
+
+
+# W3: why an answer ended, and what kind of failure it was
+
+
+def broken_connection():
+    """An error as clients raise it: the reason is that of its cause."""
+    try:
+        raise ConnectionRefusedError(111, "Connection refused")
+    except ConnectionRefusedError as cause:
+        error = llm.ModelError("Connection error.")
+        error.__cause__ = cause
+        return error
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (broken_connection(), "network"),
+        (ProviderError("The model is not loaded", status_code=404), "unknown_model"),
+        (ProviderError("Too long", kind="bad_answer"), "bad_answer"),
+        (ResponseTimeoutError("timeout", 5), "timeout"),
+        (KeyError("choices"), "bad_answer"),
+        (llm.ModelError(""), "other"),
+    ],
+)
+async def test_w3_row_says_what_the_test_page_says(logged, recorded, failure, kind):
+    datasette, _, _ = await logged([failure])
+    probe = await probe_model(datasette, "scripted")
+    (row,) = await recorded(datasette)
+    assert (row["failure_kind"], row["error_message"]) == (kind, probe.error.message)
+    assert probe.error.kind == kind
+    assert row["finish_reason"] is None
+
+
+async def test_w3_row_has_cause_without_key(logged, recorded):
+    error = broken_connection()
+    error.__cause__ = ConnectionError(f"refused by https://{ODD_KEY}@example.org")
+    datasette, _, model = await logged([error], config={"retries": 0})
+    with pytest.raises(llm.ModelError):
+        await model.prompt("x", key=ODD_KEY)
+    (row,) = await recorded(datasette)
+    assert "refused by https://[key removed]@example.org" in row["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("response_json", "script", "columns"),
+    [
+        ({"stop_reason": "max_tokens"}, ["a"], ("ok", "length", None)),
+        ({"stop_reason": "refusal"}, [llm.ModelError("no")], ("error", "refusal", "other")),
+        ({"stop_reason": "unheard of"}, ["a"], ("ok", "other", None)),
+        (None, ["a"], ("ok", None, None)),
+    ],
+)
+async def test_w3_row_has_finish_reason(logged, recorded, response_json, script, columns):
+    scripted = PlainModel("scripted", script, response_json=response_json)
+    datasette, _, model = await logged(scripted=scripted)
+    with contextlib.suppress(llm.ModelError):
+        await prompted(model)
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], row["finish_reason"], row["failure_kind"]) == columns
+
+
+# W7: usage that arrived counts
+
+PRICES = {"prices": {"scripted": {"input": 1, "output": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("usage", "columns"),
+    [
+        (llm.Usage(1000, 100), (1000, 100, 1_200_000)),
+        (llm.Usage(1000, None), (1000, None, 1_000_000)),
+        (llm.Usage(None, None), (None, None, None)),
+    ],
+)
+@pytest.mark.parametrize("end", [llm.ModelError("overloaded"), None], ids=["error", "cancelled"])
+async def test_w7_usage_of_a_call_that_did_not_end_well(logged, recorded, usage, columns, end):
+    datasette, _, model = await logged([usage, "a", end or asyncio.Event()], log=PRICES)
+    response = await model.prompt("x")
+    if end is None:
+        (call,) = instance.of(datasette, RunningCalls)
+        call.cancel("enough")
+    with pytest.raises((llm.ModelError, ResponseCancelledError)):
+        await soon(response.text())
+    (row,) = await recorded(datasette)
+    assert row["outcome"] == ("error" if end else "cancelled")
+    assert (row["input_tokens"], row["output_tokens"], row["cost_nanodollars"]) == columns
+
+
+@pytest.mark.parametrize("name", ["scripted", "scripted-2026-01-31"])
+async def test_w7_row_has_model_of_the_server(logged, recorded, name):
+    datasette, _, model = await logged(scripted=PlainModel("scripted", ["a"], resolved_model=name))
+    await prompted(model)
+    (row,) = await recorded(datasette)
+    assert (row["model_id"], row["resolved_model"]) == ("scripted", name)
 
 
 # L2: what was blocked is recorded too, with what blocked it
@@ -708,9 +809,22 @@ async def test_l2_call_blocked_by_hook_names_plugin(logged, recorded, plugin):
     assert scripted.calls == []
     (row,) = await recorded(datasette)
     assert (row["outcome"], row["blocked_by"]) == ("blocked", "budget")
-    assert (row["error_type"], row["error_message"]) == ("PermissionError", "over budget")
+    message = "PermissionError: over budget"
+    assert (row["error_type"], row["error_message"]) == ("PermissionError", message)
+    assert row["failure_kind"] == "blocked"
     assert (row["model_id"], row["purpose"], row["actor_id"]) == ("scripted", "chat", "ana")
     assert row["finished_at"] == row["started_at"]
+
+
+async def test_w3_refusal_of_a_hook_is_blocked(logged, recorded, plugin):
+    """Also where a hook passes on that policy does not allow a model that it asked for itself."""
+    refusal = ModelNotAllowedError(Decision("x", None, None, (Step("blocklist", False, "No"),)))
+    plugin(Observer("budget", before=raises(refusal)))
+    datasette, _, model = await logged(["a"])
+    with pytest.raises(ModelNotAllowedError):
+        await model.prompt("x")
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], row["failure_kind"]) == ("blocked", "blocked")
 
 
 class RaisesWhenAsked:
@@ -782,7 +896,7 @@ async def test_l2_blocked_row_has_the_request(logged, recorded, plugin):
     assert (row["prompt_chars"], row["system_chars"], row["streaming"]) == (5, 7, 1)
     assert row["id"] == seen.results[0].response.id
     assert row["conversation_id"] == conversation.id
-    assert row["error_message"] == "no money for [key removed]"
+    assert row["error_message"] == "PermissionError: no money for [key removed]"
 
 
 async def test_l2_timeout_blames_the_plugin_that_set_it(logged, recorded, plugin):
@@ -896,6 +1010,7 @@ async def test_l2_call_blocked_by_filter_names_plugin(
                 pass
     (row,) = await recorded(datasette)
     assert (row["outcome"], row["blocked_by"]) == ("blocked", "gatekeeper")
+    assert row["failure_kind"] == "not_allowed"
 
 
 async def test_l2_explain_and_models_leave_no_row(start, register_models, recorded):

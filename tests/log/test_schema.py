@@ -25,8 +25,13 @@ from datasette_llm.testing import ScriptedModel
 ANA = {"id": "ana"}
 # In the order of their ids, which begin with a time of 2026.
 OLD = [f"01kbc{number}0000000000000000000z" for number in range(3)]
-OLD_COLUMNS = (*schema.STARTED_COLUMNS[:-3], *schema.FINISHED_COLUMNS)
 NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms")
+NEW_AT_THE_END = ("finish_reason", "failure_kind")
+OLD_COLUMNS = tuple(
+    name
+    for name in (*schema.STARTED_COLUMNS, *schema.FINISHED_COLUMNS)
+    if name not in (*NEW_COLUMNS, *NEW_AT_THE_END)
+)
 
 
 @pytest.fixture
@@ -76,8 +81,8 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     connection, before = migrated
     assert len(before) == 3
     assert rows_of(connection) == before
-    sql = f"select {', '.join(NEW_COLUMNS)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, None, None)] * 3
+    sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
+    assert connection.execute(sql).fetchall() == [(1, None, None, None, None)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 
@@ -87,6 +92,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     "change",
     [
         *(f"{name} = {value}" for name in NEW_COLUMNS for value in (3, "null", "'x'")),
+        *(f"{name} = 'x'" for name in NEW_AT_THE_END),
         "model_id = 'x'",
         "prompt_chars = 9",
         "session_id = 'x'",
@@ -121,6 +127,15 @@ def test_l3_no_row_can_be_replaced_or_removed(migrated: Any, call_id: str, recur
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             connection.execute(statement, {"id": call_id})
     assert connection.execute("select * from llm_calls").fetchall() == before
+
+
+def test_w3_end_of_a_call_has_reason_and_kind(migrated: Any) -> None:
+    """They come with the end of a call that an earlier version began too, and stay."""
+    connection, _ = migrated
+    end = "update llm_calls set outcome = 'error', failure_kind = 'network' where outcome is null"
+    assert connection.execute(end).rowcount == 2
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        connection.execute("update llm_calls set failure_kind = null")
 
 
 def test_retention_removes_old_and_new_rows(migrated: Any) -> None:

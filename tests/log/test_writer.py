@@ -246,7 +246,7 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     later._migrations = list(schema.migrations._migrations)
 
     @later()
-    def m003_tomorrow(db):
+    def m999_tomorrow(db):
         db.execute("alter table llm_calls add column tomorrow text")
 
     monkeypatch.setattr(schema, "migrations", later)
@@ -255,7 +255,7 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    assert applied == ["m001_record", "m002_attempts", "m003_tomorrow"]
+    assert applied == ["m001_record", "m002_attempts", "m003_reasons", "m999_tomorrow"]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http
 import json
@@ -220,6 +221,12 @@ def test_endless_message_is_classified_quickly() -> None:
 
 
 # The message
+
+
+def test_w3_cancelled_request_is_no_reason() -> None:
+    """A timeout cancels the request, which says nothing about why it took so long."""
+    error = behind(ResponseTimeoutError("timeout", 5), asyncio.CancelledError())
+    assert failure_message(error, "timeout") == str(error)
 
 
 def test_network_failure_message_has_its_causes() -> None:

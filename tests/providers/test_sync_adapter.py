@@ -916,4 +916,4 @@ async def test_its_calls_are_on_record(provide, make_datasette, tmp_path) -> Non
         ("local", "error"),
     ]
     assert (rows[0]["input_tokens"], rows[0]["output_tokens"]) == (3, 4)
-    assert (rows[1]["error_type"], rows[1]["error_message"]) == ("ValueError", "no")
+    assert (rows[1]["error_type"], rows[1]["error_message"]) == ("ValueError", "ValueError: no")

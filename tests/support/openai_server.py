@@ -97,7 +97,9 @@ class Received:
     @property
     def text(self):
         """The first message or the prompt."""
-        return self.body["prompt"] if self.is_completion else self.body["messages"][0]["content"]
+        if "messages" in self.body:
+            return self.body["messages"][0]["content"]
+        return self.body.get("prompt")
 
     @property
     def is_completion(self):

@@ -45,6 +45,7 @@ from datasette_llm.telemetry.registry import METRICS, PROVIDERS, SCHEMA_URL, SPA
 from datasette_llm.testing import ScriptedModel
 
 from ..support.plugins import Observer, raises
+from ..support.response_json import PlainModel
 
 # Pytest finds the fixtures of a module by its names: these two install the SDK, once.
 SDK_FIXTURES = (otel_provider, otel_meter_provider, otel_spans, otel_metrics)
@@ -185,6 +186,13 @@ async def test_the_span_names_the_model_that_answered(model_of, span):
     await (await model.prompt("x")).text()
     assert span().attributes["gen_ai.request.model"] == "scripted"
     assert span().attributes["gen_ai.response.model"] == "scripted-2026-01-31"
+
+
+async def test_w3_the_span_says_why_the_answer_ended(register_models, make_datasette, span):
+    register_models(PlainModel("plain", ["a"], response_json={"stop_reason": "max_tokens"}))
+    model = await LLM(make_datasette({"log": False})).model("plain")
+    await (await model.prompt("x")).text()
+    assert span().attributes["gen_ai.response.finish_reasons"] == ("length",)
 
 
 @pytest.mark.parametrize(
@@ -635,6 +643,7 @@ async def everything(model_of, register_models, make_datasette, plugin):
     class Full(ScriptedModel):
         async def execute(self, prompt, stream, response, *args, **kwargs):
             response.set_resolved_model("full-2026")
+            response.response_json = {"finish_reason": "stop", "content": "planted-answer"}
             async for chunk in super().execute(prompt, stream, response, *args, **kwargs):
                 yield chunk
 

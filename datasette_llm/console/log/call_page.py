@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..navigation import LOG
-from .formatting import UNKNOWN, dollars, duration, number, time, waited
+from .formatting import UNKNOWN, dollars, duration, failure, label_of, number, time, waited
 from .list_page import Row, list_address, row_context, tiles
 from .list_request import NULLABLE
 
@@ -27,6 +27,7 @@ def call_context(datasette: Datasette, payload: Row) -> Row:
         "list_address": list_address(datasette, {}),
         "json_address": datasette.urls.path(f"{LOG}/{call['id']}.json"),
         "started": time(call["started_at"]),
+        "failure": failure(call),
         "facts": _facts(datasette, call, payload["attempts"]),
         "attempts": payload["attempts"] and _attempts_context(datasette, payload),
         "group": group and _group_context(datasette, group, call["id"]),
@@ -75,6 +76,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
     always = [
         ("Started", f"{time(call['started_at'])} UTC", None),
         ("Outcome", call["outcome"], "outcome"),
+        ("Finish reason", call["finish_reason"] or "", "finish_reason"),
         ("Model", call["model_id"], "model"),
         ("Purpose", call["purpose"] or "", "purpose"),
         ("Actor", call["actor_id"] or "", "actor"),
@@ -84,8 +86,11 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("First chunk after", duration(call["first_chunk_ms"]), None),
         ("Took", duration(call["duration_ms"]), None),
     ]
+    if call["failure_kind"]:
+        always.insert(1, ("Failure", call["failure_kind"], "failure_kind"))
     sometimes = [
         ("Finished", call["finished_at"] and f"{time(call['finished_at'])} UTC"),
+        ("Error", call["error_type"]),
         ("Blocked by", call["blocked_by"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
@@ -110,7 +115,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
     return [
         {
             "label": label,
-            "value": value,
+            "value": label_of(name, value),
             "missing": "none" if name in NULLABLE else UNKNOWN,
             "address": list_address(datasette, {name: value}) if name and value else None,
         }

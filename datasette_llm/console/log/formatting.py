@@ -1,9 +1,12 @@
-"""Numbers, times and costs as text."""
+"""Numbers, times, costs and reasons as text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from ...providers.failures import LABELS
 from .chart import Measure, Number
 
 UNKNOWN = "unknown"
@@ -68,3 +71,21 @@ def axis(measure: Measure, value: Number) -> str:
         if value >= divisor:
             return f"{value / divisor:g}{unit}" if unit else f"{value / 1000:g}k"
     return number(value) if value == int(value) else ""
+
+
+def label_of(name: str | None, value: str) -> str:
+    """The value of a column of the call log for people to read."""
+    if name != "failure_kind":
+        return value
+    return next((label for kind, label in LABELS.items() if kind == value), value)
+
+
+def failure(row: Mapping[str, Any]) -> str:
+    """The kind of a call's failure; in a row of an earlier version the name of the exception."""
+    return label_of("failure_kind", row["failure_kind"] or row["error_type"] or "")
+
+
+def reason(row: Mapping[str, Any]) -> str:
+    """Why a call failed, or its answer ended early, in a few words; empty if neither."""
+    why = row["blocked_by"] or failure(row) or row["finish_reason"]
+    return "" if why in (None, "stop", "tool_calls") else str(why)

@@ -8,11 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from ...log.queries import RUNNING, moment
-from ...log.schema import OUTCOMES
+from ...log.queries import CLOSED, moment
 from ..navigation import LOG
 from .chart import Chart, Number, Series, round_up
-from .formatting import UNKNOWN, amount, axis, dollars, duration, number, quantity, time, waited
+from .formatting import (
+    UNKNOWN,
+    amount,
+    axis,
+    dollars,
+    duration,
+    label_of,
+    number,
+    quantity,
+    reason,
+    time,
+    waited,
+)
 from .list_request import NONE, OPTIONS, LogListRequest
 
 if TYPE_CHECKING:
@@ -25,6 +36,8 @@ LABELS = {
     "purpose": "Purpose",
     "actor": "Actor",
     "outcome": "Outcome",
+    "finish_reason": "Finish reason",
+    "failure_kind": "Failure",
     "group": "Group",
     "since": "Since",
     "until": "Until, not including",
@@ -74,8 +87,9 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
         choices: as in the payload.
     """
     made = [_choice_field(name, given.get(name, ""), choices[name]) for name in choices]
-    outcomes = [("", "any"), *((outcome, outcome) for outcome in (*OUTCOMES, RUNNING))]
-    made.append(_select("outcome", given.get("outcome", ""), outcomes))
+    for name, values in CLOSED.items():
+        options = [("", "any"), *((value, label_of(name, value)) for value in values)]
+        made.append(_select(name, given.get(name, ""), options))
     made.append(_field("group", "text", given.get("group", "")))
     for name in ("since", "until"):
         value = given.get(name, "")
@@ -125,7 +139,7 @@ def row_context(datasette: Datasette, row: Row) -> Row:
         "purpose": row["purpose"] or "",
         "actor": row["actor_id"] or "",
         "outcome": row["outcome"],
-        "why": row["blocked_by"] or row["error_type"] or "",
+        "why": reason(row),
         "input": number(row["input_tokens"]),
         "output": number(row["output_tokens"]),
         "cost": dollars(row["cost_dollars"]),

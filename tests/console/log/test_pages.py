@@ -171,6 +171,8 @@ FIELDS = [
     ({"outcome": "error"}, {"outcome": "error"}),
     ({"outcome": "running"}, {"outcome": None}),
     ({"group": "g1"}, {"group_id": "g1"}),
+    ({"finish_reason": "length"}, {"finish_reason": "length"}),
+    ({"failure_kind": "network"}, {"failure_kind": "network", "outcome": "error"}),
 ]
 
 
@@ -365,6 +367,8 @@ async def test_refused_page_keeps_the_form(start: Start) -> None:
         "purpose": "nowhere",
         "actor": "",
         "outcome": "great",
+        "finish_reason": "bored",
+        "failure_kind": "",
         "group": "g1",
         "since": "yesterday",
         "until": "2026-01-01",
@@ -562,6 +566,23 @@ async def test_call_page_has_group_chain_and_content(start: Start) -> None:
     others = {row["id"] for row in [*group, *steps]} - {chain_id}
     assert set(listed(text)) == others
     assert len([each for each in Page(text).all("strong") if "aria-current" in each]) == 2
+
+
+async def test_w3_call_page_has_reason_and_kind(start: Start) -> None:
+    cut = call_row(NOW, finish_reason="length")
+    message = {"error_type": "APIConnectionError", "error_message": "Connection error. (Refused)"}
+    failed = call_row(NOW, outcome="error", failure_kind="network", **message)
+    datasette = await start(cut, failed)
+
+    page = Page((await get(datasette, f"{LOG}/{cut['id']}")).text)
+    assert f"{LOG}?finish_reason=length" in page.links()
+    page = Page((await get(datasette, f"{LOG}/{failed['id']}")).text)
+    assert f"{LOG}?failure_kind=network" in page.links()
+    assert "Network Connection error. (Refused)" in page.text
+    assert "APIConnectionError" in page.cells
+    text = Page((await get(datasette)).text).text
+    assert "ok length" in text
+    assert "error Network" in text
 
 
 def attempt_rows(*parts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -495,7 +495,7 @@ async def test_requested_model_is_named_when_all_fail(start_site, register_model
     found = await site.ask()
     assert (found["outcome"], found["model_id"]) == ("error", "scripted")
     assert found["error_message"] == "again"
-    assert await row_of(site, found) == ("scripted", "error", 2, "again")
+    assert await row_of(site, found) == ("scripted", "error", 2, "ConnectionError: again")
 
 
 async def test_keys_of_all_attempts_are_redacted(start_site, register_models, monkeypatch):
