@@ -188,7 +188,7 @@ async def test_w8_llms_own_models_stay_at_their_origin(server, start, monkeypatc
         redirect = f"location: {other.url}/responses"
         server.play([http(b"", redirect, status=307)])
         model = await LLM(await start()).model("gpt-5-nano")
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(ProviderError, match="redirects to"):
             await soon(model.prompt("Hi"))
         assert other.requests == []
 
