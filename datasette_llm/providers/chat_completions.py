@@ -36,7 +36,7 @@ from .server_errors import (
 from .tool_calls import EXTRA
 
 # How long a finished answer waits for its usage, and for the end of the connection's turn.
-LINGER_S = 0.5
+LINGER_S = 0.8
 
 # How much may come, in events of any kind, without a part of the answer.
 MAX_EMPTY_BYTES = 16 * 1024 * 1024

@@ -103,6 +103,8 @@ class ChatReader:
         elif isinstance(choice.get("text"), str):
             yield from self._text(choice["text"])
         reason = choice.get("finish_reason")
+        if isinstance(reason, Mapping):
+            reason = reason.get("type")
         if isinstance(reason, str) and reason and self.finish_reason is None:
             self.finish_reason = reason
             if reason.lower() in BROKEN_REASONS:
@@ -172,10 +174,13 @@ class ChatReader:
                 self._summary[name] = value
                 if name == "model" and isinstance(value, str):
                     self._response.set_resolved_model(value)
-        usage = event.get("usage")
-        if isinstance(usage, Mapping) and usage:
-            self.usage = dict(usage)
-            _set_usage(self._response, usage)
+        # Groq and Moonshot have it elsewhere.
+        for place in (event, event.get("x_groq"), _first_choice(event.get("choices"))):
+            usage = place.get("usage") if isinstance(place, Mapping) else None
+            if isinstance(usage, Mapping) and usage:
+                self.usage = dict(usage)
+                _set_usage(self._response, usage)
+                return
 
     def _delta(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
         role = delta.get("role")

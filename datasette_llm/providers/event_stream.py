@@ -147,6 +147,7 @@ class EventDecoder:
     def _dispatch(self) -> Iterator[Frame]:
         name, self._name = self._name, ""
         if not self._data:
+            self._kept_alive = True  # some servers send empty lines while they compute
             return
         text = b"\n".join(self._data).decode("utf-8", "replace").strip()
         self._data.clear()

@@ -40,6 +40,8 @@ ENDPOINT = {
     "aliases": ["q"],
     "key": "VLLM_KEY",
     "headers": {"X-Team": "pets"},
+    "proxy": "http://proxy.example:3128",
+    "ca_file": "/etc/ssl/own.pem",
     "can_stream": True,
     "supports_schema": True,
     "supports_tools": True,

@@ -87,6 +87,8 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
         sse({"choices": [{"index": 0, "text": TEXT, "finish_reason": "stop"}]}),
         sse(text(TEXT), {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}]}),
         sse(text(TEXT), STOP, {"error": "after the end"}, b"data: {\n\n"),
+        sse(text(TEXT), delta({}, {"type": "stop"})),
+        http(b"\n\n\n" + events({"choices": [{"message": {"content": TEXT}}]}, done=False)),
         whole(TEXT),
         whole(TEXT, None),
         whole([{"type": "text", "text": TEXT}]),
@@ -238,6 +240,20 @@ async def test_w7_usage_of_any_shape(usage, counted, stream, server, model):
     response = await soon(model.prompt("Hi", stream=stream))
     assert await response.text() == TEXT
     assert (response.input_tokens, response.output_tokens) == counted
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": [], "x_groq": {"usage": USAGE}},
+        {"choices": [{"index": 0, "delta": {}, "usage": USAGE}]},
+    ],
+)
+async def test_w7_usage_in_other_places(event, server, model):
+    server.play([sse(text(TEXT), event, STOP)])
+    response = await soon((await model()).prompt("Hi"))
+    await response.text()
+    assert (response.input_tokens, response.output_tokens) == (3, 2)
 
 
 async def test_w7_usage_counts_though_it_broke_off(server, model):

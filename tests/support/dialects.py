@@ -13,7 +13,7 @@ from .openai_server import Raw
 DONE = b"data: [DONE]\n\n"
 
 
-def delta(content: Any, reason: str | None = None, **more: Any) -> dict[str, Any]:
+def delta(content: Any, reason: Any = None, **more: Any) -> dict[str, Any]:
     """An event with a delta."""
     return {"choices": [{"index": 0, "delta": content, "finish_reason": reason}], **more}
 
