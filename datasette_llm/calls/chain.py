@@ -12,6 +12,7 @@ from llm.models import AsyncChainResponse
 from .call import Call
 from .response import PromptResponse
 from .route import RoutedModel
+from .tools import supervised_tools, tools_thread
 
 
 class TurnTaker(Protocol):
@@ -60,6 +61,9 @@ class WrappedChain(AsyncChainResponse):
         self._steps = []
         self._advancing = asyncio.Lock()
         self._turns_before = len(self.conversation.responses) if self.conversation else 0
+        thread = tools_thread()
+        self.prompt.tools = supervised_tools(self.prompt.tools, thread)
+        call.at_end.append(lambda _: thread.close())
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
         """The response of each step; a step is sent to the provider when it is read.

@@ -15,6 +15,7 @@ from llm.parts import StreamEvent
 
 from ..errors import LLMError
 from ..hooks import dispatch
+from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
     from .route import RoutedModel
@@ -193,6 +194,23 @@ class PromptResponse(llm.AsyncResponse):
         # llm's reply() hands on what model.prompt() returns, and ours is a coroutine.
         pending: Any = await super().reply(prompt, **kwargs)
         return cast(PromptResponse, await pending)
+
+    async def execute_tool_calls(
+        self, *, tools: list[Any] | None = None, **kwargs: Any
+    ) -> list[llm.ToolResult]:
+        """Run the tools that it calls, plain functions in a thread; takes what llm's method takes.
+
+        Raises:
+            llm.PauseChain: a tool has asked for a pause.
+            Exception: what a hook of the caller raised.
+        """
+        thread = tools_thread()  # those of a chain have theirs
+        wanted = self.prompt if tools is None else llm.Prompt(None, self.model, tools=tools)
+        try:
+            ours = supervised_tools(wanted.tools, thread)
+            return await super().execute_tool_calls(tools=[*ours], **kwargs)
+        finally:
+            thread.close()
 
     def text_or_raise(self) -> str:
         """The text of a complete response.
