@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
@@ -182,7 +183,14 @@ class PromptResponse(llm.AsyncResponse):
 
     # llm's methods that need more than the above
 
-    async def reply(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:
+    async def reply(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: list[Any] | None = None,
+        tool_results: list[llm.ToolResult] | None = None,
+        **kwargs: Any,
+    ) -> PromptResponse:
         """Prompt again with this exchange as history, once this response is complete.
 
         Takes what llm's `reply()` takes. The new prompt has the same key, purpose, actor and
@@ -191,9 +199,29 @@ class PromptResponse(llm.AsyncResponse):
         await self._force()
         if self._key is not None:
             kwargs.setdefault("key", self._key)
-        # llm's reply() hands on what model.prompt() returns, and ours is a coroutine.
-        pending: Any = await super().reply(prompt, **kwargs)
-        return cast(PromptResponse, await pending)
+        if self.prompt.tools:
+            kwargs.setdefault("tools", self.prompt.tools)
+        if tool_results is None and self._tool_calls:
+            tool_results = await self.execute_tool_calls(tools=kwargs.get("tools"))
+        # As llm has them: attachments of tools are the user's.
+        attached = [each for result in tool_results or () for each in result.attachments]
+        new = {
+            "tool_results": [replace(each, attachments=[]) for each in tool_results or ()],
+            "attachments": [*attached, *(kwargs.pop("attachments", None) or ())],
+        }
+        if messages:  # which come after the text
+            turn = llm.Prompt(prompt, self.model, **new).messages
+            history = [*self.prompt.messages, *self.messages_so_far()]
+            prompt, new = None, {"messages": [*history, *turn, *messages]}
+        # A turn of a conversation, since some plugins read nothing else.
+        conversation: Any = self.model.conversation()
+        conversation.responses.extend(self._turns())
+        return cast(PromptResponse, await conversation.prompt(prompt, **new, **kwargs))
+
+    def _turns(self) -> list[llm.AsyncResponse]:
+        """The turns of the conversation up to this one."""
+        turns: list[Any] = self.conversation.responses if self.conversation else []
+        return turns[: turns.index(self) + 1] if self in turns else [self]
 
     async def execute_tool_calls(
         self, *, tools: list[Any] | None = None, **kwargs: Any
