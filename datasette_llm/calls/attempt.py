@@ -29,6 +29,7 @@ from ..events import (
     unsent,
 )
 from ..log.rows import content_statements
+from ..providers.chunks import WellFormedChunks
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
@@ -248,11 +249,18 @@ class Attempt:
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
+        chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
         async with Clients(), closing:
             async for chunk in source:
-                yield chunk
+                if type(chunk) is str and chunk.isascii() and not chunks.pending:
+                    yield chunk  # nearly always
+                else:
+                    for well_formed in chunks.of(chunk):
+                        yield well_formed
+            for well_formed in chunks.rest():
+                yield well_formed
 
     # How it ended
 

@@ -14,32 +14,27 @@ from llm.parts import AttachmentPart, Message, TextPart
 
 
 def with_history(
-    model: llm.AsyncKeyModel,
-    prompt: str | None,
-    arguments: Mapping[str, Any],
-    earlier: Sequence[Message] = (),
+    model: llm.AsyncKeyModel, prompt: str | None, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments of a prompt, its text included, such that they reach each kind of plugin.
 
-    A text that is at the end of `messages` too is sent once. The system prompt is that of the
-    caller, else the one that the history begins with.
+    A text that is at the end of `messages` too is sent once. A system prompt comes before
+    `messages`; if there is none, the one that they begin with is also that of the prompt.
 
     Args:
         model: what is prompted.
         prompt: the text, or None.
         arguments: llm's, for `prompt()` or `chain()`.
-        earlier: the messages before it, if there are no `messages` among the arguments.
     """
     complete = {"prompt": prompt, **arguments}
-    given = arguments.get("messages")
-    if given is not None:
-        complete |= _text_apart(prompt, arguments)
-        earlier = complete["messages"]
+    if arguments.get("messages") is None:
+        return complete
+    complete |= _text_apart(prompt, arguments)
     system, fragments = arguments.get("system"), arguments.get("system_fragments")
-    if not system and not fragments:
-        complete["system"] = _system_of(earlier)
-    elif given is not None:
-        complete["messages"] = under_system(model, earlier, system, fragments)
+    if system or fragments:
+        complete["messages"] = under_system(model, complete["messages"], system, fragments)
+    else:
+        complete["system"] = _system_of(complete["messages"])
     return complete
 
 

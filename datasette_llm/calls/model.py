@@ -187,8 +187,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
         history = arguments.get("messages"), arguments.get("tool_results")
         if news and history == (None, None):
             del self.responses[answered(self.responses) :]
-        turn = self.responses[-1].prompt.messages if self.responses else []
-        return with_history(self.model, prompt, arguments, self.loaded_messages or turn)
+        return with_history(self.model, prompt, arguments)
 
     def _build_full_chain(self, **arguments: Any) -> list[Any]:  # type: ignore[override]  # llm calls it so
         """llm's messages of a turn, with the system prompt of a later turn, which it leaves out."""

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import llm
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, ToolCallPart
 
 from ..errors import LLMError
 from ..hooks import dispatch
+from ..providers.chunks import well_formed_call, well_formed_value
 from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
@@ -275,6 +276,17 @@ class PromptResponse(llm.AsyncResponse):
             raise LLMError("The request of this response has not been made")
 
     # Filling, called by the call
+
+    def add_tool_call(self, tool_call: llm.ToolCall) -> None:
+        """Add a tool call (called by the model)."""
+        super().add_tool_call(well_formed_call(tool_call))
+
+    def _messages_now(self) -> list[Any]:
+        messages = super()._messages_now()
+        for part in (part for message in messages for part in message.parts):
+            if isinstance(part, ToolCallPart):
+                part.arguments = well_formed_value(part.arguments)
+        return messages
 
     async def fill(self, events: AsyncGenerator[str | StreamEvent, None]) -> None:
         """Run a request to its end; `on_done` and llm's done callbacks included.

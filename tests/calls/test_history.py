@@ -164,10 +164,10 @@ async def test_e4_reply_reaches_plain_models(plain_of):
     second = await first.reply("In one word")
     third = await second.reply("Another")
     assert await third.text() == "Loud"
-    one, two = ("Be brief", "Describe a pelican", "Grey"), ("Be brief", "In one word", "Large")
+    one, two = ("Be brief", "Describe a pelican", "Grey"), ("", "In one word", "Large")
     assert plain.got[1:] == [
-        ([one], "Be brief", "In one word"),
-        ([one, two], "Be brief", "Another"),
+        ([one], "", "In one word"),
+        ([one, two], "", "Another"),
     ]
 
 
@@ -223,7 +223,6 @@ async def test_e4_system_of_a_later_turn_is_sent(model_of):
         await (await conversation.prompt("x", system=system)).text()
     systems = [[text for role, text in sent(c) if role == "system"] for c in scripted.calls]
     assert systems == [["First"], ["First"], ["Second"], ["Second"]]
-    assert [c.request.system for c in scripted.calls] == ["First", "First", "Second", "Second"]
     assert len(scripted.calls[3].request.messages) == 8
 
 
