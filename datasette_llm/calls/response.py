@@ -17,6 +17,7 @@ from llm.parts import StreamEvent, ToolCallPart
 from ..errors import LLMError
 from ..hooks import dispatch
 from ..providers.chunks import well_formed_call, well_formed_value
+from ..providers.finish_reasons import finish_reason_of
 from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
@@ -357,6 +358,11 @@ class PromptResponse(llm.AsyncResponse):
     def running(self) -> bool:
         """Whether it was requested and has not ended."""
         return self.stream_state is not None and self.stream_state.requested
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, as the provider says; None where it does not."""
+        return finish_reason_of(self.response_json)
 
     @property
     def is_complete(self) -> bool:

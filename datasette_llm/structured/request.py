@@ -12,6 +12,7 @@ import llm
 from pydantic import BaseModel
 
 from ..errors import StructuredOutputError
+from ..sanitize import brief
 from .json_extraction import UnfitError
 from .strict_schema import closed_schema
 from .validation import Shape
@@ -21,6 +22,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 # Arguments of the first prompt that are part of the history, so that a repair leaves them out.
 _IN_HISTORY = frozenset({"fragments", "attachments", "tool_results", "messages"})
+# What a repair would not change, by the finish reason.
+_ENDINGS = {
+    "length": "The answer was cut off at a limit of the model: allow more tokens, or ask for less.",
+    "content_filter": "The provider's content filter has withheld the answer, or a part of it.",
+    "refusal": "The model has refused to answer: {}",
+}
+# Of a refusal, in the error's message.
+MAX_SAID_CHARS = 300
 # All other arguments of prompt() are the key and options.
 _PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
 
@@ -86,7 +95,8 @@ class AsksForObjects:
 
         A model that supports schemas gets the closed schema (`closed_schema()`); for others it
         is part of the prompt. If the answer does not fit, the model is asked once to repair it,
-        with its answer as history and a list of the problems. The repair is a separate prompt,
+        with its answer as history and a list of the problems; not if it was cut off at a limit, was
+        filtered or is a refusal, which a repair would not change. The repair is a separate prompt,
         with the same key, purpose, actor and options (a fallback that has answered uses its
         own); it enters the contexts of the hooks again and has its own row in the call log. In
         a conversation both are turns.
@@ -148,7 +158,9 @@ async def _asked(
     try:
         return Structured(await shape.read(answer), (first,))
     except UnfitError as error:
-        problems = error.problems
+        problems = _problems(first, error)
+    if _ended(first):
+        raise StructuredOutputError(problems, [first])
     try:
         second = await _repaired(asked, text, first, problems, {**arguments, **native})
         answer = await second.text()
@@ -158,7 +170,19 @@ async def _asked(
     try:
         return Structured(await shape.read(answer), (first, second))
     except UnfitError as error:
-        raise StructuredOutputError(error.problems, [first, second]) from None
+        raise StructuredOutputError(_problems(second, error), [first, second]) from None
+
+
+def _ended(response: llm.AsyncResponse) -> str | None:
+    """Why there can be no object in an answer, or None."""
+    # Only responses of ours have it.
+    return _ENDINGS.get(getattr(response, "finish_reason", None) or "")
+
+
+def _problems(response: llm.AsyncResponse, error: UnfitError) -> list[str]:
+    ended = _ended(response)
+    said = brief(response.text_or_raise().strip())[:MAX_SAID_CHARS]
+    return [*([ended.format(said)] if ended else ()), *error.problems]
 
 
 async def _repaired(
@@ -172,14 +196,15 @@ async def _repaired(
     wish = _wish(problems)
     new = {name: value for name, value in arguments.items() if name not in _IN_HISTORY}
     model = _model_of(asked)
-    if asked is not model:
-        return await asked.prompt(wish, **new)
     answering = _answering(first)
-    if answering.supports_conversation:
-        if answering is not model:
-            new = _for_fallback(first, new)
-        # An empty list, so that llm does not run tools that the model called unasked.
-        return await first.reply(wish, tool_results=[], **new)
+    # No provider takes a history with a call of a tool, unasked here, and without its result.
+    if not first.tool_calls_or_raise():
+        if asked is not model:
+            return await asked.prompt(wish, **new)
+        if answering.supports_conversation:
+            if answering is not model:
+                new = _for_fallback(first, new)
+            return await first.reply(wish, **new)
     parts = [text, f"You have answered:\n{first.text_or_raise()}", wish]
     return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
 

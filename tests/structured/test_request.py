@@ -455,8 +455,70 @@ async def test_unasked_tool_call_is_repaired(start):
     model, scripted = await start([call], GOOD)
 
     assert (await model.structured("Invent a pet", schema=Pet)).value.name == "Pim"
-    roles = [message.role for message in scripted.calls[1].request.messages]
-    assert "tool" not in roles
+    [message] = scripted.calls[1].request.messages
+    assert "Invent a pet" in message.parts[0].text
+
+
+async def test_e4_unasked_tool_call_in_a_conversation(start):
+    """The turn with the call is no part of the history."""
+    call = llm.ToolCall(name="lookup", arguments={}, tool_call_id="1")
+    model, scripted = await start([call], GOOD)
+    conversation = model.conversation()
+
+    assert (await conversation.structured("Invent a pet", schema=Pet)).value.name == "Pim"
+    assert [message.role for message in scripted.calls[1].request.messages] == ["user"]
+    assert [turn.text_or_raise() for turn in conversation.responses] == [GOOD]
+
+
+# Answers that a repair would not change
+
+
+class Ending(llm.AsyncModel):
+    """Says why each of its answers ended, as the endpoints do."""
+
+    model_id = "ending"
+    supports_schema = True
+
+    def __init__(self, *answers: tuple[str, str]) -> None:
+        self.answers = iter(answers)
+
+    async def execute(self, prompt, stream, response, conversation):
+        text, reason = next(self.answers)
+        response.response_json = {"finish_reason": reason}
+        if reason == "refusal":
+            response.response_json = {"finish_reason": "stop", "refusal": text}
+        yield text
+
+
+CUT, FILTERED, REFUSED = (GOOD[:9], "length"), ("I", "content_filter"), ("I won't.", "refusal")
+TOLD = [
+    (CUT, "The answer was cut off at a limit of the model"),
+    (FILTERED, "The provider's content filter has withheld the answer"),
+    (REFUSED, "The model has refused to answer: I won't."),
+]
+
+
+@pytest.mark.parametrize(("ended", "told"), TOLD)
+@pytest.mark.parametrize("second", [False, True])
+async def test_w3_what_ended_an_answer_is_told(
+    ended, told, second, make_datasette, register_models
+):
+    """No repair is paid for, and the error says which it was."""
+    register_models(Ending(*[(BAD, "stop")] * second, ended))
+    model = await LLM(make_datasette()).model("ending")
+
+    with pytest.raises(StructuredOutputError) as caught:
+        await model.structured("Invent a pet", schema=Pet)
+    assert caught.value.problems[0].startswith(told)
+    assert len(caught.value.attempts) == 1 + second
+    assert told in str(caught.value)
+
+
+async def test_w3_fitting_answer_counts_however_it_ended(make_datasette, register_models):
+    register_models(Ending((GOOD, "length")))
+    model = await LLM(make_datasette()).model("ending")
+
+    assert (await model.structured("Invent a pet", schema=Pet)).value.name == "Pim"
 
 
 # Failures on the way
