@@ -135,6 +135,7 @@ class Attempt:
                 chain=result.responses if result.is_chain else None,
                 waited_s=self._waited_s,
                 keys=self._keys,
+                repaired_id=self.response.answer.repaired_id if self.response.answer else None,
             )
         return self._started
 
@@ -220,9 +221,14 @@ class Attempt:
             detach = type(error) is not GeneratorExit
             span.end(self._finished(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(None)
+        finished = self._finished(await self._misfit())
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
+
+    async def _misfit(self) -> Exception | None:
+        """Why `structured()` fails by a complete answer, or None."""
+        answer, self.response.answer = self.response.answer, None  # which refers back to it
+        return await answer.failure(self.response) if answer is not None else None
 
     async def _fill_in_time(self, state: StreamState, idle_timeout_s: float | None) -> None:
         timeout_s = self.call.route.target.call_policy.timeout_s

@@ -13,7 +13,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ..errors import ConversationBusyError, LLMError
-from ..structured import AsksForObjects
+from ..structured import AsksForObjects, taken_answer
 from .call import Call
 from .chain import WrappedChain
 from .history import answered, under_system, with_history
@@ -225,6 +225,9 @@ async def _begin(
     call = Call(model, text, is_chain=False)
     ours = PromptResponse.adopt(response, call)
     call.add(ours)
+    answer = taken_answer()
+    if answer is not None:
+        ours.answer = answer
     if conversation is not None:
         conversation.take_part(call)
     call.start()

@@ -18,6 +18,7 @@ from ..errors import LLMError
 from ..hooks import dispatch
 from ..providers.chunks import well_formed_call, well_formed_value
 from ..providers.finish_reasons import finish_reason_of
+from ..structured import Answer
 from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
@@ -115,11 +116,13 @@ class PromptResponse(llm.AsyncResponse):
         stream_state: its streaming state; None once it has ended.
         failure: what it failed with, or None.
         failure_seen: whether `failure` was raised to a caller.
+        answer: what `structured()` reads out of it, or None.
     """
 
     stream_state: StreamState | None = None
     failure: Exception | None = None
     failure_seen = False
+    answer: Answer | None = None
     _failure_trace: TracebackType | None = None
     _position = 0  # of anext(response), which is a reader of its own
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
@@ -69,6 +71,75 @@ class Structured(Generic[_T]):
     def __iter__(self) -> Iterator[Any]:
         yield self.value
         yield self.response
+
+
+class Answer:
+    """An answer, read once: at its end for the call log, then for the caller.
+
+    Args:
+        shape: what it has to fit.
+        repaired: the response whose answer it repairs, or None.
+    """
+
+    def __init__(self, shape: Shape, repaired: llm.AsyncResponse | None = None) -> None:
+        self._shape = shape
+        self._before = () if repaired is None else (repaired,)
+        self._found: Structured[Any] | Exception | None = None
+
+    @property
+    def repaired_id(self) -> str | None:
+        """The id of the response whose answer it repairs, or None."""
+        return self._before[0].id if self._before else None
+
+    async def read(self, response: llm.AsyncResponse) -> Structured[Any] | Exception:
+        """The object in the answer, or why there is none.
+
+        Args:
+            response: complete.
+        """
+        if self._found is None:
+            attempts = (*self._before, response)
+            try:
+                value = await self._shape.read(response.text_or_raise())
+                self._found = Structured(value, attempts)
+            except UnfitError as error:
+                self._found = StructuredOutputError(_problems(response, error), attempts)
+            except Exception as error:  # of a caller's validator
+                self._found = error
+        return self._found
+
+    async def failure(self, response: llm.AsyncResponse) -> Exception | None:
+        """What the call log has of an answer without an object that will not be repaired, or None.
+
+        Args:
+            response: complete.
+        """
+        found = await self.read(response)
+        ended = _ended(response)
+        if not isinstance(found, StructuredOutputError) or not (self._before or ended):
+            return None
+        # Without the problems, which repeat parts of the answer.
+        reason = ended.partition(": {}")[0] if ended else "The caller has its problems."
+        return StructuredOutputError([reason], found.attempts)
+
+
+# The answer that the next prompt of this task is to give; at most one.
+_expected: ContextVar[list[Answer] | None] = ContextVar("datasette_llm_expected", default=None)
+
+
+def taken_answer() -> Answer | None:
+    """The answer that the prompt that begins now is to give; None for any further prompt."""
+    expected = _expected.get()
+    return expected.pop() if expected else None
+
+
+@contextmanager
+def _expecting(answer: Answer) -> Iterator[Answer]:
+    token = _expected.set([answer])
+    try:
+        yield answer
+    finally:
+        _expected.reset(token)
 
 
 class AsksForObjects:
@@ -153,24 +224,26 @@ async def _asked(
     model = _model_of(asked)
     native = {"schema": shape.sent} if model.supports_schema else {}
     text = _text(model, prompt, shape.sent)
-    first = await asked.prompt(text, **arguments, **native)
-    answer = await first.text()
+    with _expecting(Answer(shape)) as answer:
+        first = await asked.prompt(text, **arguments, **native)
+    await first.text()
+    found = await answer.read(first)
+    if isinstance(found, Structured):
+        return found
+    if not isinstance(found, StructuredOutputError) or _ended(first):
+        raise found
+    problems = found.problems
     try:
-        return Structured(await shape.read(answer), (first,))
-    except UnfitError as error:
-        problems = _problems(first, error)
-    if _ended(first):
-        raise StructuredOutputError(problems, [first])
-    try:
-        second = await _repaired(asked, text, first, problems, {**arguments, **native})
-        answer = await second.text()
+        with _expecting(Answer(shape, first)) as answer:
+            second = await _repaired(asked, text, first, problems, {**arguments, **native})
+        await second.text()
     except Exception as error:  # a provider's or a hook's; the first answer must not be lost
         problem = f"It could not be repaired, because of {type(error).__name__}: {error}"
         raise StructuredOutputError([*problems, problem], [first]) from error
-    try:
-        return Structured(await shape.read(answer), (first, second))
-    except UnfitError as error:
-        raise StructuredOutputError(_problems(second, error), [first, second]) from None
+    found = await answer.read(second)
+    if isinstance(found, Structured):
+        return found
+    raise found
 
 
 def _ended(response: llm.AsyncResponse) -> str | None:

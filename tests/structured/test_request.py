@@ -324,6 +324,64 @@ async def test_repair_is_a_separate_prompt(start, plugin, tmp_path):
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
 
+@pytest.mark.parametrize("way", ["model", "conversation", "no history"])
+async def test_e10_repair_is_tied_to_its_answer(way, start, tmp_path):
+    """By its row's prompt_id. If the whole failed, that row says so, without the answer's text."""
+    internal = str(tmp_path / "internal.db")
+    model, scripted = await start(BAD, '{"name": "Pim", "age": "secret"}', internal=internal)
+    scripted.supports_conversation = model.supports_conversation = way != "no history"
+
+    asked = model.conversation() if way == "conversation" else model
+    with pytest.raises(StructuredOutputError) as caught:
+        await asked.structured("Invent a pet", schema=PET)
+
+    first, second = caught.value.attempts
+    await Recorder.of(start.datasette).writer.flush()
+    rows = rows_of(internal)
+    assert [(row["id"], row["prompt_id"]) for row in rows] == [
+        (first.id, None),
+        (second.id, first.id),
+    ]
+    assert [row["outcome"] for row in rows] == ["ok", "error"]
+    failed = rows[1]
+    assert failed["error_type"] == "StructuredOutputError"
+    assert "second answer" in failed["error_message"]
+    assert "secret" not in failed["error_message"]
+
+
+async def test_e10_prompt_of_a_hook_is_no_repair(start, plugin, tmp_path):
+    """It is made while the contexts of the repair open."""
+    internal = str(tmp_path / "internal.db")
+    model, scripted = await start(BAD, "Hook", GOOD, internal=internal)
+
+    async def ask(result):
+        if result.purpose == "pets" and scripted.calls:
+            other = await LLM(start.datasette).model("scripted", purpose="hook")
+            await (await other.prompt("x")).text()
+
+    plugin(Observer(before=ask))
+    first, _ = (await model.structured("Invent a pet", schema=PET)).attempts
+    await Recorder.of(start.datasette).writer.flush()
+    ties = {(row["purpose"], row["prompt_id"], row["outcome"]) for row in rows_of(internal)}
+    assert ties == {("pets", None, "ok"), ("hook", None, "ok"), ("pets", first.id, "ok")}
+
+
+@pytest.mark.parametrize("reason", ["length", "refusal"])
+async def test_e10_row_of_an_unrepaired_answer_says_so(
+    reason, make_datasette, register_models, tmp_path
+):
+    internal = str(tmp_path / "internal.db")
+    register_models(Ending(("My secret", reason)))
+    datasette = make_datasette(internal=internal)
+    model = await LLM(datasette).model("ending")
+    with pytest.raises(StructuredOutputError):
+        await model.structured("Invent a pet", schema=PET)
+    await Recorder.of(datasette).writer.flush()
+    [row] = rows_of(internal)
+    assert (row["outcome"], row["error_type"]) == ("error", "StructuredOutputError")
+    assert "secret" not in row["error_message"]
+
+
 async def test_repair_without_conversation_has_answer(start):
     """A model without conversations gets its answer back in the prompt."""
     model, scripted = await start(BAD, GOOD)
