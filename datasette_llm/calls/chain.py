@@ -23,6 +23,9 @@ class TurnTaker(Protocol):
     def begin_turn(self, call: Call, turns_before: int) -> None:
         """Begin a turn."""
 
+    def pause_turn(self, results: list[llm.ToolResult]) -> None:
+        """Keep the results of tools that ran beside the one that paused."""
+
 
 class WrappedChain(AsyncChainResponse):
     """An llm chain whose contexts open at its first step and close at its end.
@@ -159,6 +162,8 @@ class WrappedChain(AsyncChainResponse):
         self._finished = True
         self._failure = error
         self._call.result.chain_complete = error is None
+        if isinstance(error, llm.PauseChain):
+            cast(TurnTaker, self.conversation).pause_turn(error.tool_results)
         # A pause counts as success, so budgets are charged.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
         await self._ended()

@@ -126,6 +126,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
 
     model: WrappedAsyncModel
     call: Call | None = None
+    _begun_with: list[Any] | None = None  # what llm has read from storage
 
     async def prompt(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:  # type: ignore[override]  # llm's is not a coroutine
         """Send the next turn; as `WrappedAsyncModel.prompt`.
@@ -181,12 +182,24 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
 
         self.call = call
         call.at_end.append(end)
+        if not self.responses:
+            self._begun_with = loaded
+
+    def pause_turn(self, results: list[llm.ToolResult]) -> None:
+        """Keep the results of tools that ran beside the one that paused: they do not run again."""
+        if results and self.responses:
+            last: Any = self.responses[-1]
+            history = self.loaded_messages or [*last.prompt.messages, *last.messages_so_far()]
+            found = llm.Prompt(None, self.model, tool_results=results).messages
+            self.loaded_messages = [*history, *found]
 
     def _with_history(self, prompt: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
         news = prompt or arguments.get("fragments") or arguments.get("attachments")
         history = arguments.get("messages"), arguments.get("tool_results")
-        if news and history == (None, None):
-            del self.responses[answered(self.responses) :]
+        count = answered(self.responses)
+        if news and history == (None, None) and count < len(self.responses):
+            del self.responses[count:]
+            self.loaded_messages = None if count else self._begun_with
         return with_history(self.model, prompt, arguments)
 
     def _build_full_chain(self, **arguments: Any) -> list[Any]:  # type: ignore[override]  # llm calls it so

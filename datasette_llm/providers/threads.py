@@ -102,15 +102,43 @@ class SerialThread:
 
 
 def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (run := queue.get()) is not None:
-        run()
-        del run  # which holds on to a chain while the thread waits
+    with _event_loop():
+        while (run := queue.get()) is not None:
+            run()
+            del run  # which holds on to a chain while the thread waits
+
+
+class _LazyLoop(asyncio.SelectorEventLoop):
+    """An event loop that is made when it is first used: few plugins do, and it takes sockets."""
+
+    def __init__(self) -> None:
+        pass  # not yet
+
+    def __getattr__(self, name: str) -> Any:
+        if self.is_made:
+            raise AttributeError(name)
+        super().__init__()
+        return getattr(self, name)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has been used; its attributes are set one after the other."""
+        return bool(vars(self))
+
+    def close(self) -> None:
+        """Close it, if it has been used."""
+        if self.is_made:
+            super().close()
+
+    def __del__(self) -> None:
+        if self.is_made:
+            super().__del__()
 
 
 @contextlib.contextmanager
 def _event_loop() -> Iterator[None]:
     """An event loop for this thread, for plugins that call `asyncio.get_event_loop()`."""
-    loop = asyncio.new_event_loop()
+    loop = _LazyLoop()
     asyncio.set_event_loop(loop)
     try:
         yield

@@ -145,6 +145,42 @@ async def test_e4_new_text_leaves_out_a_paused_turn(way, model_of):
     assert [text for _, text in sent(scripted.calls[3])] == ["Hello", "Hi.", "Never mind"]
 
 
+@pytest.mark.parametrize("loaded", [None, [llm.user("Hello"), llm.assistant("Hi.")]])
+@pytest.mark.parametrize("way", ["chain", "results", "new text"])
+async def test_e4_paused_turn_keeps_results(way, loaded, model_of):
+    """Of the tools that ran beside the one that paused; none runs twice."""
+    ran = []
+
+    async def work(n: int) -> str:
+        ran.append(n)
+        if n == 2 and ran.count(2) == 1:
+            raise llm.PauseChain
+        return f"did {n}"
+
+    calls = [
+        llm.ToolCall(name="work", arguments={"n": n}, tool_call_id=f"call_{n}") for n in (1, 2, 3)
+    ]
+    scripted, model = await model_of(calls, ["Fine."])
+    conversation = model.conversation(tools=[work])
+    conversation.loaded_messages = loaded
+    with pytest.raises(llm.PauseChain):
+        await conversation.chain("Work").text()
+    if way == "chain":
+        await conversation.chain().text()
+        assert ran == [1, 2, 3, 2]
+    elif way == "results":
+        result = llm.ToolResult(name="work", output="did 2", tool_call_id="call_2")
+        await (await conversation.prompt(tool_results=[result])).text()
+    else:
+        await (await conversation.prompt("Never mind")).text()
+        assert scripted.calls[1].request.messages == [*(loaded or []), llm.user("Never mind")]
+        return
+    messages = scripted.calls[1].request.messages
+    assert messages[: len(loaded or [])] == (loaded or [])
+    results = [part for message in messages if message.role == "tool" for part in message.parts]
+    assert [part.output for part in results] == ["did 1", "did 3", "did 2"]
+
+
 async def test_e4_tool_results_continue_a_turn(model_of):
     scripted, model = await model_of([CALL], ["Fine."])
     conversation = model.conversation(tools=[look])

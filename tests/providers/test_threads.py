@@ -59,6 +59,20 @@ async def test_e9_thread_has_an_event_loop() -> None:
     assert loops[0].is_closed()
 
 
+async def test_e9_tools_have_an_event_loop_too() -> None:
+    """A task on it runs; code that does not ask for it opens no sockets."""
+
+    def work():
+        loop = asyncio.get_event_loop()
+        unused = loop.is_made
+        task = loop.create_task(asyncio.sleep(0, 42))
+        return unused, loop.run_until_complete(task), asyncio.get_event_loop() is loop
+
+    thread = SerialThread("a thread of the tests")
+    assert await thread.run(work) == (False, 42, True)
+    thread.close()
+
+
 async def test_serial_thread_begins_again_after_its_end() -> None:
     thread = SerialThread("a thread of the tests")
     first = await thread.run(threading.current_thread)
