@@ -115,6 +115,30 @@ async def test_w6_arguments_of_tools_can_be_encoded(make_datasette, register_mod
     assert part.arguments == {"names": ["\ufffd"]}
 
 
+async def test_w6_arguments_from_a_thread(make_datasette):
+    """Of a model without an async version."""
+
+    class Local(llm.Model):
+        model_id = "local"
+        supports_tools = True
+
+        def execute(self, prompt, stream, response, conversation):
+            response.add_tool_call(llm.ToolCall(name="look", arguments={"x": HIGH + LOW}))
+            yield ""
+
+    class Plugin:
+        @llm.hookimpl
+        def register_models(self, register):
+            register(Local())
+
+    llm.plugins.pm.register(Plugin(), name="local")
+    try:
+        response = await (await LLM(make_datasette()).model("local")).prompt("x")
+        assert (await response.tool_calls())[0].arguments == {"x": BIRD}
+    finally:
+        llm.plugins.pm.unregister(name="local")
+
+
 @pytest.mark.parametrize(
     ("chunk", "what"),
     [

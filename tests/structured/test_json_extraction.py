@@ -94,6 +94,7 @@ def test_what_is_not_one_whole_object_is_refused(answer, problem):
         ("<think>Perhaps {rex}? No.\n\n{tom}\n", "Tom"),
         ('<think>First {{"name": ..., then\n{tom}', "Tom"),
         ("<think></think>\n\n{tom}", "Tom"),
+        ("{rex} <think>One</think> two</think>{tom}", "Tom"),
         ('{{"name": "<think>Tim</think>"}}', "<think>Tim</think>"),
         ('{{"name": "</think>"}}', "</think>"),
         ('{{"name": "a <think> b"}}', "a <think> b"),

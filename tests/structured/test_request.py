@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import urllib.request
+import weakref
 from typing import Any, Literal
 
 import llm
@@ -577,6 +579,22 @@ async def test_w3_fitting_answer_counts_however_it_ended(make_datasette, registe
     model = await LLM(make_datasette()).model("ending")
 
     assert (await model.structured("Invent a pet", schema=Pet)).value.name == "Pim"
+
+
+async def test_response_is_freed_at_once(start):
+    """Not only by the garbage collector."""
+    model, scripted = await start(GOOD)
+    gc.disable()
+    try:
+        result = await model.structured("Invent a pet", schema=Pet)
+        await Recorder.of(start.datasette).writer.flush()
+        response = weakref.ref(result.response)
+        scripted.calls.clear()
+        await asyncio.sleep(0)
+        del result
+        assert response() is None
+    finally:
+        gc.enable()
 
 
 # Failures on the way
