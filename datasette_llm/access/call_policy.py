@@ -182,9 +182,11 @@ def _limits(
     model_levels: Sequence[Level],
 ) -> tuple[Limit, ...]:
     """Always in the same order: two requests in different orders could deadlock."""
+    entry = catalog.entries.get(model_id)
+    in_threads = entry is not None and isinstance(entry.model, ThreadedModel)
     of_purpose = _first(_purpose_levels(settings, purpose), "max_concurrency")
     of_model = _first(model_levels, "max_concurrency")
-    if of_purpose is None and of_model is None:
+    if of_purpose is None and of_model is None and not in_threads:
         of_model = _first([((), settings)], "max_concurrency")
     limits = [(("purpose", str(purpose)), of_purpose), (("model", model_id), of_model)]
     found = [
@@ -192,8 +194,9 @@ def _limits(
         for limiter, each in limits
         if each
     ]
-    entry = catalog.entries.get(model_id)
-    if entry and isinstance(entry.model, ThreadedModel):
+    if in_threads:
+        if of_model is None:  # plugins are written for llm's command line, which asks one by one
+            found.append(Limit(("model", model_id), 1))
         setting = path_of("threads") if "threads" in settings.model_fields_set else ""
         found.append(Limit(("threads", ""), settings.threads, setting))
     return tuple(found)

@@ -30,6 +30,7 @@ from ..events import (
 )
 from ..log.rows import content_statements
 from ..providers.activity import Activity, activity
+from ..providers.chunks import WellFormedChunks
 from ..providers.failures import failure_message, kind_of
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
@@ -136,6 +137,7 @@ class Attempt:
                 chain=result.responses if result.is_chain else None,
                 waited_s=self._waited_s,
                 keys=self._keys,
+                repaired_id=self.response.answer.repaired_id if self.response.answer else None,
             )
         return self._started
 
@@ -221,9 +223,14 @@ class Attempt:
             detach = type(error) is not GeneratorExit
             span.end(self._finished(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(None)
+        finished = self._finished(await self._misfit())
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
+
+    async def _misfit(self) -> Exception | None:
+        """Why `structured()` fails by a complete answer, or None."""
+        answer, self.response.answer = self.response.answer, None  # which refers back to it
+        return await answer.failure(self.response) if answer is not None else None
 
     async def _fill_in_time(self, state: StreamState, idle_timeout_s: float | None) -> None:
         timeout_s = self.call.route.target.call_policy.timeout_s
@@ -252,11 +259,18 @@ class Attempt:
         on_event = response.stream_state.on_event if response.stream_state else None
         activity.set(Activity.of(on_event, self.route.target.call_policy.idle_timeout_s))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
+        chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
         async with Clients(), closing:
             async for chunk in source:
-                yield chunk
+                if type(chunk) is str and chunk.isascii() and not chunks.pending:
+                    yield chunk  # nearly always
+                else:
+                    for well_formed in chunks.of(chunk):
+                        yield well_formed
+            for well_formed in chunks.rest():
+                yield well_formed
 
     # How it ended
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from .. import instance
 from ..errors import ResponseCancelledError
@@ -36,6 +37,7 @@ class Call(CallContext):
         error: what ended the call; None while it runs, and after a success.
         refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
+        at_end: called with what ended the call, or None, before it is closed.
     """
 
     def __init__(self, model: RoutedModel, text: str | None, *, is_chain: bool) -> None:
@@ -50,6 +52,7 @@ class Call(CallContext):
         self.error: BaseException | None = None
         self.refused_by: str | None = None
         self.chain_readers = 0
+        self.at_end: list[Callable[[BaseException | None], None]] = []
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -212,6 +215,8 @@ class Call(CallContext):
         failure = ResponseCancelledError(f"{type(error).__name__} ended the program")
         for response in self.result.responses:
             response.settle(failure if isinstance(error, FATAL) else error)
+        while self.at_end:  # emptied, so that a call that is over is freed at once
+            self.at_end.pop()(error)
         if self.route.group is not None:
             self.route.group.leave(self)
         if self._running_calls is not None:

@@ -12,6 +12,7 @@ from llm.models import AsyncChainResponse
 from .call import Call
 from .response import PromptResponse
 from .route import RoutedModel
+from .tools import supervised_tools, tools_thread
 
 
 class TurnTaker(Protocol):
@@ -21,6 +22,9 @@ class TurnTaker(Protocol):
 
     def begin_turn(self, call: Call, turns_before: int) -> None:
         """Begin a turn."""
+
+    def pause_turn(self, results: list[llm.ToolResult]) -> None:
+        """Keep the results of tools that ran beside the one that paused."""
 
 
 class WrappedChain(AsyncChainResponse):
@@ -60,6 +64,9 @@ class WrappedChain(AsyncChainResponse):
         self._steps = []
         self._advancing = asyncio.Lock()
         self._turns_before = len(self.conversation.responses) if self.conversation else 0
+        thread = tools_thread()
+        self.prompt.tools = supervised_tools(self.prompt.tools, thread)
+        call.at_end.append(lambda _: thread.close())
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
         """The response of each step; a step is sent to the provider when it is read.
@@ -155,6 +162,8 @@ class WrappedChain(AsyncChainResponse):
         self._finished = True
         self._failure = error
         self._call.result.chain_complete = error is None
+        if isinstance(error, llm.PauseChain):
+            cast(TurnTaker, self.conversation).pause_turn(error.tool_results)
         # A pause counts as success, so budgets are charged.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
         await self._ended()

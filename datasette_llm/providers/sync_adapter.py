@@ -14,6 +14,7 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
+from .chunks import well_formed_call
 from .openai_clients import Clients
 from .threads import ThreadStream
 
@@ -190,7 +191,8 @@ def _carry_over(sync_response: llm.Response, response: llm.AsyncResponse) -> Non
         if value is not None:
             setattr(response, name, value)
     # Copies, since the thread may go on. llm has no public list of them before the end.
-    response._tool_calls = list(sync_response._tool_calls)  # noqa: SLF001
+    calls = list(sync_response._tool_calls)  # noqa: SLF001
+    response._tool_calls = [well_formed_call(call) for call in calls]  # noqa: SLF001
     response.attachments = list(sync_response.attachments)
 
 

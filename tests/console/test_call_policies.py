@@ -80,8 +80,10 @@ async def test_default_call_policy_is_not_shown_open(start: Start) -> None:
     assert listed["plans"] == [DEFAULT]
     threaded = row_of(listed, "gpt-3.5-turbo-instruct")
     assert all(row["plans"] == [DEFAULT] for row in listed["models"] if row is not threaded)
+    idle = {"running": 0, "waiting": 0, "setting": None}
     assert threaded["plans"][0]["limits"] == [
-        {"threads": None, "max_concurrency": 4, "running": 0, "waiting": 0, "setting": None}
+        {"model": threaded["model_id"], "max_concurrency": 1, **idle},
+        {"threads": None, "max_concurrency": 4, **idle},
     ]
     text = (await get(datasette, "models")).text
     assert text.count("2 retries") == 1

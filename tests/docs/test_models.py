@@ -72,7 +72,7 @@ async def test_model_without_async_version(source, usage, config, make_datasette
         llm.plugins.pm.unregister(plugin)
 
     assert capsys.readouterr().out == "Pieces! \nof! \neight! \n"
-    assert (default.model_id, ours(config)["threads"]) == ("parrot", 1)
+    assert (default.model_id, ours(config)["threads"]) == ("parrot", 3)
     section = between("models", "## Models without an async version", "\n## ")
     assert f"`threads`, otherwise {parse_settings({}).threads}," in section
     assert f"waits while {LOOK_AHEAD} of them" in section

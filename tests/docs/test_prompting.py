@@ -214,6 +214,17 @@ async def test_chain_runs_the_tools_that_are_called(source, scripted_model, tmp_
     assert [result.output for result in scripted.calls[1].request.tool_results] == ["2"]
 
 
+@shows(source="tool in the loop")
+async def test_marked_tool_runs_in_the_event_loop(source, scripted_model):
+    noting = llm.ToolCall(name="remember", arguments={"word": "pelican"})
+    _, scripted, model = await scripted_model([noting], ["Done."])
+    words = []
+    names = await run(source, words=words)
+    await model.chain("x", tools=[names["remember"]]).text()
+    assert [result.output for result in scripted.calls[1].request.tool_results] == ["noted"]
+    assert words == ["pelican"]
+
+
 @shows(source="pause")
 async def test_paused_chain_continues_with_the_answer(source, scripted_model):
     asking = llm.ToolCall(name="ask", arguments={"question": "For how many?"}, tool_call_id="1")

@@ -739,7 +739,7 @@ def test_event_loop_may_close_while_computing(provide, make_datasette) -> None:
 
 @pytest.fixture
 def queued(monkeypatch) -> Callable[[int], Any]:
-    """A function that waits until so many requests have come for a thread."""
+    """A function that waits until requests have come to so many limiters, each to two."""
     came: list[ConcurrencyLimiter] = []
     changed = asyncio.Event()
     enter = ConcurrencyLimiter.acquire
@@ -756,6 +756,28 @@ def queued(monkeypatch) -> Callable[[int], Any]:
 
     monkeypatch.setattr(ConcurrencyLimiter, "acquire", noted)
     return queued
+
+
+async def test_e5_sync_model_is_asked_one_by_one(local, queued) -> None:
+    """Also where a limit for all models allows more; its own reference may say otherwise."""
+    doors = [threading.Event() for _ in range(2)]
+    plain, model = await local(*([door, "ok"] for door in doors), config={"max_concurrency": 5})
+    prompts = [asyncio.create_task(model.prompt("x")) for _ in doors]
+    await queued(3)
+    await happens((await arrived(plain)).blocked)
+    assert len(plain.requests) == 1
+    for door in doors:
+        door.set()
+    for prompt in prompts:
+        assert await (await prompt).text() == "ok"
+
+
+async def test_e5_reference_lets_more_run_at_once(local) -> None:
+    both = threading.Barrier(2)
+    config = {"default_model": {"model": "local", "max_concurrency": 2}}
+    _, model = await local([lambda _: both.wait(BOUND_S), "ok"], config=config)
+    for response in await asyncio.gather(model.prompt("x"), model.prompt("y")):
+        assert await response.text() == "ok"
 
 
 async def test_threads_limits_requests_in_fifo_order(local) -> None:
@@ -797,7 +819,7 @@ async def test_cancelled_request_keeps_its_permit(local, queued) -> None:
 
     await cancelled_by_the_caller(local.datasette, model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
-    await queued(2)
+    await queued(3)
     assert len(plain.requests) == 1
 
     go_on.set()
@@ -812,7 +834,7 @@ async def test_cancelled_while_waiting_sends_nothing(local, plugin, queued) -> N
     first = asyncio.create_task(model.prompt("first"))
     await arrived(plain)
     waiting = asyncio.create_task(model.prompt("waiting"))
-    await queued(2)
+    await queued(3)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
