@@ -1,8 +1,9 @@
 """How a response gets its answer: of the model asked for, of it once more, or of its fallbacks.
 
-Only the first request of a call is made again, and only while nothing has come of it: no event
-that a reader may have seen, and no tool that has run. The contexts of the hooks stay open over
-all attempts, so that money is reserved once; the call log has a row for each.
+A request is made again only while nothing has come of it: no event that a reader may have seen.
+In a chain that is the request of one step; no tool runs again, and the next step asks the model
+that the chain was made for. The contexts of the hooks stay open over all attempts, so that money
+is reserved once; the call log has a row for each.
 """
 
 from __future__ import annotations
