@@ -19,7 +19,7 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
-from ..errors import NotRecordedError
+from ..errors import NotRecordedError, ProviderError
 from ..events import (
     Outcome,
     RequestFinished,
@@ -250,8 +250,12 @@ class Attempt:
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        max_chars = left = self.route.target.call_policy.max_answer_chars
         async with Clients(), closing:
             async for chunk in source:
+                left -= _chars_of(chunk)
+                if left < 0:
+                    raise _too_long(self.model.model_id, max_chars)
                 yield chunk
 
     # How it ended
@@ -307,3 +311,17 @@ class Attempt:
             outcome, shown = self.call.outcome(error), self.call.public_error(error)
             finished = unsent(self.started, outcome, shown, self._keys)
             self.route.recorder.never_sent(self.started, finished)
+
+
+def _chars_of(chunk: str | StreamEvent) -> int:
+    """The characters of an event; of an empty one 1, since those may never end either."""
+    text = chunk if isinstance(chunk, str) else getattr(chunk, "chunk", None)
+    return (len(text) if isinstance(text, str) else 0) or 1
+
+
+def _too_long(model_id: str, max_chars: int) -> ProviderError:
+    return ProviderError(
+        f"The answer of model {model_id!r} was ended, because it is longer than {max_chars:,} "
+        "characters, which is the max_answer_chars of the configuration of datasette-llm",
+        kind="bad_answer",
+    )
