@@ -14,6 +14,7 @@ from .. import instance
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
+from ..loop_end import check_each_second
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -25,6 +26,16 @@ from .task import FATAL
 
 class RunningCalls(set["Call"]):
     """The calls of a Datasette instance that have begun and not ended; keeps them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        check_each_second(self._check)
+
+    def _check(self) -> None:
+        """End the calls whose event loops were closed; in a thread."""
+        for call in list(self):
+            if call.is_stranded:
+                call.abandon()
 
 
 class Call(CallContext):

@@ -10,6 +10,7 @@ import llm
 from llm.models import AsyncChainResponse
 
 from .call import Call
+from .pace import turn
 from .response import PromptResponse
 from .route import RoutedModel
 
@@ -125,6 +126,7 @@ class WrappedChain(AsyncChainResponse):
 
     async def _admitted(self) -> None:
         if not self._started:
+            await turn()
             self._started = True
             self._source = cast(Any, super().responses())
             self._call.start()
