@@ -250,10 +250,11 @@ class Attempt:
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        # An empty event counts as a character, since those may never end either.
         max_chars = left = self.route.target.call_policy.max_answer_chars
         async with Clients(), closing:
             async for chunk in source:
-                left -= _chars_of(chunk)
+                left -= (len(chunk) if type(chunk) is str else _chars_of(chunk)) or 1
                 if left < 0:
                     raise _too_long(self.model.model_id, max_chars)
                 yield chunk
@@ -313,10 +314,9 @@ class Attempt:
             self.route.recorder.never_sent(self.started, finished)
 
 
-def _chars_of(chunk: str | StreamEvent) -> int:
-    """The characters of an event; of an empty one 1, since those may never end either."""
-    text = chunk if isinstance(chunk, str) else getattr(chunk, "chunk", None)
-    return (len(text) if isinstance(text, str) else 0) or 1
+def _chars_of(event: object) -> int:
+    text = getattr(event, "chunk", event)
+    return len(text) if isinstance(text, str) else 0
 
 
 def _too_long(model_id: str, max_chars: int) -> ProviderError:

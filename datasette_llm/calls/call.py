@@ -18,6 +18,7 @@ from ..loop_end import check_each_second
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
+from .pace import pace
 from .response import PromptResponse
 from .retry import answer
 from .route import RoutedModel
@@ -81,6 +82,7 @@ class Call(CallContext):
             self.route.group.enter(self)
         self._running_calls = instance.of(self.route.datasette, RunningCalls)
         self._running_calls.add(self)
+        pace.begun += 1
         self._begin(f"datasette-llm {self.model.model_id}")
 
     def add(self, response: PromptResponse) -> None:
@@ -133,6 +135,7 @@ class Call(CallContext):
     # What happens in the task
 
     async def _run(self) -> None:
+        pace.begun = 0
         contexts = Contexts()
         error: BaseException | None = None
         try:

@@ -10,7 +10,7 @@ import llm
 from llm.models import AsyncChainResponse
 
 from .call import Call
-from .pace import turn
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 
@@ -126,7 +126,8 @@ class WrappedChain(AsyncChainResponse):
 
     async def _admitted(self) -> None:
         if not self._started:
-            await turn()
+            if pace.begun >= SLICE:
+                await pace.turn()
             self._started = True
             self._source = cast(Any, super().responses())
             self._call.start()

@@ -16,7 +16,7 @@ from ..errors import ConversationBusyError, LLMError
 from ..structured import AsksForObjects
 from .call import Call
 from .chain import WrappedChain
-from .pace import turn
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 
@@ -179,7 +179,8 @@ async def _build(
     build: Callable[[], llm.AsyncResponse], kwargs: Mapping[str, Any]
 ) -> llm.AsyncResponse:
     """llm's response, not yet begun; built in a thread where llm has to look at a file or URL."""
-    await turn()
+    if pace.begun >= SLICE:
+        await pace.turn()
     attachments = kwargs.get("attachments") or ()
     if any(not item.type and (item.path or item.url) for item in attachments):
         return await asyncio.to_thread(build)

@@ -10,45 +10,44 @@ import asyncio
 from collections import deque
 from weakref import WeakKeyDictionary
 
-# How many calls begin in a step of the event loop: some milliseconds.
+# So many calls begin in a step of the event loop, which takes some milliseconds.
 SLICE = 32
 
 
-class _Pace:
-    """Counts the calls that have begun in the current step of an event loop."""
+class Pace:
+    """Counts the calls that begin; those beyond a slice wait for a later step of their loop.
+
+    Attributes:
+        begun: how many calls have begun since the task of one of them last started.
+    """
 
     def __init__(self) -> None:
-        self._begun = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.begun = 0
+        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = (
+            WeakKeyDictionary()
+        )
 
-    async def turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._begun:
-            loop.call_soon(self._next_step, loop)
-        if self._begun < SLICE:
-            self._begun += 1
-            return
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
+    async def turn(self) -> None:
+        """Wait for a later step of the event loop, in the order of those who wait."""
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting.setdefault(loop, deque())
+        if not waiting:
+            loop.call_soon(self._next_step, loop, waiting)
+        admitted: asyncio.Future[None] = loop.create_future()
+        waiting.append(admitted)
+        await admitted
 
-    def _next_step(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._begun = 0
-        while self._waiting and self._begun < SLICE:
-            waiter = self._waiting.popleft()
-            if not waiter.done():  # as it is when its caller was cancelled
-                waiter.set_result(None)
-                self._begun += 1
-        if self._begun:
-            loop.call_soon(self._next_step, loop)
+    def _next_step(
+        self, loop: asyncio.AbstractEventLoop, waiting: deque[asyncio.Future[None]]
+    ) -> None:
+        left = SLICE
+        while waiting and left:
+            admitted = waiting.popleft()
+            if not admitted.done():  # as it is when its caller was cancelled
+                admitted.set_result(None)
+                left -= 1
+        if waiting:
+            loop.call_soon(self._next_step, loop, waiting)
 
 
-_paces: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pace] = WeakKeyDictionary()
-
-
-async def turn() -> None:
-    """Wait until a call may begin: at once, unless many have begun in this step of the loop."""
-    loop = asyncio.get_running_loop()
-    pace = _paces.get(loop)
-    if pace is None:
-        pace = _paces[loop] = _Pace()
-    await pace.turn(loop)
+pace = Pace()

@@ -40,6 +40,8 @@ def contained(raised: BaseException, message: str) -> BaseException:
 class _Task(asyncio.Task[None]):
     """A task that notes whose timer cancels it; see `opening`."""
 
+    __slots__ = ("context", "supervised")
+
     supervised: SupervisedTask
     context: Context
 
