@@ -19,7 +19,7 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
-from ..errors import FailureKind, NotRecordedError
+from ..errors import FailureKind, NotRecordedError, ProviderError
 from ..events import (
     Outcome,
     RequestFinished,
@@ -262,8 +262,13 @@ class Attempt:
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        # An empty event counts as a character, since those may never end either.
+        max_chars = left = self.route.target.call_policy.max_answer_chars
         async with Clients(), closing:
             async for chunk in source:
+                left -= (len(chunk) if type(chunk) is str else _chars_of(chunk)) or 1
+                if left < 0:
+                    raise _too_long(self.model.model_id, max_chars)
                 if type(chunk) is str and chunk.isascii() and not chunks.pending:
                     yield chunk  # nearly always
                 else:
@@ -342,3 +347,16 @@ class Attempt:
 def _kind(error: BaseException | None, outcome: Outcome) -> FailureKind | None:
     """The kind of a failure; a cancellation is none."""
     return None if error is None or outcome is Outcome.CANCELLED else kind_of(error)
+
+
+def _chars_of(event: object) -> int:
+    text = getattr(event, "chunk", event)
+    return len(text) if isinstance(text, str) else 0
+
+
+def _too_long(model_id: str, max_chars: int) -> ProviderError:
+    return ProviderError(
+        f"The answer of model {model_id!r} was ended, because it is longer than {max_chars:,} "
+        "characters, which is the max_answer_chars of the configuration of datasette-llm",
+        kind="bad_answer",
+    )

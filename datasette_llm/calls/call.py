@@ -15,10 +15,12 @@ from .. import instance
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
+from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
+from .pace import pace
 from .response import PromptResponse
 from .retry import answer
 from .route import RoutedModel
@@ -27,6 +29,16 @@ from .task import FATAL
 
 class RunningCalls(set["Call"]):
     """The calls of a Datasette instance that have begun and not ended; keeps them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        check_each_second(self._check)
+
+    def _check(self) -> None:
+        """End the calls whose event loops were closed; in a thread."""
+        for call in list(self):
+            if call.is_stranded:
+                call.abandon()
 
 
 class Call(CallContext):
@@ -74,6 +86,7 @@ class Call(CallContext):
             self.route.group.enter(self)
         self._running_calls = instance.of(self.route.datasette, RunningCalls)
         self._running_calls.add(self)
+        pace.begun += 1
         self._begin(f"datasette-llm {self.model.model_id}")
 
     def add(self, response: PromptResponse) -> None:
@@ -126,6 +139,7 @@ class Call(CallContext):
     # What happens in the task
 
     async def _run(self) -> None:
+        pace.begun = 0
         contexts = Contexts()
         error: BaseException | None = None
         try:

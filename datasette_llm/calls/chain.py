@@ -10,6 +10,7 @@ import llm
 from llm.models import AsyncChainResponse
 
 from .call import Call
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 from .tools import supervised_tools, tools_thread
@@ -132,6 +133,8 @@ class WrappedChain(AsyncChainResponse):
 
     async def _admitted(self) -> None:
         if not self._started:
+            if pace.begun >= SLICE:
+                await pace.turn()
             self._started = True
             self._source = cast(Any, super().responses())
             self._call.start()

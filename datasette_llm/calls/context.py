@@ -60,10 +60,12 @@ class CallContext(SupervisedTask):
         return self._keys[model]
 
     def may_retry(self, response: PromptResponse) -> bool:
-        """True if the request may be retried: first of the call, no event received, not cancelled.
+        """True if the request may be retried: no event received, call not cancelled.
+
+        A later step of a chain may be, too: its tools have run between the steps, and only its
+        own request is made again, with the same history.
 
         Args:
             response: what the request fills.
         """
-        is_first = self.result.responses[0] is response
-        return is_first and response.is_untouched and not self.is_being_stopped
+        return response.is_untouched and not self.is_being_stopped

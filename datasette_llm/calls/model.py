@@ -17,6 +17,7 @@ from ..structured import AsksForObjects, taken_answer
 from .call import Call
 from .chain import WrappedChain
 from .history import answered, under_system, with_history
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 
@@ -222,6 +223,8 @@ async def _build(
     build: Callable[[], llm.AsyncResponse], kwargs: Mapping[str, Any]
 ) -> llm.AsyncResponse:
     """llm's response, not yet begun; built in a thread where llm has to look at a file or URL."""
+    if pace.begun >= SLICE:
+        await pace.turn()
     attachments = kwargs.get("attachments") or ()
     if any(not item.type and (item.path or item.url) for item in attachments):
         return await asyncio.to_thread(build)

@@ -391,11 +391,8 @@ class PromptResponse(llm.AsyncResponse):
 
     @property
     def is_untouched(self) -> bool:
-        """Whether no event has come, and no tool has run for it."""
-        # llm has no public way to tell what a caller gave from the history.
-        last = (self.prompt._explicit_messages or [None])[-1]  # noqa: SLF001
-        tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
-        return not (self._stream_events or self._done or tools_ran)
+        """Whether no event has come, so that its request can be made again."""
+        return not (self._stream_events or self._done)
 
     @property
     def ends_chain(self) -> bool:

@@ -153,15 +153,22 @@ def test_fallback_reference_precedes_its_model() -> None:
             "timeout": 9,
             "idle_timeout": 8,
             "retries": 7,
-            "fallbacks": [{"model": "b", "retries": 0}],
+            "max_answer_chars": 6,
+            "fallbacks": [{"model": "b", "retries": 0, "max_answer_chars": 5}],
             "default_model": {"model": "b", "retries": 4, "idle_timeout": 3, "max_concurrency": 2},
         }
     )
     [fallback] = call_policy_of(settings, CATALOG, None, "a").fallbacks
     own = call_policy_of(settings, CATALOG, None, "b")
     assert fallback_call_policy(settings, CATALOG, None, fallback, own) == CallPolicy(
-        timeout_s=9, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),)
+        timeout_s=9,
+        idle_timeout_s=3,
+        retries=0,
+        max_answer_chars=5,
+        limits=(Limit(("model", "b"), 2),),
     )
+    assert own.max_answer_chars == 6
+    assert CallPolicy().max_answer_chars == 20_000_000
 
 
 def test_fallback_inherits_from_its_purpose() -> None:

@@ -220,8 +220,8 @@ def test_non_mapping_configuration_is_one_problem(raw: object, got: str) -> None
         (
             {"purposes": {"chat": {"colour": "red"}}},
             ".purposes.chat.colour: unknown setting"
-            " (known here: blocked_models, fallbacks, idle_timeout, log, max_concurrency, model,"
-            " models, retries, timeout)",
+            " (known here: blocked_models, fallbacks, idle_timeout, log, max_answer_chars,"
+            " max_concurrency, model, models, retries, timeout)",
         ),
         (
             {"purposes": {"chat": {"models": [{"model": "x", "option": {}}]}}},
@@ -579,6 +579,11 @@ NOT_CONCURRENCY: list[tuple[object, str]] = [
     (10**400, "expected at most 100,000"),
     *NOT_WHOLE,
 ]
+NOT_CHARS: list[tuple[object, str]] = [
+    (0, "expected at least 1"),
+    (10**13, "expected at most 1,000,000,000,000"),
+    *NOT_WHOLE,
+]
 NOT_THREADS: list[tuple[object, str]] = [
     (-1, "expected at least 1"),
     (0, "expected at least 1"),
@@ -631,6 +636,7 @@ def section_at(settings: Settings, path: str) -> Any:
         *((path, "idle_timeout", NOT_SECONDS) for path in ALL_PLACES),
         *((path, "retries", NOT_RETRIES) for path in ALL_PLACES),
         *((path, "max_concurrency", NOT_CONCURRENCY) for path in ALL_PLACES),
+        *((path, "max_answer_chars", NOT_CHARS) for path in ALL_PLACES),
     ],
 )
 def test_invalid_limit_is_a_problem_everywhere(
@@ -885,6 +891,12 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "number",
             "not set",
             "How many requests may run at once; further requests wait in a queue.",
+        ),
+        (
+            "max_answer_chars",
+            "number",
+            "not set",
+            "How long an answer may become before it is ended with an error; otherwise 20,000,000.",
         ),
         (
             "timeout",

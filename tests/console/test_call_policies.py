@@ -63,6 +63,7 @@ DEFAULT = {
     "timeout_s": None,
     "idle_timeout_s": None,
     "retries": 2,
+    "max_answer_chars": 20_000_000,
     "limits": [],
     "fallbacks": [],
     "settings": {},
@@ -310,3 +311,11 @@ def test_the_commands_tell_the_same(run: Callable[..., str]) -> None:
     explained = run("explain", "pelican").splitlines()
     assert f"     idle timeout 9.5 s ({ROOT}.default_model.idle_timeout)" in explained
     assert "     2 retries (default)" in explained
+
+
+async def test_e12_bound_of_answers_is_shown_if_set(start: Start) -> None:
+    text = (await get(await start({"max_answer_chars": 5_000}), "explain", model="owl")).text
+    assert "answers of at most 5,000 characters" in text
+    text = (await get(await start({}), "explain", model="owl")).text
+    assert "2 retries" in text
+    assert "answers of at most" not in text

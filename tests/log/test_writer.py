@@ -793,6 +793,21 @@ async def test_l5_bad_row_does_not_block_others(gated, caplog, error):
     assert messages_of(caplog, logging.ERROR) == ["A row of the LLM call log was refused"]
 
 
+async def test_e11_awaited_rows_are_inserted_together(gated):
+    """Many rows take few statements, and a bad one among them is refused alone."""
+    statements = []
+    gated.connection.set_trace_callback(statements.append)
+    log = Writer(gated.execute, opened)
+    values = [*range(40), object(), *range(41, 50)]
+    committing = [asyncio.create_task(log.commit(row(value))) for value in values]
+    await gated.reached(1)
+    gated.let(10)
+    assert await soon(asyncio.gather(*committing)) == [value in range(50) for value in values]
+    assert sorted(gated.done()) == [value for value in range(50) if value != 40]
+    inserts = [each for each in statements if each.startswith("insert")]
+    assert len(inserts) == 1 + 17  # 32 rows; then, as one is bad, each by itself
+
+
 @pytest.mark.parametrize(
     "error",
     [
