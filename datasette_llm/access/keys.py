@@ -130,11 +130,18 @@ async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozens
         datasette: the Datasette instance.
         models: their own keys and environment variables are included.
     """
-    prefixed = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
-    names = {*prefixed, *(model.key_env_var for model in models if model.key_env_var)}
+    models = list(models)
     stored, _ = await asyncio.to_thread(_stored_keys)
-    found = {*(os.environ.get(name) for name in names), *(model.key for model in models)}
-    return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
+    variables = {os.environ.get(model.key_env_var) for model in models if model.key_env_var}
+    found = {*environment_keys(), *variables, *(model.key for model in models)}
+    found |= {*stored.values(), *await _decrypted(datasette)}
+    return frozenset(key.strip() for key in found if key and key.strip())
+
+
+def environment_keys() -> frozenset[str]:
+    """The secrets that the environment holds for datasette-secrets."""
+    values = (os.environ[name] for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
+    return frozenset(value.strip() for value in values if value.strip())
 
 
 def can_store(datasette: Datasette) -> bool:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import instance
 from ..access.config_warnings import StartupCheck
+from ..access.hook_failures import HookFailures
 from ..access.keys import read_status
 from ..access.policy import has_key
+from ..access.quoting import quoted
 from ..access.snapshot import snapshot_of
 from .call_policies import has_limits, queues
 from .choices import purpose_names
@@ -29,6 +31,7 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
     log = await log_status(datasette)
     default = snapshot.for_purpose(None).default()
     config_warnings = instance.of(datasette, StartupCheck).warnings
+    hooks = instance.of(datasette, HookFailures).warnings()
     return {
         "ok": True,
         "default_model": default.model_id if default is not None else None,
@@ -45,5 +48,10 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
         "limited": has_limits(snapshot.settings),
         "queues": queues(datasette),
         "record": {name: log[name] for name in ("recording", "content_recorded")},
-        "warnings": [*config_warnings, *problems, *log["warnings"]],
+        "warnings": [
+            *config_warnings,
+            *[await quoted(datasette, failure) for failure in hooks],
+            *problems,
+            *log["warnings"],
+        ],
     }
