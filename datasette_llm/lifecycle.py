@@ -22,6 +22,7 @@ from .log import retention
 from .log.queries import has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
+from .sanitize import message_of
 
 if TYPE_CHECKING:
     import datasette_secrets
@@ -49,6 +50,7 @@ async def start(datasette: Datasette) -> None:
         await _update_log(datasette)
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
+    check.add_done_callback(partial(_checked, instance.of(datasette, StartupCheck)))
     instance.of(datasette, StartupCheck).task = check
     await asyncio.wait([check], timeout=CATALOG_WAIT_S)
 
@@ -106,9 +108,18 @@ async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
 
 async def _warn(datasette: Datasette) -> None:
     snapshot = await snapshot_of(datasette)
-    instance.of(datasette, StartupCheck).warnings = tuple(
-        warnings(snapshot.settings, snapshot.catalog)
-    )
-    for warning in instance.of(datasette, StartupCheck).warnings:
-        if warning not in snapshot.catalog.problems:  # those are logged where they are found
-            logger.warning("%s", warning)
+    found = warnings(snapshot.settings, snapshot.catalog)
+    # The catalog's own are logged where they are found, and may be over with the next catalog.
+    new = tuple(warning for warning in found if warning not in snapshot.catalog.problems)
+    instance.of(datasette, StartupCheck).warnings = new
+    for warning in new:
+        logger.warning("%s", warning)
+
+
+def _checked(check: StartupCheck, task: asyncio.Task[None]) -> None:
+    """Tell of a check that failed; the site has started, or may start without it."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        problem = f"The check at the start failed: {type(error).__name__}: {message_of(error)}"
+        check.warnings = (problem,)
+        logger.error("%s", problem, exc_info=error)

@@ -21,6 +21,8 @@ import datasette_secrets
 import llm
 from datasette.utils.sqlite import sqlite3
 
+from ..providers.registry import user_folder
+
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.database import Database
@@ -250,6 +252,8 @@ def _status(connection: sqlite3.Connection) -> KeyStatus:
 
 def _stored_keys() -> tuple[dict[str, str], str | None]:
     """The keys in llm's keys.json, and the problem if the file cannot be read."""
+    if user_folder() is None:
+        return {}, "llm's folder cannot be made; set LLM_USER_PATH to one that can be written"
     try:
         items = llm.load_keys().items()
     except (OSError, ValueError, AttributeError, RecursionError) as error:

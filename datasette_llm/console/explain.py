@@ -91,6 +91,7 @@ async def explained(
     decision = call_policy = None
     if name is not None:
         decision = await _decided(datasette, name, purpose, actor)
+        snapshot = await snapshot_of(datasette)  # which may have got the model meanwhile
         if decision["model_id"] in snapshot.catalog.entries:
             call_policy = await _call_policy(
                 datasette, snapshot, decision["model_id"], purpose, actor

@@ -49,6 +49,7 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
         "queues": queues(datasette),
         "record": {name: log[name] for name in ("recording", "content_recorded")},
         "warnings": [
+            *snapshot.catalog.problems,
             *config_warnings,
             *[await quoted(datasette, failure) for failure in hooks],
             *problems,
