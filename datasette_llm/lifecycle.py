@@ -13,10 +13,9 @@ from datasette.utils.sqlite import sqlite3
 from . import instance
 from .access.assignments import Assignments
 from .access.config_warnings import StartupCheck, warnings
-from .access.secrets import secrets_to_register
+from .access.secrets import registered_secrets
 from .access.snapshot import settings_of, snapshot_of
 from .calls.call import RunningCalls
-from .config.references import secret_names
 from .errors import NewerDatabaseError
 from .log import retention
 from .log.queries import has_tables
@@ -101,9 +100,7 @@ def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
     """The secrets that models may use, for datasette-secrets to list."""
-    snapshot = await snapshot_of(datasette)
-    models = [entry.model for entry in snapshot.catalog.entries.values()]
-    return secrets_to_register(models, secret_names(snapshot.settings))
+    return await registered_secrets(datasette)
 
 
 async def _warn(datasette: Datasette) -> None:

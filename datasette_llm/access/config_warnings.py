@@ -52,10 +52,7 @@ def warnings(settings: Settings, catalog: Catalog) -> list[str]:
 def _names(settings: Settings) -> Iterator[tuple[Path, str]]:
     for path, reference in references(settings):
         yield path, reference.model
-    lists: list[tuple[Path, tuple[str, ...]]] = [
-        (("models",), settings.models or ()),
-        (("blocked_models",), settings.blocked_models),
-    ]
+    lists: list[tuple[Path, tuple[str, ...]]] = [(("blocked_models",), settings.blocked_models)]
     for name, purpose in settings.purposes.items():
         lists.append((("purposes", name, "blocked_models"), purpose.blocked_models))
     for path, ids in lists:

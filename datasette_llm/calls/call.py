@@ -200,13 +200,13 @@ class Call(CallContext):
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
-        keys = response.caller_key if response is not None else None
+        keys = response.secret_text if response is not None else None
         recorder.never_sent(started, unsent(started, Outcome.BLOCKED, error, keys, plugin))
 
     def _note_hook(self, plugin: str, error: BaseException) -> None:
         """Tell the caller, by a note, and the administrator which plugin's context raised."""
         response = self.result.response
-        keys = self.used_keys or (response.caller_key if response is not None else None)
+        keys = self.used_keys or (response.secret_text if response is not None else None)
         failures = instance.of(self.route.datasette, HookFailures)
         failures.note("llm_prompt_context", plugin, error, keys)
         note = f"Raised by llm_prompt_context of plugin {plugin!r}"
