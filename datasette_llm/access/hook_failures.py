@@ -58,8 +58,8 @@ class HookFailures:
         """One sentence for each hook of a plugin that raised in the last hour."""
         shown_after = time.monotonic() - SHOWN_S
         return [
-            f"{hook} of plugin {plugin!r} raised {failure.message} "
-            f"(at {failure.at}, {failure.count:,} since the start)"
+            f"{hook} of plugin {plugin!r} raised {failure.message} (last at {failure.at}, "
+            f"{'once' if failure.count == 1 else f'{failure.count:,} times'} since the start)"
             for (hook, plugin), failure in self._last.items()
             if failure.seen_at > shown_after
         ]

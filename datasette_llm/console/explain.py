@@ -187,7 +187,7 @@ async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]
     about: dict[str, Any] = {
         "form": given,
         "choices": {"model": list(snapshot.catalog.entries), "purpose": purposes},
-        "problems": problems,
+        "problems": [*problems, *snapshot.catalog.problems],
     }
     if not any(name in request.args for name in FIELDS):
         return {"ok": True, "asked": False} | about

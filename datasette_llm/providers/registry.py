@@ -21,7 +21,7 @@ from ..config.settings import EndpointSettings
 from ..redaction import without_keys
 from ..sanitize import message_of
 from .openai_clients import take_over
-from .sync_adapter import SyncLLM, ThreadedModel
+from .sync_adapter import MIRRORED_ATTRIBUTES, SyncLLM, ThreadedModel
 
 AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
 Registered = llm.models.ModelWithAliases
@@ -84,6 +84,8 @@ def registered_models(problems: list[str]) -> list[Registered]:
         ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
+        for name in MIRRORED_ATTRIBUTES:
+            getattr(async_model, name)  # a property that raises would break every listing
         _take_over_clients(used)
         both: Any = async_model  # llm's own type omits models with keys
         registered.append(Registered(model, both, names))

@@ -21,6 +21,7 @@ from datasette.utils.asgi import Request
 
 from datasette_llm import LLM, ModelNotFoundError, instance
 from datasette_llm.access.snapshot import SnapshotSource, find_model, snapshot_of
+from datasette_llm.console.explain import explain_page
 from datasette_llm.console.overview import overview
 from datasette_llm.providers import catalog
 from datasette_llm.providers.catalog import CatalogSource
@@ -694,9 +695,15 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("already", [False, True])
-@pytest.mark.parametrize("broken", ["import missing", "raise SystemExit(3)", "a syntax error"])
-@pytest.mark.parametrize("chosen", [None, "aaa,zzz,bbb"])
+@pytest.mark.parametrize(
+    ("already", "broken", "chosen"),
+    [
+        (False, "import missing", None),
+        (True, "raise SystemExit(3)", None),
+        (False, "a syntax error", "aaa,zzz,bbb"),
+        (True, "import missing", "aaa,zzz,bbb"),
+    ],
+)
 def test_e2_unloadable_plugin_leaves_the_others(
     already: bool, broken: str, chosen: str | None
 ) -> None:
@@ -710,6 +717,30 @@ def test_e2_unloadable_plugin_leaves_the_others(
         assert line.startswith(f"{place}: ")
         assert "llm plugin 'aaa' cannot be loaded: " in line
         assert "'bbb' cannot be loaded: ModuleNotFoundError: No module named 'also_miss" in line
+
+
+async def test_e2_model_with_a_broken_property(make_datasette, llm_plugin) -> None:
+    class Broken(ScriptedModel):
+        @property
+        def needs_key(self) -> str:
+            raise ConnectionError("no server")
+
+        @needs_key.setter
+        def needs_key(self, value: object) -> None:
+            pass
+
+    class Plugin:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(SyncModel("broken"), Broken("broken"))
+
+    llm_plugin(Plugin(), name="llm-broken")
+    datasette = make_datasette()
+
+    assert "echo" in {model.model_id for model in await LLM(datasette).models()}
+    page = await explain_page(datasette, Request.fake("/-/llm/explain"))
+    said = "llm plugin 'llm-broken' failed while listing its models: ConnectionError: no server"
+    assert page["problems"] == [said]
 
 
 async def test_e9_folder_that_cannot_be_made(
