@@ -117,6 +117,6 @@ def _checked(check: StartupCheck, task: asyncio.Task[None]) -> None:
     """Tell of a check that failed; the site has started, or may start without it."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        problem = f"The check at the start failed: {type(error).__name__}: {message_of(error)}"
-        check.warnings = (problem,)
-        logger.error("%s", problem, exc_info=error)
+        why = f"{type(error).__name__}: {message_of(error)}"
+        check.failure = f"The check of the configuration failed: {why}"
+        logger.error("%s", check.failure, exc_info=error)

@@ -357,7 +357,18 @@ async def test_e2_failed_startup_check_is_told(make_datasette, monkeypatch, capl
 
     await datasette.invoke_startup()
 
-    said = "The check at the start failed: ZeroDivisionError: of ours"
+    said = "The check of the configuration failed: ZeroDivisionError: of ours"
     assert said in (await overview(datasette, Request.fake("/")))["warnings"]
     (record,) = [each for each in caplog.records if each.message == said]
     assert record.exc_info
+
+
+async def test_e3_overview_knows_new_models(make_datasette, register_models) -> None:
+    datasette = make_datasette({"default_model": "heron"})
+    await datasette.invoke_startup()
+    request = Request.fake("/")
+    assert "Unknown model: 'heron'" in str((await overview(datasette, request))["warnings"])
+
+    register_models(ScriptedModel("heron"))
+
+    assert (await overview(datasette, request))["warnings"] == []

@@ -15,15 +15,17 @@ from .policy import Rules
 
 
 class StartupCheck:
-    """The warnings that were found when Datasette started.
+    """The look for warnings when Datasette starts.
 
     Attributes:
         warnings: one line each.
+        failure: a sentence, if the check itself failed; else None.
         task: looks for them; None before the start.
     """
 
     def __init__(self) -> None:
         self.warnings: tuple[str, ...] = ()
+        self.failure: str | None = None
         self.task: asyncio.Task[None] | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import instance
-from ..access.config_warnings import StartupCheck
+from ..access.config_warnings import StartupCheck, warnings
 from ..access.hook_failures import HookFailures
 from ..access.keys import read_status
 from ..access.policy import has_key
@@ -30,7 +30,13 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
     purposes, problems = await purpose_names(datasette, snapshot)
     log = await log_status(datasette)
     default = snapshot.for_purpose(None).default()
-    config_warnings = instance.of(datasette, StartupCheck).warnings
+    check = instance.of(datasette, StartupCheck)
+    # Again, for llm may know more or fewer models than at the start.
+    found = (
+        [check.failure, *snapshot.catalog.problems]
+        if check.failure
+        else warnings(snapshot.settings, snapshot.catalog)
+    )
     hooks = instance.of(datasette, HookFailures).warnings()
     return {
         "ok": True,
@@ -49,8 +55,7 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
         "queues": queues(datasette),
         "record": {name: log[name] for name in ("recording", "content_recorded")},
         "warnings": [
-            *snapshot.catalog.problems,
-            *config_warnings,
+            *found,
             *[await quoted(datasette, failure) for failure in hooks],
             *problems,
             *log["warnings"],

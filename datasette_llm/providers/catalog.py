@@ -16,6 +16,7 @@ these is true:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -52,6 +53,8 @@ MAX_AGE_S = 60.0
 FILE_CHECK_S = 1.0
 # Between two catalogs that are built for unknown ids, which anybody may ask for.
 LOOK_AGAIN_S = 2.0
+# How long the refusal of an unknown id waits for a plugin that hangs while it lists its models.
+LOOK_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,13 @@ class CatalogSource:
         """
         builds_before = self._builds
         catalog = await self.current()
-        while catalog.canonical(name) not in catalog.entries and self._number <= builds_before:
-            await self._look_again()
-            catalog = await self.current()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                while catalog.canonical(name) not in catalog.entries:
+                    if self._number > builds_before:
+                        break
+                    await self._look_again()
+                    catalog = await self.current()
         return catalog, catalog.get(name)
 
     async def refresh(self) -> None:

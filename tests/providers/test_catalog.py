@@ -383,6 +383,19 @@ async def test_e3_unknown_ids_share_a_look(make_datasette, llm_plugin, monkeypat
     assert all(after - before > 0.29 for before, after in itertools.pairwise(later))
 
 
+async def test_e3_hanging_plugin_ends_the_look(make_datasette, llm_plugin, monkeypatch) -> None:
+    monkeypatch.setattr(catalog, "LOOK_LIMIT_S", 0.05)
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    await models.model("pelican")
+    provider.may_answer.clear()
+
+    for name in ["heron", "stork"]:
+        with pytest.raises(ModelNotFoundError, match="Unknown model"):
+            await models.model(name)
+    assert (await models.model("pelican")).model_id == "pelican"
+
+
 async def test_e3_cancelled_caller_leaves_the_look(make_datasette, llm_plugin) -> None:
     """Others wait for it too."""
     provider = llm_plugin(Provider("pelican"))
