@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from ..errors import HookError
 from ..sanitize import message_of
@@ -30,7 +31,7 @@ _T = TypeVar("_T")
 # For each plugin what its implementation of a hook answered.
 Answers = list[tuple[str, Any]]
 # By plugin, since reading the name of a distribution opens a file.
-_distributions: dict[object, str] = {}
+_names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
 
 
@@ -328,16 +329,25 @@ def _implementations(
 
 
 def _name_of(datasette: Datasette, implementation: HookImpl) -> str:
-    """The name of a plugin as Datasette shows it at `/-/plugins`: of its distribution, if any."""
+    """The name of a plugin as Datasette shows it at `/-/plugins`."""
     plugin = implementation.plugin
-    if plugin not in _distributions:
-        for installed, distribution in datasette.pm.list_plugin_distinfo():
-            if installed is plugin:
-                _distributions[plugin] = distribution.name or distribution.project_name
-    # pluggy names an object that was registered without a name by its id.
-    anonymous = implementation.plugin_name == str(id(plugin))
-    own = type(plugin).__name__ if anonymous else implementation.plugin_name
-    return _distributions.get(plugin, own)
+    try:
+        name = _names.get(plugin)
+    except TypeError:  # an object that no weak reference can be made to
+        return implementation.plugin_name
+    if name is None:
+        name = _names[plugin] = _distribution(datasette, plugin) or implementation.plugin_name
+        if name == str(id(plugin)):  # pluggy's name for an object that was registered without one
+            name = _names[plugin] = type(plugin).__name__
+    return name
+
+
+def _distribution(datasette: Datasette, plugin: object) -> str | None:
+    for installed, distribution in datasette.pm.list_plugin_distinfo():
+        if installed is plugin:
+            name: str = distribution.name or distribution.project_name
+            return name
+    return None
 
 
 def _call(implementation: HookImpl, arguments: Mapping[str, object], **more: object) -> Any:

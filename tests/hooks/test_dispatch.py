@@ -555,3 +555,27 @@ async def test_e2_inner_cancellation_is_a_failure(datasette: Datasette, plugin) 
 
     with pytest.raises(HookError, match="llm_filter_models of plugin 'prices' was cancelled"):
         await LLM(datasette).model()
+
+
+async def test_e2_plugin_may_be_any_object(datasette: Datasette) -> None:
+    """One without a name has its class's; one that takes no weak reference works too."""
+
+    class Slotted:
+        __slots__ = ()
+
+        @hookimpl
+        def llm_filter_models(self) -> list[str]:
+            return []
+
+    class Plain(Slotted):
+        pass
+
+    for implementations in Plain(), Slotted():
+        pm.register(implementations)
+        try:
+            decision = await LLM(datasette).explain("pelican")
+        finally:
+            pm.unregister(implementations)
+        assert not decision
+        named = isinstance(implementations, Plain)
+        assert decision.steps[-1].plugin == ("Plain" if named else str(id(implementations)))
