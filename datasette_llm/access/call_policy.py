@@ -1,8 +1,8 @@
 """The call policy of a model for a purpose: timeouts, retries, concurrency limits, fallbacks.
 
 Pure functions over settings and catalog. A setting may stand in several sections, of which the
-most specific one counts: the references of the purpose, `default_model`, the endpoint, the
-purpose, and then the global settings.
+most specific one counts: the references of the purpose, the global `models`, `default_model`, the
+endpoint, the purpose, and then the global settings.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Attempt:
         self.id = response.id if number == 1 else new_id()
         self.permit: Permit | None = None
         # What to redact: before a key is found, what the caller gave may be one.
-        self._keys: Keys = call.used_keys or response.caller_key
+        self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
         self._end: float | None = None
         self._started: RequestStarted | None = None

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import instance
+from ..access.hook_failures import HookFailures
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
@@ -156,6 +157,8 @@ class Call(CallContext):
             if response.stream_state is not None:
                 response.stream_state.wake_readers()  # those inside must not wait for the end
         error = await contexts.leave(error, self.timed_out, self._grant_time)
+        for plugin, failure in contexts.failures:
+            self._note_hook(plugin, failure)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
         self._settle(error)
@@ -205,14 +208,17 @@ class Call(CallContext):
 
     def _note_refusal(self, error: BaseException) -> None:
         recorder, plugin = self.route.recorder, self.refused_by
-        if recorder is None or plugin is None or isinstance(error, FATAL):
+        if plugin is None or isinstance(error, FATAL):
+            return
+        self._note_hook(plugin, error)
+        if recorder is None:
             return
         response, route = self.result.response, self.route
         if response is not None:
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
-        keys = response.caller_key if response is not None else None
+        keys = response.secret_text if response is not None else None
         finished = unsent(
             started,
             Outcome.BLOCKED,
@@ -223,6 +229,16 @@ class Call(CallContext):
             message=failure_message(error, "blocked"),
         )
         recorder.never_sent(started, finished)
+
+    def _note_hook(self, plugin: str, error: BaseException) -> None:
+        """Tell the caller, by a note, and the administrator which plugin's context raised."""
+        response = self.result.response
+        keys = self.used_keys or (response.secret_text if response is not None else None)
+        failures = instance.of(self.route.datasette, HookFailures)
+        failures.note("llm_prompt_context", plugin, error, keys)
+        note = f"Raised by llm_prompt_context of plugin {plugin!r}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error

@@ -21,7 +21,9 @@ from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 
-_CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
+_CHAIN_PARAMETERS = frozenset(
+    ["key_name", *inspect.signature(llm.AsyncConversation.chain).parameters]
+)
 
 
 class WrappedAsyncModel(AsksForObjects, RoutedModel):
@@ -46,7 +48,8 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
         Args:
             prompt: the text; optional.
             **kwargs: everything that llm's `prompt()` takes, `key` and option keywords
-                included. Options given here win over configured ones.
+                included, and `key_name`, the name of a stored key. Options given here win over
+                configured ones.
 
         Returns:
             The response, still streaming. A model that does not stream returns at the end.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 import llm
 from llm.parts import StreamEvent, ToolCallPart
 
+from ..access.keys import KeyName
 from ..errors import LLMError
 from ..hooks import dispatch
 from ..providers.chunks import well_formed_call, well_formed_value
@@ -202,7 +203,7 @@ class PromptResponse(llm.AsyncResponse):
         hooks, and like `model.prompt()` returns at its first event.
         """
         await self._force()
-        if self._key is not None:
+        if self._key is not None and "key_name" not in kwargs:
             kwargs.setdefault("key", self._key)
         if self.prompt.tools:
             kwargs.setdefault("tools", self.prompt.tools)
@@ -316,7 +317,7 @@ class PromptResponse(llm.AsyncResponse):
         state.wake_readers()
 
     def restart(
-        self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | None
+        self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | KeyName | None
     ) -> None:
         """Reset the response for a retry.
 
@@ -334,7 +335,7 @@ class PromptResponse(llm.AsyncResponse):
             model,
             stream and model.can_stream,
             conversation=self.conversation,
-            key=key,
+            key=key,  # type: ignore[arg-type]  # llm only hands it on
             before_call=self.before_call,
             after_call=self.after_call,
         )
@@ -385,9 +386,14 @@ class PromptResponse(llm.AsyncResponse):
         return "".join(self._chunks)
 
     @property
-    def caller_key(self) -> str | None:
-        """What the caller gave as a key, or None."""
-        return self._key
+    def caller_key(self) -> str | KeyName | None:
+        """What the caller gave as a key, or the name of one, or None."""
+        return self._key  # llm only hands it on
+
+    @property
+    def secret_text(self) -> str | None:
+        """What the caller gave as a key, to be taken out of texts; None for no key or a name."""
+        return None if isinstance(self.caller_key, KeyName) else self.caller_key
 
     @property
     def is_untouched(self) -> bool:

@@ -235,7 +235,7 @@ class Settings(CallSettings):
 
     default_model: Reference | None = Field(default=None, title="reference")
     """The model if a plugin names none."""
-    models: Ids | None = Field(default=None, title="list of ids")
+    models: References | None = Field(default=None, title="list of references")
     """The allowlist; the default model is always part of it."""
     blocked_models: Ids = Field(default=(), title="list of ids")
     """Never available, even if on an allowlist."""

@@ -37,6 +37,7 @@ def test_defaults_are_two_retries_only() -> None:
 PLACES = [
     ("purposes.chat.models[1]", {"purposes": {"chat": {"models": ["b", {"model": "ay"}]}}}),
     ("purposes.chat.model", {"purposes": {"chat": {"model": {"model": "a"}}}}),
+    ("models[1]", {"models": ["b", {"model": "ay"}]}),
     ("default_model", {"default_model": {"model": "ay"}}),
     ("endpoints[0]", {"endpoints": [ENDPOINT]}),
     ("purposes.chat", {"purposes": {"chat": {}}}),
@@ -54,6 +55,7 @@ def put(config: dict[str, Any], path: str, value: dict[str, Any]) -> None:
 
 def merged(paths: list[str]) -> dict[str, Any]:
     config: dict[str, Any] = {
+        "models": ["b", {"model": "ay"}],
         "default_model": {"model": "ay"},
         "endpoints": [dict(ENDPOINT)],
         "purposes": {"chat": {"model": {"model": "a"}, "models": ["b", {"model": "ay"}]}},
