@@ -216,12 +216,13 @@ class Attempt:
                 await self.response.fill(self._request())
             else:
                 await self._fill_in_time(state, idle_timeout_s)
+            misfit = await self._misfit()
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
             span.end(self._finished(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(await self._misfit())
+        finished = self._finished(misfit)
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
 
