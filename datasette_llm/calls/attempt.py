@@ -19,6 +19,7 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
+from ..access.call_policy import Limit
 from ..errors import NotRecordedError
 from ..events import (
     Outcome,
@@ -255,6 +256,8 @@ class Attempt:
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
+            limits = self.route.target.call_policy.limits
+            arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
