@@ -19,6 +19,7 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
+from ..access.call_policy import Limit
 from ..errors import FailureKind, NotRecordedError, ProviderError
 from ..events import (
     Outcome,
@@ -218,12 +219,13 @@ class Attempt:
                 await self.response.fill(self._request())
             else:
                 await self._fill_in_time(state, idle_timeout_s)
+            misfit = await self._misfit()
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
             span.end(self._finished(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(await self._misfit())
+        finished = self._finished(misfit)
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
 
@@ -256,6 +258,8 @@ class Attempt:
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
+            limits = self.route.target.call_policy.limits
+            arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
         on_event = response.stream_state.on_event if response.stream_state else None
         activity.set(Activity.of(on_event, self.route.target.call_policy.idle_timeout_s))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, cast
 import llm
 from llm.models import AsyncChainResponse
 
+from ..hooks import dispatch
 from .call import Call
 from .pace import SLICE, pace
 from .response import PromptResponse
@@ -146,10 +147,12 @@ class WrappedChain(AsyncChainResponse):
     async def _next_of_llms_loop(self) -> llm.AsyncResponse:
         try:
             step = await anext(self._source)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancellation:
             # llm's loop cannot go on after this, so neither can the other readers.
             self._finished = self._interrupted = True
-            raise
+            error = dispatch.not_ours(cancellation, "before_call or after_call of the chain")
+            self._interrupted = False
+            raise error from cancellation
         await self._left()  # once the contexts are left, there are no more steps
         if self._call.error is not None:
             raise self._call.error  # it ended while the tools ran

@@ -12,6 +12,9 @@ from contextvars import ContextVar
 import llm
 import pytest
 
+from datasette_llm import HookError
+
+from ..support.plugins import Observer
 from ..support.waiting import BOUND_S, happens, soon
 
 who: ContextVar[str] = ContextVar("who", default="no one")
@@ -207,6 +210,25 @@ async def test_e5_inner_cancellation_is_an_error(tool, in_thread, model_of, monk
     assert await model.chain("x", tools=[tool]).text() == "Done."
     [output] = results(scripted)
     assert output.startswith(f"Error: Tool '{tool.__name__}' was cancelled from inside")
+
+
+@pytest.mark.parametrize("when", ["before_call", "after_call"])
+async def test_e5_inner_cancellation_of_a_hook(when, model_of, plugin):
+    """It is an error for the reader, and for the contexts."""
+
+    async def hook(*_):
+        await awaits_a_cancelled_task()
+
+    def look() -> str:
+        return "saw"
+
+    observer = plugin(Observer())
+    _, model = await model_of([call("look")], ["Done."])
+    chain = model.chain("x", tools=[look], **{when: hook})
+    for _ in range(2):
+        with pytest.raises(HookError, match="was cancelled from inside"):
+            await chain.text()
+    assert observer.events == ["hook opens", "hook sees HookError"]
 
 
 async def test_e5_cancelled_caller_leaves_the_thread(model_of):

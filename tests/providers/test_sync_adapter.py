@@ -30,7 +30,7 @@ from ..access.test_keys import SECRETS, store
 from ..support.call_log import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
 from ..support.plugins import Accountant, Observer
-from ..support.waiting import BOUND_S, happens
+from ..support.waiting import BOUND_S, happens, until
 
 KEY = "sk-local-0123456789"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -778,6 +778,43 @@ async def test_e5_reference_lets_more_run_at_once(local) -> None:
     _, model = await local([lambda _: both.wait(BOUND_S), "ok"], config=config)
     for response in await asyncio.gather(model.prompt("x"), model.prompt("y")):
         assert await response.text() == "ok"
+
+
+async def test_e5_one_by_one_in_all_event_loops(local) -> None:
+    """Also for a plugin that prompts in a thread with an event loop of its own."""
+    go_on = threading.Event()
+    plain, model = await local([go_on, "ok"])
+
+    async def ask() -> str:
+        return await (await model.prompt("x")).text()
+
+    first = asyncio.create_task(ask())
+    await happens((await arrived(plain)).blocked)
+    second = asyncio.create_task(asyncio.to_thread(asyncio.run, ask()))
+    await until(lambda: len(our_threads()) == 2)
+    assert len(plain.requests) == 1
+    go_on.set()
+    assert await asyncio.gather(first, second) == ["ok", "ok"]
+    assert len(plain.requests) == 2
+
+
+async def test_e5_cancelled_in_another_loop_asks_nothing(local, monkeypatch) -> None:
+    """A request that waits for the thread of another loop, and is cancelled meanwhile."""
+    monkeypatch.setattr("datasette_llm.providers.sync_adapter.LOOP_CHECK_S", 0.01)
+    go_on = threading.Event()
+    plain, model = await local([go_on, "ok"])
+    first = asyncio.create_task(model.prompt("x"))
+    await happens((await arrived(plain)).blocked)
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(model.prompt("y"), 0.05)
+
+    await asyncio.to_thread(asyncio.run, give_up())
+    await until(lambda: len(our_threads()) == 1)
+    go_on.set()
+    assert await (await first).text() == "ok"
+    assert len(plain.requests) == 1
 
 
 async def test_threads_limits_requests_in_fifo_order(local) -> None:
