@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from .. import instance
 from ..errors import HookError
-from ..redaction import Keys, redact, without_keys
-from ..sanitize import MAX_TEXT_CHARS, now, one_line
+from ..redaction import Keys, redact
+from ..sanitize import brief, now, one_line
 from .keys import environment_keys
 from .quoting import keys_of_site
 
@@ -47,8 +47,8 @@ class HookFailures:
             keys: what to take out of its message, besides the keys in the environment.
         """
         known = keys if isinstance(keys, frozenset) else {keys} if keys else ()
-        text = one_line(error)[:MAX_TEXT_CHARS]
-        text = without_keys(f"{type(error).__name__}: {text}", {*known, *environment_keys()})
+        text = brief(one_line(error), environment_keys().union(known))
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
         logger.warning("%s of plugin %r raised %s", hook, plugin, text)
         before = self._last.get((hook, plugin))
         count = before.count + 1 if before else 1

@@ -204,7 +204,7 @@ def failed(hook: str, plugin: str, error: Exception) -> HookError:
     """
     if isinstance(error, HookError) and (error.hook, error.plugin) == (hook, plugin):
         return error
-    why = f"{type(error).__name__}: {message_of(error)}"
+    why = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
     return HookError(f"{hook} of plugin {plugin!r} raised {why}", hook, plugin)
 
 
