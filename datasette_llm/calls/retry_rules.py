@@ -56,9 +56,9 @@ _FINAL_WORDS = re.compile(
 )
 # Some providers say so of limits a minute, too.
 _QUOTA_WORDS = re.compile(
-    r"exceeded your [\w ]{0,20}quota|quota[\w ]{0,20} (used up|exhausted|exceeded)"
+    r"exceeded your [\w ]{0,30}(quota|credits)|quota[\w ]{0,20} (used up|exhausted|exceeded)"
     r"|out of (quota|credit)|(insufficient|not enough|no (more )?)[_ ]?(quota|balance|credit|fund)"
-    r"|credit balance|billing|(usage|spend(ing)?|monthly) limit",
+    r"|credit balance|billing (hard limit|(is )?not active)|(usage|spend(ing)?|monthly) limit",
     re.I,
 )
 _BUSY_WORDS = re.compile(

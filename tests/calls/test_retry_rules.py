@@ -75,6 +75,13 @@ PASSING = {
             "tokens per minute. Please reduce the prompt length or try again later.",
         ),
     ),
+    "a limit with advertisement": refused(
+        429,
+        error_of(
+            code="rate_limit_exceeded",
+            message="Rate limit reached. Visit https://example.com/billing to raise it.",
+        ),
+    ),
     "a quota a minute": refused(429, GEMINI_MINUTE),
     "the same in a list": refused(429, [GEMINI_MINUTE]),
     "the same behind a gateway": refused(
@@ -105,6 +112,7 @@ FINAL = {
     "quota with a pause": refused(429, {**error_of(code="insufficient_quota"), "retry_after": 5}),
     "billing": refused(500, error_of(type="billing_error", message="no")),
     "credit balance": ClientError("Your credit balance is too low to access the API", 503),
+    "no credits": refused(429, error_of(message="You have exceeded your monthly included credits")),
     "no balance": refused(503, error_of(message="Insufficient Balance")),
     "a quota a day": refused(429, GEMINI_DAY),
     "budget of LiteLLM": refused(
