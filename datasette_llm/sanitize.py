@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.utils import monotonic_ulid
 
-from .redaction import Keys, without_key
+from .redaction import Keys, shortened
 
 # Of a purpose, an id or an error in a table.
 MAX_TEXT_CHARS = 2_000
@@ -19,7 +19,7 @@ MAX_COUNT = 10**12
 
 def brief(value: object, key: Keys = None) -> str:
     """A value as text, without a key, of at most `MAX_TEXT_CHARS` characters."""
-    return well_formed(without_key(message_of(value), key)[:MAX_TEXT_CHARS])
+    return well_formed(shortened(message_of(value), key, MAX_TEXT_CHARS))
 
 
 def as_json(value: object, key: Keys, longest: int | None = None) -> str:
@@ -94,9 +94,9 @@ def _storable_value(value: Any) -> Any:
 def _plain(value: Any, key: Keys, longest: int | None) -> Any:
     """A value out of JSON, with its texts redacted and shortened."""
     if isinstance(value, str):
-        text = without_key(value, key)
-        more = len(text) - longest if longest is not None else 0
-        return f"{text[:longest]}… and {more:,} more characters" if more > 0 else text
+        text = shortened(value, key, len(value) if longest is None else longest)
+        more = len(value) - longest if longest is not None else 0
+        return f"{text}… and {more:,} more characters" if more > 0 else text
     if isinstance(value, list):
         return [_plain(item, key, longest) for item in value]
     if isinstance(value, dict):

@@ -47,7 +47,7 @@ class HookFailures:
             keys: what to take out of its message, besides the keys in the environment.
         """
         known = keys if isinstance(keys, frozenset) else {keys} if keys else ()
-        text = brief(one_line(error), environment_keys().union(known))
+        text = one_line(brief(error, environment_keys().union(known)))
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
         logger.warning("%s of plugin %r raised %s", hook, plugin, text)
         before = self._last.get((hook, plugin))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from ..redaction import MARK, cut
 from .exceptions import causes
 
 MAX_REASON_CHARS = 500
@@ -136,9 +137,9 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
     request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
     if isinstance(error, httpx2.TimeoutException):
         timed_out = openai.APITimeoutError(request)
-        timed_out.args, timed_out.message = (message[:MAX_REASON_CHARS],), message
+        timed_out.args, timed_out.message = (cut(message, MAX_REASON_CHARS),), message
         return timed_out
-    return openai.APIConnectionError(message=message[:MAX_REASON_CHARS], request=request)
+    return openai.APIConnectionError(message=cut(message, MAX_REASON_CHARS), request=request)
 
 
 def _cause(error: BaseException) -> str:
@@ -196,7 +197,7 @@ def body_of(body: bytes) -> Any:
     if text.startswith("data:"):
         text = text.removeprefix("data:").split("\n\n")[0].strip()
     try:
-        return json.loads(text)
+        return json.loads(text.removesuffix(MARK))
     except (ValueError, RecursionError):
         return text or None
 
@@ -207,8 +208,7 @@ def reason_of(value: object) -> str:
     Args:
         value: values of JSON, or text.
     """
-    text = " ".join(_reason(value, 0).split())
-    return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 1] + "…"
+    return cut(" ".join(_reason(value, 0).split()), MAX_REASON_CHARS)
 
 
 def refuses_stream_options(error: openai.APIStatusError) -> bool:

@@ -15,6 +15,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ..errors import ProviderError
+from ..redaction import cut
 from ..sanitize import new_id
 
 MAX_TOOL_CALLS = 1_000
@@ -220,6 +221,6 @@ def _unusable(call: _Call, what: str, reason: str | None) -> ProviderError:
         cause += ", so max_tokens or the context of the model was too small"
     tool = f"of the tool {call.name!r}" if call.name else "of a tool"
     return ProviderError(
-        f"A call {tool} {what}, and was not run: {cause}. It began: {call.arguments[:100]!r}",
+        f"A call {tool} {what}, and was not run: {cause}. It began: {cut(call.arguments, 100)!r}",
         kind="bad_answer",
     )
