@@ -6,7 +6,6 @@ server before a prompt.
 
 from __future__ import annotations
 
-import copy
 import re
 import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -163,14 +162,12 @@ async def _execute(
     key: str | None = None,
 ) -> AsyncGenerator[str | StreamEvent, None]:
     """As `AsyncChat.execute`; by that itself where the client is of another kind."""
-    own: Any = copy.copy(model)
-    own.key = key  # or llm would look for it in a file, on the event loop
-    client: Any = own.get_client(key, async_=True)
+    client: Any = model.get_client(key, async_=True)
     if type(client) is openai.AsyncOpenAI:
         target = _target(model, connections, Server(str(client.base_url)), client)
         source: Any = answer(model, target, prompt, stream, response, conversation)
     else:
-        source = AsyncChat.execute(own, prompt, stream, response, conversation, key)
+        source = AsyncChat.execute(model, prompt, stream, response, conversation, key)
     async with aclosing(source):
         async for event in source:
             yield event
