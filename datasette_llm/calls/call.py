@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from .. import instance
 from ..access.hook_failures import HookFailures
+from ..access.keys import environment_keys
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
@@ -218,12 +219,11 @@ class Call(CallContext):
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
-        keys = response.secret_text if response is not None else None
         finished = unsent(
             started,
             Outcome.BLOCKED,
             error,
-            keys,
+            self._keys_of_hooks(),
             plugin,
             failure_kind="blocked",
             message=failure_message(error, "blocked"),
@@ -232,13 +232,17 @@ class Call(CallContext):
 
     def _note_hook(self, plugin: str, error: BaseException) -> None:
         """Tell the caller, by a note, and the administrator which plugin's context raised."""
-        response = self.result.response
-        keys = self.used_keys or (response.secret_text if response is not None else None)
         failures = instance.of(self.route.datasette, HookFailures)
-        failures.note("llm_prompt_context", plugin, error, keys)
+        failures.note("llm_prompt_context", plugin, error, self._keys_of_hooks())
         note = f"Raised by llm_prompt_context of plugin {plugin!r}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
+
+    def _keys_of_hooks(self) -> frozenset[str]:
+        """The keys that the error of a hook may hold, which may have read the environment's."""
+        response = self.result.response
+        given = response.secret_text if response is not None else None
+        return environment_keys().union(self.used_keys, [given] if given else [])
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error
