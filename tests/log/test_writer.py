@@ -51,8 +51,18 @@ def connection(path):
                 connection.execute(
                     "insert into llm_call_content values (?, ?, 'text')", (call_id, part)
                 )
-        connection.execute("insert into llm_log_removals values (1, 'then', 'b', 1, 30)")
+        unchecked(connection, "insert into llm_log_removals values (1, 'then', 'b', 1, 30)")
         yield connection
+
+
+def unchecked(connection, removal):
+    """Note a removal as earlier versions did, which did not check it."""
+    name = "llm_log_removals_remove"
+    sql = "select sql from sqlite_master where name = ?"
+    (trigger,) = connection.execute(sql, (name,)).fetchone()
+    connection.execute(f"drop trigger {name}")
+    connection.execute(removal)
+    connection.execute(trigger)
 
 
 def start(connection, call_id):
@@ -122,6 +132,8 @@ TAMPERING = [
     "delete from llm_calls where id = 'b'",
     "delete from llm_calls where id = 'c'",
     "delete from llm_calls where outcome is null",
+    # a loss of a call whose session goes on
+    "update llm_calls set outcome = 'lost' where id = 'c'",
     # contents
     "update llm_call_content set content = 'forged'",
     "update llm_call_content set call_id = 'A' where call_id = 'a'",
@@ -160,6 +172,8 @@ def test_l3_rows_cannot_be_changed_or_deleted(connection, statement, recursive):
 
 @pytest.mark.parametrize("outcome", schema.OUTCOMES)
 def test_l3_started_call_can_finish_once(connection, outcome):
+    if outcome == "lost":
+        connection.execute("delete from llm_log_sessions")
     finish(connection, "c", outcome)
     for second in schema.OUTCOMES:
         with pytest.raises(sqlite3.IntegrityError, match=APPEND_ONLY):
@@ -176,6 +190,8 @@ def test_l3_a_row_can_be_written_whole(connection):
 
 
 def test_l3_only_below_last_removal_is_deletable(connection):
+    with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+        connection.execute("delete from llm_call_content where call_id < 'b'")  # before its call
     connection.execute("delete from llm_calls where id < 'b'")
     connection.execute("delete from llm_call_content where call_id < 'b'")
     assert [i for (i,) in connection.execute("select id from llm_calls order by id")] == [*"bcd"]
@@ -193,8 +209,8 @@ def test_l3_removal_beyond_limit_removes_nothing(connection):
 
 def test_l3_fast_clock_removal_is_not_permanent(connection):
     """A removal noted by a clock that was ahead allows no later deletions."""
-    connection.execute("insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
-    connection.execute("insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
+    unchecked(connection, "insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
+    unchecked(connection, "insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
     for statement in ("delete from llm_calls", "delete from llm_call_content"):
         with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
             connection.execute(statement)
@@ -255,7 +271,13 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    assert applied == ["m001_record", "m002_attempts", "m003_reasons", "m999_tomorrow"]
+    assert applied == [
+        "m001_record",
+        "m002_attempts",
+        "m003_reasons",
+        "m004_strict",
+        "m999_tomorrow",
+    ]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):

@@ -20,6 +20,7 @@ from datasette_llm.consultant.advice.dataset import Claim, Review
 from datasette_llm.consultant.advice.store import migrate
 from datasette_llm.consultant.advice.types import Prompts, input_tokens, user_prompt
 from datasette_llm.consultant.table_access import Access
+from datasette_llm.log import schema as log_schema
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, GOOD_FLAG, answer, answering, flag
 from tests.support.openai_server import OpenAIServer, write_model
@@ -274,6 +275,7 @@ async def test_advice_is_returned_when_storing_fails(
 
 def test_consultations_are_append_only(tmp_path):
     connection = sqlite3.connect(tmp_path / "internal.db")
+    log_schema.migrate(connection)
     migrate(connection)
     migrate(connection)
     values = "('a', 'now', 't', 'd', 'pets', '[]', '[]', '[]', 'ok')"
