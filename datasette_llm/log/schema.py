@@ -17,6 +17,8 @@ from .. import migrations as database
 if TYPE_CHECKING:
     import sqlite3
 
+TABLES = ("llm_calls", "llm_call_content", "llm_log_sessions", "llm_log_removals")
+
 # Also in migrations, which must not change: a new outcome needs a new migration.
 OUTCOMES = ("ok", "error", "cancelled", "blocked", "lost")
 
@@ -277,4 +279,4 @@ def m004_strict(db: Database) -> None:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date, as `migrations.migrate`."""
-    database.migrate(connection, migrations)
+    database.migrate(connection, migrations, *TABLES)

@@ -18,6 +18,9 @@ from datasette.cli import cli
 from sqlite_utils import Database, Migrations
 
 from datasette_llm import LLM
+from datasette_llm import migrations as database
+from datasette_llm.access import assignments
+from datasette_llm.consultant.advice import store
 from datasette_llm.log import retention, schema
 from datasette_llm.log.queries import id_at
 from datasette_llm.log.recorder import Recorder
@@ -216,6 +219,90 @@ async def test_what_is_new_stands_beside_what_is_old(start: Any, released: Path)
     ]
 
 
+TABLES = (*schema.TABLES, "llm_assignments", "llm_consultations")
+
+
+@pytest.fixture
+def used(tmp_path: Path, make_datasette: Callable[..., Datasette]) -> Any:
+    """A site that starts with a changed database, is used, and stops; gives what was recorded."""
+
+    async def used(path: Path, register_models: Callable[..., None], *changes: str) -> Any:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for migrated in (migrate, store.migrate):
+                migrated(connection)
+            database.migrate(connection, assignments.migrations)
+            for change in changes:
+                connection.execute(change)
+        register_models(ScriptedModel("m", ["Hello"]))
+        datasette = make_datasette({"log": {"content": True, "keep_days": 7}}, internal=str(path))
+        await datasette.start_background_tasks()
+        assert await (await (await LLM(datasette).model("m")).prompt("Hi")).text() == "Hello"
+        await datasette.invoke_shutdown()
+        with closing(sqlite3.connect(path)) as connection:
+            sql = "select outcome, (select count(*) from llm_call_content) from llm_calls"
+            found = connection.execute(sql).fetchall()
+            tables = connection.execute("select name from sqlite_master").fetchall()
+            return found, {name for (name,) in tables}
+
+    return used
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_s3_missing_table_is_made_again(
+    used: Any, register_models: Any, tmp_path: Path, caplog: Any, table: str
+) -> None:
+    found, names = await used(tmp_path / "internal.db", register_models, f"drop table {table}")
+    assert found == [("ok", 2)]
+    if table != "llm_consultations":  # which is made by the first consultation
+        assert {*TABLES} - {"llm_consultations"} <= names
+        assert {f"{table}_insert", f"{table}_update"} <= names or table == "llm_log_sessions"
+        [warning] = [record.getMessage() for record in caplog.records]
+        assert warning.endswith(f"made again without rows: {table}")
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("column", ["later text", "later text not null default 'x'"])
+async def test_s3_column_of_newer_version_is_ignored(
+    used: Any, register_models: Any, tmp_path: Path, caplog: Any, table: str, column: str
+) -> None:
+    change = f"alter table {table} add column {column}"
+    found, _ = await used(tmp_path / "internal.db", register_models, change)
+    assert found == [("ok", 2)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            f"insert into llm_assignments values (1, {values})"
+            for values in (
+                "'', 'p', 5, null",
+                "'', x'ff', 'm', null",
+                "'', cast(x'ff' as text), cast(x'ff' as text), null",
+                "5.5, '', '', x'00'",
+            )
+        ),
+        *(
+            "insert into llm_calls (id, session_id, started_at, model_id, streaming, prompt_chars, "
+            "system_chars, message_count, attachment_count, token_details, outcome) "
+            f"values ({call_id}, x'ff', x'ff', 0.5, 'x', 'x', -1, 1e99, x'', '[', 'ok')"
+            for call_id in ("x'ff'", "''", "'zz'", "cast(x'30ff' as text)")
+        ),
+        "insert into llm_call_content values (x'ff', 'request', x'00ff')",
+        "insert into llm_consultations (id, created_at, type, database_name, table_name, exclude, "
+        "rejected, checks, outcome) values (x'ff', '', '', '', '', '[', '[', '[', 'ok')",
+        "drop trigger llm_log_removals_remove",
+    ],
+)
+async def test_s3_odd_row_does_not_stop_the_log(
+    used: Any, register_models: Any, tmp_path: Path, change: str
+) -> None:
+    found, _ = await used(tmp_path / "internal.db", register_models, change)
+    assert "ok" in {outcome for outcome, _ in found}
+    assert len(found) == 1 + ("into llm_calls" in change)
+
+
 async def test_newer_version_is_ignored_with_log_off(
     start: Any, released: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,35 +364,38 @@ def test_s1_true_removal_removes_by_itself(log: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "forged",
+    ("days", "values"),
     [
-        removal(6.9),
-        removal(0, call_count=3),
-        removal(7, call_count=0),
-        removal(7, call_count=2),
-        removal(7, call_count="1 call"),
-        removal(7, keep_days=8),
-        removal(0, keep_days=0, call_count=2),
-        removal(0, keep_days=-1000, call_count=3),
-        removal(0, keep_days=0.001, call_count=2),
-        removal(0, keep_days=10**18, call_count=2),
-        removal(0, keep_days="none", call_count=3),
-        removal(7, below_id="zz", call_count=3),
-        removal(7, below_id=b"0", call_count=3),
-        removal(7, below_id=b"", call_count=3),
-        removal(7, removed_at="2020-01-01T00:00:00.000Z"),
-        removal(7, removed_at="then"),
-        removal(7, removed_at="now"),
-        removal(7, removed_at=now().encode()),
-        removal(7, id=2**63 - 1),
-        removal(7, id=7),
+        (6.9, {}),
+        (0, {"call_count": 2}),
+        (7, {"call_count": 0}),
+        (7, {"call_count": 2}),
+        (7, {"call_count": "1 call"}),
+        (7, {"keep_days": 8}),
+        (0, {"keep_days": 0, "call_count": 2}),
+        (0, {"keep_days": -1000, "call_count": 2}),
+        (0, {"keep_days": 0.001, "call_count": 2}),
+        (0, {"keep_days": 10**18, "call_count": 2}),
+        (0, {"keep_days": "none", "call_count": 2}),
+        (7, {"below_id": "zz", "call_count": 3}),
+        (7, {"below_id": b"0", "call_count": 3}),
+        (7, {"below_id": b"", "call_count": 3}),
+        (7, {"removed_at": "2020-01-01T00:00:00.000Z"}),
+        (7, {"removed_at": "then"}),
+        (7, {"removed_at": "now"}),
+        (7, {"removed_at": bytes}),
+        (7, {"id": 2**63 - 1}),
+        (7, {"id": 7}),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("verb", ["insert", "insert or replace", "insert or ignore"])
 def test_s1_forged_removal_is_refused(
-    log: sqlite3.Connection, forged: dict[str, Any], verb: str
+    log: sqlite3.Connection, days: float, values: dict[str, Any], verb: str
 ) -> None:
+    forged = removal(days, **values)
+    if forged["removed_at"] is bytes:
+        forged["removed_at"] = now().encode()
     before = list(log.iterdump())
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         log.execute(REMOVAL.replace("insert", verb, 1), forged)

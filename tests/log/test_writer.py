@@ -979,6 +979,30 @@ def test_unknown_lock_state_counts_as_alive(connection, path, session):
     assert session("second").lost == 0
 
 
+@pytest.mark.parametrize(
+    "odd", ["a/b", "/etc/passwd", "../internal.db", "", "..", "a" * 400, "a\0b", b"\xff", "A B"]
+)
+async def test_s3_odd_session_is_ignored_with_warning(
+    make_datasette, register_models, path, caplog, odd
+):
+    """Datasette starts, and leaves the row and its calls alone."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection)
+        connection.execute("insert into llm_log_sessions values (?, 'then')", (odd,))
+        before = sorted(file.name for file in path.parent.iterdir())
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette(internal=str(path))
+    await datasette.invoke_startup()
+    assert await prompted(await LLM(datasette).model("scripted")) == "a"
+    await datasette.invoke_shutdown()
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"]
+    assert sorted(file.name for file in path.parent.iterdir()) == before
+    with closing(sqlite3.connect(path)) as connection:
+        assert session_ids(connection) == [odd]
+    [warning] = messages_of(caplog, logging.WARNING)
+    assert repr(odd)[:80] in warning
+
+
 def test_closed_session_loses_unfinished_rows(connection, first, session):
     first.close(connection)
     assert session("second").lost == 0  # it may still finish them

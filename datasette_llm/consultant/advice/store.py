@@ -117,7 +117,7 @@ def m002_retention(db: Database) -> None:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations of the table, as `migrations.migrate`."""
-    run_migrations(connection, migrations)
+    run_migrations(connection, migrations, "llm_consultations")
 
 
 async def update(datasette: Datasette) -> None:
