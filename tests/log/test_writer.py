@@ -14,6 +14,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+import llm
 import pytest
 from datasette.app import Datasette
 from datasette.database import DatasetteClosedError
@@ -663,36 +664,99 @@ async def test_l5_running_calls_end_after_recovery(make_datasette, register_mode
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_pending_writes_are_bounded(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING", 10)
+async def test_s2_waiting_rows_are_bounded_by_weight(logged, path, monkeypatch, caplog):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 40_000)
     datasette, scripted, model = await logged(["a"])
     log = writer_of(datasette)
     async with read_only(datasette, path):
         for _ in range(30):
             assert await soon(prompted(model)) == "a"
-            assert log._count() <= 10
-        assert log.dropped == 50
+        assert 40 <= log.dropped < 56
+        assert 4 <= log._count() == 60 - log.dropped
     assert len(scripted.calls) == 30
     await until(lambda: log.failure is None)
     await soon(log.flush())
     assert 1 <= len(columns_of(path)) <= 10
+    [warning] = messages_of(caplog, logging.WARNING)
+    assert f"again; {log.dropped} rows and ends of rows" in warning
+    assert log._bytes == log._content_bytes == len(log._contents) == 0
+    async with read_only(datasette, path):
+        await soon(prompted(model))
+    await until(lambda: log.failure is None)
+    warnings = messages_of(caplog, logging.WARNING)
+    assert warnings[1:] == ["The LLM call log is written again"]  # what was lost is said once
+
+
+def contents_of(path):
+    has_content = "(select count(*) from llm_call_content where call_id = id)"
+    return [count for (count,) in columns_of(path, has_content)]
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_pending_content_is_bounded(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING_LARGE", 5)
-    datasette, _, model = await logged(["a"], content=True)
+async def test_s2_contents_are_dropped_before_rows(logged, path, monkeypatch, caplog):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 500_000)
+    datasette, _, model = await logged(["a" * 100_000], content=True)
     log = writer_of(datasette)
     async with read_only(datasette, path):
         for _ in range(10):
-            assert await soon(prompted(model)) == "a"
+            await soon(prompted(model))
+        assert log._bytes + log._content_bytes <= 500_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
     assert [outcome for _, outcome in columns_of(path)] == ["ok"] * 10
-    has_content = "(select count(*) from llm_call_content where call_id = id)"
-    with_content = [count for (count,) in columns_of(path, has_content)]
-    assert 0 < with_content.count(2) < 10
-    assert with_content.count(0) == 10 - with_content.count(2)
+    kept = sum(contents_of(path)) // 2
+    assert 3 <= kept <= 4
+    assert contents_of(path) == [2] * kept + [0] * (10 - kept)  # what came first
+    assert (log.dropped, log.dropped_contents) == (0, 10 - kept)
+    said = f"the contents of {10 - kept} calls were dropped"
+    assert said in messages_of(caplog, logging.WARNING)[0]
+    assert log._bytes == log._content_bytes == len(log._contents) == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 200_000)
+    datasette, _, model = await logged(["a" * 50_000], ["b"], content=True)
+    log = writer_of(datasette)
+    async with read_only(datasette, path):
+        await soon(prompted(model))
+        assert log._content_bytes > 50_000
+        while not log.dropped:
+            await soon(prompted(model))
+        assert log._content_bytes < 10_000
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    assert contents_of(path)[0] == 0
+    assert sum(contents_of(path)) == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_s2_contents_are_weighed_with_the_prompt(logged, path, monkeypatch):
+    """Its history and attachments included."""
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 100_000)
+    datasette, _, model = await logged(["b"], content=True)
+    log = writer_of(datasette)
+    paper = llm.Attachment(type="text/plain", content=b"p" * 100_000)
+    async with read_only(datasette, path):
+        for asked in (
+            {"prompt": "p" * 100_000},
+            {"messages": [llm.user("x", paper)]},
+            {"messages": [llm.user("p" * 100_000), llm.assistant("x"), llm.user("y")]},
+            {"system": "p" * 100_000},
+        ):
+            before = log.dropped_contents
+            await soon((await model.prompt(**asked)).text())
+            assert log.dropped_contents == before + 1
+
+
+async def test_s2_one_large_content_is_recorded(logged, path, monkeypatch):
+    """A healthy log records the beginning of an answer that is larger than what may wait."""
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 100_000)
+    datasette, _, model = await logged(["a" * 1_000_000], content=True)
+    for _ in range(2):
+        await prompted(model)
+        await soon(writer_of(datasette).flush())
+    assert contents_of(path) == [2, 2]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -725,7 +789,7 @@ async def test_l5_removed_file_is_reported(logged, path, caplog):
 
 @pytest.mark.usefixtures("impatient")
 async def test_l5_required_call_is_refused_if_full(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING", 0)
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 0)
     _, scripted, model = await logged(["a"], required=True)
     with pytest.raises(NotRecordedError):
         await soon(prompted(model))
