@@ -9,6 +9,7 @@ import html
 import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -59,6 +60,9 @@ _NO_PATH = re.compile(
     re.IGNORECASE,
 )
 _STREAM_OPTIONS = re.compile("stream_options|include_usage")
+_NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE")
+_UNTRUSTED = re.compile("self.signed certificate|unable to get (local )?issuer")
+_NUMBER = re.compile(r"^\[Errno -?\d+\] | \(_ssl\.c:\d+\)")
 _UNKNOWN = re.compile(
     r"extra|permitted|allowed|forbidden|unknown|unrecogni[sz]ed|unexpected|invalid|support",
     re.IGNORECASE,
@@ -127,6 +131,8 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
     told = "; ".join(_telling(list(reasons))) or type(error).__name__
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         message = f"Could not connect to the server at {place.host}: {told}"
+        advice = _connecting_advice(told, place)
+        message = f"{message}. {advice}" if advice else message
     elif isinstance(error, httpx2.ReadTimeout):
         message = f"The server at {place.host} sent nothing for too long"
     elif isinstance(error, httpx2.DecodingError):
@@ -143,9 +149,25 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
 
 def _cause(error: BaseException) -> str:
     """The message of a cause: of a failed system call what it means, without addresses."""
-    if isinstance(error, OSError) and error.errno and error.errno > 0 and not error.filename:
-        return os.strerror(error.errno)
-    return str(error).strip()
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, ssl.SSLError)  # whose numbers are OpenSSL's
+        and (error.errno or 0) > 0
+        and not error.filename
+    ):
+        return os.strerror(error.errno or 0)
+    return _NUMBER.sub("", str(error)).strip()
+
+
+def _connecting_advice(told: str, place: Place) -> str:
+    """What to do about a connection that failed, where the likely mistake is known."""
+    if not place.is_endpoint:
+        return ""
+    if _NO_TLS.search(told):
+        return "It probably speaks plain HTTP: set api_base to http://…"
+    if _UNTRUSTED.search(told):
+        return "If this is the right server, set ca_file to the certificate to trust"
+    return ""
 
 
 def _telling(texts: list[str]) -> list[str]:

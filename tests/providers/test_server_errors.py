@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 
 import httpx2
 import openai
@@ -161,6 +163,37 @@ def test_w4_refused_connection_has_its_cause():
     assert str(told) == "Could not connect to the server at host:8000: Connection refused"
     assert kind_of(told) == "network"
     assert told.__cause__ is None  # which would hold the request with its key
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number. It probably speaks plain HTTP: "
+            "set api_base to http://…",
+        ),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate "
+            "(_ssl.c:1006)",
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate. "
+            "If this is the right server, set ca_file to the certificate to trust",
+        ),
+    ],
+)
+def test_w4_tls_failures_say_what_to_do(reason, told):
+    error = httpx2.ConnectError(reason)
+    error.__cause__ = ssl.SSLError(1, reason)  # 1 is "Operation not permitted" elsewhere
+    assert str(unreachable(error, HERE)) == f"Could not connect to the server at host:8000: {told}"
+    elsewhere = HERE._replace(is_endpoint=False)
+    assert "set " not in str(unreachable(error, elsewhere))
+
+
+def test_w4_unknown_host_has_no_number():
+    error = httpx2.ConnectError("[Errno -2] Name or service not known")
+    error.__cause__ = socket.gaierror(-2, "Name or service not known")
+    told = str(unreachable(error, HERE))
+    assert told == "Could not connect to the server at host:8000: Name or service not known"
 
 
 def test_w4_timeouts_are_timeouts():
