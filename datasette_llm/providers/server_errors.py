@@ -54,6 +54,12 @@ _NO_STREAM = re.compile(
     r"|(not support|unsupported).{0,40}\bstream",
     re.IGNORECASE,
 )
+_NO_SCHEMA = re.compile(r"json_schema|response_format|grammar", re.IGNORECASE)
+_NO_TOOLS = re.compile(
+    r"tool.{0,60}(not support|unsupported|not enabled|requires)"
+    r"|(not support|unsupported).{0,40}tool|enable-auto-tool-choice",
+    re.IGNORECASE,
+)
 _NO_PATH = re.compile(
     r"unexpected endpoint|not found|no route|cannot post|method not allowed|unknown (path|route)"
     r"|invalid url",
@@ -75,7 +81,7 @@ class Place(NamedTuple):
     Attributes:
         host: host and port, as messages show them.
         has_version: whether the address ends with a version such as `/v1`.
-        is_endpoint: whether `endpoints` configures it.
+        is_endpoint: whether its address is configured, in `endpoints` or in a file of llm's.
     """
 
     host: str
@@ -256,6 +262,10 @@ def advice_for(reason: str, status: int | None, place: Place) -> str:
         return "Set can_stream: false for this endpoint" if place.is_endpoint else ""
     if not place.is_endpoint:
         return ""
+    if _NO_SCHEMA.search(reason):
+        return "If the server takes no JSON schemas, set supports_schema: false"
+    if _NO_TOOLS.search(reason):
+        return "If the server takes no tools, set supports_tools: false; vLLM needs a flag for them"
     if _NO_MODEL.search(reason):
         return (
             "Set model_name to a model that the server has loaded; GET /models of its api_base "
@@ -264,7 +274,7 @@ def advice_for(reason: str, status: int | None, place: Place) -> str:
     lost = status in (404, 405) or (status is None and _NO_PATH.search(reason))
     if lost and not place.has_version:
         return "api_base probably lacks /v1 at its end"
-    return ""
+    return "There is no chat/completions below its api_base; check the path" if lost else ""
 
 
 def _reason(value: object, level: int) -> str:

@@ -155,6 +155,22 @@ async def test_w2_done_without_a_reason_may_be_complete(server, model):
         await read(model)
 
 
+async def test_w2_reasons_are_recalled_at_the_start(server, make_datasette, tmp_path):
+    """A process that has just started knows from the call log that the model gives reasons."""
+    config = {"endpoints": [{"model": "local", "api_base": server.url}], "retries": 0}
+    for answer, fails in ((sse(text(TEXT), STOP), False), (sse(text("Hel")), True)):
+        server.play([answer])
+        datasette = make_datasette(config, internal=str(tmp_path / "internal.db"))
+        await datasette.invoke_startup()
+        model = await LLM(datasette).model("local")
+        if fails:
+            with pytest.raises(IncompleteAnswerError):
+                await read(model)
+        else:
+            assert await read(model) == TEXT
+        await datasette.invoke_shutdown()
+
+
 async def test_w2_finished_answer_ends_soon(server, model):
     """Whether or not the connection closes, and whatever is sent on it."""
     pings = [item for _ in range(1_000) for item in (0.01, Raw(b": ping\n\n"))]

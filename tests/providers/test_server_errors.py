@@ -80,7 +80,10 @@ def test_w4_reason_is_bounded_and_on_one_line():
     [
         (b"<title>404 Not Found</title>", 404, BARE, "lacks /v1"),
         ({"detail": "Not Found"}, 404, BARE, "lacks /v1"),
-        ({"detail": "Not Found"}, 404, HERE, ""),
+        ({"detail": "Not Found"}, 404, HERE, "check the path"),
+        ({"error": "json_schema is not supported"}, 400, HERE, "supports_schema: false"),
+        ({"error": "tools are not supported by this model"}, 400, HERE, "supports_tools: false"),
+        ({"error": '"auto" needs --enable-auto-tool-choice'}, 400, HERE, "needs a flag"),
         ({"error": "model 'x' not found, try pulling it first"}, 404, HERE, "Set model_name"),
         ({"error": {"message": "No models loaded. Please load a model"}}, 404, HERE, "model_name"),
         ({"error": "Streaming is not supported for this model"}, 400, HERE, "can_stream: false"),
