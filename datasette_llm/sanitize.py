@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,13 @@ from .redaction import Keys, shortened
 
 # Of a purpose, an id or an error in a table.
 MAX_TEXT_CHARS = 2_000
+# A text that is cut before it is searched for keys is cut so many characters later than it will
+# end, so that a key across its end is found.
+MARGIN_CHARS = 20_000
 # More tokens than any request has; the sum of a million calls still fits into 63 bits.
 MAX_COUNT = 10**12
+
+_NO_LENGTHS: Mapping[str, int] = {}
 
 
 def brief(value: object, key: Keys = None) -> str:
@@ -22,18 +28,19 @@ def brief(value: object, key: Keys = None) -> str:
     return well_formed(shortened(message_of(value), key, MAX_TEXT_CHARS))
 
 
-def as_json(value: object, key: Keys, longest: int | None = None) -> str:
+def as_json(
+    value: object, key: Keys, longest: int | None = None, lengths: Mapping[str, int] = _NO_LENGTHS
+) -> str:
     """A value as standard JSON, without a key in any of its texts.
 
     Args:
         value: anything; for types that JSON does not have, `message_of` is used.
         key: the key or keys, or None.
         longest: the maximal characters of each text; None for no limit.
+        lengths: for texts that were cut before, how long they were.
     """
     try:
-        text = json.dumps(value, default=message_of, skipkeys=True)
-        # NaN and infinities are not JSON, so they become texts.
-        plain = _plain(json.loads(text, parse_constant=str), key, longest)
+        plain = _Plain(key, longest, lengths).of(value)
         return json.dumps(plain, ensure_ascii=False)
     except (ValueError, RecursionError):  # it contains itself, or is nested too deep
         return json.dumps(f"{type(value).__name__} that cannot be written as JSON")
@@ -91,14 +98,37 @@ def _storable_value(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else message_of(value))
 
 
-def _plain(value: Any, key: Keys, longest: int | None) -> Any:
-    """A value out of JSON, with its texts redacted and shortened."""
-    if isinstance(value, str):
-        text = shortened(value, key, len(value) if longest is None else longest)
-        more = len(value) - longest if longest is not None else 0
-        return f"{text}… and {more:,} more characters" if more > 0 else text
-    if isinstance(value, list):
-        return [_plain(item, key, longest) for item in value]
-    if isinstance(value, dict):
-        return {_plain(k, key, longest): _plain(v, key, longest) for k, v in value.items()}
-    return value
+class _Plain:
+    """Values as JSON has them, with their texts redacted and shortened."""
+
+    def __init__(self, key: Keys, longest: int | None, lengths: Mapping[str, int]) -> None:
+        self.key = key
+        self.longest = longest
+        self.lengths = lengths
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            # NaN and infinities are not JSON, so they become texts.
+            return value if math.isfinite(value) else json.dumps(value)
+        if isinstance(value, list | tuple):
+            return [self.of(item) for item in value]
+        if isinstance(value, dict):
+            return {self.name(name): self.of(each) for name, each in value.items() if _names(name)}
+        return self.text(message_of(value))
+
+    def name(self, name: Any) -> str:
+        return self.text(name if isinstance(name, str) else json.dumps(name))
+
+    def text(self, text: str) -> str:
+        length = self.lengths.get(text, len(text)) if self.lengths else len(text)
+        longest = length if self.longest is None else self.longest
+        kept, more = well_formed(shortened(text, self.key, longest)), length - longest
+        return f"{kept}… and {more:,} more characters" if more > 0 else kept
+
+
+def _names(name: object) -> bool:
+    return name is None or isinstance(name, str | int | float)

@@ -17,6 +17,7 @@ from ..access.keys import environment_keys
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
+from ..log.recorder import Recorder
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from .attempt import Attempt
@@ -211,9 +212,11 @@ class Call(CallContext):
         recorder, plugin = self.route.recorder, self.refused_by
         if plugin is None or isinstance(error, FATAL):
             return
-        self._note_hook(plugin, error)
-        if recorder is None:
-            return
+        if recorder is not None:
+            self._record_refusal(recorder, plugin, error)
+        self._note_hook(plugin, error)  # after the row, which names the plugin by itself
+
+    def _record_refusal(self, recorder: Recorder, plugin: str, error: BaseException) -> None:
         response, route = self.result.response, self.route
         if response is not None:
             started = Attempt(self, response, self.model).started

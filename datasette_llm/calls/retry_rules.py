@@ -130,5 +130,5 @@ def _broke_off(error: Exception, codes: frozenset[str], text: str) -> bool:
     if _named(codes, _BROKEN_CODES) or _BUSY_WORDS.search(text):
         return True
     if isinstance(error, ProviderError) and error.kind is not None:
-        return error.kind in ("network", "timeout", "rate_limit", "bad_answer")
+        return error.kind in ("network", "timeout", "rate_limit")
     return did_not_connect(error)

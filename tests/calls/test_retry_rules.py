@@ -6,7 +6,7 @@ import httpx2
 import llm
 import pytest
 
-from datasette_llm import ProviderError
+from datasette_llm import IncompleteAnswerError, ProviderError
 from datasette_llm.calls.error_details import MAX_TEXT_CHARS, codes_of, fields_of, text_of
 from datasette_llm.calls.retry_rules import is_transient
 
@@ -94,7 +94,7 @@ PASSING = {
     "an invalid request that is a limit": refused(
         429, error_of(type="invalid_request_error", message="Rate limit reached")
     ),
-    "broke off": refused(None, None, "bad_answer"),
+    "broke off": IncompleteAnswerError("The answer broke off"),
     "reset": refused(None, None, "network"),
     "an empty body": refused(502, None),
 }
@@ -106,6 +106,7 @@ def test_w10_what_passes_is_retried(name):
 
 
 FINAL = {
+    "an answer that cannot be read": refused(None, None, "bad_answer"),
     "quota by code": refused(429, error_of(code="insufficient_quota", message=OPENAI_QUOTA)),
     "quota by message": ClientError(OPENAI_QUOTA, 429),
     "quota in a stream": refused(None, error_of(type="insufficient_quota")),
