@@ -10,9 +10,8 @@ import click
 
 from ..console.advice import payloads
 from ..consultant.advice.consultation import consult
-from ..consultant.advice.dataset import MALFORMED
+from ..consultant.advice.dataset import MALFORMED, NOT_CHECKED
 from ..consultant.advice.previews import make_preview
-from ..consultant.table_access import Access
 from .log_table import printable
 from .site import Site, run, site_options
 
@@ -71,7 +70,6 @@ async def _analyze(
     async with site.started(str(path)) as datasette:
         database = await _database(datasette, path, table)
         request = await payloads.consultation_request(datasette, database, table, fields)
-        access = Access(datasette, None, unrestricted=True)
         if preview_only:
             preview = await make_preview(datasette, request, None)
             payload |= await payloads.preview_payload(datasette, preview)
@@ -79,8 +77,8 @@ async def _analyze(
                 _echo_preview(payload)
             return
         on_step = _ignore if quiet else _echo_step
-        done = await consult(datasette, request, access, on_step=on_step)
-        payload |= await payloads.consultation_payload(done.row, access)
+        done = await consult(datasette, request, None, on_step=on_step)
+        payload |= await payloads.consultation_payload(done.row)
         if done.unrecorded is not None:
             click.echo(done.unrecorded, err=True)
         if not quiet:
@@ -132,25 +130,18 @@ def _echo_consultation(consultation: dict[str, Any]) -> None:
         if text:
             click.echo(f"\n{title.replace('_', ' ')}:")
             _echo_text(text)
-    for number, flag in enumerate(advice.get("risk_flags", ())):
-        _echo_flag(flag, consultation["checks"], number)
+    for flag in advice.get("risk_flags", ()):
+        _echo_flag(flag)
     for sentence in consultation["rejected"]:
         click.echo(f"rejected: {printable(sentence)}")
 
 
-def _echo_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) -> None:
-    check = checks[number] if number < len(checks) else None
+def _echo_flag(flag: dict[str, Any]) -> None:
     where = f" in {flag['column']}" if flag["column"] is not None else ""
     click.echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
-    if check is None:
-        if flag["kind"] != MALFORMED:
-            click.echo("    unchecked")
-        return
-    reason = f": {printable(check['reason'])}" if check["reason"] else ""
-    click.echo(f"    {check['status']}{reason}")
-    _echo_text(flag["evidence_sql"])
-    for row in [check["columns"], *check["rows"]] if check["rows"] else ():
-        click.echo("    | " + " | ".join(printable(str(cell)) for cell in row))
+    if flag["kind"] != MALFORMED:
+        click.echo(f"    not checked: {NOT_CHECKED}")
+        _echo_text(flag["evidence_sql"])
 
 
 def _echo_text(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette import Forbidden, NotFound, Response
 
-from ...consultant.table_access import Access, may_analyze_any
+from ...consultant.table_access import may_analyze, may_analyze_any
 from ...permissions import ANALYZE
 from ...web import DEFAULT_LIMIT, ArgumentError
 from ..navigation import ADVICE
@@ -51,10 +51,10 @@ async def table_links(
     datasette: Datasette, actor: Any, database: str, table: str
 ) -> list[dict[str, str]]:
     """The link in the menu of a table or view, for actors who may analyze it."""
-    if not await Access(datasette, actor).may_analyze(database, table):
+    if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what would be sent to a language model, and get checked advice."
+    description = "See what would be sent to a language model, and get advice."
     return [{"href": href, "label": "Analyze with AI", "description": description}]
 
 
