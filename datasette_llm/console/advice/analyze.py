@@ -48,7 +48,8 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         if request.method == "POST":
             fields = await _form_fields(request)
             return await _send(datasette, request, database, table, fields)
-        preview = await _preview(datasette, request, database, table, arguments(request))
+        work = _preview(datasette, request, database, table, arguments(request))
+        preview = await _while_connected(request, work)
         notice = CHANGED if request.args.get("changed") else None
         return await _preview_page(datasette, request, preview, notice)
     except BadRequestError as error:
@@ -63,14 +64,14 @@ async def analyze_json(datasette: Datasette, request: Request) -> Response:
     database, table = await _permitted_table(datasette, request)
     try:
         if request.method != "POST":
-            preview = await _preview(datasette, request, database, table, arguments(request))
+            work = _preview(datasette, request, database, table, arguments(request))
+            preview = await _while_connected(request, work)
             return Response.json(await payloads.preview_payload(datasette, preview))
         fields = await _json_fields(request)
         advice_request = await payloads.consultation_request(datasette, database, table, fields)
+        done = await _while_connected(request, consult(datasette, advice_request, request.actor))
     except BadRequestError as error:
         return Response.error(str(error), 400)
-    try:
-        done = await _while_connected(request, consult(datasette, advice_request, request.actor))
     except _ClientGoneError:
         return _client_gone()
     payload = await payloads.consultation_payload(done.row)
