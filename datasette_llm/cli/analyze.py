@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ from ..console.advice import payloads
 from ..consultant.advice.consultation import consult
 from ..consultant.advice.dataset import MALFORMED, NOT_CHECKED
 from ..consultant.advice.previews import make_preview
-from .log_table import printable
 from .site import Site, run, site_options
+from .terminal import echo, echo_json, printable
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -53,7 +52,7 @@ def analyze_command(
     payload: dict[str, Any] = {}
     run(_analyze(site, database, table, fields, payload, preview_only, as_json))
     if as_json:
-        click.echo(json.dumps(payload, indent=2))
+        echo_json(payload, indent=2)
     if not preview_only and payload["consultation"]["outcome"] != "ok":
         raise click.exceptions.Exit(1)
 
@@ -80,7 +79,7 @@ async def _analyze(
         done = await consult(datasette, request, None, on_step=on_step)
         payload |= await payloads.consultation_payload(done.row)
         if done.unrecorded is not None:
-            click.echo(done.unrecorded, err=True)
+            echo(done.unrecorded, err=True)
         if not quiet:
             _echo_consultation(payload["consultation"])
 
@@ -99,21 +98,21 @@ def _ignore(step: str) -> None:
 
 
 def _echo_step(step: str) -> None:
-    click.echo(f"{printable(step)}…", err=True)
+    echo(f"{printable(step)}…", err=True)
 
 
 def _echo_preview(payload: dict[str, Any]) -> None:
     for title in ("system_prompt", "user_prompt"):
-        click.echo(f"{title.replace('_', ' ')}:")
+        echo(f"{title.replace('_', ' ')}:")
         _echo_text(payload[title])
     cost = payload["cost_dollars"]
     price = "unknown" if cost is None else f"${cost:.4f}"
-    click.echo(f"model: {printable(payload['model_id'] or 'none')}")
+    echo(f"model: {printable(payload['model_id'] or 'none')}")
     if payload["fallbacks"]:
-        click.echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
-    click.echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
+        echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
+    echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
     if payload["problem"]:
-        click.echo(printable(payload["problem"]), err=True)
+        echo(printable(payload["problem"]), err=True)
 
 
 def _echo_consultation(consultation: dict[str, Any]) -> None:
@@ -124,26 +123,26 @@ def _echo_consultation(consultation: dict[str, Any]) -> None:
         return
     for title in ("suggested_action", "reasoning_summary"):
         if advice.get(title):
-            click.echo(f"\n{title.replace('_', ' ')}:")
+            echo(f"\n{title.replace('_', ' ')}:")
             _echo_text(advice[title])
     for title, text in (derived or {}).items():
         if text:
-            click.echo(f"\n{title.replace('_', ' ')}:")
+            echo(f"\n{title.replace('_', ' ')}:")
             _echo_text(text)
     for flag in advice.get("risk_flags", ()):
         _echo_flag(flag)
     for sentence in consultation["rejected"]:
-        click.echo(f"rejected: {printable(sentence)}")
+        echo(f"rejected: {printable(sentence)}")
 
 
 def _echo_flag(flag: dict[str, Any]) -> None:
     where = f" in {flag['column']}" if flag["column"] is not None else ""
-    click.echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
+    echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
     if flag["kind"] != MALFORMED:
-        click.echo(f"    not checked: {NOT_CHECKED}")
+        echo(f"    not checked: {NOT_CHECKED}")
         _echo_text(flag["evidence_sql"])
 
 
 def _echo_text(text: str) -> None:
     for line in text.splitlines():
-        click.echo(f"    {printable(line) if not line.isprintable() else line}")
+        echo(f"    {line}")

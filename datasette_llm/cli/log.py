@@ -33,6 +33,7 @@ from ..log.queries import (
 )
 from ..log.schema import OUTCOMES, migrations
 from .log_table import Table
+from .terminal import echo, echo_json
 
 DEFAULT_ROWS = 50
 POLL_S = 1.0
@@ -209,15 +210,15 @@ def _show(rows: Iterator[Row], as_json: bool) -> None:
     if as_json:
         opening = "["
         for row in rows:
-            click.echo(f"{opening}\n{json.dumps(row)}", nl=False)
+            echo(f"{opening}\n{json.dumps(row)}", nl=False)
             opening = ","
-        click.echo("[]" if opening == "[" else "\n]")
+        echo("[]" if opening == "[" else "\n]")
         return
     sample = list(islice(rows, SAMPLE_ROWS))
     table = Table(sample)
-    click.echo(table.head)
+    echo(table.head)
     for row in chain(sample, rows):
-        click.echo(table.line(row))
+        echo(table.line(row))
 
 
 def _follow(
@@ -229,12 +230,12 @@ def _follow(
     watch.note(past)
     table = Table(past, at_least={"model": 20, "purpose": 10, "actor": 10})
     if not as_json:
-        click.echo(table.head)
+        echo(table.head)
     rows = past[::-1]
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         while True:
             for row in rows:
-                click.echo(json.dumps(row) if as_json else table.line(row))
+                echo_json(row) if as_json else echo(table.line(row))
             time.sleep(POLL_S)
             rows = _look(watch)
             if _identity(file) != followed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from datasette.utils.asgi import AsgiWriter, Request
 
 CSV_COLUMNS = (*COLUMNS, "cost_dollars")
-# The first characters by which spreadsheets recognise a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Where a formula of a spreadsheet may begin: the start of a cell, also of one that results from
+# another separator than the comma.
+_FORMULA = re.compile(
+    r'^(?=[\t\r\n])|(?:^|(?<=[;\t\r\n]))(?=[\s"]*[=+\-@\uff1d\uff0b\uff0d\uff20])'
+)
 
 
 async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[str]:
@@ -55,9 +59,7 @@ def without_formula(value: object) -> object:
 
     See https://owasp.org/www-community/attacks/CSV_Injection
     """
-    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    return _FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
 async def _batch(

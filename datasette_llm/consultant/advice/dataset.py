@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ...sanitize import well_formed
+from ...sanitize import well_formed, without_controls
 
 RiskKind = Literal[
     "missing_values",
@@ -37,8 +36,6 @@ MAX_REJECTED = 50
 NOT_CHECKED = "queries that a model wrote are not run, so read the data before you believe it"
 # The keys of a check that was made, which programs may expect.
 _EMPTY_RESULT = {"columns": [], "rows": [], "more": False, "tables": [], "duration_ms": 0.0}
-# Bidirectional control characters, which make a text look like another.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 # The fields that hold names of columns.
 _COLUMN_NAMES = (
@@ -257,9 +254,8 @@ def reviewed_config(
 
 def plain(text: str) -> str:
     """An untrusted text without control characters, of bounded length."""
-    visible = (c for c in well_formed(text) if c in "\n\t" or (c >= " " and c not in _BIDI))
     # Only as much as is needed: a long text would block the event loop.
-    clean = "".join(islice((c for c in visible if not "\x7f" <= c <= "\x9f"), MAX_TEXT_CHARS + 1))
+    clean = without_controls(well_formed(text[: 2 * MAX_TEXT_CHARS]))
     return clean if len(clean) <= MAX_TEXT_CHARS else f"{clean[:MAX_TEXT_CHARS]}…"
 
 

@@ -762,6 +762,23 @@ async def test_csv_has_no_formulas(start: Start, sign: str) -> None:
         assert row[name] == f"'{formula}"
 
 
+@pytest.mark.parametrize(
+    "text", ["x;=1", "x\t=1", 'x;"=1', 'x;""" @1', "x\n-1", "x\r+1", "x; \uff1d1"]
+)
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+async def test_s6_csv_is_safe_with_other_separators(
+    start: Start, text: str, delimiter: str
+) -> None:
+    columns = ("model_id", "purpose", "actor_id", "group_id", "error_message", "resolved_model")
+    datasette = await start(call_row(NOW, **dict.fromkeys(columns, text)))
+
+    exported = (await get(datasette, f"{LOG}.csv")).text
+
+    for row in csv.reader(io.StringIO(exported, newline=""), delimiter=delimiter):
+        for cell in row:
+            assert not cell.lstrip(' \t\r\n"').startswith(("=", "+", "-", "@", "\uff1d")), cell
+
+
 async def test_csv_leaves_other_values_alone(start: Start) -> None:
     datasette = await start(call_row(NOW, model_id='a,b"c', purpose="2 - 1 = 1"))
 

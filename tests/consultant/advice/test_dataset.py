@@ -112,7 +112,7 @@ def test_s0_shown_query_is_the_one_that_was_written():
 def test_control_characters_are_removed():
     turned = "safe\u202egnihton\x07 \x9b31m\ud83d done"
     result = review(DatasetAdvice.model_validate(answer(suggested_action=turned)), FACTS)
-    assert result.advice["suggested_action"] == "safegnihton 31m\ufffd done"
+    assert result.advice["suggested_action"] == "safegnihton\ufffd \ufffd31m\ufffd done"
     endless = review(DatasetAdvice.model_validate(answer(reasoning_summary="x" * 99_999)), FACTS)
     assert len(endless.advice["reasoning_summary"]) == MAX_TEXT_CHARS + 1
 
