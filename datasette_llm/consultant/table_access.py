@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 REQUIRED_ACTIONS = ("view-table", ANALYZE)
 
 
+async def may_view(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
+    """True if an actor may view a table or view."""
+    resource = TableResource(database, table)
+    allowed: bool = await datasette.allowed(action="view-table", resource=resource, actor=actor)
+    return allowed
+
+
 async def may_analyze(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
     """True if an actor may view and analyze a table or view."""
+    if not await may_view(datasette, actor, database, table):
+        return False
     resource = TableResource(database, table)
-    for action in REQUIRED_ACTIONS:
-        if not await datasette.allowed(action=action, resource=resource, actor=actor):
-            return False
-    return True
+    allowed: bool = await datasette.allowed(action=ANALYZE, resource=resource, actor=actor)
+    return allowed
 
 
 async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:

@@ -97,7 +97,7 @@ async def call_json(datasette: Datasette, request: Request) -> Response:
 
 async def _call_payload(datasette: Datasette, request: Request) -> dict[str, Any]:
     call_id = request.url_vars["id"]
-    payload = await payloads.call_payload(datasette, call_id)
+    payload = await payloads.call_payload(datasette, call_id, request.actor)
     if payload is None:
         raise NotFound(f"The call log has no call {call_id!r}; old calls may have been removed")
     return payload

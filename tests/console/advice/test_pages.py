@@ -14,7 +14,7 @@ from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
 from datasette_llm.consultant.advice import previews
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, HOSTILE, answer, answering, flag
+from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
 from tests.support.openai_server import BOUND_S
 
 from ...support.console import Page
@@ -129,6 +129,50 @@ async def test_consultations_of_missing_table_hidden(site):
     await site.get(PETS, 404)
     assert (await site.send({"digest": "x"})).status_code == 404
     await site.ask(status=404)
+
+
+async def test_s8_log_hides_content_about_private_tables(start_site, register_models):
+    """Of every call of the consultation, the one that was repaired too."""
+    register_models(answering("not JSON", answer()))
+    permissions = OPEN | {"view-llm-log": {"id": ["ana", "eve"]}}
+    config = {"default_model": "scripted", "log": {"content": True}}
+    site = await start_site(config, permissions=permissions)
+    found = await site.ask("secrets", actor=EVE)
+    assert found["outcome"] == "ok"
+    rows = (await site.get("/-/llm/log.json", actor=ANA)).json()["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        address = f"/-/llm/log/{row['id']}"
+        own = (await site.get(f"{address}.json", actor=EVE)).json()
+        assert "111-22" in json.dumps(own["content"]["request"])
+        assert own["content_hidden"] is False
+        assert "111-22" in (await site.get(address, actor=EVE)).text
+        seen = (await site.get(f"{address}.json")).json()
+        assert (seen["content"], seen["content_hidden"]) == (None, True)
+        assert seen["content_chars"] == own["content_chars"]
+        assert seen["content_chars"]["request"] > 1_000
+        page = (await site.get(address)).text
+        assert "111-22" not in page
+        assert f"request {seen['content_chars']['request']:,} characters" in page
+
+
+async def test_s8_content_is_hidden_until_it_is_stored(start_site, register_models):
+    gate = asyncio.Event()
+    model = ScriptedModel("scripted", [gate, json.dumps(answer())])
+    register_models(model)
+    permissions = OPEN | {"view-llm-log": {"id": "ana"}}
+    config = {"default_model": "scripted", "log": {"content": True}}
+    site = await start_site(config, permissions=permissions)
+    asking = asyncio.create_task(site.ask())
+    await model.received()
+    (row,) = (await site.get("/-/llm/log.json")).json()["rows"]
+    address = f"/-/llm/log/{row['id']}.json"
+    assert (await site.get(address)).json()["content"] is None
+    gate.set()
+    await asking
+    seen = (await site.get(address)).json()
+    assert seen["content_hidden"] is False
+    assert "Pancakes" in json.dumps(seen["content"])
 
 
 # The preview
