@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from datasette import Response
 
 from ..permissions import MANAGE
-from ..web import as_json, method_not_allowed, status_of
+from ..web import READ_METHODS, as_json, html_page, method_not_allowed, status_of
 from .call_policies import differences, items
 from .navigation import ROOT, links, section
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     ViewFunction = Callable[[Datasette, Request], Awaitable[Response]]
     MakePayload = Callable[[Datasette, Request], Awaitable[Payload]]
-
-READ_METHODS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def _json(page: Page) -> ViewFunction:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
         if request.method not in READ_METHODS:
             # Or a program that posts here would take the page's content for the result.
-            return method_not_allowed(READ_METHODS)
+            return method_not_allowed()
         return as_json(await page.payload(datasette, request))
 
     return json
@@ -97,8 +95,7 @@ async def rendered(
         "differences": lambda own, common: list(differences(own, common)),
     }
     html = await datasette.render_template(page.template, context, request=request)
-    html = html.encode(errors="replace").decode()
-    return Response.html(html, status=status_of(payload))
+    return html_page(html, status_of(payload))
 
 
 def _query(**fields: str) -> str:

@@ -17,7 +17,7 @@ from ...consultant.advice.previews import Preview, cached_preview, make_preview
 from ...consultant.table_access import may_analyze
 from ...errors import LLMError
 from ...permissions import ANALYZE
-from ...web import client_disconnected
+from ...web import READ_METHODS, client_disconnected, method_not_allowed
 from ..navigation import ADVICE
 from . import payloads
 from .payloads import FIELDS, BadRequestError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_METHODS = (*READ_METHODS, "POST")
 NDJSON = "application/x-ndjson"
 CHANGED = (
     "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
@@ -44,6 +45,8 @@ _GONE = "The consultation was stored, but you may not see it: the table is gone"
 async def analyze_page(datasette: Datasette, request: Request) -> Response | AsgiStream:
     """The preview; a POST sends it."""
     database, table = await _permitted_table(datasette, request)
+    if request.method not in _METHODS:
+        return method_not_allowed(_METHODS)
     try:
         if request.method == "POST":
             fields = await _form_fields(request)
@@ -62,6 +65,8 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
 async def analyze_json(datasette: Datasette, request: Request) -> Response:
     """The preview as JSON; a POST asks the model, and returns the stored consultation."""
     database, table = await _permitted_table(datasette, request)
+    if request.method not in _METHODS:
+        return method_not_allowed(_METHODS)
     try:
         if request.method != "POST":
             work = _preview(datasette, request, database, table, arguments(request))
