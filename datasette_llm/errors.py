@@ -8,7 +8,7 @@ One root, so that `except LLMError` catches all that is ours:
     ├── ModelNotFoundError      no such model, or no default (also an llm.UnknownModelError)
     │   └── ModelNotAllowedError    policy refused the model; has the Decision
     ├── NotRecordedError        the call log is required, and cannot be written
-    ├── HookError               a plugin hook returned something invalid
+    ├── HookError               a plugin hook raised, or returned something invalid
     ├── ConversationBusyError   the previous turn is still running
     ├── ResponseCancelledError  the call was stopped before its response was complete
     ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
@@ -100,7 +100,17 @@ class NotRecordedError(LLMError):
 
 
 class HookError(LLMError):
-    """A plugin's hook returned something invalid."""
+    """A plugin's hook raised something, which is the cause, or returned something invalid.
+
+    Attributes:
+        hook: its name, or None where the error is not about one hook.
+        plugin: the plugin's name, as at `/-/plugins`, or None.
+    """
+
+    def __init__(self, message: str, hook: str | None = None, plugin: str | None = None) -> None:
+        self.hook = hook
+        self.plugin = plugin
+        super().__init__(message)
 
 
 class ConversationBusyError(LLMError):

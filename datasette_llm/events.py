@@ -53,7 +53,8 @@ class RequestStarted(NamedTuple):
         chain_id: the id of the first response of its chain, or None.
         chain_step: its number in the chain, from 1, or None.
         conversation_id: the conversation that it is a turn of, or None.
-        prompt_id: of a later attempt the id of the response, else None.
+        prompt_id: of a later attempt the id of the response; of a repair by `structured()` that of
+            the response whose answer it repairs; else None.
         attempt: 1 for the first attempt.
         waited_s: how long it waited for a concurrency limit, in seconds; None without a limit.
         streaming: whether the answer is wanted piece by piece.
@@ -154,6 +155,7 @@ def request_started(
     chain: list[Any] | None,
     waited_s: float | None,
     keys: Keys,
+    repaired_id: str | None = None,
 ) -> RequestStarted:
     """A request as it is about to be sent.
 
@@ -168,6 +170,7 @@ def request_started(
         chain: the responses of its chain, this one included; None outside of a chain.
         waited_s: how long it waited for a concurrency limit, in seconds, or None.
         keys: what to take out of the texts.
+        repaired_id: the id of the response whose answer it is to repair, or None.
     """
     conversation = response.conversation
     # Read where pydantic keeps them: asking it for an option that a model has not is slow.
@@ -182,7 +185,7 @@ def request_started(
         chain[0].id if chain else None,
         chain.index(response) + 1 if chain else None,
         brief(conversation.id, keys) if conversation else None,
-        None if attempt == 1 else response.id,
+        repaired_id if attempt == 1 else response.id,
         attempt,
         waited_s,
         bool(response.stream),

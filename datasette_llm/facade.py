@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .access import policy
 from .access.call_policy import Fallback
+from .access.hook_failures import noted
 from .access.keys import KeyStatus, read_status
 from .access.snapshot import ModelRoute, PurposeSnapshot, Snapshot, find_model, snapshot_of
 from .calls.group import Group
 from .calls.model import WrappedAsyncModel
 from .calls.route import GroupRegister, Route
 from .decision import Decision, Step
-from .errors import ModelNotAllowedError, ModelNotFoundError
-from .events import Outcome, never_sent, unsent
+from .errors import HookError, ModelNotAllowedError, ModelNotFoundError
+from .events import Outcome, RequestStarted, never_sent, unsent
 from .hooks import dispatch
 from .log.recorder import Recorder
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
     Answers = Sequence[tuple[str, frozenset[str] | Exception]]
     AskFilters = Callable[[Datasette, Sequence[AsyncLLM], str | None, Actor], Awaitable[Answers]]
+
+_T = TypeVar("_T")
+
+# What the call log has for a model where the plugin that names the default failed.
+UNKNOWN_DEFAULT = "(default)"
 
 
 class LLM:
@@ -170,11 +176,18 @@ class LLM:
     ) -> WrappedAsyncModel:
         if model_id is not None and not isinstance(model_id, str):
             raise ModelNotFoundError(f"A model id is text, not {type(model_id).__name__}")
-        name = model_id or await self._default_name(purpose, actor)
+        name = model_id
         try:
+            name = name or await self._default_name(purpose, actor)
             held, canonical = await self._allowed(name, purpose, actor)
-        except ModelNotAllowedError as error:
-            self._record_refusal(await self._snapshot(), error.decision, group, error)
+        except (ModelNotAllowedError, HookError) as error:
+            refused = never_sent(
+                await self._name_on_record(name, purpose),
+                purpose,
+                actor,
+                group.id if group else None,
+            )
+            await self._record_refusal(refused, error)
             raise
         return self._wrapped(held.route(canonical), purpose, actor, group)
 
@@ -213,7 +226,7 @@ class LLM:
         self, held: PurposeSnapshot, purpose: str | None, actor: Actor
     ) -> str | None:
         """The default by hooks, by assignment, then by configuration; None without any."""
-        answer = await dispatch.default_model(self.datasette, purpose, actor)
+        answer = await self._answered(dispatch.default_model(self.datasette, purpose, actor))
         if answer is not None:
             return answer[1]
         default = held.default()
@@ -239,7 +252,7 @@ class LLM:
             first = default.model_id if default is not None else None
             ids = await self._listed(held, first, status)
             models = _models(held, list(dict.fromkeys([*ids, model_id])))
-            answers = await ask(self.datasette, models, purpose, actor)
+            answers = await self._answered(ask(self.datasette, models, purpose, actor))
             steps += policy.filter_steps(model_id, purpose, answers)
         return Decision(model_id, purpose, actor, tuple(steps))
 
@@ -258,7 +271,15 @@ class LLM:
     ) -> list[tuple[str, frozenset[str]]]:
         if not self._has_filters():
             return []
-        return await dispatch.filter_models(self.datasette, _models(held, ids), purpose, actor)
+        models = _models(held, ids)
+        return await self._answered(dispatch.filter_models(self.datasette, models, purpose, actor))
+
+    async def _answered(self, hooks: Awaitable[_T]) -> _T:
+        """What hooks answer; a failure is noted for the administrator before it is raised."""
+        try:
+            return await hooks
+        except HookError as error:
+            raise await noted(self.datasette, error) from error.__cause__
 
     def _has_filters(self) -> bool:
         return dispatch.implemented(self.datasette, "llm_filter_models")
@@ -269,17 +290,27 @@ class LLM:
     async def _for_purpose(self, purpose: str | None) -> PurposeSnapshot:
         return (await self._snapshot()).for_purpose(purpose)
 
-    def _record_refusal(
-        self, snapshot: Snapshot, decision: Decision, group: Group[Any] | None, error: Exception
+    async def _name_on_record(self, name: str | None, purpose: str | None) -> str:
+        """The id of a model that was not given; a placeholder where not even a name is known."""
+        snapshot = await self._snapshot()
+        default = snapshot.for_purpose(purpose).default()
+        name = name or (default.model_id if default is not None else UNKNOWN_DEFAULT)
+        return snapshot.catalog.canonical(name)
+
+    async def _record_refusal(
+        self, refused: RequestStarted, error: ModelNotAllowedError | HookError
     ) -> None:
-        step = decision.refusal
-        if snapshot.settings.log is None or step is None:
+        if (await self._snapshot()).settings.log is None:
             return
-        group_id = group.id if group else None
-        started = never_sent(decision.model_id, decision.purpose, decision.actor, group_id)
-        blocked_by = step.plugin or f"configuration ({step.rule})"
-        finished = unsent(started, Outcome.BLOCKED, error, blocked_by=blocked_by)
-        Recorder.of(self.datasette).never_sent(started, finished)
+        if isinstance(error, HookError):
+            blocked_by = error.plugin
+        elif error.decision.refusal is not None:
+            step = error.decision.refusal
+            blocked_by = step.plugin or f"configuration ({step.rule})"
+        else:
+            blocked_by = None
+        finished = unsent(refused, Outcome.BLOCKED, error, blocked_by=blocked_by)
+        Recorder.of(self.datasette).never_sent(refused, finished)
 
     def _wrapped(
         self, target: ModelRoute, purpose: str | None, actor: Actor, group: GroupRegister | None

@@ -13,15 +13,15 @@ from datasette.utils.sqlite import sqlite3
 from . import instance
 from .access.assignments import Assignments
 from .access.config_warnings import StartupCheck, warnings
-from .access.secrets import secrets_to_register
+from .access.secrets import registered_secrets
 from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
-from .config.references import secret_names
 from .errors import NewerDatabaseError
 from .log import retention
 from .log.queries import has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
+from .sanitize import message_of
 
 if TYPE_CHECKING:
     import datasette_secrets
@@ -49,6 +49,7 @@ async def start(datasette: Datasette) -> None:
         await _update_log(datasette)
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
+    check.add_done_callback(partial(_checked, instance.of(datasette, StartupCheck)))
     instance.of(datasette, StartupCheck).task = check
     await asyncio.wait([check], timeout=CATALOG_WAIT_S)
 
@@ -100,16 +101,23 @@ def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
     """The secrets that models may use, for datasette-secrets to list."""
-    snapshot = await snapshot_of(datasette)
-    models = [entry.model for entry in snapshot.catalog.entries.values()]
-    return secrets_to_register(models, secret_names(snapshot.settings))
+    return await registered_secrets(datasette)
 
 
 async def _warn(datasette: Datasette) -> None:
     snapshot = await snapshot_of(datasette)
-    instance.of(datasette, StartupCheck).warnings = tuple(
-        warnings(snapshot.settings, snapshot.catalog)
-    )
-    for warning in instance.of(datasette, StartupCheck).warnings:
-        if warning not in snapshot.catalog.problems:  # those are logged where they are found
-            logger.warning("%s", warning)
+    found = warnings(snapshot.settings, snapshot.catalog)
+    # The catalog's own are logged where they are found, and may be over with the next catalog.
+    new = tuple(warning for warning in found if warning not in snapshot.catalog.problems)
+    instance.of(datasette, StartupCheck).warnings = new
+    for warning in new:
+        logger.warning("%s", warning)
+
+
+def _checked(check: StartupCheck, task: asyncio.Task[None]) -> None:
+    """Tell of a check that failed; the site has started, or may start without it."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        why = f"{type(error).__name__}: {message_of(error)}"
+        check.failure = f"The check of the configuration failed: {why}"
+        logger.error("%s", check.failure, exc_info=error)

@@ -7,13 +7,12 @@ import json
 import re
 import urllib.parse
 from collections.abc import Iterable
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 import llm
 
 REDACTED = "[key removed]"
-# The message of an OSError is made from these, not from its args.
-_OS_ERROR_TEXTS = ("strerror", "filename", "filename2")
 # A shorter "key" is a placeholder such as "x"; removing it would garble every message.
 SHORTEST_KEY_CHARS = 6
 MAX_LEVELS = 20
@@ -58,7 +57,8 @@ def spellings(key: Keys) -> tuple[str, ...]:
         if len(key) != 1:
             return _longest_first(form for each in key for form in spellings(each))
         (key,) = key
-    if not key or len(key) < SHORTEST_KEY_CHARS:
+    key = key.strip() if key else ""  # a key is sent without white space around it
+    if len(key) < SHORTEST_KEY_CHARS:
         return ()
     if _PLAIN_KEY.fullmatch(key):
         return (key,)
@@ -78,9 +78,6 @@ def _redacted(error: BaseException, forms: tuple[str, ...], seen: set[int]) -> B
     if id(error) in seen:
         return error
     seen.add(id(error))
-    names = ["args", *vars(error), *(_OS_ERROR_TEXTS if isinstance(error, OSError) else ())]
-    for name in names:
-        _clean_attribute(error, name, forms)
     for name in ("request", "response"):
         _clean_http(_attribute(error, name), forms)
     suppress = error.__suppress_context__
@@ -92,9 +89,26 @@ def _redacted(error: BaseException, forms: tuple[str, ...], seen: set[int]) -> B
             BaseException.__setattr__(error, "__suppress_context__", suppress)
     parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     replaced = [part for part in parts if _redacted(part, forms, seen) is not part]
+    for name in _attributes(error):  # last, when the exceptions among them are clean
+        _clean_attribute(error, name, forms)
     if replaced or _shows(error, forms):
         return llm.ModelError(f"{type(error).__name__}: {_cleared(str(error), forms)}")
     return error
+
+
+def _attributes(error: BaseException) -> set[str]:
+    """The names of what an exception holds, also outside of its `__dict__`.
+
+    For example the `object` of a UnicodeEncodeError, which is the whole text, and the `strerror`
+    of an OSError, which its message is made from.
+    """
+    fields = {
+        name
+        for kind in type(error).__mro__
+        for name, item in vars(kind).items()
+        if isinstance(item, MemberDescriptorType | GetSetDescriptorType)
+    }
+    return {"args", *vars(error), *(name for name in fields if not name.startswith("__"))}
 
 
 def _clean_http(message: Any, forms: tuple[str, ...]) -> None:
@@ -150,11 +164,11 @@ def _without(value: Any, forms: tuple[str, ...], levels: int = MAX_LEVELS) -> An
         return value  # it may contain itself
     if isinstance(value, str):
         return _cleared(value, forms)
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         for raw in (form.encode("utf-8", "surrogatepass") for form in forms):
             value = value.replace(raw, REDACTED.encode()) if raw in value else value
         return value
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, set, frozenset):
         clean = [_without(item, forms, levels - 1) for item in value]
         same = all(a is b for a, b in zip(clean, value, strict=True))
         return value if same else type(value)(clean)
@@ -162,7 +176,16 @@ def _without(value: Any, forms: tuple[str, ...], levels: int = MAX_LEVELS) -> An
         pairs = {_without(k, forms): _without(v, forms, levels - 1) for k, v in value.items()}
         same = all(a is b for a, b in zip(pairs.values(), value.values(), strict=True))
         return value if same and pairs.keys() == value.keys() else pairs
-    return value
+    return _shown_without(value, forms)
+
+
+def _shown_without(value: Any, forms: tuple[str, ...]) -> Any:
+    """A value of any other type; where it shows a key, what it shows without it."""
+    try:
+        text = repr(value)
+    except Exception:  # a third-party __repr__
+        return value
+    return _cleared(text, forms) if _written_in(text, forms) else value
 
 
 def _written_in(text: str, forms: tuple[str, ...]) -> bool:

@@ -51,6 +51,11 @@ def message_of(value: object) -> str:
         return f"{type(value).__name__} that cannot be shown"
 
 
+def one_line(value: object) -> str:
+    """A value as text on one line, without control characters: for a log that people read."""
+    return "".join(each if each.isprintable() else " " for each in message_of(value))
+
+
 def count(value: object) -> int | None:
     """A provider's number of tokens; None if it is no plausible number."""
     if isinstance(value, bool) or not isinstance(value, int):

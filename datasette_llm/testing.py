@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import llm
 import llm.plugins
-import pytest
 from llm.parts import StreamEvent
 from pydantic import Field
 
@@ -161,11 +160,17 @@ def registered(*models: llm.AsyncModel | llm.AsyncKeyModel) -> Iterator[None]:
         llm.plugins.pm.unregister(plugin)
 
 
-@pytest.fixture
-def register_models() -> Iterator[Callable[..., None]]:
-    """A function that registers models with llm until the end of the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *models: stack.enter_context(registered(*models))
+try:
+    import pytest
+except ImportError:  # all but the fixture is of use without it
+    pass
+else:
+
+    @pytest.fixture
+    def register_models() -> Iterator[Callable[..., None]]:
+        """A function that registers models with llm until the end of the test."""
+        with contextlib.ExitStack() as stack:
+            yield lambda *models: stack.enter_context(registered(*models))
 
 
 async def _act(item: Item, response: llm.AsyncResponse) -> None:

@@ -35,6 +35,12 @@ def llm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_wait_for_unknown_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown id is looked for at once, however many were looked for before."""
+    monkeypatch.setattr("datasette_llm.providers.catalog.LOOK_AGAIN_S", 0.0)
+
+
 @pytest.fixture
 def make_datasette() -> Iterator[Callable[..., Datasette]]:
     """A function that makes a Datasette with our configuration; closed at the end of the test.

@@ -396,7 +396,7 @@ async def test_what_a_filter_raises_reaches_the_caller(make_datasette, plugin) -
     models = LLM(make_datasette(ABC))
 
     for ask in (models.models, lambda: models.model("a"), lambda: models.group("a").__aenter__()):
-        with pytest.raises(ConnectionError, match="no database"):
+        with pytest.raises(HookError, match="plugin 'Broken' raised ConnectionError: no database"):
             await ask()
 
 

@@ -13,10 +13,12 @@ import llm.plugins
 import pytest
 from datasette import hookimpl
 from datasette.utils import StartupError
+from datasette.utils.asgi import Request
 
 from datasette_llm import LLM, ConfigError, ResponseCancelledError, instance, lifecycle
 from datasette_llm.access.config_warnings import StartupCheck
 from datasette_llm.calls.call import RunningCalls
+from datasette_llm.console.overview import overview
 from datasette_llm.testing import ScriptedModel
 
 BAD_CONFIG = {
@@ -344,3 +346,29 @@ async def test_hanging_provider_does_not_block_exit(
     _, output = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 1
     assert output.decode().splitlines()[-1] == "TimeoutError"
+
+
+async def test_e2_failed_startup_check_is_told(make_datasette, monkeypatch, caplog) -> None:
+    def fails(*args: Any) -> Any:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr(lifecycle, "warnings", fails)
+    datasette = make_datasette()
+
+    await datasette.invoke_startup()
+
+    said = "The check of the configuration failed: ZeroDivisionError: of ours"
+    assert said in (await overview(datasette, Request.fake("/")))["warnings"]
+    (record,) = [each for each in caplog.records if each.message == said]
+    assert record.exc_info
+
+
+async def test_e3_overview_knows_new_models(make_datasette, register_models) -> None:
+    datasette = make_datasette({"default_model": "heron"})
+    await datasette.invoke_startup()
+    request = Request.fake("/")
+    assert "Unknown model: 'heron'" in str((await overview(datasette, request))["warnings"])
+
+    register_models(ScriptedModel("heron"))
+
+    assert (await overview(datasette, request))["warnings"] == []

@@ -292,6 +292,16 @@ async def reply(model: Any, **arguments: Any) -> None:
     await (await response.reply(**arguments)).text()
 
 
+async def reply_as_turn(model: Any, **arguments: Any) -> None:
+    """What a reply of ours sends; llm's own does not reach plugins that read the conversation."""
+    conversation = model.conversation()
+    await conversation.prompt("first").text()
+    if "messages" in arguments:  # those of a reply come after the history
+        history = [*conversation.responses[0].prompt.messages, llm.assistant("Hello")]
+        arguments["messages"] = history + arguments["messages"]
+    await conversation.prompt(**arguments).text()
+
+
 WAYS: dict[Callable[..., Any], Callable[..., Any]] = {
     prompt: llm.AsyncKeyModel.prompt,
     chain: llm.AsyncKeyModel.chain,
@@ -345,10 +355,13 @@ async def test_argument_reaches_provider_as_from_llm(
     wrapped = await LLM(make_datasette()).model("ours")
     arguments = {name: ARGUMENTS[name]}
 
-    await way(raw, **arguments)
+    await (reply_as_turn if way is reply else way)(raw, **arguments)
     await way(wrapped, **arguments)
 
-    assert sent(ours) == sent(raw)
+    expected = sent(raw)
+    if way is reply and name in ("system", "system_fragments"):  # which llm does not send
+        expected[1]["messages"].insert(0, llm.system(expected[1]["system"]))
+    assert sent(ours) == expected
 
 
 async def test_text_by_position_by_name_or_not_at_all(make_datasette, register_models) -> None:

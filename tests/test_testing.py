@@ -1,6 +1,8 @@
 """The test helpers for authors of plugins."""
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import llm
@@ -207,3 +209,15 @@ async def test_the_example_of_the_docstring_works(make_datasette) -> None:
         assert await response.text() == "Short text"
 
     assert model.calls[0].prompt == "Summarise this"
+
+
+def test_e9_it_imports_without_pytest() -> None:
+    program = """
+import sys
+sys.modules["pytest"] = None
+from datasette_llm.testing import ScriptedModel, registered
+with registered(ScriptedModel("scripted")):
+    print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("imported\n", "")

@@ -1,8 +1,8 @@
 """The call policy of a model for a purpose: timeouts, retries, concurrency limits, fallbacks.
 
 Pure functions over settings and catalog. A setting may stand in several sections, of which the
-most specific one counts: the references of the purpose, `default_model`, the endpoint, the
-purpose, and then the global settings.
+most specific one counts: the references of the purpose, the global `models`, `default_model`, the
+endpoint, the purpose, and then the global settings.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..providers.catalog import Catalog
 from ..providers.sync_adapter import ThreadedModel
 
 DEFAULT_RETRIES = 2
+DEFAULT_MAX_ANSWER_CHARS = 20_000_000
 
 # The kind of a concurrency limiter ("model", "purpose" or "threads") and whose it is.
 LimiterName = tuple[str, str]
@@ -69,6 +70,8 @@ class CallPolicy:
         timeout_s: seconds for a prompt in total, or None.
         idle_timeout_s: seconds that a request may be without an event, or None.
         retries: how often a request that failed before its first event is made again.
+        max_answer_chars: how many characters an answer may have: text, reasoning and arguments of
+            tools together.
         limits: the concurrency limits of a request, in the order in which it acquires them.
         fallbacks: the models that are asked, in order, when all retries have failed.
         settings: for each setting that the configuration has for it, its path.
@@ -77,6 +80,7 @@ class CallPolicy:
     timeout_s: float | None = None
     idle_timeout_s: float | None = None
     retries: int = DEFAULT_RETRIES
+    max_answer_chars: int = DEFAULT_MAX_ANSWER_CHARS
     limits: tuple[Limit, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -113,6 +117,7 @@ def call_policy_of(
         timeout_s=_value(found["timeout"]),
         idle_timeout_s=_value(found["idle_timeout"]),
         retries=_value(found["retries"], DEFAULT_RETRIES),
+        max_answer_chars=_value(found["max_answer_chars"], DEFAULT_MAX_ANSWER_CHARS),
         limits=_limits(settings, catalog, purpose, model_id, model_levels),
         fallbacks=tuple(_fallbacks(settings, catalog, purpose, found["fallbacks"], model_id)),
         settings={name: path_of(*each[0], name) for name, each in found.items() if each},
@@ -147,6 +152,7 @@ def fallback_call_policy(
         fallbacks=own.fallbacks,
         idle_timeout_s=_value(_first(levels, "idle_timeout")),
         retries=_value(_first(levels, "retries"), DEFAULT_RETRIES),
+        max_answer_chars=_value(_first(levels, "max_answer_chars"), DEFAULT_MAX_ANSWER_CHARS),
         # Their paths are not shown, and the path of the fallback's own reference is not known here.
         limits=tuple(replace(limit, setting="") for limit in limits),
     )
@@ -182,9 +188,11 @@ def _limits(
     model_levels: Sequence[Level],
 ) -> tuple[Limit, ...]:
     """Always in the same order: two requests in different orders could deadlock."""
+    entry = catalog.entries.get(model_id)
+    in_threads = entry is not None and isinstance(entry.model, ThreadedModel)
     of_purpose = _first(_purpose_levels(settings, purpose), "max_concurrency")
     of_model = _first(model_levels, "max_concurrency")
-    if of_purpose is None and of_model is None:
+    if of_purpose is None and of_model is None and not in_threads:
         of_model = _first([((), settings)], "max_concurrency")
     limits = [(("purpose", str(purpose)), of_purpose), (("model", model_id), of_model)]
     found = [
@@ -192,8 +200,9 @@ def _limits(
         for limiter, each in limits
         if each
     ]
-    entry = catalog.entries.get(model_id)
-    if entry and isinstance(entry.model, ThreadedModel):
+    if in_threads:
+        if of_model is None:  # plugins are written for llm's command line, which asks one by one
+            found.append(Limit(("model", model_id), 1))
         setting = path_of("threads") if "threads" in settings.model_fields_set else ""
         found.append(Limit(("threads", ""), settings.threads, setting))
     return tuple(found)

@@ -15,15 +15,17 @@ from .policy import Rules
 
 
 class StartupCheck:
-    """The warnings that were found when Datasette started.
+    """The look for warnings when Datasette starts.
 
     Attributes:
         warnings: one line each.
+        failure: a sentence, if the check itself failed; else None.
         task: looks for them; None before the start.
     """
 
     def __init__(self) -> None:
         self.warnings: tuple[str, ...] = ()
+        self.failure: str | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -52,10 +54,7 @@ def warnings(settings: Settings, catalog: Catalog) -> list[str]:
 def _names(settings: Settings) -> Iterator[tuple[Path, str]]:
     for path, reference in references(settings):
         yield path, reference.model
-    lists: list[tuple[Path, tuple[str, ...]]] = [
-        (("models",), settings.models or ()),
-        (("blocked_models",), settings.blocked_models),
-    ]
+    lists: list[tuple[Path, tuple[str, ...]]] = [(("blocked_models",), settings.blocked_models)]
     for name, purpose in settings.purposes.items():
         lists.append((("purposes", name, "blocked_models"), purpose.blocked_models))
     for path, ids in lists:

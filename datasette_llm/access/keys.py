@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,8 @@ import cryptography.fernet
 import datasette_secrets
 import llm
 from datasette.utils.sqlite import sqlite3
+
+from ..providers.registry import user_folder
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,6 +45,30 @@ class Place:
 
     source: Source
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyName:
+    """The name of a key, which a caller gives in place of a key.
+
+    Attributes:
+        name: of a secret, or in llm's keys.json.
+    """
+
+    name: str
+
+
+class CallerKey(str):
+    """A key that a caller gave, which is never taken for the name of a stored one.
+
+    llm's models look into keys.json for what they are given, and what a caller gives may be what a
+    user has typed. So this is found in no dictionary of names.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash((CallerKey, str(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +101,16 @@ class KeyStatus:
             secret_names: secrets that the configuration names for it, in order.
         """
         for name in candidates(model, secret_names):
-            if os.environ.get(ENVIRONMENT_PREFIX + name):
+            if _variable(ENVIRONMENT_PREFIX + name):
                 yield Place("secret environment", name)
             if name in self.secrets:
                 yield Place("secret", name)
         needs_key = str(model.needs_key)
         if needs_key in self.stored:
             yield Place("keys.json", needs_key)
-        if model.key_env_var and os.environ.get(model.key_env_var):
-            yield Place("environment", model.key_env_var)
-        if model.key:
+        if _variable(model.key_env_var):
+            yield Place("environment", str(model.key_env_var))
+        if _stripped(model.key):
             yield Place("model", needs_key)
 
 
@@ -130,11 +156,18 @@ async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozens
         datasette: the Datasette instance.
         models: their own keys and environment variables are included.
     """
-    prefixed = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
-    names = {*prefixed, *(model.key_env_var for model in models if model.key_env_var)}
+    models = list(models)
     stored, _ = await asyncio.to_thread(_stored_keys)
-    found = {*(os.environ.get(name) for name in names), *(model.key for model in models)}
-    return frozenset(key for key in {*found, *stored.values(), *await _decrypted(datasette)} if key)
+    found = {*environment_keys(), *stored.values(), *await _decrypted(datasette)}
+    found |= {_variable(model.key_env_var) for model in models}
+    found |= {_stripped(model.key) for model in models}
+    return frozenset(found - {""})
+
+
+def environment_keys() -> frozenset[str]:
+    """The secrets that the environment holds for datasette-secrets."""
+    names = [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]
+    return frozenset({_variable(name) for name in names} - {""})
 
 
 def can_store(datasette: Datasette) -> bool:
@@ -155,33 +188,72 @@ async def find_key(
     Args:
         datasette: the Datasette instance.
         model: llm's model.
-        explicit: what the caller passed as `key=`: a key, or a name in keys.json.
+        explicit: what the caller passed as `key=`, which is a key and never a name.
         secret_names: secrets that the configuration names for the model, in order.
         actor: the actor; datasette-secrets records who used a secret last.
 
     Returns:
-        The key; None for a model that needs none.
+        The key, without white space around it; None for a model that needs none.
 
     Raises:
-        llm.NeedsKeyException: no key is set; the message lists where it can be set.
+        llm.NeedsKeyException: no key is set, and the message lists where it can be set; or the
+            first that is set cannot be sent, and the message says where it is.
     """
-    if explicit:
-        stored, _ = await asyncio.to_thread(_stored_keys)
-        return stored.get(explicit, explicit)
+    if given := _stripped(explicit):
+        return CallerKey(_sendable(given, model, "what the caller passed as key="))
     if not model.needs_key:
         return None
-    actor_id = (actor or {}).get("id")
-    # Only recorded; datasette-secrets passes it to SQLite, which takes no other types.
-    actor_id = None if actor_id is None else str(actor_id)
-    for name in candidates(model, secret_names):
-        key = await _get_secret(datasette, name, actor_id)
-        if key:
-            return key
+    names = candidates(model, secret_names)
+    for name in names:
+        if key := await _secret(datasette, name, actor):
+            return _sendable(key, model, _place(name))
     stored, problem = await asyncio.to_thread(_stored_keys)
-    key = stored.get(model.needs_key) or os.environ.get(model.key_env_var or "") or model.key
+    places = {
+        f"{model.needs_key!r} in llm's keys.json": stored.get(model.needs_key),
+        f"the environment variable {model.key_env_var}": _variable(model.key_env_var),
+        "its llm plugin": _stripped(model.key),
+    }
+    for place, found in places.items():
+        if found:
+            return _sendable(found, model, place)
+    message = _missing_key_message(model, names)
+    raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
+
+
+async def find_named_key(
+    datasette: Datasette,
+    model: AsyncLLM,
+    name: str,
+    *,
+    registered: Collection[str],
+    actor: Mapping[str, Any] | None,
+) -> str:
+    """The key that a caller names.
+
+    Args:
+        datasette: the Datasette instance.
+        model: llm's model.
+        name: what the caller passed as `key_name=`.
+        registered: the names of our secrets.
+        actor: as for `find_key`.
+
+    Raises:
+        llm.NeedsKeyException: there is no such key, or it cannot be sent.
+    """
+    key = await _secret(datasette, name, actor) if name in registered else None
     if key:
-        return key
-    message = _missing_key_message(model, candidates(model, secret_names))
+        return _sendable(key, model, _place(name))
+    stored, problem = await asyncio.to_thread(_stored_keys)
+    if name in stored:
+        return _sendable(stored[name], model, f"{name!r} in llm's keys.json")
+    known = name in registered
+    advice = (
+        f"Set it at /-/secrets/{name}, or in the environment variable {ENVIRONMENT_PREFIX}{name}"
+        if known
+        else "key_name= takes the name of a secret that the configuration or a provider of a "
+        "model names, or one that was set with 'llm keys set'"
+    )
+    message = f"The key {name!r} is {'not set' if known else 'unknown'}. {advice}"
     raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
 
 
@@ -199,7 +271,7 @@ async def _decrypted(datasette: Datasette) -> list[str]:
         return []  # then no prompt can use them either
     for row in rows:
         with contextlib.suppress(cryptography.fernet.InvalidToken):
-            keys.append(cipher.decrypt(row["encrypted"]).decode())
+            keys.append(_stripped(cipher.decrypt(row["encrypted"]).decode()))
     return keys
 
 
@@ -215,7 +287,11 @@ def _secrets_database(datasette: Datasette) -> Database:
     return datasette.get_database(name) if named else datasette.get_internal_database()
 
 
-async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> str | None:
+async def _secret(datasette: Datasette, name: str, actor: Mapping[str, Any] | None) -> str:
+    """The key of a secret; empty where it is not set."""
+    actor_id = (actor or {}).get("id")
+    # Only recorded; datasette-secrets passes it to SQLite, which takes no other types.
+    actor_id = None if actor_id is None else str(actor_id)
     try:
         key: str | None = await datasette_secrets.get_secret(datasette, name, actor_id)
     except ValueError as error:
@@ -228,7 +304,40 @@ async def _get_secret(datasette: Datasette, name: str, actor_id: str | None) -> 
             f"The secret {name} was stored with another encryption key and cannot be read; "
             f"set it again at /-/secrets/{name}"
         ) from None
-    return key
+    return _stripped(key)
+
+
+def _place(secret: str) -> str:
+    if _variable(ENVIRONMENT_PREFIX + secret):
+        return f"the environment variable {ENVIRONMENT_PREFIX}{secret}"
+    return f"the secret {secret}, which is set at /-/secrets/{secret}"
+
+
+def _variable(name: str | None) -> str:
+    """A key in the environment; empty where it is not set."""
+    return os.environ.get(name, "").strip() if name else ""
+
+
+def _stripped(key: str | None) -> str:
+    """A key without white space around it, as a file has or a user pastes."""
+    return key.strip() if key else ""
+
+
+def _sendable(key: str, model: AsyncLLM, place: str) -> str:
+    """A key that can be sent in an HTTP header.
+
+    Raises:
+        llm.NeedsKeyException: it cannot. A model that names no key and is of no endpoint is in
+            this process, and may get anything.
+    """
+    sent = bool(model.needs_key) or hasattr(model, "own_secret")
+    if not sent or (key.isascii() and key.isprintable()):
+        return key
+    raise llm.NeedsKeyException(
+        f"The key for model {model.model_id!r} cannot be sent: it has characters that an HTTP "
+        "header cannot have, such as a line break or a letter with an accent. It comes from "
+        f"{place}; set it again there"
+    )
 
 
 def _status(connection: sqlite3.Connection) -> KeyStatus:
@@ -243,11 +352,14 @@ def _status(connection: sqlite3.Connection) -> KeyStatus:
 
 def _stored_keys() -> tuple[dict[str, str], str | None]:
     """The keys in llm's keys.json, and the problem if the file cannot be read."""
+    if user_folder() is None:
+        return {}, "llm's folder cannot be made; set LLM_USER_PATH to one that can be written"
     try:
         items = llm.load_keys().items()
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return {}, f"llm's keys.json cannot be read: {type(error).__name__}"
-    return {name: key for name, key in items if key and isinstance(key, str)}, None
+    keys = {name: _stripped(key) for name, key in items if isinstance(key, str)}
+    return {name: key for name, key in keys.items() if key}, None
 
 
 def _missing_key_message(model: AsyncLLM, names: Sequence[str]) -> str:

@@ -233,7 +233,7 @@ def _allowlist(settings: Settings, purpose: str | None) -> list[str] | None:
     added = own.models if own is not None else None
     if added is None and settings.models is None:
         return None
-    return [*(reference.model for reference in added or ()), *(settings.models or ())]
+    return [reference.model for reference in (*(added or ()), *(settings.models or ()))]
 
 
 def _blocked(settings: Settings, catalog: Catalog, purpose: str | None) -> dict[str, str]:

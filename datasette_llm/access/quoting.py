@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 MAX_MESSAGE_CHARS = 10_000
 
 
+async def keys_of_site(datasette: Datasette) -> frozenset[str]:
+    """Every key that is set on this site, as `every_key`."""
+    try:
+        catalog = (await snapshot_of(datasette)).catalog
+    except ConfigError:
+        return await every_key(datasette, [])
+    return await every_key(datasette, [entry.model for entry in catalog.entries.values()])
+
+
 async def quoted(datasette: Datasette, text: str) -> str:
     """A third-party text, shortened, without any key that is set on this site.
 
@@ -26,13 +35,7 @@ async def quoted(datasette: Datasette, text: str) -> str:
         datasette: the Datasette instance.
         text: the text.
     """
-    try:
-        catalog = (await snapshot_of(datasette)).catalog
-    except ConfigError:
-        models = []
-    else:
-        models = [entry.model for entry in catalog.entries.values()]
-    clean = well_formed(without_keys(text, await every_key(datasette, models)))
+    clean = well_formed(without_keys(text, await keys_of_site(datasette)))
     return clean if len(clean) <= MAX_MESSAGE_CHARS else f"{clean[:MAX_MESSAGE_CHARS]}…"
 
 

@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING
 
 import datasette_secrets
 
+from ..config.references import secret_names
 from ..providers.names import ISSUERS
 from .keys import endpoint_secret, provider_secret
+from .snapshot import snapshot_of
 
 if TYPE_CHECKING:
+    from datasette.app import Datasette
+
     from ..providers.registry import AsyncLLM
+
+
+async def registered_secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:
+    """The secrets of a site's models and configuration, as `secrets_to_register`."""
+    snapshot = await snapshot_of(datasette)
+    models = [entry.model for entry in snapshot.catalog.entries.values()]
+    return secrets_to_register(models, secret_names(snapshot.settings))
 
 
 def secrets_to_register(

@@ -19,7 +19,8 @@ import llm
 from llm.parts import StreamEvent
 
 from .. import instance
-from ..errors import FailureKind, NotRecordedError
+from ..access.call_policy import Limit
+from ..errors import FailureKind, NotRecordedError, ProviderError
 from ..events import (
     Outcome,
     RequestFinished,
@@ -30,6 +31,7 @@ from ..events import (
 )
 from ..log.rows import content_statements
 from ..providers.activity import Activity, activity
+from ..providers.chunks import WellFormedChunks
 from ..providers.failures import failure_message, kind_of
 from ..providers.openai_clients import Clients
 from ..providers.sync_adapter import ThreadedModel
@@ -83,7 +85,7 @@ class Attempt:
         self.id = response.id if number == 1 else new_id()
         self.permit: Permit | None = None
         # What to redact: before a key is found, what the caller gave may be one.
-        self._keys: Keys = call.used_keys or response.caller_key
+        self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
         self._end: float | None = None
         self._started: RequestStarted | None = None
@@ -136,6 +138,7 @@ class Attempt:
                 chain=result.responses if result.is_chain else None,
                 waited_s=self._waited_s,
                 keys=self._keys,
+                repaired_id=self.response.answer.repaired_id if self.response.answer else None,
             )
         return self._started
 
@@ -216,14 +219,20 @@ class Attempt:
                 await self.response.fill(self._request())
             else:
                 await self._fill_in_time(state, idle_timeout_s)
+            misfit = await self._misfit()
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
             span.end(self._finished(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(None)
+        finished = self._finished(misfit)
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
+
+    async def _misfit(self) -> Exception | None:
+        """Why `structured()` fails by a complete answer, or None."""
+        answer, self.response.answer = self.response.answer, None  # which refers back to it
+        return await answer.failure(self.response) if answer is not None else None
 
     async def _fill_in_time(self, state: StreamState, idle_timeout_s: float | None) -> None:
         timeout_s = self.call.route.target.call_policy.timeout_s
@@ -249,14 +258,28 @@ class Attempt:
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
+            limits = self.route.target.call_policy.limits
+            arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
         on_event = response.stream_state.on_event if response.stream_state else None
         activity.set(Activity.of(on_event, self.route.target.call_policy.idle_timeout_s))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
+        chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
+        # An empty event counts as a character, since those may never end either.
+        max_chars = left = self.route.target.call_policy.max_answer_chars
         async with Clients(), closing:
             async for chunk in source:
-                yield chunk
+                left -= (len(chunk) if type(chunk) is str else _chars_of(chunk)) or 1
+                if left < 0:
+                    raise _too_long(self.model.model_id, max_chars)
+                if type(chunk) is str and chunk.isascii() and not chunks.pending:
+                    yield chunk  # nearly always
+                else:
+                    for well_formed in chunks.of(chunk):
+                        yield well_formed
+            for well_formed in chunks.rest():
+                yield well_formed
 
     # How it ended
 
@@ -328,3 +351,16 @@ class Attempt:
 def _kind(error: BaseException | None, outcome: Outcome) -> FailureKind | None:
     """The kind of a failure; a cancellation is none."""
     return None if error is None or outcome is Outcome.CANCELLED else kind_of(error)
+
+
+def _chars_of(event: object) -> int:
+    text = getattr(event, "chunk", event)
+    return len(text) if isinstance(text, str) else 0
+
+
+def _too_long(model_id: str, max_chars: int) -> ProviderError:
+    return ProviderError(
+        f"The answer of model {model_id!r} was ended, because it is longer than {max_chars:,} "
+        "characters, which is the max_answer_chars of the configuration of datasette-llm",
+        kind="bad_answer",
+    )

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from .. import instance
+from ..access.hook_failures import HookFailures
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
+from ..log.recorder import Recorder
+from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
+from .pace import pace
 from .response import PromptResponse
 from .retry import answer
 from .route import RoutedModel
@@ -26,6 +31,16 @@ from .task import FATAL
 
 class RunningCalls(set["Call"]):
     """The calls of a Datasette instance that have begun and not ended; keeps them alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        check_each_second(self._check)
+
+    def _check(self) -> None:
+        """End the calls whose event loops were closed; in a thread."""
+        for call in list(self):
+            if call.is_stranded:
+                call.abandon()
 
 
 class Call(CallContext):
@@ -36,6 +51,7 @@ class Call(CallContext):
         error: what ended the call; None while it runs, and after a success.
         refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
+        at_end: called with what ended the call, or None, before it is closed.
     """
 
     def __init__(self, model: RoutedModel, text: str | None, *, is_chain: bool) -> None:
@@ -50,6 +66,7 @@ class Call(CallContext):
         self.error: BaseException | None = None
         self.refused_by: str | None = None
         self.chain_readers = 0
+        self.at_end: list[Callable[[BaseException | None], None]] = []
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -71,6 +88,7 @@ class Call(CallContext):
             self.route.group.enter(self)
         self._running_calls = instance.of(self.route.datasette, RunningCalls)
         self._running_calls.add(self)
+        pace.begun += 1
         self._begin(f"datasette-llm {self.model.model_id}")
 
     def add(self, response: PromptResponse) -> None:
@@ -123,6 +141,7 @@ class Call(CallContext):
     # What happens in the task
 
     async def _run(self) -> None:
+        pace.begun = 0
         contexts = Contexts()
         error: BaseException | None = None
         try:
@@ -139,6 +158,8 @@ class Call(CallContext):
             if response.stream_state is not None:
                 response.stream_state.wake_readers()  # those inside must not wait for the end
         error = await contexts.leave(error, self.timed_out, self._grant_time)
+        for plugin, failure in contexts.failures:
+            self._note_hook(plugin, failure)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
         self._settle(error)
@@ -188,14 +209,19 @@ class Call(CallContext):
 
     def _note_refusal(self, error: BaseException) -> None:
         recorder, plugin = self.route.recorder, self.refused_by
-        if recorder is None or plugin is None or isinstance(error, FATAL):
+        if plugin is None or isinstance(error, FATAL):
             return
+        if recorder is not None:
+            self._record_refusal(recorder, plugin, error)
+        self._note_hook(plugin, error)  # after the row, which names the plugin by itself
+
+    def _record_refusal(self, recorder: Recorder, plugin: str, error: BaseException) -> None:
         response, route = self.result.response, self.route
         if response is not None:
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
-        keys = response.caller_key if response is not None else None
+        keys = response.secret_text if response is not None else None
         finished = unsent(
             started,
             Outcome.BLOCKED,
@@ -207,11 +233,23 @@ class Call(CallContext):
         )
         recorder.never_sent(started, finished)
 
+    def _note_hook(self, plugin: str, error: BaseException) -> None:
+        """Tell the caller, by a note, and the administrator which plugin's context raised."""
+        response = self.result.response
+        keys = self.used_keys or (response.secret_text if response is not None else None)
+        failures = instance.of(self.route.datasette, HookFailures)
+        failures.note("llm_prompt_context", plugin, error, keys)
+        note = f"Raised by llm_prompt_context of plugin {plugin!r}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
     def _settle(self, error: BaseException | None) -> None:
         self.error = error
         failure = ResponseCancelledError(f"{type(error).__name__} ended the program")
         for response in self.result.responses:
             response.settle(failure if isinstance(error, FATAL) else error)
+        while self.at_end:  # emptied, so that a call that is over is freed at once
+            self.at_end.pop()(error)
         if self.route.group is not None:
             self.route.group.leave(self)
         if self._running_calls is not None:

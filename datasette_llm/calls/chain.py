@@ -9,9 +9,12 @@ from typing import Any, Protocol, Self, cast
 import llm
 from llm.models import AsyncChainResponse
 
+from ..hooks import dispatch
 from .call import Call
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
+from .tools import supervised_tools, tools_thread
 
 
 class TurnTaker(Protocol):
@@ -21,6 +24,9 @@ class TurnTaker(Protocol):
 
     def begin_turn(self, call: Call, turns_before: int) -> None:
         """Begin a turn."""
+
+    def pause_turn(self, results: list[llm.ToolResult]) -> None:
+        """Keep the results of tools that ran beside the one that paused."""
 
 
 class WrappedChain(AsyncChainResponse):
@@ -60,6 +66,9 @@ class WrappedChain(AsyncChainResponse):
         self._steps = []
         self._advancing = asyncio.Lock()
         self._turns_before = len(self.conversation.responses) if self.conversation else 0
+        thread = tools_thread()
+        self.prompt.tools = supervised_tools(self.prompt.tools, thread)
+        call.at_end.append(lambda _: thread.close())
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:
         """The response of each step; a step is sent to the provider when it is read.
@@ -125,6 +134,8 @@ class WrappedChain(AsyncChainResponse):
 
     async def _admitted(self) -> None:
         if not self._started:
+            if pace.begun >= SLICE:
+                await pace.turn()
             self._started = True
             self._source = cast(Any, super().responses())
             self._call.start()
@@ -136,10 +147,12 @@ class WrappedChain(AsyncChainResponse):
     async def _next_of_llms_loop(self) -> llm.AsyncResponse:
         try:
             step = await anext(self._source)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancellation:
             # llm's loop cannot go on after this, so neither can the other readers.
             self._finished = self._interrupted = True
-            raise
+            error = dispatch.not_ours(cancellation, "before_call or after_call of the chain")
+            self._interrupted = False
+            raise error from cancellation
         await self._left()  # once the contexts are left, there are no more steps
         if self._call.error is not None:
             raise self._call.error  # it ended while the tools ran
@@ -155,6 +168,8 @@ class WrappedChain(AsyncChainResponse):
         self._finished = True
         self._failure = error
         self._call.result.chain_complete = error is None
+        if isinstance(error, llm.PauseChain):
+            cast(TurnTaker, self.conversation).pause_turn(error.tool_results)
         # A pause counts as success, so budgets are charged.
         self._call.finish(None if isinstance(error, llm.PauseChain) else error)
         await self._ended()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..access.keys import find_key
+from ..access.keys import KeyName, find_key, find_named_key
+from ..access.secrets import registered_secrets
 from .prompt_result import PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
@@ -35,35 +36,44 @@ class CallContext(SupervisedTask):
         self.used_keys: frozenset[str] = frozenset()
         self._keys: dict[RoutedModel, str | None] = {}
 
-    async def key(self, model: RoutedModel, explicit: str | None) -> str | None:
+    async def key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
         """The key for this call's requests to a model, looked up once.
 
         Args:
             model: who is asked.
-            explicit: what the caller passed as `key=`.
+            explicit: what the caller passed as `key=` or `key_name=`.
 
         Raises:
             llm.NeedsKeyException: there is none.
         """
         if model not in self._keys:
-            route = model.route
-            found = await find_key(
-                route.datasette,
-                route.target.model,
-                explicit=explicit or model.key,
-                secret_names=route.target.secret_names,
-                actor=model.actor,
-            )
-            self._keys[model] = found
+            found = self._keys[model] = await self._found_key(model, explicit or model.key)
             if found:
                 self.used_keys |= {found}
         return self._keys[model]
 
+    async def _found_key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
+        datasette, target = model.route.datasette, model.route.target
+        if isinstance(explicit, KeyName):
+            registered = {secret.name for secret in await registered_secrets(datasette)}
+            return await find_named_key(
+                datasette, target.model, explicit.name, registered=registered, actor=model.actor
+            )
+        return await find_key(
+            datasette,
+            target.model,
+            explicit=explicit,
+            secret_names=target.secret_names,
+            actor=model.actor,
+        )
+
     def may_retry(self, response: PromptResponse) -> bool:
-        """True if the request may be retried: first of the call, no event received, not cancelled.
+        """True if the request may be retried: no event received, call not cancelled.
+
+        A later step of a chain may be, too: its tools have run between the steps, and only its
+        own request is made again, with the same history.
 
         Args:
             response: what the request fills.
         """
-        is_first = self.result.responses[0] is response
-        return is_first and response.is_untouched and not self.is_being_stopped
+        return response.is_untouched and not self.is_being_stopped

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 from ulid import ULID
 
+from .. import instance
+from ..access.hook_failures import HookFailures
 from ..errors import GroupClosedError, GroupError, HookError
 from ..hooks import dispatch
 from .response import PromptResponse
@@ -195,9 +197,16 @@ class Group(Generic[_Model]):
             try:
                 await self._bounded(asyncio.create_task(work()), plugin)
             except asyncio.CancelledError as error:
-                errors.append(dispatch.not_ours(error, f"llm_group_exit of plugin {plugin!r}"))
+                failure: Exception = dispatch.not_ours(
+                    error, f"llm_group_exit of plugin {plugin!r}"
+                )
             except Exception as error:
-                errors.append(error)
+                failure = error
+                failure.add_note(f"Raised by llm_group_exit of plugin {plugin!r}")
+            else:
+                continue
+            errors.append(failure)
+            instance.of(self._datasette, HookFailures).note("llm_group_exit", plugin, failure)
         return errors
 
     async def _bounded(self, hook: asyncio.Task[object], plugin: str) -> None:

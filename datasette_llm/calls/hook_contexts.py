@@ -54,9 +54,14 @@ async def make_context(
 
 
 class Contexts:
-    """The open contexts of one call. Belongs to one task, which opens and leaves them."""
+    """The open contexts of one call. Belongs to one task, which opens and leaves them.
+
+    Attributes:
+        failures: what contexts raised by themselves while they were left, with their plugins.
+    """
 
     def __init__(self) -> None:
+        self.failures: list[tuple[str, BaseException]] = []
         self._opened: list[tuple[str, AbstractAsyncContextManager[object]]] = []
         self._timeout: asyncio.CancelledError | None = None
         self._timeout_error: ResponseCancelledError | None = None
@@ -158,6 +163,8 @@ class Contexts:
         plugin: str,
     ) -> BaseException:
         """What the call ends with after a context raised: the first failure stays primary."""
+        if raised is not error:
+            self.failures.append((plugin, raised))
         if error is None or (shown is self._timeout and shown is not None):
             return raised
         if raised is not error:

@@ -13,13 +13,17 @@ import llm
 from llm.parts import StreamEvent
 
 from ..errors import ConversationBusyError, LLMError
-from ..structured import AsksForObjects
+from ..structured import AsksForObjects, taken_answer
 from .call import Call
 from .chain import WrappedChain
+from .history import answered, under_system, with_history
+from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
 
-_CHAIN_PARAMETERS = frozenset(inspect.signature(llm.AsyncConversation.chain).parameters)
+_CHAIN_PARAMETERS = frozenset(
+    ["key_name", *inspect.signature(llm.AsyncConversation.chain).parameters]
+)
 
 
 class WrappedAsyncModel(AsksForObjects, RoutedModel):
@@ -44,7 +48,8 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
         Args:
             prompt: the text; optional.
             **kwargs: everything that llm's `prompt()` takes, `key` and option keywords
-                included. Options given here win over configured ones.
+                included, and `key_name`, the name of a stored key. Options given here win over
+                configured ones.
 
         Returns:
             The response, still streaming. A model that does not stream returns at the end.
@@ -56,7 +61,8 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
             llm.NeedsKeyException: there is no key for the model.
             GroupClosedError: the model belongs to a group that has been left.
         """
-        build = partial(super().prompt, prompt, **self.arguments(kwargs))
+        arguments = with_history(self, prompt, self.arguments(kwargs))
+        build = partial(super().prompt, **arguments)
         return await _begin(self, prompt, await _build(build, kwargs))
 
     def conversation(
@@ -115,7 +121,8 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
     """An `llm.AsyncConversation` whose turns go through the hooks.
 
     Turns come one after the other: each has the ones before it as its history, so a turn
-    that starts while another is running is refused.
+    that starts while another is running is refused. A turn that fails or is cancelled is no part
+    of the history. One that is paused is, until a turn with a new text comes.
 
     Attributes:
         call: the call of the newest turn, or None.
@@ -123,6 +130,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
 
     model: WrappedAsyncModel
     call: Call | None = None
+    _begun_with: list[Any] | None = None  # what llm has read from storage
 
     async def prompt(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:  # type: ignore[override]  # llm's is not a coroutine
         """Send the next turn; as `WrappedAsyncModel.prompt`.
@@ -131,10 +139,10 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
-        arguments = self.model.arguments(kwargs)
+        arguments = self._with_history(prompt, self.model.arguments(kwargs))
         if self.tools and not arguments.get("tools"):
             arguments = arguments | {"tools": self.tools}
-        response = await _build(partial(super().prompt, prompt, **arguments), kwargs)
+        response = await _build(partial(super().prompt, **arguments), kwargs)
         self._refuse_while_busy()
         return await _begin(self.model, prompt, response, self)
 
@@ -146,7 +154,8 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
         """
         self._refuse_while_busy()
         arguments = self.model.arguments(_with_options_apart(kwargs))
-        return WrappedChain.adopt(super().chain(prompt, **arguments), self.model, prompt)
+        arguments = self._with_history(prompt, arguments)
+        return WrappedChain.adopt(super().chain(**arguments), self.model, prompt)
 
     def begin_turn(self, call: Call, turns_before: int) -> None:
         """Begin the turn of a chain (called by the chain).
@@ -164,7 +173,46 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
                 "The conversation has gone on since this chain was made, so that it would miss "
                 "what was said; make the chain when it is its turn"
             )
+        self.take_part(call)
+
+    def take_part(self, call: Call) -> None:
+        """Have a call as the newest turn; if it fails, the history is what it was before."""
+        turns, loaded = len(self.responses), self.loaded_messages
+
+        def end(error: BaseException | None) -> None:
+            if error is not None:
+                del self.responses[turns:]
+                self.loaded_messages = loaded
+
         self.call = call
+        call.at_end.append(end)
+        if not self.responses:
+            self._begun_with = loaded
+
+    def pause_turn(self, results: list[llm.ToolResult]) -> None:
+        """Keep the results of tools that ran beside the one that paused: they do not run again."""
+        if results and self.responses:
+            last: Any = self.responses[-1]
+            history = self.loaded_messages or [*last.prompt.messages, *last.messages_so_far()]
+            found = llm.Prompt(None, self.model, tool_results=results).messages
+            self.loaded_messages = [*history, *found]
+
+    def _with_history(self, prompt: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+        news = prompt or arguments.get("fragments") or arguments.get("attachments")
+        history = arguments.get("messages"), arguments.get("tool_results")
+        count = answered(self.responses)
+        if news and history == (None, None) and count < len(self.responses):
+            del self.responses[count:]
+            self.loaded_messages = None if count else self._begun_with
+        return with_history(self.model, prompt, arguments)
+
+    def _build_full_chain(self, **arguments: Any) -> list[Any]:  # type: ignore[override]  # llm calls it so
+        """llm's messages of a turn, with the system prompt of a later turn, which it leaves out."""
+        messages = super()._build_full_chain(**arguments)
+        system, fragments = arguments["system"], arguments["system_fragments"]
+        if system or fragments:
+            return under_system(self.model, messages, system, fragments)
+        return messages
 
     def _refuse_while_busy(self) -> None:
         if self.call is not None and self.call.running:
@@ -178,6 +226,8 @@ async def _build(
     build: Callable[[], llm.AsyncResponse], kwargs: Mapping[str, Any]
 ) -> llm.AsyncResponse:
     """llm's response, not yet begun; built in a thread where llm has to look at a file or URL."""
+    if pace.begun >= SLICE:
+        await pace.turn()
     attachments = kwargs.get("attachments") or ()
     if any(not item.type and (item.path or item.url) for item in attachments):
         return await asyncio.to_thread(build)
@@ -194,9 +244,12 @@ async def _begin(
     call = Call(model, text, is_chain=False)
     ours = PromptResponse.adopt(response, call)
     call.add(ours)
-    call.start()
+    answer = taken_answer()
+    if answer is not None:
+        ours.answer = answer
     if conversation is not None:
-        conversation.call = call
+        conversation.take_part(call)
+    call.start()
     await ours.first_event()
     return ours
 

@@ -7,15 +7,20 @@ import contextlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import llm
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, ToolCallPart
 
+from ..access.keys import KeyName
 from ..errors import LLMError
 from ..hooks import dispatch
+from ..providers.chunks import well_formed_call, well_formed_value
 from ..providers.finish_reasons import FinishReason, finish_reason_of
+from ..structured import Answer
+from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
     from .route import RoutedModel
@@ -112,11 +117,13 @@ class PromptResponse(llm.AsyncResponse):
         stream_state: its streaming state; None once it has ended.
         failure: what it failed with, or None.
         failure_seen: whether `failure` was raised to a caller.
+        answer: what `structured()` reads out of it, or None.
     """
 
     stream_state: StreamState | None = None
     failure: Exception | None = None
     failure_seen = False
+    answer: Answer | None = None
     _failure_trace: TracebackType | None = None
     _position = 0  # of anext(response), which is a reader of its own
 
@@ -182,18 +189,62 @@ class PromptResponse(llm.AsyncResponse):
 
     # llm's methods that need more than the above
 
-    async def reply(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:
+    async def reply(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: list[Any] | None = None,
+        tool_results: list[llm.ToolResult] | None = None,
+        **kwargs: Any,
+    ) -> PromptResponse:
         """Prompt again with this exchange as history, once this response is complete.
 
         Takes what llm's `reply()` takes. The new prompt has the same key, purpose, actor and
         hooks, and like `model.prompt()` returns at its first event.
         """
         await self._force()
-        if self._key is not None:
+        if self._key is not None and "key_name" not in kwargs:
             kwargs.setdefault("key", self._key)
-        # llm's reply() hands on what model.prompt() returns, and ours is a coroutine.
-        pending: Any = await super().reply(prompt, **kwargs)
-        return cast(PromptResponse, await pending)
+        if self.prompt.tools:
+            kwargs.setdefault("tools", self.prompt.tools)
+        if tool_results is None and self._tool_calls:
+            tool_results = await self.execute_tool_calls(tools=kwargs.get("tools"))
+        # As llm has them: attachments of tools are the user's.
+        attached = [each for result in tool_results or () for each in result.attachments]
+        new = {
+            "tool_results": [replace(each, attachments=[]) for each in tool_results or ()],
+            "attachments": [*attached, *(kwargs.pop("attachments", None) or ())],
+        }
+        if messages:  # which come after the text
+            turn = llm.Prompt(prompt, self.model, **new).messages
+            history = [*self.prompt.messages, *self.messages_so_far()]
+            prompt, new = None, {"messages": [*history, *turn, *messages]}
+        # A turn of a conversation, since some plugins read nothing else.
+        conversation: Any = self.model.conversation()
+        conversation.responses.extend(self._turns())
+        return cast(PromptResponse, await conversation.prompt(prompt, **new, **kwargs))
+
+    def _turns(self) -> list[llm.AsyncResponse]:
+        """The turns of the conversation up to this one."""
+        turns: list[Any] = self.conversation.responses if self.conversation else []
+        return turns[: turns.index(self) + 1] if self in turns else [self]
+
+    async def execute_tool_calls(
+        self, *, tools: list[Any] | None = None, **kwargs: Any
+    ) -> list[llm.ToolResult]:
+        """Run the tools that it calls, plain functions in a thread; takes what llm's method takes.
+
+        Raises:
+            llm.PauseChain: a tool has asked for a pause.
+            Exception: what a hook of the caller raised.
+        """
+        thread = tools_thread()  # those of a chain have theirs
+        wanted = self.prompt if tools is None else llm.Prompt(None, self.model, tools=tools)
+        try:
+            ours = supervised_tools(wanted.tools, thread)
+            return await super().execute_tool_calls(tools=[*ours], **kwargs)
+        finally:
+            thread.close()
 
     def text_or_raise(self) -> str:
         """The text of a complete response.
@@ -231,6 +282,17 @@ class PromptResponse(llm.AsyncResponse):
 
     # Filling, called by the call
 
+    def add_tool_call(self, tool_call: llm.ToolCall) -> None:
+        """Add a tool call (called by the model)."""
+        super().add_tool_call(well_formed_call(tool_call))
+
+    def _messages_now(self) -> list[Any]:
+        messages = super()._messages_now()
+        for part in (part for message in messages for part in message.parts):
+            if isinstance(part, ToolCallPart):
+                part.arguments = well_formed_value(part.arguments)
+        return messages
+
     async def fill(self, events: AsyncGenerator[str | StreamEvent, None]) -> None:
         """Run a request to its end; `on_done` and llm's done callbacks included.
 
@@ -255,7 +317,7 @@ class PromptResponse(llm.AsyncResponse):
         state.wake_readers()
 
     def restart(
-        self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | None
+        self, model: RoutedModel, prompt: llm.Prompt, *, stream: bool, key: str | KeyName | None
     ) -> None:
         """Reset the response for a retry.
 
@@ -273,7 +335,7 @@ class PromptResponse(llm.AsyncResponse):
             model,
             stream and model.can_stream,
             conversation=self.conversation,
-            key=key,
+            key=key,  # type: ignore[arg-type]  # llm only hands it on
             before_call=self.before_call,
             after_call=self.after_call,
         )
@@ -324,17 +386,19 @@ class PromptResponse(llm.AsyncResponse):
         return "".join(self._chunks)
 
     @property
-    def caller_key(self) -> str | None:
-        """What the caller gave as a key, or None."""
-        return self._key
+    def caller_key(self) -> str | KeyName | None:
+        """What the caller gave as a key, or the name of one, or None."""
+        return self._key  # llm only hands it on
+
+    @property
+    def secret_text(self) -> str | None:
+        """What the caller gave as a key, to be taken out of texts; None for no key or a name."""
+        return None if isinstance(self.caller_key, KeyName) else self.caller_key
 
     @property
     def is_untouched(self) -> bool:
-        """Whether no event has come, and no tool has run for it."""
-        # llm has no public way to tell what a caller gave from the history.
-        last = (self.prompt._explicit_messages or [None])[-1]  # noqa: SLF001
-        tools_ran = self.prompt.tool_results or getattr(last, "role", None) == "tool"
-        return not (self._stream_events or self._done or tools_ran)
+        """Whether no event has come, so that its request can be made again."""
+        return not (self._stream_events or self._done)
 
     @property
     def ends_chain(self) -> bool:

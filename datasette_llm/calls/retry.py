@@ -1,8 +1,9 @@
 """How a response gets its answer: of the model asked for, of it once more, or of its fallbacks.
 
-Only the first request of a call is made again, and only while nothing has come of it: no event
-that a reader may have seen, and no tool that has run. The contexts of the hooks stay open over
-all attempts, so that money is reserved once; the call log has a row for each.
+A request is made again only while nothing has come of it: no event that a reader may have seen.
+In a chain that is the request of one step; no tool runs again, and the next step asks the model
+that the chain was made for. The contexts of the hooks stay open over all attempts, so that money
+is reserved once; the call log has a row for each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from ..sanitize import brief, message_of
 from .attempt import Attempt
 from .context import CallContext
 from .response import PromptResponse
-from .retry_rules import MAX_RETRY_AFTER_S, is_transient, requests_made, retry_after_s
+from .retry_pauses import MAX_PAUSE_S, retry_after_s
+from .retry_rules import is_transient, requests_made
 from .route import RoutedModel
 from .timeout import Deadline
 
@@ -177,7 +179,7 @@ class _LaterAttempts:
         if asked_for_s is None:
             jitter_s = random.uniform(0, WAIT_JITTER_S)
             return min(WAIT_MAX_S, WAIT_INITIAL_S * 2.0**number + jitter_s)
-        return asked_for_s if asked_for_s <= min(MAX_RETRY_AFTER_S, self._time_left()) else None
+        return asked_for_s if asked_for_s <= min(MAX_PAUSE_S, self._time_left()) else None
 
     async def _pause(self, seconds: float, failure: Exception) -> None:
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import llm
 from llm.parts import AttachmentPart
 
+from ..access.keys import KeyName
 from ..providers.registry import AsyncLLM
 from ..providers.sync_adapter import mirror_attributes
 
@@ -94,6 +95,11 @@ class RoutedModel(llm.AsyncKeyModel):
             given: the caller's keyword arguments.
         """
         arguments = dict(given)
+        name = arguments.pop("key_name", None)
+        if name is not None:
+            if arguments.get("key") is not None or not isinstance(name, str):
+                raise TypeError("key_name= is the name of a stored key, and excludes key=")
+            arguments["key"] = KeyName(name)
         defaults = {k: v for k, v in self.route.target.options.items() if k not in given}
         if defaults:
             arguments["options"] = defaults | (given.get("options") or {})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 from ..errors import ResponseCancelledError
 from ..events import Outcome
+
+logger = logging.getLogger("datasette_llm")
 
 # How long one context of a hook may clean up after the call was cancelled.
 CLEANUP_S = 5.0
@@ -36,7 +40,10 @@ def contained(raised: BaseException, message: str) -> BaseException:
 class _Task(asyncio.Task[None]):
     """A task that notes whose timer cancels it; see `opening`."""
 
+    __slots__ = ("context", "supervised")
+
     supervised: SupervisedTask
+    context: Context
 
     def cancel(self, msg: Any | None = None) -> bool:
         number = opening.get()
@@ -68,8 +75,9 @@ class SupervisedTask:
 
     def _begin(self, name: str) -> None:
         loop = asyncio.get_running_loop()
-        self._task = _Task(self._supervise(), loop=loop, name=name)
-        self._task.supervised = self
+        context = copy_context()
+        self._task = _Task(self._supervise(), loop=loop, name=name, context=context)
+        self._task.supervised, self._task.context = self, context
         self._task.add_done_callback(self._task_done)
 
     async def _supervise(self) -> None:
@@ -125,6 +133,29 @@ class SupervisedTask:
     def runs_here(self) -> bool:
         """Whether the call belongs to the event loop that is running."""
         return self._task is not None and self._task.get_loop() is asyncio.get_running_loop()
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether its event loop was closed before it ended."""
+        return self._task is not None and self._task.get_loop().is_closed()
+
+    def abandon(self) -> None:
+        """End a stranded call: what has to be cleaned up is, as far as it need not be awaited."""
+        task = self._task
+        if task is None:
+            return
+        self._cancel_reason = "The event loop of the call was closed"
+        coroutine: Any = task.get_coro()
+        try:
+            task.context.run(coroutine.throw, asyncio.CancelledError())
+            task.context.run(coroutine.close)  # it waits, and there is nothing that wakes it
+        except (StopIteration, asyncio.CancelledError):
+            pass  # it has ended
+        except RuntimeError as error:
+            logger.warning("A call whose event loop was closed could not clean up: %s", error)
+        finally:
+            with contextlib.suppress(RuntimeError):  # who waits for it is in the same loop
+                self._task_done(task)
 
     def encloses_caller(self) -> bool:
         """Whether the code that asks runs inside this call: in its provider or its contexts."""

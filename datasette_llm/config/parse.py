@@ -32,7 +32,7 @@ _MESSAGES = {
     "finite_number": "expected a finite number",
     "greater_than": "expected more than {gt:,g}",
     "greater_than_equal": "expected at least {ge:,g}",
-    "less_than_equal": "expected at most {le:,g}",
+    "less_than_equal": "expected at most {le:,.15g}",
     "literal_error": "expected {expected}, got {got}",
 }
 

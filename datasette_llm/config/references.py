@@ -34,8 +34,8 @@ def references_for(
 ) -> Iterator[ModelSection]:
     """The sections about models that count for a purpose, the most specific first.
 
-    This order is the one precedence of datasette-llm: the purpose's `models`, its `model`,
-    `default_model`, the endpoints.
+    This order is the one precedence of datasette-llm: the purpose's `models`, its `model`, the
+    global `models`, `default_model`, the endpoints.
 
     Args:
         settings: the parsed configuration.
@@ -68,6 +68,7 @@ def references(settings: Settings) -> Iterator[tuple[Path, FallbackReference]]:
     sections: list[tuple[Path, CallSettings | None]] = [
         (("default_model",), settings.default_model),
         ((), settings),
+        *((("models", number), each) for number, each in enumerate(settings.models or ())),
         *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
     ]
     for name, purpose in settings.purposes.items():
@@ -98,6 +99,8 @@ def _sections_for(
         for number, reference in enumerate(own.models or ()):
             yield (*place, "models", number), reference
         yield (*place, "model"), own.model
+    for number, reference in enumerate(settings.models or ()):
+        yield ("models", number), reference
     yield ("default_model",), settings.default_model
     for number, endpoint in enumerate(settings.endpoints):
         yield ("endpoints", number), endpoint

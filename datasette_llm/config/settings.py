@@ -34,6 +34,7 @@ Path = tuple[str | int, ...]
 MAX_SECONDS = 86_400
 MAX_RETRIES = 20
 MAX_CONCURRENCY = 100_000
+MAX_ANSWER_CHARS = 10**12
 
 
 def _reference(value: object) -> object:
@@ -61,6 +62,7 @@ _Option = Annotated[Any, AfterValidator(option)]
 _Seconds = Annotated[float, BeforeValidator(_seconds)]
 _Retries = Annotated[int, Field(ge=0, le=MAX_RETRIES)]
 _Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
+_Chars = Annotated[int, Field(ge=1, le=MAX_ANSWER_CHARS)]
 
 
 def _log(value: object) -> object:
@@ -87,6 +89,8 @@ class AttemptSettings(Section):
     """How often a request that failed before its first event is made again; otherwise 2."""
     max_concurrency: _Concurrency | None = Field(default=None, title="number")
     """How many requests may run at once; further requests wait in a queue."""
+    max_answer_chars: _Chars | None = Field(default=None, title="number")
+    """How long an answer may become before it is ended with an error; otherwise 20,000,000."""
 
 
 class CallSettings(AttemptSettings):
@@ -231,7 +235,7 @@ class Settings(CallSettings):
 
     default_model: Reference | None = Field(default=None, title="reference")
     """The model if a plugin names none."""
-    models: Ids | None = Field(default=None, title="list of ids")
+    models: References | None = Field(default=None, title="list of references")
     """The allowlist; the default model is always part of it."""
     blocked_models: Ids = Field(default=(), title="list of ids")
     """Never available, even if on an allowlist."""

@@ -41,15 +41,16 @@ class CallPolicies:
         """The call policy of a model for a purpose, as in JSON.
 
         Returns:
-            `timeout_s`, `idle_timeout_s` and `retries`; `limits`, each with its numbers of running
-            and waiting requests; `fallbacks`, each with the problem that prevents its use, or
-            None; `settings`, the path of each setting that is not the default.
+            `timeout_s`, `idle_timeout_s`, `retries` and `max_answer_chars`; `limits`, each with its
+            numbers of running and waiting requests; `fallbacks`, each with the problem that
+            prevents its use, or None; `settings`, the path of each setting that is not the default.
         """
         call_policy = self._snapshot.for_purpose(purpose).call_policy(model_id)
         return {
             "timeout_s": call_policy.timeout_s,
             "idle_timeout_s": call_policy.idle_timeout_s,
             "retries": call_policy.retries,
+            "max_answer_chars": call_policy.max_answer_chars,
             "limits": self._limits(call_policy),
             "fallbacks": [
                 {
@@ -200,6 +201,9 @@ def _items(call_policy: Row) -> Iterator[Row]:
     retries = call_policy["retries"]
     noun = "retry" if retries == 1 else "retries"
     yield _item(f"{retries or 'no'} {noun}", settings.get("retries"))
+    if "max_answer_chars" in settings:
+        text = f"answers of at most {call_policy['max_answer_chars']:,} characters"
+        yield _item(text, settings["max_answer_chars"])
     for limit in call_policy["limits"]:
         busy = bool(limit["running"] or limit["waiting"])
         yield _item(_limit_text(limit), limit["setting"], busy=busy)

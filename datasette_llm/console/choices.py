@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from ..access.keys import ENVIRONMENT_PREFIX, Place, can_store
 from ..access.purposes import Purpose, get_purposes
-from ..access.quoting import quoted_error
+from ..access.quoting import quoted
 from ..consultant.advice import consultation
+from ..errors import HookError
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -28,8 +29,8 @@ async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose],
     own = {purpose.name: purpose for purpose in consultation.purposes()}
     try:
         registered = {purpose.name: purpose for purpose in await get_purposes(datasette)}
-    except Exception as error:  # a plugin's hook
-        message = await quoted_error(datasette, error)
+    except HookError as error:
+        message = await quoted(datasette, str(error))
         return own, [f"The purposes of plugins are unknown, because a plugin failed: {message}"]
     return registered | {name: own[name] for name in own if name not in registered}, []
 

@@ -91,6 +91,7 @@ async def explained(
     decision = call_policy = None
     if name is not None:
         decision = await _decided(datasette, name, purpose, actor)
+        snapshot = await snapshot_of(datasette)  # which may have got the model meanwhile
         if decision["model_id"] in snapshot.catalog.entries:
             call_policy = await _call_policy(
                 datasette, snapshot, decision["model_id"], purpose, actor
@@ -186,7 +187,7 @@ async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]
     about: dict[str, Any] = {
         "form": given,
         "choices": {"model": list(snapshot.catalog.entries), "purpose": purposes},
-        "problems": problems,
+        "problems": [*problems, *snapshot.catalog.problems],
     }
     if not any(name in request.args for name in FIELDS):
         return {"ok": True, "asked": False} | about

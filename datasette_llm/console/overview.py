@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import instance
-from ..access.config_warnings import StartupCheck
+from ..access.config_warnings import StartupCheck, warnings
+from ..access.hook_failures import HookFailures
 from ..access.keys import read_status
 from ..access.policy import has_key
+from ..access.quoting import quoted
 from ..access.snapshot import snapshot_of
 from .call_policies import has_limits, queues
 from .choices import purpose_names
@@ -25,10 +27,17 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
     status = await read_status(datasette)
     entries = snapshot.catalog.entries.values()
     permitted = [entry for entry in entries if rules.permits(entry.model_id)]
-    purposes, problems = await purpose_names(datasette, snapshot)
+    purposes, _ = await purpose_names(datasette, snapshot)  # its problem is a hook's failure
     log = await log_status(datasette)
     default = snapshot.for_purpose(None).default()
-    config_warnings = instance.of(datasette, StartupCheck).warnings
+    check = instance.of(datasette, StartupCheck)
+    # Again, for llm may know more or fewer models than at the start.
+    found = (
+        [check.failure, *snapshot.catalog.problems]
+        if check.failure
+        else warnings(snapshot.settings, snapshot.catalog)
+    )
+    hooks = instance.of(datasette, HookFailures).warnings()
     return {
         "ok": True,
         "default_model": default.model_id if default is not None else None,
@@ -45,5 +54,9 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
         "limited": has_limits(snapshot.settings),
         "queues": queues(datasette),
         "record": {name: log[name] for name in ("recording", "content_recorded")},
-        "warnings": [*config_warnings, *problems, *log["warnings"]],
+        "warnings": [
+            *found,
+            *[await quoted(datasette, failure) for failure in hooks],
+            *log["warnings"],
+        ],
     }

@@ -19,7 +19,7 @@ from ..facade import LLM
 from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
 from ..redaction import without_keys
-from ..sanitize import count, storable
+from ..sanitize import count, message_of, storable
 from .explain import resolved_default
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ def _failure(attempt: _Attempt) -> Failure | None:
     if error is None:
         return None if attempt.text.strip() else Failure("bad_answer", _no_text(call))
     if plugin is not None:
-        message = f"Plugin {plugin!r} blocked the call: {failure_message(error, 'blocked')}"
+        message = f"Plugin {plugin!r} blocked the call: {message_of(error)}"
         return Failure("blocked", message)
     kind = _kind(attempt, error)
     return Failure(kind, failure_message(error, kind))

@@ -14,8 +14,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from ..errors import HookError
+from ..sanitize import message_of
 
 if TYPE_CHECKING:
     import llm
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+# For each plugin what its implementation of a hook answered.
+Answers = list[tuple[str, Any]]
+# By plugin, since reading the name of a distribution opens a file.
+_names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
 
 
@@ -39,21 +45,52 @@ def plugins_with(datasette: Datasette, hook: str) -> list[str]:
     return [plugin for plugin, _ in _implementations(datasette, hook, {})]
 
 
-async def collect(datasette: Datasette, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+def collect(datasette: Datasette, hook: str, **arguments: object) -> Answers:
     """Call every implementation of a hook.
 
     Returns:
-        (plugin name, result) for each result that is not None, in hook order.
+        (plugin name, answer) for each answer that is not None, in hook order. Those of
+        asynchronous hooks are still to be awaited, or discarded.
 
     Raises:
-        Exception: what the first implementation to fail raised; later ones are not called.
+        HookError: the first implementation to fail raised something; later ones are not called.
     """
-    answers = []
+    answers: Answers = []
     for plugin, call in _implementations(datasette, hook, arguments):
-        answer = await _resolved(call())
+        try:
+            answer = _called(call())
+        except Exception as error:  # third-party code
+            discard(answers)
+            raise failed(hook, plugin, error) from error
         if answer is not None:
             answers.append((plugin, answer))
     return answers
+
+
+async def resolve(hook: str, answers: Answers) -> Answers:
+    """The answers of a hook with those of asynchronous implementations awaited.
+
+    Raises:
+        HookError: the first implementation to fail raised something; later ones are discarded.
+    """
+    resolved = []
+    try:
+        for number, (plugin, answer) in enumerate(answers):
+            answers[number] = (plugin, None)
+            resolved.append((plugin, await _named(hook, plugin, _resolved(answer))))
+    finally:
+        discard(answers)
+    return [(plugin, answer) for plugin, answer in resolved if answer is not None]
+
+
+def discard(answers: Answers) -> list[str]:
+    """Drop answers that would have to be awaited, and tell the names of their plugins."""
+    waiting = [(plugin, answer) for plugin, answer in answers if inspect.isawaitable(answer)]
+    for _, answer in waiting:
+        end = getattr(answer, "close", None) or getattr(answer, "cancel", None)
+        if end is not None:
+            end()  # or Python would warn that it was never awaited
+    return [plugin for plugin, _ in waiting]
 
 
 def context_hooks(
@@ -71,15 +108,14 @@ async def default_model(
     Inside one of these hooks it is None, so that the hook may list models.
 
     Raises:
-        Exception: what a plugin raised.
-        HookError: a plugin returned something other than a model id.
+        HookError: a plugin raised something, or returned something other than a model id.
     """
     answer = await try_default_model(datasette, purpose, actor)
     if answer is None:
         return None
     plugin, model_id = answer
     if isinstance(model_id, Exception):
-        raise model_id
+        raise failed("llm_default_model", plugin, model_id) from model_id
     return plugin, model_id
 
 
@@ -120,12 +156,12 @@ async def filter_models(
         order; every plugin got the whole list.
 
     Raises:
-        Exception: what the first plugin to fail raised; later ones are not called.
-        HookError: a plugin returned something other than models.
+        HookError: the first plugin to fail raised something, or returned something other than
+            models; later ones are not called.
     """
     kept = []
     for plugin, work in _filters(datasette, models, purpose, actor):
-        answer = await work()
+        answer = await _named("llm_filter_models", plugin, work())
         if answer is not None:
             kept.append((plugin, answer))
     return kept
@@ -158,6 +194,20 @@ def group_exits(
         yield plugin, partial(_awaited, call)
 
 
+def failed(hook: str, plugin: str, error: Exception) -> HookError:
+    """The error that says which plugin raised another one, to be raised from that.
+
+    Args:
+        hook: the hook.
+        plugin: the plugin's name.
+        error: what it raised; an error that names hook and plugin already is returned as it is.
+    """
+    if isinstance(error, HookError) and (error.hook, error.plugin) == (hook, plugin):
+        return error
+    why = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    return HookError(f"{hook} of plugin {plugin!r} raised {why}", hook, plugin)
+
+
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
     """The error of third-party code that raised CancelledError without us being cancelled.
 
@@ -178,7 +228,9 @@ async def _default_of(plugin: str, call: Callable[[], Any]) -> str | None:
     if not isinstance(model_id, str):
         raise HookError(
             f"llm_default_model of plugin {plugin!r} returned {type(answer).__name__}; return "
-            "a model id, or None"
+            "a model id, or None",
+            "llm_default_model",
+            plugin,
         )
     return model_id
 
@@ -203,6 +255,18 @@ async def _filtered_ids(
     return None if answer is None else _ids_of(plugin, answer) & known
 
 
+async def _named(hook: str, plugin: str, work: Awaitable[_T]) -> _T:
+    """What a plugin answers.
+
+    Raises:
+        HookError: it raised something.
+    """
+    answer = await _bounded(hook, plugin, work, None)
+    if isinstance(answer, Exception):
+        raise failed(hook, plugin, answer) from answer
+    return answer
+
+
 async def _bounded(
     hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
 ) -> _T | Exception:
@@ -212,9 +276,11 @@ async def _bounded(
         async with limit:
             return await work
     except asyncio.CancelledError as error:
-        return not_ours(error, who)
+        return HookError(str(not_ours(error, who)), hook, plugin)
     except Exception as error:  # third-party code
-        return HookError(f"{who} gave no answer in {limit_s:g} s") if limit.expired() else error
+        if limit.expired():
+            return HookError(f"{who} gave no answer in {limit_s:g} s", hook, plugin)
+        return error
 
 
 async def _awaited(call: Callable[[], Any]) -> Any:
@@ -229,7 +295,9 @@ def _ids_of(plugin: str, answer: object) -> frozenset[str]:
         if not isinstance(model_id, str):
             raise HookError(
                 f"llm_filter_models of plugin {plugin!r} returned {type(answer).__name__} "
-                f"with {type(item).__name__}; return a list of the models to keep, or None"
+                f"with {type(item).__name__}; return a list of the models to keep, or None",
+                "llm_filter_models",
+                plugin,
             )
         ids.append(model_id)
     return frozenset(ids)
@@ -237,9 +305,12 @@ def _ids_of(plugin: str, answer: object) -> frozenset[str]:
 
 async def _resolved(value: Any) -> Any:
     """The final value of a hook's result: as in Datasette it may be a function or awaitable."""
-    if callable(value):
-        value = value()
+    value = _called(value)
     return await value if inspect.isawaitable(value) else value
+
+
+def _called(value: Any) -> Any:
+    return value() if callable(value) else value
 
 
 def _caller(datasette: Datasette, hook: str) -> Any:
@@ -253,7 +324,30 @@ def _implementations(
     everything = {"datasette": datasette, **arguments}
     for implementation in reversed(_caller(datasette, hook).get_hookimpls()):
         if not (implementation.wrapper or implementation.hookwrapper):
-            yield implementation.plugin_name, partial(_call, implementation, everything)
+            plugin = _name_of(datasette, implementation)
+            yield plugin, partial(_call, implementation, everything)
+
+
+def _name_of(datasette: Datasette, implementation: HookImpl) -> str:
+    """The name of a plugin as Datasette shows it at `/-/plugins`."""
+    plugin = implementation.plugin
+    try:
+        name = _names.get(plugin)
+    except TypeError:  # an object that no weak reference can be made to
+        return implementation.plugin_name
+    if name is None:
+        name = _names[plugin] = _distribution(datasette, plugin) or implementation.plugin_name
+        if name == str(id(plugin)):  # pluggy's name for an object that was registered without one
+            name = _names[plugin] = type(plugin).__name__
+    return name
+
+
+def _distribution(datasette: Datasette, plugin: object) -> str | None:
+    for installed, distribution in datasette.pm.list_plugin_distinfo():
+        if installed is plugin:
+            name: str = distribution.name or distribution.project_name
+            return name
+    return None
 
 
 def _call(implementation: HookImpl, arguments: Mapping[str, object], **more: object) -> Any:

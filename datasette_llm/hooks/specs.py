@@ -64,7 +64,7 @@ def llm_filter_models(
     in question. A model without an async version is represented by an async adapter, whose
     `sync_model` is llm's model. Return the models or model ids to keep, or None for no opinion.
     Filters only narrow: the results of several are intersected, in any order, and models that
-    were not in `models` are ignored. Exceptions reach the caller.
+    were not in `models` are ignored. If one raises, the caller gets a `HookError`.
     """
 
 
@@ -82,4 +82,7 @@ def llm_default_model(
 
 @hookspec
 def register_llm_purposes(datasette: Datasette) -> Any:
-    """The purposes this plugin uses models for: a list of `Purpose`, shown to administrators."""
+    """The purposes this plugin uses models for: a list of `Purpose`, shown to administrators.
+
+    `get_purposes()` that is not awaited leaves out those of asynchronous implementations.
+    """

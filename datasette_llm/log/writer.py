@@ -11,16 +11,20 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import re
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 
+from ..loop_end import LoopEnd, check_each_second
 from ..sanitize import message_of
 
 if TYPE_CHECKING:
@@ -31,11 +35,14 @@ logger = logging.getLogger("datasette_llm")
 MAX_WAITING = 20_000
 MAX_WAITING_LARGE = 2_000
 MAX_BATCH = 512
+# So many rows of a table are inserted by one statement. SQLite gives way to other threads at each
+# statement, and a busy event loop takes its time to give way in return.
+MAX_ROWS = 32
 # The time limit of a transaction for writes that no call waits for, since the next write may be
 # awaited: contents can be large.
 BATCH_S = 0.05
 RETRY_S = 1.0
-# A database that is locked for longer counts as failed.
+# A database that is locked for longer counts as failed. One that has many rows to write does not.
 COMMIT_WAIT_S = 2.0
 # The time limit for the last writes when Datasette stops.
 FLUSH_S = 10.0
@@ -52,19 +59,35 @@ Work = Callable[[sqlite3.Connection], object]
 Execute = Callable[[Work], Awaitable[Any]]
 
 
-class _Write:
-    __slots__ = ("committed", "is_awaited", "refused", "sent", "work")
+# How often a loop looks at writes that another one is about to make.
+_POLL_S = 0.01
+_INSERT = re.compile(r"(insert into .+ values )\((:\w+(?:, :\w+)*)\)", re.S)
 
-    def __init__(self, work: Work, committed: asyncio.Future[bool] | None) -> None:
-        self.work = work
+
+class _Write:
+    __slots__ = ("committed", "is_awaited", "refused", "sent", "statement", "work")
+
+    def __init__(self, work: Statement | Work, committed: asyncio.Future[bool] | None) -> None:
+        self.statement = None if callable(work) else work
+        self.work = work if callable(work) else _executing(work)
         self.committed = committed
         self.is_awaited = committed is not None  # stays true after the answer, for its priority
         self.refused = False
         self.sent = False  # to the writing thread, with an unknown result
 
+    @property
+    def awaited_sql(self) -> str | None:
+        """The statement of a row that a call waits for, and that has not been sent before."""
+        if self.statement is None or self.sent or not self.is_awaited:
+            return None
+        return self.statement[0]
+
 
 class Writer:
     """The writer of a Datasette instance's call log.
+
+    One task at a time writes for all event loops. What a loop leaves behind is written when it
+    ends, or within a second.
 
     Attributes:
         failure: why the last transaction failed; None if it succeeded.
@@ -88,8 +111,12 @@ class Writer:
         self._awaited: deque[_Write] = deque()
         self._others: deque[_Write] = deque()
         self._batch: list[_Write] = []
+        self._lock = threading.Lock()  # of the queues and the task
         self._task: asyncio.Task[None] | None = None
+        self._loop_end = LoopEnd(self._finish)
         self._failures = 0  # the number of failed transactions
+        self._written_at = 0.0  # when the last transaction was committed
+        check_each_second(self._check)
 
     @classmethod
     def of(cls, datasette: Datasette, opened: Work) -> Writer:
@@ -129,11 +156,13 @@ class Writer:
             self.later(statement)
             return False
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._add(_Write(_executing(statement), committed))
-        done, _ = await asyncio.wait([committed], timeout=COMMIT_WAIT_S)
-        if not done:
-            self._note_failure(TimeoutError(f"no commit within {COMMIT_WAIT_S:g} seconds"))
-            return False
+        self._add(_Write(statement, committed))
+        while not committed.done():
+            began = time.monotonic()
+            await asyncio.wait([committed], timeout=COMMIT_WAIT_S)
+            if not committed.done() and self._written_at < began:
+                self._note_failure(TimeoutError(f"no commit within {COMMIT_WAIT_S:g} seconds"))
+                return False
         return committed.result()
 
     @property
@@ -143,13 +172,12 @@ class Writer:
 
     def later(self, work: Statement | Work) -> None:
         """Write soon, in the order of the calls of this method, without waiting."""
-        self._add(_Write(work if callable(work) else _executing(work), None))
+        self._add(_Write(work, None))
 
     async def flush(self) -> None:
         """Wait until all pending writes are written, or writing fails."""
         while self._unwritten() and self.failure is None:
-            # In short waits, as the task goes on after a failure.
-            await asyncio.wait([self._started()], timeout=RETRY_S)
+            await self._progress()
 
     async def close(self) -> None:
         """Write all pending writes, with one retry after a failure; drop the rest."""
@@ -158,12 +186,38 @@ class Writer:
         while self._unwritten() and self._failures == failures:
             if asyncio.get_running_loop().time() > end:
                 break
-            await asyncio.wait([self._started()], timeout=RETRY_S)
+            await self._progress()
         if self._unwritten():
+            await self._stop()
+            self._give_up()
+
+    async def _progress(self) -> None:
+        """Wait for the task that writes; not for long, as it goes on after a failure."""
+        with self._lock:
             task = self._started()
+        if task.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait([task], timeout=RETRY_S)
+        else:
+            await asyncio.sleep(_POLL_S)
+
+    async def _stop(self) -> None:
+        task = self._task
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             await asyncio.wait([task])
-            self._give_up()
+
+    async def _finish(self) -> None:
+        """Write all before an event loop ends, unless that takes longer than a second."""
+        try:
+            async with asyncio.timeout(RETRY_S):
+                await self.flush()
+        except TimeoutError:
+            await self._stop()
+
+    def _check(self) -> None:
+        """Write what an event loop has left behind that has not ended in order; in a thread."""
+        if self._count() and not self._is_writing(self._task):
+            asyncio.run(self._finish())
 
     def _unwritten(self) -> bool:
         return bool(self._count()) or (self._task is not None and not self._task.done())
@@ -177,27 +231,49 @@ class Writer:
             self.dropped += 1
             self._answer([write], False)
             return
-        (self._awaited if write.is_awaited else self._others).append(write)
-        self._started()
+        with self._lock, contextlib.suppress(RuntimeError):  # no event loop runs: see _check()
+            (self._awaited if write.is_awaited else self._others).append(write)
+            self._started()
 
     def _started(self) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+        """The task that writes, if need be a new one; called with the lock."""
+        task = self._task
+        if task is None or not self._is_writing(task):
+            loop = asyncio.get_running_loop()
             # In an empty context: it writes for many calls and belongs to no trace.
             own = contextvars.Context()
-            self._task = loop.create_task(self._run(), name="datasette-llm call log", context=own)
-            self._task.add_done_callback(self._forget, context=own)
-        return self._task
+            task = loop.create_task(self._run(), name="datasette-llm call log", context=own)
+            task.add_done_callback(self._forget, context=own)
+            self._task = task
+            self._loop_end.expect(loop)
+        return task
+
+    def _is_writing(self, task: asyncio.Task[None] | None) -> bool:
+        return task is not None and not task.done() and task.get_loop().is_running()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         # The traceback of a cancelled task refers to the Datasette instance.
-        if self._task is task:
-            self._task = None
+        with self._lock:
+            if self._task is task:
+                self._task = None
+
+    def _goes_on(self) -> bool:
+        """Whether the task has more to write; if not, the next write starts another one."""
+        with self._lock:
+            if self._is_superseded():
+                return False
+            if not self._count():
+                self._task = None
+            return self._task is not None
+
+    def _is_superseded(self) -> bool:
+        """Whether the event loop of this task had stopped, so that another task writes."""
+        return self._task is not asyncio.current_task()
 
     async def _run(self) -> None:
         for write in self._batch:  # of an event loop that has ended; they may have been written
             write.sent = True
-        while self._count():
+        while self._goes_on():
             batch = self._next_batch()
             try:
                 await self.prepare()
@@ -212,8 +288,10 @@ class Writer:
                 self._note_failure(error)
                 await asyncio.sleep(RETRY_S)
             else:
-                self._batch = batch[count:]
                 self._answer(batch[:count], True)
+                if self._is_superseded():
+                    return
+                self._batch = batch[count:]
                 batch.clear()  # Datasette's writing thread keeps a reference to its last work
                 self._note_success()
 
@@ -227,11 +305,17 @@ class Writer:
         return self._batch
 
     def _answer(self, batch: list[_Write], committed: bool) -> None:
+        loop = _running_loop()
         for write in batch:
             future, write.committed = write.committed, None
-            if future is not None and not future.done():
+            if future is None:
+                continue
+            answer = committed and not write.refused
+            if future.get_loop() is loop:
+                _resolve(future, answer)
+            else:
                 with contextlib.suppress(RuntimeError):  # its event loop has been closed
-                    future.set_result(committed and not write.refused)
+                    future.get_loop().call_soon_threadsafe(_resolve, future, answer)
 
     def _give_up(self) -> None:
         lost = [*self._batch, *self._awaited, *self._others]
@@ -255,6 +339,19 @@ class Writer:
         if self.failure is not None:
             logger.warning("The LLM call log is written again")
         self.failure = None
+        self._written_at = time.monotonic()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None  # a task that its event loop left behind is closed
+
+
+def _resolve(future: asyncio.Future[bool], answer: bool) -> None:
+    if not future.done():
+        future.set_result(answer)
 
 
 def _executing(statement: Statement) -> Work:
@@ -264,20 +361,65 @@ def _executing(statement: Statement) -> Work:
 def _write_all(batch: list[_Write], connection: sqlite3.Connection) -> int:
     """Write as many as fit into one transaction, in order, and return their number."""
     end = time.monotonic() + BATCH_S
-    for number, write in enumerate(batch):
-        if number and not write.is_awaited and time.monotonic() >= end:
+    number = 0
+    while number < len(batch):
+        if number and not batch[number].is_awaited and time.monotonic() >= end:
             return number
-        write.refused = False
-        try:
-            write.work(connection)
-        except Exception as error:  # rows contain third-party values
-            if isinstance(error, sqlite3.Error) and not isinstance(error, _ROW_ERRORS):
-                raise
-            if not connection.in_transaction:
-                raise  # SQLite has rolled back the earlier writes too
-            if write.sent and isinstance(error, sqlite3.IntegrityError):
-                continue  # it was written the first time
-            # One bad row must not prevent the others.
-            write.refused = True
-            logger.exception("A row of the LLM call log was refused")
+        rows = _rows_from(batch, number)
+        if len(rows) == 1 or not _insert_together(rows, connection):
+            for write in rows:
+                _write_one(write, connection)
+        number += len(rows)
     return len(batch)
+
+
+def _write_one(write: _Write, connection: sqlite3.Connection) -> None:
+    write.refused = False
+    try:
+        write.work(connection)
+    except Exception as error:  # rows contain third-party values
+        if isinstance(error, sqlite3.Error) and not isinstance(error, _ROW_ERRORS):
+            raise
+        if not connection.in_transaction:
+            raise  # SQLite has rolled back the earlier writes too
+        if write.sent and isinstance(error, sqlite3.IntegrityError):
+            return  # it was written the first time
+        # One bad row must not prevent the others.
+        write.refused = True
+        logger.exception("A row of the LLM call log was refused")
+
+
+def _rows_from(batch: list[_Write], number: int) -> list[_Write]:
+    """A write, with those right after it that one statement can write too."""
+    sql = batch[number].awaited_sql
+    later = batch[number + 1 : number + MAX_ROWS] if sql is not None else []
+    return [batch[number], *takewhile(lambda write: write.awaited_sql == sql, later)]
+
+
+def _insert_together(rows: list[_Write], connection: sqlite3.Connection) -> bool:
+    """Insert rows by one statement; False if that cannot be, and nothing was written."""
+    statements = [write.statement for write in rows if write.statement is not None]
+    many = _insert_of(statements[0][0], len(rows))
+    if many is None:
+        return False
+    sql, names = many
+    try:
+        connection.execute(sql, [values[name] for _, values in statements for name in names])
+    except (*_ROW_ERRORS, LookupError):
+        if not connection.in_transaction:
+            raise
+        return False  # one is bad: each by itself
+    for write in rows:
+        write.refused = False
+    return True
+
+
+@lru_cache
+def _insert_of(sql: str, count: int) -> tuple[str, list[str]] | None:
+    """A statement that inserts several rows, with the names of the values of each."""
+    match = _INSERT.fullmatch(sql)
+    if match is None:
+        return None
+    names = re.findall(r":(\w+)", match[2])
+    places = f"({', '.join('?' * len(names))})"
+    return match[1] + ", ".join([places] * count), names

@@ -6,24 +6,27 @@ these is true:
 
 * an llm plugin was registered or unregistered, or `LLM_USER_PATH` or the configured endpoints
   have changed: checked in memory at each use; the caller waits for the new catalog;
-* a file in llm's folder has changed: checked in a thread, once a second at most, and always
-  before an id is reported as unknown; the caller waits for the new catalog;
-* the catalog is a minute old: a new one is built in the background.
+* a file in llm's folder has changed: checked in a thread, once a second at most; the caller waits
+  for the new catalog;
+* the catalog is a minute old: a new one is built in the background;
+* an id is not in it: a new one is built before the id is reported as unknown, but for all such ids
+  together only every two seconds; the callers wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
-import llm
 import llm.plugins
 
 from ..config.settings import EndpointSettings
@@ -35,9 +38,10 @@ from .registry import (
     Registered,
     endpoint_models,
     file_stamps,
+    load_plugins,
     read_aliases,
     registered_models,
-    without_garbage_collection,
+    user_folder,
 )
 from .sync_adapter import ThreadedModel
 from .threads import in_thread_of_its_own
@@ -48,6 +52,10 @@ _loading = threading.Lock()
 
 MAX_AGE_S = 60.0
 FILE_CHECK_S = 1.0
+# Between two catalogs that are built for unknown ids, which anybody may ask for.
+LOOK_AGAIN_S = 2.0
+# How long the refusal of an unknown id waits for a plugin that hangs while it lists its models.
+LOOK_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +104,14 @@ class Catalog:
         """The model with this id or alias.
 
         Raises:
-            ModelNotFoundError: there is none; the message explains what to do.
+            ModelNotFoundError: there is none; the message explains what to do, and says what
+                went wrong while listing.
         """
         try:
             return self.entries[self.canonical(name)]
         except KeyError:
-            raise ModelNotFoundError(self.why_unknown(name)) from None
+            reasons = [self.why_unknown(name), *self.problems]
+            raise ModelNotFoundError(". ".join(reasons)) from None
 
     def why_unknown(self, name: str) -> str:
         """The sentence that explains why a name is not in the catalog."""
@@ -125,23 +135,23 @@ class CatalogSource:
     _catalog: Catalog | None = None
     _origin: _Origin | None = None
     _stamps: FileStamps = ()
+    _builds: int = 0  # that have begun
+    _number: int = 0  # of the build that the catalog comes from
     _taken_at: float = 0.0
     _checked_at: float = 0.0
+    _looked_at: float = -math.inf
     _building: asyncio.Task[None] | None = field(default=None, repr=False)
+    _looking: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    async def current(self, *, check_files: bool = False) -> Catalog:
-        """The current catalog.
-
-        Args:
-            check_files: check llm's files even if they were checked less than a second ago.
-        """
+    async def current(self) -> Catalog:
+        """The current catalog."""
         if self._catalog is None or self._origin != _Origin.now(self.endpoints):
             # Again if a plugin was registered or unregistered meanwhile.
             while self._catalog is None or self._origin != _Origin.now(self.endpoints):
                 await self.refresh()
         else:
             now = time.monotonic()
-            if check_files or now - self._checked_at > FILE_CHECK_S:
+            if now - self._checked_at > FILE_CHECK_S:
                 self._checked_at = now
                 # Again if the files changed meanwhile.
                 while await asyncio.to_thread(file_stamps) != self._stamps:
@@ -155,11 +165,17 @@ class CatalogSource:
         """The catalog, and the model with this id or alias in it.
 
         Raises:
-            ModelNotFoundError: there is no such model, also after checking the files again.
+            ModelNotFoundError: there is no such model, also after llm was asked again.
         """
+        builds_before = self._builds
         catalog = await self.current()
-        if catalog.canonical(name) not in catalog.entries:
-            catalog = await self.current(check_files=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                while catalog.canonical(name) not in catalog.entries:
+                    if self._number > builds_before:
+                        break
+                    await self._look_again()
+                    catalog = await self.current()
         return catalog, catalog.get(name)
 
     async def refresh(self) -> None:
@@ -167,23 +183,37 @@ class CatalogSource:
         # Shielded: several callers may wait for it, and one of them be cancelled.
         await asyncio.shield(self._start_refresh())
 
+    async def _look_again(self) -> None:
+        """Build a new catalog for unknown ids, when it is time, or wait for the one to come."""
+        if not _runs_here(self._looking):
+            self._looking = asyncio.create_task(self._refresh_in_time())
+        await asyncio.shield(self._looking)
+
+    async def _refresh_in_time(self) -> None:
+        await asyncio.sleep(self._looked_at + LOOK_AGAIN_S - time.monotonic())
+        try:
+            await self.refresh()
+        finally:
+            self._looked_at = time.monotonic()
+
     def _start_refresh(self) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        running = self._building
-        if running is None or running.done() or running.get_loop() is not loop:
-            running = self._building = loop.create_task(self._take())
-        return running
+        if not _runs_here(self._building):
+            self._building = asyncio.create_task(self._take())
+        return self._building
 
     async def _take(self) -> None:
+        self._builds += 1
+        number = self._builds
         self._catalog, self._origin, self._stamps = await in_thread_of_its_own(
-            partial(
-                _build,
-                self.endpoints,
-                self._catalog.entries if self._catalog else {},
-                self.connections,
-            )
+            partial(_build, self.endpoints, self._catalog or Catalog({}, {}), self.connections)
         )
+        self._number = number
         self._taken_at = self._checked_at = time.monotonic()
+
+
+def _runs_here(task: asyncio.Task[None] | None) -> TypeGuard[asyncio.Task[None]]:
+    """Whether a task is running in this event loop."""
+    return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,23 +232,22 @@ class _Origin:
 
 
 def _build(
-    endpoints: tuple[EndpointSettings, ...],
-    before: Mapping[str, Entry],
-    connections: Connections,
+    endpoints: tuple[EndpointSettings, ...], before: Catalog, connections: Connections
 ) -> tuple[Catalog, _Origin, FileStamps]:
     # Locked, since llm sets its "loaded" flag first, so that a second thread would find an
     # empty registry.
-    with _loading, without_garbage_collection():
-        llm.plugins.load_plugins()
+    with _loading:
+        problems = load_plugins()
     # Both before the models, so that a change in the meantime is noticed.
     stamps, origin = file_stamps(), _Origin.now(endpoints)
-    problems: list[str] = []
+    user_folder(problems)
     registered = registered_models(problems, connections)
-    registered = [_reused(item, before) for item in registered]
+    registered = [_reused(item, before.entries) for item in registered]
     served = endpoint_models(endpoints, connections, problems)
     catalog = _catalog(registered, served, read_aliases(problems), problems)
     for problem in catalog.problems:
-        logger.warning("%s", problem)
+        if problem not in before.problems:
+            logger.warning("%s", problem)
     return catalog, origin, stamps
 
 

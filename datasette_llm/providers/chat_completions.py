@@ -202,12 +202,12 @@ async def _read(
         if reader.said_something:
             broken = _broken_off(broken)
     except (openai.APIError, ProviderError) as error:
-        broken = error
+        broken, stray = error, ""
     if not reader.is_complete:
-        if broken is not None:
-            raise broken  # outside `except`, since the context would hold the key
         if stray:
             raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
+        if broken is not None:
+            raise broken  # outside `except`, since the context would hold the key
     for event in reader.finish(gives_reasons=target.learned.gives_reasons):
         yield event
     if reader.finish_reason is not None:

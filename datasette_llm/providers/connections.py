@@ -1,7 +1,7 @@
 """Connections to providers' servers: a pool for each server and event loop, kept and reused.
 
-A pool belongs to the event loop that made its sockets. It is closed when that loop ends, as
-`asyncio.run` does it, or when Datasette shuts down.
+A pool belongs to the event loop that made its sockets. It is closed when that loop ends or when
+Datasette shuts down.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import AsyncGenerator
-from contextlib import suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from ..errors import ProviderError
+from ..loop_end import LoopEnd
 
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30)
 # For reading, each request sets its own.
@@ -59,8 +58,9 @@ class Connections:
     """The pools of a Datasette instance, and what is known of the servers."""
 
     def __init__(self) -> None:
-        self._pools: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, dict[Server, PooledClient]] = {}
         self._learned: dict[str, Learned] = {}
+        self._loop_end = LoopEnd(self.aclose)
 
     def learned(self, name: str) -> Learned:
         """What is known of a model at a server, kept over the catalogs.
@@ -78,20 +78,20 @@ class Connections:
                 thread, since that reads files.
         """
         loop = asyncio.get_running_loop()
-        pools = self._pools.get(loop)
-        if pools is None:
+        clients = self._pools.get(loop)
+        if clients is None:
             self._forget_closed_loops()
-            pools = self._pools[loop] = _LoopPools()
-        client = pools.clients.get(server)
+            clients = self._pools[loop] = {}
+            self._loop_end.expect(loop)
+        client = clients.get(server)
         if client is None:
-            client = pools.clients[server] = PooledClient(server)
+            client = clients[server] = PooledClient(server)
         return client
 
     async def aclose(self) -> None:
         """Close the pools of the running event loop."""
-        pools = self._pools.pop(asyncio.get_running_loop(), None)
-        if pools is not None:
-            await pools.closing.aclose()
+        for client in self._pools.pop(asyncio.get_running_loop(), {}).values():
+            await client.aclose()
         self._forget_closed_loops()
 
     def _forget_closed_loops(self) -> None:
@@ -101,29 +101,6 @@ class Connections:
         """
         for loop in [each for each in self._pools if each.is_closed()]:
             del self._pools[loop]
-
-
-class _LoopPools:
-    """The clients of one event loop.
-
-    Attributes:
-        clients: by their servers.
-        closing: closes them when it is closed itself, which event loops do at their end.
-    """
-
-    def __init__(self) -> None:
-        self.clients: dict[Server, PooledClient] = {}
-        self.closing = _close_at_end(self.clients)
-        with suppress(StopIteration):  # it is at its yield; the loop knows it from here on
-            self.closing.__anext__().send(None)
-
-
-async def _close_at_end(clients: dict[Server, PooledClient]) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        for client in clients.values():
-            await client.aclose()
 
 
 class PooledClient(httpx2.AsyncClient):

@@ -23,6 +23,7 @@ from ..errors import (
     NotRecordedError,
     ProviderError,
     ResponseTimeoutError,
+    StructuredOutputError,
 )
 from ..sanitize import message_of
 from .exceptions import causes, own_status, part_of, places_of
@@ -48,6 +49,7 @@ _OWN: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ResponseTimeoutError, "timeout"),
     (NotRecordedError, "blocked"),
     (HookError, "blocked"),
+    (StructuredOutputError, "bad_answer"),
 )
 
 # From the errors that OpenAI, Anthropic, Google, Azure and AWS document.

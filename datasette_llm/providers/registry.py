@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
+import importlib.metadata
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +18,18 @@ import llm
 import llm.plugins
 
 from ..config.settings import EndpointSettings
+from ..redaction import without_keys
+from ..sanitize import message_of
 from .connections import Connections
 from .openai_clients import take_over
-from .sync_adapter import SyncLLM, ThreadedModel
+from .sync_adapter import MIRRORED_ATTRIBUTES, SyncLLM, ThreadedModel
 
 AsyncLLM = llm.AsyncModel | llm.AsyncKeyModel
 Registered = llm.models.ModelWithAliases
 FileStamps = tuple[tuple[str, int, int], ...]
+
+# llm's plugins are those of the process, and so are those that it could not load.
+_unloadable: list[str] = []
 
 
 @contextlib.contextmanager
@@ -36,6 +46,26 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def load_plugins() -> list[str]:
+    """Load llm's plugins.
+
+    llm stops at the first that cannot be imported, and takes itself for loaded then. The others
+    are loaded here.
+
+    Returns:
+        One sentence for each plugin that cannot be loaded, now or when llm was loaded.
+    """
+    with without_garbage_collection():
+        try:
+            llm.plugins.load_plugins()
+        except (Exception, SystemExit) as error:  # a plugin's import may raise anything
+            _unloadable.append(f"An llm plugin cannot be loaded: {_described(error)}")
+        # llm loads its own plugins last.
+        if not llm.plugins.pm.has_plugin(llm.plugins.DEFAULT_PLUGINS[-1]):
+            _unloadable[:] = [*_load_each()] or _unloadable
+    return list(_unloadable)
 
 
 def registered_models(problems: list[str], connections: Connections) -> list[Registered]:
@@ -55,6 +85,8 @@ def registered_models(problems: list[str], connections: Connections) -> list[Reg
         ids = [model.model_id, async_model.model_id]
         if not all(isinstance(name, str) for name in [*ids, *names]):
             raise TypeError(f"it registered {model!r} with an id or alias that is no text")
+        for name in MIRRORED_ATTRIBUTES:
+            getattr(async_model, name)  # a property that raises would break every listing
         take_over(used, connections)
         both: Any = async_model  # llm's own type omits models with keys
         registered.append(Registered(model, both, names))
@@ -66,7 +98,7 @@ def registered_models(problems: list[str], connections: Connections) -> list[Reg
         except (Exception, SystemExit) as error:
             problems.append(
                 f"llm plugin {implementation.plugin_name!r} failed while listing its models: "
-                f"{type(error).__name__}: {error}"
+                f"{_described(error)}"
             )
     return registered
 
@@ -85,8 +117,11 @@ def endpoint_models(
 
 def read_aliases(problems: list[str]) -> dict[str, list[str]]:
     """The aliases that were set with `llm aliases set`, by model id."""
-    path = llm.user_dir() / "aliases.json"
     by_model: dict[str, list[str]] = {}
+    folder = user_folder()
+    if folder is None:
+        return by_model
+    path = folder / "aliases.json"
     try:
         if path.exists():
             for alias, model_id in json.loads(path.read_text("utf-8")).items():
@@ -99,7 +134,9 @@ def read_aliases(problems: list[str]) -> dict[str, list[str]]:
 
 def file_stamps() -> FileStamps:
     """Names, times and sizes of the files that models may come from."""
-    folder: Path = llm.user_dir()
+    folder = user_folder()
+    if folder is None:
+        return ()
     stamps = []
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.yaml")]):
         try:
@@ -108,3 +145,61 @@ def file_stamps() -> FileStamps:
             continue
         stamps.append((path.name, stat.st_mtime_ns, stat.st_size))
     return tuple(stamps)
+
+
+def user_folder(problems: list[str] | None = None) -> Path | None:
+    """llm's own folder; None if there is none and it cannot be made.
+
+    Args:
+        problems: gets a sentence then.
+    """
+    try:
+        folder: Path = llm.user_dir()
+    except OSError as error:
+        if problems is not None:
+            problems.append(
+                f"llm's folder cannot be made, so its keys, aliases and extra models are unknown: "
+                f"{_described(error)}. Set LLM_USER_PATH to a folder that can be written"
+            )
+        return None
+    return folder
+
+
+def _load_each() -> Iterator[str]:
+    """Load every plugin that is not loaded yet; one sentence for each that cannot be."""
+    for name in _entry_points():
+        try:
+            llm.plugins.pm.load_setuptools_entrypoints("llm", name)
+        except (Exception, SystemExit) as error:
+            yield f"llm plugin {name!r} cannot be loaded: {_described(error)}"
+    for module in llm.plugins.DEFAULT_PLUGINS:
+        try:
+            if not llm.plugins.pm.has_plugin(module):
+                llm.plugins.pm.register(importlib.import_module(module), module)
+        except (Exception, SystemExit) as error:
+            yield f"llm plugin {module!r} cannot be loaded: {_described(error)}"
+
+
+def _entry_points() -> list[str]:
+    """The names of the installed plugins that llm would load."""
+    chosen = llm.plugins.LLM_LOAD_PLUGINS
+    if chosen is None and hasattr(sys, "_called_from_test"):
+        return []
+    packages = None if chosen is None else {_canonical(each) for each in chosen.split(",")}
+    return [
+        point.name
+        for point in importlib.metadata.entry_points(group="llm")
+        if packages is None or (point.dist and _canonical(point.dist.name) in packages)
+    ]
+
+
+def _canonical(name: str) -> str:
+    return re.sub("[-_.]+", "-", name.strip()).lower()
+
+
+def _described(error: BaseException) -> str:
+    """The type and message of a plugin's error, without any key that it may have read."""
+    keys = [value for name, value in os.environ.items() if "KEY" in name or "TOKEN" in name]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        keys += map(str, llm.load_keys().values())
+    return without_keys(f"{type(error).__name__}: {message_of(error)}", keys)

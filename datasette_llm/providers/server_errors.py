@@ -105,7 +105,15 @@ def refusal(response: httpx2.Response, body: bytes, place: Place) -> openai.APIS
     if kind is None:
         kind = openai.InternalServerError if status >= 500 else openai.APIStatusError
     inner = value.get("error", value) if isinstance(value, Mapping) else value
-    return kind(message, response=response, body=inner)
+    return kind(message, response=_readable(response, body), body=inner)
+
+
+def _readable(response: httpx2.Response, body: bytes) -> httpx2.Response:
+    """A response with its body, for whoever looks into the exception; without the key."""
+    hidden = ("content-encoding", "content-length", "transfer-encoding", "set-cookie")
+    headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in hidden]
+    request = httpx2.Request(response.request.method, response.request.url)
+    return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
 
 
 def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:

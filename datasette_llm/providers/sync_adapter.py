@@ -5,7 +5,9 @@ Many llm plugins for local models have only sync models.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -14,8 +16,9 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
+from .chunks import well_formed_call
 from .openai_clients import Clients
-from .threads import ThreadStream
+from .threads import LOOP_CHECK_S, ThreadStream
 
 SyncLLM = llm.Model | llm.KeyModel
 AnyLLM = SyncLLM | llm.AsyncModel | llm.AsyncKeyModel
@@ -42,6 +45,11 @@ _RESPONSE_ATTRIBUTES = (
     "_prompt_json",
 )
 
+# The models that wait for the code that runs, so that it does not wait for them.
+_asked: ContextVar[frozenset[ThreadedModel]] = ContextVar(
+    "datasette_llm_asked", default=frozenset()
+)
+
 _mirrored = attrgetter(*MIRRORED_ATTRIBUTES)
 
 
@@ -63,11 +71,13 @@ class ThreadedModel(llm.AsyncKeyModel):
 
     Attributes:
         sync_model: the same.
+        turn: held by the thread of a request that may be the only one, in whatever event loop.
         registered_attributes: the attributes that the model had when it was registered.
     """
 
     def __init__(self, model: SyncLLM) -> None:
         self.sync_model = model
+        self.turn = threading.Lock()
         self.key = model.key
         self.registered_attributes = dict(getattr(model, "__dict__", {}))
         mirror_attributes(model, self)
@@ -105,6 +115,7 @@ class ThreadedModel(llm.AsyncKeyModel):
         conversation: llm.AsyncConversation | None,
         key: str | None = None,
         ended: Callable[[], None] | None = None,
+        alone: bool = False,
     ) -> AsyncGenerator[str | StreamEvent, None]:
         """Run the model in a thread; if the generator is closed, it stops at its next chunk.
 
@@ -115,14 +126,17 @@ class ThreadedModel(llm.AsyncKeyModel):
             conversation: as llm's.
             key: as llm's; a plain `llm.Model` does not get it.
             ended: called in the event loop when the thread has ended.
+            alone: whether to wait for the thread of another request.
         """
+        stopped = threading.Event()
         turns: list[Any] = list(conversation.responses) if conversation else []
-        request = _Request(self.sync_model, prompt, stream, conversation, turns, key)
+        alone = alone and self not in _asked.get()
+        request = _Request(self, prompt, stream, conversation, turns, key, stopped, alone)
         try:
             # Not `response`, since an abandoned thread may go on writing to it.
             sync_response = llm.Response(prompt, self.sync_model, stream)
             sync_response.id = response.id
-            chunks = ThreadStream(partial(request.execute, sync_response), ended or _ignore_end)
+            chunks = ThreadStream(partial(request.in_turn, sync_response), ended or _ignore_end)
             chunks.start(f"datasette-llm {self.model_id}")
         except BaseException:
             if ended is not None:
@@ -132,6 +146,7 @@ class ThreadedModel(llm.AsyncKeyModel):
             async for chunk in chunks:
                 yield chunk
         finally:
+            stopped.set()
             chunks.stop()
             _carry_over(sync_response, response)
 
@@ -140,12 +155,34 @@ class ThreadedModel(llm.AsyncKeyModel):
 class _Request:
     """The arguments of one request to a model."""
 
-    model: SyncLLM
+    threaded: ThreadedModel
     prompt: llm.Prompt
     stream: bool
     conversation: llm.AsyncConversation | None
     turns: list[Any]
     key: str | None
+    stopped: threading.Event
+    alone: bool
+
+    @property
+    def model(self) -> SyncLLM:
+        return self.threaded.sync_model
+
+    def in_turn(self, response: llm.Response) -> Iterator[str | StreamEvent]:
+        """Call the model, when no other request runs if it has to be alone."""
+        if not self.alone:
+            yield from self.execute(response)
+            return
+        # Limiters let one through, but each event loop has its own.
+        while not self.threaded.turn.acquire(timeout=LOOP_CHECK_S):
+            if self.stopped.is_set():
+                return
+        try:
+            _asked.set(_asked.get() | {self.threaded})
+            if not self.stopped.is_set():
+                yield from self.execute(response)
+        finally:
+            self.threaded.turn.release()
 
     def execute(self, response: llm.Response) -> Iterator[str | StreamEvent]:
         """Call the model; in the thread, since converting a long history takes time."""
@@ -190,7 +227,8 @@ def _carry_over(sync_response: llm.Response, response: llm.AsyncResponse) -> Non
         if value is not None:
             setattr(response, name, value)
     # Copies, since the thread may go on. llm has no public list of them before the end.
-    response._tool_calls = list(sync_response._tool_calls)  # noqa: SLF001
+    calls = list(sync_response._tool_calls)  # noqa: SLF001
+    response._tool_calls = [well_formed_call(call) for call in calls]  # noqa: SLF001
     response.attachments = list(sync_response.attachments)
 
 

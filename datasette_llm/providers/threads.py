@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from typing import Generic, Self, TypeVar, cast
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -24,29 +26,126 @@ def in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
     The process waits for the threads of `asyncio.to_thread` before it ends, and a provider's
     plugin may hang forever.
     """
+    run, future = _in_loop(work)
+    threading.Thread(target=run, name="datasette-llm catalog", daemon=True).start()
+    return future
+
+
+def _in_loop(work: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
+    """Work for a thread, and the future of the running event loop that gets what comes of it."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def finish(outcome: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, outcome))  # there is no error, so there is an outcome
+    def finish(settle: Callable[[Any], None], outcome: object) -> None:
+        if not future.done():
+            settle(outcome)
 
     def run() -> None:
-        outcome: T | None = None
-        failure: BaseException | None = None
         try:
-            outcome = work()
-        except BaseException as error:
-            failure = error
+            settled = partial(finish, future.set_result, work())
+        except BaseException as error:  # all of them are raised to the one who waits
+            settled = partial(finish, future.set_exception, _raisable(error))
         with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-            loop.call_soon_threadsafe(finish, outcome, failure)
+            loop.call_soon_threadsafe(settled)
 
-    threading.Thread(target=run, name="datasette-llm catalog", daemon=True).start()
-    return future
+    return run, future
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """An exception that futures and iterators can hand on; StopIteration would look like an end."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    raisable = RuntimeError(f"The iteration raised {type(error).__name__}")
+    raisable.__cause__ = error
+    return raisable
+
+
+class SerialThread:
+    """A thread that does one piece of work after the other, begun when there is some.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[Callable[[], None] | None] | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do work in the thread, with the context variables of the caller.
+
+        A caller that is cancelled does not wait for its end.
+
+        Raises:
+            RuntimeError: the system cannot start another thread.
+        """
+        run, future = _in_loop(partial(copy_context().run, work))
+        self._begun().put(run)
+        return await future
+
+    def close(self) -> None:
+        """Let the thread end after its work; more work begins another."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.put(None)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _begun(self) -> SimpleQueue[Callable[[], None] | None]:
+        if self._queue is None:
+            queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+            # The thread knows the queue alone, so that this object can be let go of.
+            threading.Thread(target=_serve, args=(queue,), name=self._name, daemon=True).start()
+            self._queue = queue
+        return self._queue
+
+
+def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
+    with _event_loop():
+        while (run := queue.get()) is not None:
+            run()
+            del run  # which holds on to a chain while the thread waits
+
+
+class _LazyLoop(asyncio.SelectorEventLoop):
+    """An event loop that is made when it is first used: few plugins do, and it takes sockets."""
+
+    def __init__(self) -> None:
+        pass  # not yet
+
+    def __getattr__(self, name: str) -> Any:
+        if self.is_made:
+            raise AttributeError(name)
+        super().__init__()
+        return getattr(self, name)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has been used; its attributes are set one after the other."""
+        return bool(vars(self))
+
+    def close(self) -> None:
+        """Close it, if it has been used."""
+        if self.is_made:
+            super().close()
+
+    def __del__(self) -> None:
+        if self.is_made:
+            super().__del__()
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[None]:
+    """An event loop for this thread, for plugins that call `asyncio.get_event_loop()`."""
+    loop = _LazyLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        with contextlib.suppress(Exception):  # a plugin may have left it running
+            loop.close()
 
 
 class ThreadStream(Generic[T]):
@@ -113,13 +212,10 @@ class ThreadStream(Generic[T]):
 
     def _run(self) -> None:
         try:
-            self._put_all(self._work())
-        except (StopIteration, StopAsyncIteration) as error:
-            # Raised as it is, it would look like the regular end of the stream.
-            self._error = RuntimeError(f"The iteration raised {type(error).__name__}")
-            self._error.__cause__ = error
+            with _event_loop():
+                self._put_all(self._work())
         except BaseException as error:  # all of them are raised to the consumer
-            self._error = error
+            self._error = _raisable(error)
         finally:
             self._call_in_loop(self._finish)
 

@@ -7,7 +7,14 @@
 
 from __future__ import annotations
 
-from .request import AsksForObjects, Structured, prompt_text
+from .request import Answer, AsksForObjects, Structured, prompt_text, taken_answer
 from .strict_schema import closed_schema
 
-__all__ = ["AsksForObjects", "Structured", "closed_schema", "prompt_text"]
+__all__ = [
+    "Answer",
+    "AsksForObjects",
+    "Structured",
+    "closed_schema",
+    "prompt_text",
+    "taken_answer",
+]

@@ -1,4 +1,4 @@
-"""Find the JSON in an answer, in a fenced block or within prose.
+"""Find the JSON in an answer, in a fenced block, within prose, or after reasoning.
 
 Pieces are found by matching brackets before they are parsed, not by `raw_decode`: a parser that
 fails does not tell where the broken object ends, and its parts must not be taken for whole ones.
@@ -6,6 +6,7 @@ fails does not tell where the broken object ends, and its parts must not be take
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -21,6 +22,15 @@ MAX_PROBLEMS = 20
 # An object, or a list of objects or lists; not braces in prose, nor links in Markdown.
 _START = re.compile(r'\{(?=\s*["}])|\[(?=\s*[\[{])')
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\]]', re.DOTALL)
+
+# Reasoning that a server has left in the text: of DeepSeek and Qwen, of Mistral, of Kimi.
+_TAG = re.compile(
+    r"[<\[◁](/?)(?:think|thinking|thought|reasoning)\b[^<>\[\]◁▷]*[>\]▷]", re.IGNORECASE
+)
+# An object or a list that begins a line.
+_LINE = re.compile(r"^[{\[]", re.MULTILINE)
+# What may come after the last object.
+_END = " \t\r\n`"
 
 _T = TypeVar("_T")
 
@@ -39,8 +49,15 @@ class UnfitError(Exception):
         super().__init__(" ".join(self.problems))
 
 
+class CutOffError(UnfitError):
+    """An answer ends within its JSON."""
+
+
 def fitting(text: str, validated: Callable[[str, Any], _T]) -> _T:
     """The one object in an answer that fits.
+
+    Reasoning is no part of the answer: blocks such as `<think>`, closed or not, and all before a
+    closing tag alone. Of prose the object on the last lines counts, if others are within lines.
 
     Args:
         text: the whole answer.
@@ -53,21 +70,76 @@ def fitting(text: str, validated: Callable[[str, Any], _T]) -> _T:
     Raises:
         UnfitError: none fits, two different ones do, or the text ends within one.
     """
-    fits: list[tuple[Any, _T]] = []
+    answer, ends_in_thought = _without_reasoning(text)
+    try:
+        return _fitting(answer, validated)
+    except UnfitError as error:
+        failure = error
+    others: list[str] = []
+    if answer is not text:  # tags within an object are its own
+        others += [piece for piece in _closed_pieces(text) if _TAG.search(piece)]
+    if ends_in_thought:  # the answer, without the reasoning having been ended
+        others += [piece for piece in _closed_pieces(text) if text.rstrip(_END).endswith(piece)]
+    if ends_in_thought or isinstance(failure, CutOffError):
+        others += _last_lines(text if ends_in_thought else answer)
+    for other in others:
+        with contextlib.suppress(UnfitError):
+            return _fitting(other, validated)
+    raise failure
+
+
+def _without_reasoning(text: str) -> tuple[str, bool]:
+    """A text without blocks of reasoning, and whether it ends within one."""
+    kept: list[str] = []
+    position, inside = 0, False
+    for tag in _TAG.finditer(text):
+        if not tag[1] and not inside:
+            kept.append(text[position : tag.start()])
+        elif tag[1] and not inside:
+            kept.clear()  # the opening tag was in the prompt
+        inside = not tag[1]
+        position = tag.end()
+    if not position:
+        return text, False
+    # A line break, so that a string does not lose what is a tag in it only.
+    return "\n".join([*kept, "" if inside else text[position:]]), inside
+
+
+def _closed_pieces(text: str) -> Iterator[str]:
+    with contextlib.suppress(UnfitError):
+        yield from pieces(text)
+
+
+def _last_lines(text: str) -> Iterator[str]:
+    """The object on the last lines, behind prose with brackets that are not closed."""
+    position, last = 0, len(text.rstrip(_END))
+    with contextlib.suppress(UnfitError):
+        while start := _LINE.search(text, position):
+            position = _end(text, start.start())
+            if position == last:
+                yield text[start.start() : position]
+
+
+def _fitting(text: str, validated: Callable[[str, Any], _T]) -> _T:
+    fits: list[tuple[int, Any, _T]] = []
     problems: tuple[str, ...] = ("There is no JSON object in the answer.",)
     longest = -1
-    for piece in pieces(text):
+    for start, end in _spans(text):
+        piece = text[start:end]
         try:
             plain = parsed(piece)
-            fits.append((plain, validated(piece, plain)))
+            fits.append((start, plain, validated(piece, plain)))
         except UnfitError as error:
             if len(piece) > longest:
                 problems, longest = error.problems, len(piece)
     if not fits:
         raise UnfitError(problems)
-    if any(plain != fits[0][0] for plain, _ in fits):
-        raise UnfitError(["There is more than one JSON object that fits; give only one."])
-    return fits[0][1]
+    if all(plain == fits[0][1] for _, plain, _ in fits):
+        return fits[0][2]
+    start, _, last = fits[-1]
+    if [at for at, *_ in fits if not at or text[at - 1] == "\n"] == [start]:
+        return last
+    raise UnfitError(["There is more than one JSON object that fits; give only one."])
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -78,13 +150,17 @@ def pieces(text: str) -> Iterator[str]:
     Raises:
         UnfitError: one is not closed or nested too deep, or there are too many.
     """
+    return (text[start:end] for start, end in _spans(text))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
     position = count = 0
     while start := _START.search(text, position):
         count += 1
         if count > MAX_PIECES:
             raise UnfitError([f"There are more than {MAX_PIECES} JSON objects; give only one."])
         position = _end(text, start.start())
-        yield text[start.start() : position]
+        yield start.start(), position
 
 
 def parsed(piece: str) -> Any:
@@ -120,7 +196,7 @@ def _end(text: str, start: int) -> int:
             raise UnfitError([f"The JSON is nested more than {MAX_DEPTH} levels deep."])
         if not depth:
             return token.end()
-    raise UnfitError(["The answer ends before its JSON does: it was cut off, or is not closed."])
+    raise CutOffError(["The answer ends before its JSON does: it was cut off, or is not closed."])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
@@ -12,6 +14,7 @@ import llm
 from pydantic import BaseModel
 
 from ..errors import StructuredOutputError
+from ..sanitize import brief
 from .json_extraction import UnfitError
 from .strict_schema import closed_schema
 from .validation import Shape
@@ -21,6 +24,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 # Arguments of the first prompt that are part of the history, so that a repair leaves them out.
 _IN_HISTORY = frozenset({"fragments", "attachments", "tool_results", "messages"})
+# What a repair would not change, by the finish reason.
+_ENDINGS = {
+    "length": "The answer was cut off at a limit of the model: allow more tokens, or ask for less.",
+    "content_filter": "The provider's content filter has withheld the answer, or a part of it.",
+    "refusal": "The model has refused to answer: {}",
+}
+# Of a refusal, in the error's message.
+MAX_SAID_CHARS = 300
 # All other arguments of prompt() are the key and options.
 _PROMPT_PARAMETERS = frozenset(inspect.signature(llm.AsyncModel.prompt).parameters)
 
@@ -62,6 +73,75 @@ class Structured(Generic[_T]):
         yield self.response
 
 
+class Answer:
+    """An answer, read once: at its end for the call log, then for the caller.
+
+    Args:
+        shape: what it has to fit.
+        repaired: the response whose answer it repairs, or None.
+    """
+
+    def __init__(self, shape: Shape, repaired: llm.AsyncResponse | None = None) -> None:
+        self._shape = shape
+        self._before = () if repaired is None else (repaired,)
+        self._found: Structured[Any] | Exception | None = None
+
+    @property
+    def repaired_id(self) -> str | None:
+        """The id of the response whose answer it repairs, or None."""
+        return self._before[0].id if self._before else None
+
+    async def read(self, response: llm.AsyncResponse) -> Structured[Any] | Exception:
+        """The object in the answer, or why there is none.
+
+        Args:
+            response: complete.
+        """
+        if self._found is None:
+            attempts = (*self._before, response)
+            try:
+                value = await self._shape.read(response.text_or_raise())
+                self._found = Structured(value, attempts)
+            except UnfitError as error:
+                self._found = StructuredOutputError(_problems(response, error), attempts)
+            except Exception as error:  # of a caller's validator
+                self._found = error
+        return self._found
+
+    async def failure(self, response: llm.AsyncResponse) -> Exception | None:
+        """What the call log has of an answer without an object that will not be repaired, or None.
+
+        Args:
+            response: complete.
+        """
+        found = await self.read(response)
+        ended = _ended(response)
+        if not isinstance(found, StructuredOutputError) or not (self._before or ended):
+            return None
+        # Without the problems, which repeat parts of the answer.
+        reason = ended.partition(": {}")[0] if ended else "The caller has its problems."
+        return StructuredOutputError([reason], found.attempts)
+
+
+# The answer that the next prompt of this task is to give; at most one.
+_expected: ContextVar[list[Answer] | None] = ContextVar("datasette_llm_expected", default=None)
+
+
+def taken_answer() -> Answer | None:
+    """The answer that the prompt that begins now is to give; None for any further prompt."""
+    expected = _expected.get()
+    return expected.pop() if expected else None
+
+
+@contextmanager
+def _expecting(answer: Answer) -> Iterator[Answer]:
+    token = _expected.set([answer])
+    try:
+        yield answer
+    finally:
+        _expected.reset(token)
+
+
 class AsksForObjects:
     """The method `structured()` of models and conversations."""
 
@@ -86,7 +166,8 @@ class AsksForObjects:
 
         A model that supports schemas gets the closed schema (`closed_schema()`); for others it
         is part of the prompt. If the answer does not fit, the model is asked once to repair it,
-        with its answer as history and a list of the problems. The repair is a separate prompt,
+        with its answer as history and a list of the problems; not if it was cut off at a limit, was
+        filtered or is a refusal, which a repair would not change. The repair is a separate prompt,
         with the same key, purpose, actor and options (a fallback that has answered uses its
         own); it enters the contexts of the hooks again and has its own row in the call log. In
         a conversation both are turns.
@@ -143,22 +224,38 @@ async def _asked(
     model = _model_of(asked)
     native = {"schema": shape.sent} if model.supports_schema else {}
     text = _text(model, prompt, shape.sent)
-    first = await asked.prompt(text, **arguments, **native)
-    answer = await first.text()
+    with _expecting(Answer(shape)) as answer:
+        first = await asked.prompt(text, **arguments, **native)
+    await first.text()
+    found = await answer.read(first)
+    if isinstance(found, Structured):
+        return found
+    if not isinstance(found, StructuredOutputError) or _ended(first):
+        raise found
+    problems = found.problems
     try:
-        return Structured(await shape.read(answer), (first,))
-    except UnfitError as error:
-        problems = error.problems
-    try:
-        second = await _repaired(asked, text, first, problems, {**arguments, **native})
-        answer = await second.text()
+        with _expecting(Answer(shape, first)) as answer:
+            second = await _repaired(asked, text, first, problems, {**arguments, **native})
+        await second.text()
     except Exception as error:  # a provider's or a hook's; the first answer must not be lost
         problem = f"It could not be repaired, because of {type(error).__name__}: {error}"
         raise StructuredOutputError([*problems, problem], [first]) from error
-    try:
-        return Structured(await shape.read(answer), (first, second))
-    except UnfitError as error:
-        raise StructuredOutputError(error.problems, [first, second]) from None
+    found = await answer.read(second)
+    if isinstance(found, Structured):
+        return found
+    raise found
+
+
+def _ended(response: llm.AsyncResponse) -> str | None:
+    """Why there can be no object in an answer, or None."""
+    # Only responses of ours have it.
+    return _ENDINGS.get(getattr(response, "finish_reason", None) or "")
+
+
+def _problems(response: llm.AsyncResponse, error: UnfitError) -> list[str]:
+    ended = _ended(response)
+    said = brief(response.text_or_raise().strip())[:MAX_SAID_CHARS]
+    return [*([ended.format(said)] if ended else ()), *error.problems]
 
 
 async def _repaired(
@@ -172,14 +269,15 @@ async def _repaired(
     wish = _wish(problems)
     new = {name: value for name, value in arguments.items() if name not in _IN_HISTORY}
     model = _model_of(asked)
-    if asked is not model:
-        return await asked.prompt(wish, **new)
     answering = _answering(first)
-    if answering.supports_conversation:
-        if answering is not model:
-            new = _for_fallback(first, new)
-        # An empty list, so that llm does not run tools that the model called unasked.
-        return await first.reply(wish, tool_results=[], **new)
+    # No provider takes a history with a call of a tool, unasked here, and without its result.
+    if not first.tool_calls_or_raise():
+        if asked is not model:
+            return await asked.prompt(wish, **new)
+        if answering.supports_conversation:
+            if answering is not model:
+                new = _for_fallback(first, new)
+            return await first.reply(wish, **new)
     parts = [text, f"You have answered:\n{first.text_or_raise()}", wish]
     return await asked.prompt("\n\n".join(filter(None, parts)), **arguments)
 

@@ -37,6 +37,7 @@ def test_defaults_are_two_retries_only() -> None:
 PLACES = [
     ("purposes.chat.models[1]", {"purposes": {"chat": {"models": ["b", {"model": "ay"}]}}}),
     ("purposes.chat.model", {"purposes": {"chat": {"model": {"model": "a"}}}}),
+    ("models[1]", {"models": ["b", {"model": "ay"}]}),
     ("default_model", {"default_model": {"model": "ay"}}),
     ("endpoints[0]", {"endpoints": [ENDPOINT]}),
     ("purposes.chat", {"purposes": {"chat": {}}}),
@@ -54,6 +55,7 @@ def put(config: dict[str, Any], path: str, value: dict[str, Any]) -> None:
 
 def merged(paths: list[str]) -> dict[str, Any]:
     config: dict[str, Any] = {
+        "models": ["b", {"model": "ay"}],
         "default_model": {"model": "ay"},
         "endpoints": [dict(ENDPOINT)],
         "purposes": {"chat": {"model": {"model": "a"}, "models": ["b", {"model": "ay"}]}},
@@ -153,15 +155,22 @@ def test_fallback_reference_precedes_its_model() -> None:
             "timeout": 9,
             "idle_timeout": 8,
             "retries": 7,
-            "fallbacks": [{"model": "b", "retries": 0}],
+            "max_answer_chars": 6,
+            "fallbacks": [{"model": "b", "retries": 0, "max_answer_chars": 5}],
             "default_model": {"model": "b", "retries": 4, "idle_timeout": 3, "max_concurrency": 2},
         }
     )
     [fallback] = call_policy_of(settings, CATALOG, None, "a").fallbacks
     own = call_policy_of(settings, CATALOG, None, "b")
     assert fallback_call_policy(settings, CATALOG, None, fallback, own) == CallPolicy(
-        timeout_s=9, idle_timeout_s=3, retries=0, limits=(Limit(("model", "b"), 2),)
+        timeout_s=9,
+        idle_timeout_s=3,
+        retries=0,
+        max_answer_chars=5,
+        limits=(Limit(("model", "b"), 2),),
     )
+    assert own.max_answer_chars == 6
+    assert CallPolicy().max_answer_chars == 20_000_000
 
 
 def test_fallback_inherits_from_its_purpose() -> None:

@@ -8,8 +8,10 @@ import re
 import threading
 import traceback
 import urllib.parse
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasette_secrets
@@ -17,6 +19,7 @@ import httpx2
 import llm
 import pytest
 from cryptography.fernet import Fernet
+from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.database import Database
 
@@ -24,6 +27,8 @@ from datasette_llm import LLM
 from datasette_llm.access.keys import KeyStatus, find_key, provider_secret, read_status
 from datasette_llm.redaction import REDACTED, redact, without_key
 from datasette_llm.testing import ScriptedModel
+from tests.support.call_log import flushed_rows
+from tests.support.exceptions import all_texts
 
 ENCRYPTION_KEY = Fernet.generate_key().decode()
 SECRETS = {"datasette-secrets": {"encryption-key": ENCRYPTION_KEY}}
@@ -71,6 +76,7 @@ async def used(datasette: Datasette) -> list[tuple[str, bool, str | None]]:
 
 
 EVERY_REFERENCE = {
+    "models": [{"model": "pelican", "key": "LIST_KEY"}],
     "default_model": {"model": "pelican", "key": "DEFAULT_KEY"},
     "purposes": {
         "chat": {
@@ -86,6 +92,8 @@ PLACES = [
     ("secret in the table", "CHAT_LIST_KEY"),
     ("secret in the environment", "CHAT_KEY"),
     ("secret in the table", "CHAT_KEY"),
+    ("secret in the environment", "LIST_KEY"),
+    ("secret in the table", "LIST_KEY"),
     ("secret in the environment", "DEFAULT_KEY"),
     ("secret in the table", "DEFAULT_KEY"),
     ("secret in the environment", "BIRD_API_KEY"),
@@ -150,8 +158,8 @@ async def test_reference_by_alias_gives_its_key(
 
 @pytest.mark.parametrize(
     ("given", "used_key"),
-    [("sk-given", "sk-given"), ("work", "sk-of-work"), ("bird", "sk-of-bird")],
-    ids=["a key", "a name in keys.json", "the provider's name in keys.json"],
+    [("sk-given", "sk-given"), ("work", "work"), ("bird", "bird"), (" sk-given\n", "sk-given")],
+    ids=["a key", "a name in keys.json", "the provider's name in keys.json", "a pasted key"],
 )
 async def test_a_key_that_the_caller_gives_wins(
     make_datasette,
@@ -168,6 +176,199 @@ async def test_a_key_that_the_caller_gives_wins(
     await (await model.prompt("hi", key=given)).text()
 
     assert pelican.calls[0].key == used_key
+
+
+class Resolves(llm.AsyncKeyModel):
+    """Looks up the key that it is given, as llm's OpenAI models do."""
+
+    model_id = "resolves"
+    needs_key = "bird"
+
+    def __init__(self) -> None:
+        self.keys: list[str | None] = []
+
+    async def execute(self, prompt: Any, stream: Any, response: Any, conversation: Any, key: Any):
+        self.keys += [self.get_key(key), llm.get_key(key, "bird")]
+        yield f"Bearer {key}"
+
+
+async def test_s4_key_selects_no_stored_one(
+    make_datasette, register_models, llm_folder: Path
+) -> None:
+    """Not in llm's own code either, which takes a key for a name."""
+    model = Resolves()
+    register_models(model)
+    (llm_folder / "keys.json").write_text('{"work": "sk-of-work", "bird": "sk-of-bird"}')
+    ours = await LLM(make_datasette()).model("resolves")
+
+    for name in ["work", "bird"]:
+        assert await (await ours.prompt("hi", key=name)).text() == f"Bearer {name}"
+
+    assert model.keys == ["work", "work", "bird", "bird"]
+
+
+# Names of keys
+
+
+@pytest.fixture
+def named(make_started, pelican, llm_folder: Path, monkeypatch) -> Callable[[], Awaitable[Any]]:
+    """A function that gives the model of a site with a key in each place."""
+
+    async def make() -> Any:
+        config = {"purposes": {"chat": {"model": {"model": "pelican", "key": "CHAT_KEY"}}}}
+        datasette = await make_started(config)
+        monkeypatch.setenv("DATASETTE_SECRETS_BIRD_API_KEY", "sk-provider")
+        await store(datasette, "CHAT_KEY", "sk-chat")
+        (llm_folder / "keys.json").write_text('{"work": "sk-work"}')
+        return await LLM(datasette).model("pelican")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("BIRD_API_KEY", "sk-provider"), ("CHAT_KEY", "sk-chat"), ("work", "sk-work")],
+)
+async def test_e12_key_name_selects_a_stored_key(named, pelican, name: str, key: str) -> None:
+    model = await named()
+
+    response = await model.prompt("hi", key_name=name)
+    await (await response.reply("And?")).text()
+    await model.chain("hi", key_name=name).text()
+    await (await model.conversation().prompt("hi", key_name=name)).text()
+    await model.conversation().chain("hi", key_name=name).text()
+    assert [call.key for call in pelican.calls] == [key] * 5
+
+    await (await response.reply("And?", key_name="work")).text()
+    await (await response.reply("And?", key="sk-other", key_name=None)).text()
+    assert [call.key for call in pelican.calls[5:]] == ["sk-work", "sk-other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nonsense", "The key 'nonsense' is unknown. key_name= takes the name of a secret that"),
+        ("FOREIGN", "The key 'FOREIGN' is unknown."),
+        ("OPENAI_API_KEY", "The key 'OPENAI_API_KEY' is not set. Set it at /-/secrets/OPENAI_"),
+        ("", "The key '' is unknown."),
+    ],
+)
+async def test_e12_unknown_key_name_is_refused(
+    named, pelican, plugin, monkeypatch, name: str, reason: str
+) -> None:
+    class Registers:
+        @hookimpl
+        def register_secrets(self) -> Any:
+            return [datasette_secrets.Secret("FOREIGN")]
+
+    plugin(Registers())
+    monkeypatch.setenv("DATASETTE_SECRETS_FOREIGN", "of another plugin")
+    model = await named()
+
+    with pytest.raises(llm.NeedsKeyException, match=re.escape(reason)):
+        await model.prompt("hi", key_name=name)
+    assert not pelican.calls
+
+
+@pytest.mark.parametrize("arguments", [{"key": "sk", "key_name": "work"}, {"key_name": 7}])
+async def test_e12_key_name_excludes_key(named, pelican, arguments: dict[str, Any]) -> None:
+    model = await named()
+
+    with pytest.raises(TypeError, match="key_name= is the name of a stored key"):
+        await model.prompt("hi", **arguments)
+
+
+# White space, and what no header can have
+
+
+def put(place: str, key: str, llm_folder: Path, monkeypatch, pelican) -> dict[str, str]:
+    """Set a key in a place; what to give to a prompt."""
+    match place:
+        case "key=":
+            return {"key": key}
+        case "'bird' in llm's keys.json":
+            (llm_folder / "keys.json").write_text(json.dumps({"bird": key}))
+        case "its llm plugin":
+            monkeypatch.setattr(pelican, "key", key)
+        case variable:
+            monkeypatch.setenv(variable.rpartition(" ")[2], key)
+    return {}
+
+
+HELD_BY = [
+    "key=",
+    "the environment variable DATASETTE_SECRETS_BIRD_API_KEY",
+    "'bird' in llm's keys.json",
+    "the environment variable BIRD_TOKEN",
+    "its llm plugin",
+]
+
+
+@pytest.mark.parametrize("place", HELD_BY)
+async def test_e7_keys_are_stripped(
+    make_datasette, pelican, llm_folder: Path, monkeypatch, place: str
+) -> None:
+    given = put(place, f" {KEY}\r\n", llm_folder, monkeypatch, pelican)
+    model = await LLM(make_datasette()).model("pelican")
+
+    await (await model.prompt("hi", **given)).text()
+
+    assert pelican.calls[0].key == KEY
+
+
+@pytest.mark.parametrize("place", HELD_BY[1:])
+async def test_e7_white_space_is_no_key(
+    make_datasette, pelican, llm_folder: Path, monkeypatch, place: str
+) -> None:
+    put(place, " \n", llm_folder, monkeypatch, pelican)
+    models = LLM(make_datasette())
+
+    assert "pelican" not in {model.model_id for model in await models.models()}
+    with pytest.raises(llm.NeedsKeyException, match="No key for model"):
+        await (await models.model("pelican")).prompt("hi")
+
+
+@pytest.mark.parametrize("odd", ["\n", "\x00", "\x7f", "é", "\u2028", "\ud800"])
+@pytest.mark.parametrize("place", HELD_BY)
+async def test_e7_unsendable_key_is_refused(
+    make_datasette, pelican, llm_folder: Path, monkeypatch, caplog, place: str, odd: str
+) -> None:
+    if "environment" in place and odd in "\x00\ud800":
+        return  # it has no such characters
+    key = f"sk-012345{odd}6789abcdef"
+    given = put(place, key, llm_folder, monkeypatch, pelican)
+    datasette = make_datasette()
+    model = await LLM(datasette).model("pelican")
+
+    with pytest.raises(llm.NeedsKeyException) as raised:
+        await model.prompt("hi", **given)
+
+    assert "characters that an HTTP header cannot have" in str(raised.value)
+    assert f"It comes from {place.replace('key=', 'what the caller passed as key=')}; set it " in (
+        str(raised.value)
+    )
+    recorded = await flushed_rows(datasette)
+    assert len(recorded) == 1
+    assert not pelican.calls
+    assert "sk-012345" not in all_texts(raised.value) + caplog.text + str(recorded)
+
+
+async def test_e7_model_without_header_gets_any_key(make_datasette, register_models) -> None:
+    """One that names no key is in this process."""
+    model = ScriptedModel("local")
+    register_models(model)
+
+    await (await (await LLM(make_datasette()).model("local")).prompt("hi", key="clé")).text()
+
+    assert model.calls[0].key == "clé"
+
+
+async def test_e7_keyless_endpoint_gets_a_header(make_datasette) -> None:
+    endpoint = {"model": "near", "api_base": "http://127.0.0.1:9/v1"}
+    model = await LLM(make_datasette({"endpoints": [endpoint]})).model("near")
+
+    with pytest.raises(llm.NeedsKeyException, match="HTTP header"):
+        await model.prompt("hi", key="clé")
 
 
 async def test_an_empty_key_counts_as_none(
@@ -446,6 +647,7 @@ async def test_c8_keys_json_is_read_off_the_event_loop(
     model = await models.model("pelican")
     await (await model.prompt("hi")).text()
     await (await model.prompt("hi", key="bird")).text()
+    await (await model.prompt("hi", key_name="bird")).text()
     await model.chain("hi").text()
 
     assert len(threads) == 4
@@ -539,6 +741,14 @@ def caused(error: Exception, cause: Exception, attribute: str = "__cause__") -> 
     return error
 
 
+class SlottedError(Exception):
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__("refused")
+        self.text = text
+
+
 LEAKS: dict[str, Callable[[str], Exception]] = {
     "its arguments": lambda text: ValueError("refused", text),
     "bytes in its arguments": lambda text: ValueError(text.encode()),
@@ -560,6 +770,20 @@ LEAKS: dict[str, Callable[[str], Exception]] = {
     "an OSError's text": lambda text: OSError(111, text),
     "an OSError's file name": lambda text: OSError(2, "No such file", text),
     "a frozen error": FrozenError,
+    "the text that cannot be encoded": lambda text: UnicodeEncodeError(
+        "ascii", f"{text}é", len(text), len(text) + 1, "ordinal not in range(128)"
+    ),
+    "the bytes that cannot be decoded": lambda text: UnicodeDecodeError(
+        "ascii", text.encode(), 1, 2, "ordinal not in range(128)"
+    ),
+    "a slot": SlottedError,
+    "the line of a syntax error": lambda text: SyntaxError("bad", ("f.py", 1, 2, text)),
+    "the value of an iterator": StopIteration,
+    "a bytearray": lambda text: ProviderError("refused", bytearray(text.encode())),
+    "a set": lambda text: ProviderError("refused", {text}),
+    "an object of a client": lambda text: ProviderError("refused", SimpleNamespace(key=text)),
+    "a mapping of another type": lambda text: ProviderError("refused", Counter([text])),
+    "an exception in an attribute": lambda text: ProviderError("refused", ValueError(text)),
     "a cause whose text cannot be changed": lambda text: caused(
         ValueError("refused"), FixedTextError(text)
     ),
@@ -579,6 +803,7 @@ def test_key_is_removed_from_exceptions(leak: Callable[[str], Exception]) -> Non
         clean = redact(error, KEY)
 
     everything = [str(clean), repr(clean), repr(vars(clean)), *traceback.format_exception(clean)]
+    everything += [repr(getattr(clean, name, None)) for name in dir(clean)]
     assert KEY not in "\n".join(everything)
     assert isinstance(clean, Exception)
 

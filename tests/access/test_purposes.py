@@ -119,3 +119,82 @@ async def test_purposes_may_come_from_a_generator(make_datasette, plugin) -> Non
 
     plugin(Generates())
     assert [purpose.name for purpose in await get_purposes(make_datasette())] == ["sql", "pets"]
+
+
+class AnswersLater:
+    """Has an ordinary function that returns a coroutine, or an async one."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def later(self) -> Any:
+        return self.answer
+
+    @hookimpl
+    def register_llm_purposes(self) -> Any:
+        self.asked += 1
+        return self.later()
+
+
+def test_e1_purposes_are_a_list(make_datasette, plugin) -> None:
+    """Plugins in the wild call it without `await`."""
+    plugin(Registers([Purpose("sql"), Purpose("chat")]))
+
+    purposes = get_purposes(make_datasette())
+
+    assert isinstance(purposes, list)
+    assert [purpose.name for purpose in purposes] == ["sql", "chat"]
+    assert (len(purposes), purposes[0]) == (2, Purpose("sql"))
+
+
+@pytest.mark.parametrize("read", [list, len, lambda found: found == []])
+@pytest.mark.parametrize("kind", [AnswersLater, RegistersLater])
+async def test_e1_list_leaves_out_async_hooks(
+    make_datasette, plugin, caplog, kind: Any, read: Any
+) -> None:
+    plugin(Registers([Purpose("sql")]))
+    plugin(kind([Purpose("chat")]), name="talks")
+    purposes = get_purposes(make_datasette())
+
+    read(purposes)
+
+    assert list(purposes) == [Purpose("sql")]
+    (record,) = caplog.records
+    assert "leaves out the purposes of plugins" in record.message
+    assert record.message.endswith("'talks'")
+
+
+async def test_e1_awaited_has_async_hooks_too(make_datasette, plugin, caplog) -> None:
+    plugin(Registers(Purpose(name) for name in ["sql"]))
+    later = plugin(AnswersLater([Purpose("chat")]), name="talks")
+    purposes = get_purposes(make_datasette())
+
+    assert await purposes == [Purpose("chat"), Purpose("sql")]
+    assert (later.asked, caplog.text) == (1, "")
+    assert "get_purposes() was not awaited" not in caplog.text
+    assert await purposes == [Purpose("chat")]  # the generator is read, and asks again
+
+
+async def test_e1_may_be_read_and_then_awaited(make_datasette, plugin) -> None:
+    plugin(AnswersLater([Purpose("chat")]), name="talks")
+    purposes = get_purposes(make_datasette())
+
+    assert list(purposes) == []
+    assert await purposes == [Purpose("chat")]
+
+
+@pytest.mark.parametrize("kind", [Registers, AnswersLater])
+async def test_e2_failing_hook_is_named(make_datasette, plugin, caplog, kind: Any) -> None:
+    def answers() -> Any:
+        yield Purpose("sql")
+        raise ValueError("No table")
+
+    plugin(kind(answers()), name="talks")
+
+    with pytest.raises(HookError) as raised:
+        await get_purposes(make_datasette())
+
+    said = "register_llm_purposes of plugin 'talks' raised ValueError: No table"
+    assert (str(raised.value), raised.value.plugin) == (said, "talks")
+    assert said in caplog.text

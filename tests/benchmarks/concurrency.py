@@ -25,6 +25,7 @@ from .bursts import Burst, burst, hooked, percentile
 from .log_rows import make_without_record, on_disk, prompted
 from .measuring import Grid, Row, measured, sampled, timed
 from .rows import known, row, running, scripted
+from .stall import longest_gap
 
 # Makes so many calls, so many at once.
 Side = Callable[[int, int], Awaitable[Burst]]
@@ -109,6 +110,37 @@ async def with_everything(datasette: Datasette, count: int, at_once: int) -> Bur
     with hooked(1):
         async with LLM(datasette).group("scripted", PURPOSE, ACTOR) as model:
             return await burst(lambda: prompted(model), count, at_once)
+
+
+@row("burst-stall")
+async def burst_stall(name: str, quick: bool) -> Row:
+    count = 2_000 if quick else 10_000
+    async with _sides() as sides:
+
+        async def stall_s(side: Side) -> float:
+            return await longest_gap(lambda: side(count, count))
+
+        raw, ours = sides[RAW], sides["log in a temporary file"]
+        pair = await measured(partial(stall_s, raw), partial(stall_s, ours), 1 if quick else 5)
+    work = f"longest stall of {count:,} prompts at once, with the log"
+    return Row(name, work, pair, "ratio", 2, "ms")
+
+
+@row("burst-added")
+async def burst_added(name: str, quick: bool) -> Row:
+    """What is added to each of many calls at once, beside what is added to each of a few."""
+    async with _sides() as sides:
+        raw, ours = sides[RAW], sides["log in a temporary file"]
+
+        async def added_s(at_once: int) -> float:
+            count = max(at_once, 512)
+            before, after = await raw(count, at_once), await ours(count, at_once)
+            return (after.p50_s - before.p50_s) / at_once
+
+        few, many = partial(added_s, AT_ONCE), partial(added_s, CONCURRENCIES[-1])
+        pair = await measured(few, many, 3 if quick else 15)
+    work = f"added to a call with the log, {CONCURRENCIES[-1]:,} at once"
+    return Row(name, work, pair, "ratio", 1.5, "µs", raw_is=f"the same, {AT_ONCE} at once")
 
 
 @row("everything-alone")

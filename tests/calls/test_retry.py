@@ -121,27 +121,81 @@ async def test_an_event_without_text_is_an_event(site, event):
     assert len(model.calls) == 1
 
 
-async def test_no_retry_once_a_tool_has_run(site):
-    ran = []
-    call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
-    model = ScriptedModel("m", [down()], [call], [down()], ["Hello"])
-    chain = (await site(model).model("m")).chain(
-        "Hi", tools=[llm.Tool.function(lambda: ran.append(1) or "seen", name="look")]
-    )
-    with pytest.raises(ConnectionError):
-        await chain.text()
+def chain_of(model, ran):
+    """A chain of two steps, with a tool that says how often it ran."""
+    tool = llm.Tool.function(lambda: ran.append(1) or "seen", name="look")
+    return model.chain("Hi", tools=[tool])
+
+
+LOOK = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
+
+
+async def test_c9_later_step_is_retried_without_its_tools(site, plugin):
+    """A later step is retried like the first, with the same history; its tools ran once."""
+    accountant, observer, ran = plugin(Accountant()), plugin(Observer()), []
+    model = ScriptedModel("m", [down()], [LOOK], [down()], [StatusError(503)], ["Hello"])
+    llms = site(model, log=True)
+    chain = chain_of(await llms.model("m"), ran)
+    steps = [step async for step in chain.responses()]
+    assert await steps[-1].text() == "Hello"
     assert ran == [1]
-    assert len(model.calls) == 3  # the first step twice, and the second once
+    histories = [call.request.messages for call in model.calls[2:]]
+    assert [message.role for message in histories[0]] == ["user", "assistant", "tool"]
+    assert histories[1] == histories[0]
+    assert histories[2] == histories[0]
+    assert observer.events == ["hook opens", "hook succeeds"]
+    assert (accountant.reserved, accountant.settled, accountant.released) == (1, 1, 0)
+    first, second = steps[0].id, steps[1].id
+    assert [
+        (row["chain_step"], row["attempt"], row["prompt_id"], row["chain_id"], row["outcome"])
+        for row in await flushed_rows(llms.datasette)
+    ] == [
+        (1, 1, None, first, "error"),
+        (1, 2, first, first, "ok"),
+        (2, 1, None, first, "error"),
+        (2, 2, second, first, "error"),
+        (2, 3, second, first, "ok"),
+    ]
 
 
-async def test_no_retry_of_a_reply_to_a_tool_call(site):
-    call = llm.ToolCall(name="look", arguments={}, tool_call_id="t1")
-    model = ScriptedModel("m", [call], [down()], ["Hello"])
+async def test_c9_later_step_falls_back_then_asks_again(site):
+    """A later step falls back; the one after it asks the model that the chain is of."""
+    ran, again = [], llm.ToolCall(name="look", arguments={}, tool_call_id="t2")
+    first = ScriptedModel("first", [LOOK], [down()], ["Done"])
+    plain = ScriptedModel("plain", ["no"], supports_tools=False)
+    second = ScriptedModel("second", [again])
+    llms = site(first, plain, second, log=True, retries=0, fallbacks=["plain", "second"])
+    chain = chain_of(await llms.model("first"), ran)
+    steps = [step async for step in chain.responses()]
+    assert [step.model.model_id for step in steps] == ["first", "second", "first"]
+    assert await steps[-1].text() == "Done"
+    assert ran == [1, 1]
+    assert plain.calls == []
+    assert second.calls[0].request.messages == first.calls[1].request.messages
+    assert [message.role for message in first.calls[2].request.messages] == [
+        "user",
+        *["assistant", "tool"] * 2,
+    ]
+    assert [
+        (row["model_id"], row["chain_step"], row["attempt"])
+        for row in await flushed_rows(llms.datasette)
+    ] == [("first", 1, 1), ("first", 2, 1), ("second", 2, 2), ("first", 3, 1)]
+
+
+async def test_c9_step_that_was_read_is_not_retried(site):
+    ran = []
+    model = ScriptedModel("m", [LOOK], ["Hel", down()], ["Hello"])
+    with pytest.raises(ConnectionError):
+        await chain_of(await site(model, fallbacks=["other"]).model("m"), ran).text()
+    assert (len(model.calls), ran) == (2, [1])
+
+
+async def test_c9_reply_to_a_tool_call_is_retried(site):
+    model = ScriptedModel("m", [LOOK], [down()], ["Hello"])
     tool = llm.Tool.function(lambda: "seen", name="look")
     response = await (await site(model).model("m")).prompt("Hi", tools=[tool])
-    with pytest.raises(ConnectionError):
-        await response.reply()
-    assert len(model.calls) == 2
+    assert await (await response.reply()).text() == "Hello"
+    assert len(model.calls) == 3
 
 
 # How long is waited
@@ -656,7 +710,7 @@ async def test_fallback_key_does_not_replace_steps_key(site, monkeypatch, needs_
     call = llm.ToolCall(name="tool", arguments={}, tool_call_id="t1")
     refused = ConnectionError("sk-of-the-first-model is refused")
     first = ScriptedModel("first", [down()], [refused], needs_key="first")
-    second = ScriptedModel("second", [call], needs_key=needs_key)
+    second = ScriptedModel("second", [call], [down()], needs_key=needs_key)
     llms = site(first, second, log=True, retries=0, fallbacks=["second"])
     with pytest.raises(ConnectionError) as caught:
         await (await llms.model("first")).chain("Hi", tools=[tool]).text()

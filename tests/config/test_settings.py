@@ -43,7 +43,10 @@ EVERYTHING = {
         "key": "TEAM_KEY",
         "options": {"temperature": 0.5, "stop": ["a", {"b": None}]},
     },
-    "models": ["gpt-4o-mini", "claude"],
+    "models": [
+        "gpt-4o-mini",
+        {"model": "claude", "key": "CLAUDE_KEY", "max_concurrency": 2},
+    ],
     "blocked_models": ["o1"],
     "require_keys": False,
     "purposes": {
@@ -92,7 +95,10 @@ def test_every_setting_is_read() -> None:
         key="TEAM_KEY",
         options={"temperature": 0.5, "stop": ("a", {"b": None})},
     )
-    assert settings.models == ("gpt-4o-mini", "claude")
+    assert settings.models == (
+        ModelReference(model="gpt-4o-mini"),
+        ModelReference(model="claude", key="CLAUDE_KEY", max_concurrency=2),
+    )
     assert settings.blocked_models == ("o1",)
     assert settings.require_keys is False
     assert settings.purposes == {
@@ -115,7 +121,7 @@ def test_id_and_mapping_are_the_same_reference() -> None:
 def test_spaces_around_an_id_are_no_part_of_it() -> None:
     settings = parse_settings({"default_model": " a ", "models": ["b "]})
     assert settings.default_model == ModelReference(model="a")
-    assert settings.models == ("b",)
+    assert settings.models == (ModelReference(model="b"),)
 
 
 def test_an_empty_allowlist_differs_from_none() -> None:
@@ -125,7 +131,9 @@ def test_an_empty_allowlist_differs_from_none() -> None:
 
 @pytest.mark.parametrize("wrap", [OrderedDict, MappingProxyType])
 def test_any_mapping_and_sequence_type_will_do(wrap: Any) -> None:
-    assert parse_settings(wrap({"models": ("a", "b")})).models == ("a", "b")
+    settings = parse_settings(wrap({"blocked_models": ("a", "b"), "models": ("a", "b")}))
+    assert settings.blocked_models == ("a", "b")
+    assert settings.models == (ModelReference(model="a"), ModelReference(model="b"))
 
 
 def test_equal_configurations_give_equal_settings() -> None:
@@ -220,8 +228,8 @@ def test_non_mapping_configuration_is_one_problem(raw: object, got: str) -> None
         (
             {"purposes": {"chat": {"colour": "red"}}},
             ".purposes.chat.colour: unknown setting"
-            " (known here: blocked_models, fallbacks, idle_timeout, log, max_concurrency, model,"
-            " models, retries, timeout)",
+            " (known here: blocked_models, fallbacks, idle_timeout, log, max_answer_chars,"
+            " max_concurrency, model, models, retries, timeout)",
         ),
         (
             {"purposes": {"chat": {"models": [{"model": "x", "option": {}}]}}},
@@ -256,7 +264,6 @@ def test_key_pasted_as_setting_is_not_shown() -> None:
     ]
 
 
-@pytest.mark.parametrize("setting", ["models", "blocked_models"])
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
@@ -280,8 +287,8 @@ def test_key_pasted_as_setting_is_not_shown() -> None:
         ),
     ],
 )
-def test_a_list_of_ids_takes_only_texts(setting: str, value: object, problem: str) -> None:
-    assert problems_of({setting: value}) == [f".{setting}{problem}"]
+def test_a_list_of_ids_takes_only_texts(value: object, problem: str) -> None:
+    assert problems_of({"blocked_models": value}) == [f".blocked_models{problem}"]
     assert problems_of({"purposes": {"chat": {"blocked_models": value}}}) == [
         f".purposes.chat.blocked_models{problem}"
     ]
@@ -332,6 +339,7 @@ def test_misshapen_reference_is_one_problem(value: object, problem: str) -> None
         f".purposes.chat.model{problem}",
         f".purposes.chat.models[1]{problem}",
     ]
+    assert problems_of({"models": ["ok", value]}) == [f".models[1]{problem}"]
 
 
 @pytest.mark.parametrize(
@@ -508,6 +516,7 @@ ENDPOINT = {"model": "e", "api_base": "http://127.0.0.1:8000/v1"}
 PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "": lambda settings: settings,
     ".default_model": lambda settings: {"default_model": {"model": "a"} | settings},
+    ".models[1]": lambda s: {"models": ["b", {"model": "a"} | s]},
     ".purposes.chat": lambda settings: {"purposes": {"chat": settings}},
     ".purposes.chat.model": lambda s: {"purposes": {"chat": {"model": {"model": "a"} | s}}},
     ".purposes.chat.models[1]": lambda s: {
@@ -579,6 +588,11 @@ NOT_CONCURRENCY: list[tuple[object, str]] = [
     (10**400, "expected at most 100,000"),
     *NOT_WHOLE,
 ]
+NOT_CHARS: list[tuple[object, str]] = [
+    (0, "expected at least 1"),
+    (10**13, "expected at most 1,000,000,000,000"),
+    *NOT_WHOLE,
+]
 NOT_THREADS: list[tuple[object, str]] = [
     (-1, "expected at least 1"),
     (0, "expected at least 1"),
@@ -631,6 +645,7 @@ def section_at(settings: Settings, path: str) -> Any:
         *((path, "idle_timeout", NOT_SECONDS) for path in ALL_PLACES),
         *((path, "retries", NOT_RETRIES) for path in ALL_PLACES),
         *((path, "max_concurrency", NOT_CONCURRENCY) for path in ALL_PLACES),
+        *((path, "max_answer_chars", NOT_CHARS) for path in ALL_PLACES),
     ],
 )
 def test_invalid_limit_is_a_problem_everywhere(
@@ -854,7 +869,7 @@ def test_settings_table_is_complete_and_in_order() -> None:
         ("default_model", "reference", "not set", "The model if a plugin names none."),
         (
             "models",
-            "list of ids",
+            "list of references",
             "not set",
             "The allowlist; the default model is always part of it.",
         ),
@@ -885,6 +900,12 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "number",
             "not set",
             "How many requests may run at once; further requests wait in a queue.",
+        ),
+        (
+            "max_answer_chars",
+            "number",
+            "not set",
+            "How long an answer may become before it is ended with an error; otherwise 20,000,000.",
         ),
         (
             "timeout",

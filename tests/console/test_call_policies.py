@@ -63,6 +63,7 @@ DEFAULT = {
     "timeout_s": None,
     "idle_timeout_s": None,
     "retries": 2,
+    "max_answer_chars": 20_000_000,
     "limits": [],
     "fallbacks": [],
     "settings": {},
@@ -80,8 +81,10 @@ async def test_default_call_policy_is_not_shown_open(start: Start) -> None:
     assert listed["plans"] == [DEFAULT]
     threaded = row_of(listed, "gpt-3.5-turbo-instruct")
     assert all(row["plans"] == [DEFAULT] for row in listed["models"] if row is not threaded)
+    idle = {"running": 0, "waiting": 0, "setting": None}
     assert threaded["plans"][0]["limits"] == [
-        {"threads": None, "max_concurrency": 4, "running": 0, "waiting": 0, "setting": None}
+        {"model": threaded["model_id"], "max_concurrency": 1, **idle},
+        {"threads": None, "max_concurrency": 4, **idle},
     ]
     text = (await get(datasette, "models")).text
     assert text.count("2 retries") == 1
@@ -308,3 +311,11 @@ def test_the_commands_tell_the_same(run: Callable[..., str]) -> None:
     explained = run("explain", "pelican").splitlines()
     assert f"     idle timeout 9.5 s ({ROOT}.default_model.idle_timeout)" in explained
     assert "     2 retries (default)" in explained
+
+
+async def test_e12_bound_of_answers_is_shown_if_set(start: Start) -> None:
+    text = (await get(await start({"max_answer_chars": 5_000}), "explain", model="owl")).text
+    assert "answers of at most 5,000 characters" in text
+    text = (await get(await start({}), "explain", model="owl")).text
+    assert "2 retries" in text
+    assert "answers of at most" not in text

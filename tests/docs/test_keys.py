@@ -15,6 +15,7 @@ from datasette_llm.access.keys import provider_secret
 
 from .examples import (
     claude,
+    run,
     shows,
 )
 
@@ -53,3 +54,14 @@ async def test_secrets_page_lists_secrets(config, make_datasette, register_model
     form = await datasette.client.get("/-/secrets/ANTHROPIC_API_KEY", actor={"id": "root"})
     assert form.status_code == 200
     assert (await datasette.client.get("/-/secrets")).status_code == 403
+
+
+@shows(source="key_name")
+async def test_key_is_chosen_by_its_name(source, make_datasette, register_models, monkeypatch):
+    scripted = claude("claude-haiku-4.5")
+    register_models(scripted)
+    monkeypatch.setenv("DATASETTE_SECRETS_ANTHROPIC_API_KEY", "sk-everybodys")
+    monkeypatch.setenv("DATASETTE_SECRETS_TEAM_KEY", "sk-of-the-team")
+    config = {"purposes": {"teams": {"model": {"model": "claude-haiku-4.5", "key": "TEAM_KEY"}}}}
+    await run(source, datasette=make_datasette(config))
+    assert scripted.calls[0].key == "sk-of-the-team"

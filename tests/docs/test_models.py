@@ -30,6 +30,17 @@ from .examples import (
 )
 
 
+@shows(config="endpoints.yaml", llama="llama")
+def test_e10_llama_server_has_the_flags_it_needs(config, llama):
+    command = shlex.split(llama.split("\n", 1)[1].replace("\\\n", ""))
+    flags = dict(zip(command[3::2], command[4::2], strict=True))
+    assert command[:3] == ["python", "-m", "llama_cpp.server"]
+    assert flags["--interrupt_requests"] == "false"
+    [tiny] = [each for each in ours(config)["endpoints"] if each["model"] == flags["--model_alias"]]
+    assert tiny["api_base"] == f"http://{flags['--host']}:{flags['--port']}/v1"
+    assert tiny["max_concurrency"] == 1
+
+
 @shows(config="endpoints.yaml", litellm="litellm.yaml", vllm="vllm")
 async def test_endpoints_are_requested_as_described(
     config, litellm, vllm, make_datasette, monkeypatch
@@ -53,6 +64,8 @@ async def test_endpoints_are_requested_as_described(
     view = await snapshot_of(datasette)
     assert warnings(view.settings, view.catalog) == []
     assert {each["model_name"] for each in yaml.safe_load(litellm)["model_list"]} == {"team"}
+    [team] = [each for each in ours(config)["endpoints"] if each["model"] == "team"]
+    assert team["retries"] == 0  # LiteLLM retries
     addresses = [each["api_base"] for each in ours(config)["endpoints"]]
     served = [each["litellm_params"]["api_base"] for each in yaml.safe_load(litellm)["model_list"]]
     assert served[0] == addresses[0]
@@ -72,7 +85,7 @@ async def test_model_without_async_version(source, usage, config, make_datasette
         llm.plugins.pm.unregister(plugin)
 
     assert capsys.readouterr().out == "Pieces! \nof! \neight! \n"
-    assert (default.model_id, ours(config)["threads"]) == ("parrot", 1)
+    assert (default.model_id, ours(config)["threads"]) == ("parrot", 3)
     section = between("models", "## Models without an async version", "\n## ")
     assert f"`threads`, otherwise {parse_settings({}).threads}," in section
     assert f"waits while {LOOK_AHEAD} of them" in section

@@ -112,36 +112,53 @@ async def test_view_answers_early_failure_with_status(
 
 
 @shows(source="browser gone")
-@pytest.mark.parametrize("leaves", [True, False])
-async def test_view_stops_model_when_browser_leaves(source, scripted_model, leaves):
-    gate, gone, written = asyncio.Event(), asyncio.Event(), []
-    _, scripted, model = await scripted_model(["Once ", gate, "upon a time"])
+@pytest.mark.parametrize("leaves", ["before the first event", "while it writes", "never"])
+async def test_e10_view_stops_model_when_browser_leaves(
+    source, leaves, make_datasette, register_models
+):
+    first, gate, gone, written = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
+    scripted = ScriptedModel("scripted", [first, "Once ", gate, "upon a time"])
 
-    class Request:
+    class FromBrowser:
+        actor = None
+
         async def receive(self):
             await gone.wait()
             return {"type": "http.disconnect"}
 
-    class Writer:
-        async def write(self, chunk):
-            written.append(chunk)
-            (gone if leaves else gate).set()
+    async def send(message):
+        written.append(message.get("body", b"").decode())
+        if written[-1] == "Once ":
+            (gone if leaves == "while it writes" else gate).set()
 
-    response = await model.prompt("Tell me a story")
-    names = await run(source, request=Request(), response=response)
-    await names["write_while_wanted"](Writer())
+    register_models(scripted)
+    names = await run(source)
+    datasette = make_datasette({"default_model": "scripted"})
+    view = asyncio.create_task(names["story"](datasette, FromBrowser()))
+    await scripted.received()
+    (gone if leaves == "before the first event" else first).set()
+    await (await view).asgi_send(send)
     await scripted.calls[0].ended.wait()
-    assert scripted.calls[0].outcome == ("cancelled" if leaves else "complete")
-    assert written == (["Once "] if leaves else ["Once ", "upon a time"])
+    assert scripted.calls[0].outcome == ("complete" if leaves == "never" else "cancelled")
+    assert (
+        "".join(written)
+        == {
+            "before the first event": "The browser has gone",
+            "while it writes": "Once ",
+            "never": "Once upon a time",
+        }[leaves]
+    )
 
 
 ROWS = [{"name": name} for name in ("Ada", "Ben", "Cleo")]
 
 
 @shows(source="group")
-async def test_group_responses_are_complete_after_it(source, make_datasette, register_models):
+async def test_e10_group_loses_no_row_when_one_fails(source, make_datasette, register_models):
+    """One row fails before its first event, one breaks off, and the third has its answer."""
     gate = asyncio.Event()
-    scripted = ScriptedModel("scripted", *[[gate, f"{n} ", "pets"] for n in range(3)])
+    refused, broke = llm.ModelError("refused"), llm.ModelError("broke")
+    scripted = ScriptedModel("scripted", [refused], [gate, "half", broke], [gate, "two ", "pets"])
     register_models(scripted)
     datasette = make_datasette({"default_model": "scripted"})
     running = asyncio.create_task(
@@ -150,7 +167,8 @@ async def test_group_responses_are_complete_after_it(source, make_datasette, reg
     await scripted.received(3)  # all at once: none of them has answered yet
     gate.set()
     names = await running
-    assert names["pets"] == ["0 pets", "1 pets", "2 pets"]
+    assert names["pets"] == [refused, broke, "two pets"]
+    assert names["failed"] == ["Ada", "Ben"]
     assert [call.prompt for call in scripted.calls] == [f"A pet for {row['name']}" for row in ROWS]
 
 
@@ -160,7 +178,7 @@ async def test_group_error_has_prompts_and_failures(
 ):
     go_on = asyncio.Event()
     broken = ["A ", go_on, RuntimeError("broke")]
-    scripted = ScriptedModel("scripted", broken, ["A cat"], broken)
+    scripted = ScriptedModel("scripted", broken, [RuntimeError("refused")], broken)
     register_models(scripted)
     datasette = make_datasette({"default_model": "scripted"})
     running = asyncio.create_task(run(source, datasette=datasette, rows=ROWS))
@@ -168,7 +186,7 @@ async def test_group_error_has_prompts_and_failures(
     go_on.set()
     await running
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["A pet for Ada -> broke", "A pet for Cleo -> broke"]
+    assert lines == ["Ben -> refused", "A pet for Ada -> broke", "A pet for Cleo -> broke"]
 
 
 @shows(source="conversation")
@@ -212,6 +230,17 @@ async def test_chain_runs_the_tools_that_are_called(source, scripted_model, tmp_
     await run(source, datasette=datasette, model=model)
     assert capsys.readouterr().out == "Let me look. There are 2."
     assert [result.output for result in scripted.calls[1].request.tool_results] == ["2"]
+
+
+@shows(source="tool in the loop")
+async def test_marked_tool_runs_in_the_event_loop(source, scripted_model):
+    noting = llm.ToolCall(name="remember", arguments={"word": "pelican"})
+    _, scripted, model = await scripted_model([noting], ["Done."])
+    words = []
+    names = await run(source, words=words)
+    await model.chain("x", tools=[names["remember"]]).text()
+    assert [result.output for result in scripted.calls[1].request.tool_results] == ["noted"]
+    assert words == ["pelican"]
 
 
 @shows(source="pause")

@@ -1,21 +1,28 @@
 """Calling the hooks: their order and arguments, and that no coroutine is left unawaited."""
 
+import asyncio
 import gc
 import itertools
+import json
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasette import hookimpl
 from datasette.app import Datasette
-from datasette.plugins import pm
+from datasette.plugins import get_plugins, pm
+from datasette.utils.asgi import Request
 
-from datasette_llm import LLM, Group, HookError, Purpose, get_purposes
+from datasette_llm import LLM, Group, HookError, Purpose, get_purposes, instance
+from datasette_llm.access.hook_failures import HookFailures
 from datasette_llm.calls import hook_contexts as contexts
+from datasette_llm.console.overview import overview
 from datasette_llm.hooks import dispatch
 from datasette_llm.testing import ScriptedModel
+from tests.support.call_log import flushed_rows
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ async def test_raising_hook_leaves_no_coroutine(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(RuntimeError, match="an earlier hook"):
+        with pytest.raises((RuntimeError, HookError), match="an earlier hook"):
             await everything()
         gc.collect()
 
@@ -406,3 +413,169 @@ async def test_every_group_exit_hook_runs(datasette: Datasette, plugin) -> None:
     assert asked == ["c", "b", "a"]
     failed = "An llm_group_exit hook failed too: RuntimeError('{}')"
     assert raised.value.__notes__ == [failed.format(name) for name in asked]
+
+
+# Failures are told
+
+
+def broken(hook: str, error: Exception) -> Any:
+    """A plugin whose hook raises."""
+
+    def implementation() -> None:
+        raise error
+
+    return module_with(hook, implementation)
+
+
+@pytest.mark.parametrize("hook", ["llm_filter_models", "llm_default_model"])
+@pytest.mark.parametrize("how", ["model", "models", "group"])
+async def test_e2_caller_gets_the_plugins_name(
+    datasette: Datasette, plugin, caplog, hook: str, how: str
+) -> None:
+    refused = ConnectionError("Connection refused")
+    plugin(broken(hook, refused), name="prices")
+    models = LLM(datasette)
+    ask = {"model": models.model, "models": models.models, "group": models.group().__aenter__}
+
+    with pytest.raises(HookError) as raised:
+        await ask[how]()
+
+    assert (raised.value.hook, raised.value.plugin) == (hook, "prices")
+    assert raised.value.__cause__ is refused
+    said = f"{hook} of plugin 'prices' raised ConnectionError: Connection refused"
+    assert str(raised.value) == said
+    assert said in caplog.text
+    shown: dict[str, Any] = await overview(datasette, Request.fake("/-/llm"))
+    assert any(warning.startswith(said) for warning in shown["warnings"])
+
+
+@pytest.mark.parametrize("hook", ["llm_filter_models", "llm_default_model"])
+@pytest.mark.parametrize("model_id", [None, "pelican"])
+async def test_e2_call_of_failed_hook_has_a_row(
+    datasette: Datasette, plugin, hook: str, model_id: str | None
+) -> None:
+    await datasette.invoke_startup()
+    plugin(broken(hook, ConnectionError("Connection refused")), name="prices")
+    fails = model_id is None or hook == "llm_filter_models"
+    with pytest.raises(HookError) if fails else nullcontext():
+        await LLM(datasette).model(model_id, purpose="chat", actor={"id": "ana"})
+
+    recorded = await flushed_rows(datasette)
+    assert len(recorded) == fails
+    for row in recorded:
+        assert (row["outcome"], row["blocked_by"]) == ("blocked", "prices")
+        assert (row["model_id"], row["purpose"], row["actor_id"]) == ("pelican", "chat", "ana")
+        assert "Connection refused" in row["error_message"]
+
+
+async def test_e2_failed_default_without_a_name(make_datasette, plugin) -> None:
+    """The row has a placeholder where not even the name of a model is known."""
+    plugin(broken("llm_default_model", ConnectionError("No")), name="prices")
+    datasette = make_datasette()
+    with pytest.raises(HookError):
+        await LLM(datasette).model()
+
+    assert [row["model_id"] for row in await flushed_rows(datasette)] == ["(default)"]
+
+
+async def test_e2_context_error_is_kept_and_named(datasette: Datasette, plugin, caplog) -> None:
+    """What `llm_prompt_context` raises reaches the caller as it is, with the plugin in a note."""
+    used_up = PermissionError("Used up")
+    plugin(broken("llm_prompt_context", used_up), name="budget")
+    model = await LLM(datasette).model()
+    for _ in range(2):
+        with pytest.raises(PermissionError) as raised:
+            await model.prompt("hi")
+
+    assert raised.value is used_up
+    assert raised.value.__notes__ == ["Raised by llm_prompt_context of plugin 'budget'"]
+    said = "llm_prompt_context of plugin 'budget' raised PermissionError: Used up"
+    assert caplog.text.count(said) == 2
+    (warning,) = instance.of(datasette, HookFailures).warnings()
+    assert warning.startswith(said)
+    assert warning.endswith(", 2 times since the start)")
+
+
+@pytest.mark.parametrize("hook", ["llm_prompt_context", "llm_group_exit"])
+async def test_e2_late_failures_are_told_too(
+    datasette: Datasette, plugin, caplog, hook: str
+) -> None:
+    """Those after a good answer."""
+
+    @asynccontextmanager
+    async def context(result: Any) -> AsyncIterator[None]:
+        yield
+        raise ValueError("No table")
+
+    late = module_with(hook, lambda: context)
+    plugin(late if hook == "llm_prompt_context" else broken(hook, ValueError("No table")), "usage")
+
+    with pytest.raises(ValueError, match="No table") as raised:
+        async with LLM(datasette).group() as model:
+            await (await model.prompt("hi")).text()
+
+    assert raised.value.__notes__ == [f"Raised by {hook} of plugin 'usage'"]
+    assert f"{hook} of plugin 'usage' raised ValueError: No table" in caplog.text
+
+
+async def test_e2_plugin_has_its_name_of_the_page(
+    datasette: Datasette, plugin, monkeypatch
+) -> None:
+    """A plugin of a distribution has the distribution's name, as at `/-/plugins`."""
+    prices = plugin(broken("llm_filter_models", ValueError("No")), name="entry_point")
+    distribution = SimpleNamespace(name="datasette-prices", project_name="x", version="1")
+    monkeypatch.setattr(pm, "list_plugin_distinfo", lambda: [(prices, distribution)])
+    shown = [each["name"] for each in get_plugins()]
+
+    with pytest.raises(HookError, match="plugin 'datasette-prices'"):
+        await LLM(datasette).model()
+    assert "datasette-prices" in shown
+
+
+async def test_e2_key_in_a_hooks_error_is_removed(
+    datasette: Datasette, plugin, caplog, llm_folder
+) -> None:
+    key = "sk-0123456789"
+    (llm_folder / "keys.json").write_text(json.dumps({"prices": key}))
+    plugin(broken("llm_filter_models", ConnectionError(f"No {key}\n!")), name="prices")
+
+    with pytest.raises(HookError) as raised:
+        await LLM(datasette).model()
+
+    shown = [*(await flushed_rows(datasette)), *instance.of(datasette, HookFailures).warnings()]
+    assert key not in f"{raised.value} {raised.value.__cause__} {caplog.text} {shown}"
+    assert "No [key removed] !" in caplog.text
+
+
+async def test_e2_inner_cancellation_is_a_failure(datasette: Datasette, plugin) -> None:
+    async def awaits_a_cancelled_task() -> None:
+        raise asyncio.CancelledError
+
+    plugin(module_with("llm_filter_models", awaits_a_cancelled_task), name="prices")
+
+    with pytest.raises(HookError, match="llm_filter_models of plugin 'prices' was cancelled"):
+        await LLM(datasette).model()
+
+
+async def test_e2_plugin_may_be_any_object(datasette: Datasette) -> None:
+    """One without a name has its class's; one that takes no weak reference works too."""
+
+    class Slotted:
+        __slots__ = ()
+
+        @hookimpl
+        def llm_filter_models(self) -> list[str]:
+            return []
+
+    class Plain(Slotted):
+        pass
+
+    for implementations in Plain(), Slotted():
+        pm.register(implementations)
+        try:
+            decision = await LLM(datasette).explain("pelican")
+        finally:
+            pm.unregister(implementations)
+        assert not decision
+        named = isinstance(implementations, Plain)
+        assert decision.steps[-1].plugin == ("Plain" if named else str(id(implementations)))

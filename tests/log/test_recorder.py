@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -33,6 +34,7 @@ from datasette_llm import (
     instance,
 )
 from datasette_llm.calls.call import RunningCalls
+from datasette_llm.calls.limiter import LimiterRegistry
 from datasette_llm.console.probe import probe_model
 from datasette_llm.decision import Decision, Step
 from datasette_llm.errors import ProviderError, ResponseTimeoutError
@@ -467,7 +469,9 @@ async def test_l2_second_part_is_written_once(
     with closing(sqlite3.connect(path)) as connection:
         ended = Counter(i for (i,) in connection.execute("select id from audit"))
     assert ended == {row["id"]: 1 for row in rows}
-    assert caplog.messages == []
+    # What a hook raises is told.
+    of_hooks = re.compile(r"llm_prompt_context of plugin '\w+' raised ")
+    assert [each for each in caplog.messages if not of_hooks.match(each)] == []
 
 
 def assert_whole(rows):
@@ -1451,6 +1455,87 @@ def test_loop_ends_during_second_part(make_datasette, register_models, path):
     may_go.set()
     asyncio.run(goes_on())
     assert [row["outcome"] for row in rows_of(path)] == ["ok", "ok"]
+
+
+def in_a_thread(work):
+    """Run something in a thread of its own, to its end."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(BOUND_S)
+    assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("quiet_loops")
+def test_e8_rows_are_finished_with_their_loop(make_datasette, register_models, path):
+    """A thread with a loop of its own: when it has ended, so have its rows."""
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette({"max_concurrency": 2}, internal=str(path))
+
+    async def prompts():
+        model = await LLM(datasette).model("scripted")
+        await asyncio.gather(*[prompted(model) for _ in range(20)])
+
+    async def site():
+        await datasette.invoke_startup()
+        for count in (20, 40):
+            await asyncio.to_thread(in_a_thread, lambda: asyncio.run(prompts()))
+            assert [row["outcome"] for row in rows_of(path)] == ["ok"] * count
+
+    asyncio.run(site())
+
+
+def closed_without_order(datasette, model_id):
+    """Begin a prompt in a loop of its own, and close that without asyncio.run()."""
+
+    async def begins():
+        model = await LLM(datasette).model(model_id)
+        response = await model.prompt("x")
+        if model_id == "scripted":
+            await response.text()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begins())
+    loop.close()
+    return loop  # kept, so that its tasks are not closed by the collection of garbage
+
+
+async def test_e8_rows_of_a_closed_loop_soon_end(make_datasette, register_models, path, plugin):
+    """A loop that is closed with a write and a call in it: both end, and so do contexts."""
+    observer = plugin(Observer())
+    register_models(
+        ScriptedModel("scripted", ["a"]), ScriptedModel("endless", ["a", asyncio.Event()])
+    )
+    datasette = make_datasette({"max_concurrency": 2}, internal=str(path))
+    await datasette.invoke_startup()
+    loops = [
+        await asyncio.to_thread(closed_without_order, datasette, model_id)
+        for model_id in ("scripted", "endless")
+    ]
+    await until(lambda: all(row["outcome"] for row in rows_of(path)))
+    assert [(row["outcome"], row["error_message"]) for row in rows_of(path)] == [
+        ("ok", None),
+        ("cancelled", "The event loop of the call was closed"),
+    ]
+    await until(lambda: not instance.of(datasette, RunningCalls))
+    assert [type(error) for error in observer.errors] == [ResponseCancelledError]
+    assert instance.of(datasette, LimiterRegistry).all_idle()
+    assert all(loop.is_closed() for loop in loops)
+
+
+async def test_e8_two_loops_prompt_at_the_same_time(logged, path, recorded, caplog):
+    """Prompts of another loop do not wait for this one, nor the other way round."""
+    datasette, _, _ = await logged(["a"])
+
+    async def prompts(count):
+        model = await LLM(datasette).model("scripted")
+        for _ in range(count):
+            await asyncio.gather(*[prompted(model) for _ in range(10)])
+
+    thread = asyncio.to_thread(lambda: asyncio.run(prompts(10)))
+    await soon(asyncio.gather(thread, prompts(10)))
+    found = await recorded(datasette)
+    assert Counter(row["outcome"] for row in found) == {"ok": 200}
+    assert [r.getMessage() for r in caplog.records if r.name == "datasette_llm"] == []
 
 
 async def test_required_log_allows_recorded_call(logged, recorded):

@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import sys
+import time
 import weakref
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from contextvars import ContextVar
@@ -791,6 +792,37 @@ async def test_l5_bad_row_does_not_block_others(gated, caplog, error):
     assert sorted(gated.done()) == [1, 2, 3]
     assert log.failure is None
     assert messages_of(caplog, logging.ERROR) == ["A row of the LLM call log was refused"]
+
+
+async def test_e11_commit_waits_its_turn_in_a_long_queue(gated, monkeypatch):
+    """A queue that takes longer than a commit may is no failure, as long as it moves."""
+    monkeypatch.setattr(writer, "MAX_BATCH", 1)
+    monkeypatch.setattr(writer, "COMMIT_WAIT_S", 0.1)
+    log = Writer(gated.execute, opened)
+    committing = [asyncio.create_task(log.commit(row(value))) for value in range(30)]
+    began = time.monotonic()
+    for number in range(1, 31):
+        await gated.reached(number)
+        await asyncio.sleep(0.005)
+        gated.let()
+    assert await soon(asyncio.gather(*committing)) == [True] * 30
+    assert time.monotonic() - began > 0.1
+    assert log.failure is None
+
+
+async def test_e11_awaited_rows_are_inserted_together(gated):
+    """Many rows take few statements, and a bad one among them is refused alone."""
+    statements = []
+    gated.connection.set_trace_callback(statements.append)
+    log = Writer(gated.execute, opened)
+    values = [*range(40), object(), *range(41, 50)]
+    committing = [asyncio.create_task(log.commit(row(value))) for value in values]
+    await gated.reached(1)
+    gated.let(10)
+    assert await soon(asyncio.gather(*committing)) == [value in range(50) for value in values]
+    assert sorted(gated.done()) == [value for value in range(50) if value != 40]
+    inserts = [each for each in statements if each.startswith("insert")]
+    assert len(inserts) == 1 + 17  # 32 rows; then, as one is bad, each by itself
 
 
 @pytest.mark.parametrize(

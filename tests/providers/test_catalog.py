@@ -1,11 +1,13 @@
 """The catalog: its contents, when it is refreshed, and failures."""
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,12 @@ import llm
 import llm.plugins
 import pytest
 import yaml
+from datasette.utils.asgi import Request
 
 from datasette_llm import LLM, ModelNotFoundError, instance
 from datasette_llm.access.snapshot import SnapshotSource, find_model, snapshot_of
+from datasette_llm.console.explain import explain_page
+from datasette_llm.console.overview import overview
 from datasette_llm.providers import catalog
 from datasette_llm.providers.catalog import CatalogSource
 from datasette_llm.testing import ScriptedModel
@@ -148,7 +153,10 @@ async def test_failing_llm_plugin_is_a_warning(
     llm_plugin(Broken(), name="llm-broken")
     llm_plugin(Provider("later"))
 
-    listed = {model.model_id for model in await LLM(make_datasette()).models()}
+    models = LLM(make_datasette())
+    listed = {model.model_id for model in await models.models()}
+    with pytest.raises(ModelNotFoundError, match="'llm-broken' failed while listing"):
+        await models.model("after-the-failure")  # lists them once more
 
     assert {"earlier", "later", "before-the-failure", "echo"} <= listed
     assert caplog.messages == [
@@ -337,11 +345,73 @@ async def test_unchanged_folder_causes_no_refresh(
     models = LLM(make_datasette())
     for _ in range(10):
         await models.model("pelican")
-        with pytest.raises(ModelNotFoundError):
-            await models.model("unknown")
         clock.now += 1.1
 
     assert len(provider.threads) == 1
+
+
+async def test_e3_new_model_is_found(make_datasette, llm_plugin) -> None:
+    """As after `ollama pull`, in a plugin that asks its server for its models."""
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    with pytest.raises(ModelNotFoundError):
+        await models.model("heron")
+
+    for new in ["heron", "stork"]:
+        provider.model_ids.append(new)
+        assert (await models.model(new)).model_id == new
+        assert await models.explain(new)
+
+
+async def test_e3_unknown_ids_share_a_look(make_datasette, llm_plugin, monkeypatch) -> None:
+    monkeypatch.setattr(catalog, "LOOK_AGAIN_S", 0.3)
+    looks = []
+
+    class Timed:
+        @llm.hookimpl
+        def register_models(self) -> None:
+            looks.append(time.monotonic())
+
+    llm_plugin(Timed())
+    models = LLM(make_datasette())
+    for _ in range(3):
+        answers = await asyncio.gather(*[models.explain(f"no-{n}") for n in range(100)])
+        assert not any(answers)
+
+    _, *later = looks  # the first is for any use of a model
+    assert 2 <= len(later) <= 6  # some ask when a look has begun already
+    assert all(after - before > 0.29 for before, after in itertools.pairwise(later))
+
+
+async def test_e3_hanging_plugin_ends_the_look(make_datasette, llm_plugin, monkeypatch) -> None:
+    monkeypatch.setattr(catalog, "LOOK_LIMIT_S", 0.05)
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    await models.model("pelican")
+    provider.may_answer.clear()
+
+    for name in ["heron", "stork"]:
+        with pytest.raises(ModelNotFoundError, match="Unknown model"):
+            await models.model(name)
+    assert (await models.model("pelican")).model_id == "pelican"
+
+
+async def test_e3_cancelled_caller_leaves_the_look(make_datasette, llm_plugin) -> None:
+    """Others wait for it too."""
+    provider = llm_plugin(Provider("pelican"))
+    models = LLM(make_datasette())
+    await models.model("pelican")
+    provider.model_ids.append("heron")
+    provider.may_answer.clear()
+    provider.asked.clear()
+    first, second = (asyncio.create_task(models.model("heron")) for _ in range(2))
+    await asyncio.to_thread(provider.asked.wait)
+
+    first.cancel()
+    provider.may_answer.set()
+
+    assert (await second).model_id == "heron"
+    assert len(provider.threads) == 2
 
 
 async def test_c8_registry_is_read_off_the_event_loop(make_datasette, llm_plugin) -> None:
@@ -554,8 +624,11 @@ async def test_percent_signs_in_a_failure_are_logged(
     assert caplog.messages[0].endswith("ValueError: 100% %s")
 
 
-def in_a_process_of_its_own(program: str) -> str:
-    environment = {**os.environ, "LLM_LOAD_PLUGINS": "llm-echo"}
+def in_a_process_of_its_own(program: str, plugins: str | None = "llm-echo") -> str:
+    """What a program prints; of llm's plugins it loads those, or all."""
+    environment = {**os.environ, "LLM_LOAD_PLUGINS": plugins or ""}
+    if plugins is None:
+        del environment["LLM_LOAD_PLUGINS"]
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50
     )
@@ -578,6 +651,134 @@ async def main():
 asyncio.run(main())
 """
     assert in_a_process_of_its_own(program).strip() == "[True, True, True, True]"
+
+
+UNLOADABLE = r"""
+import asyncio, os, pathlib, sys, tempfile
+folder = pathlib.Path(tempfile.mkdtemp())
+os.environ["LLM_USER_PATH"] = str(folder)
+
+def plugin(name, source):
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[llm]\n{name} = {name}\n")
+
+plugin("aaa", BROKEN)
+plugin("bbb", "import also_missing")
+plugin("zzz", '''
+import llm
+
+class Heron(llm.Model):
+    model_id = "heron"
+    def execute(self, *args): yield "hi"
+
+@llm.hookimpl
+def register_models(register): register(Heron())
+''')
+sys.path.insert(0, str(folder))
+import llm
+from datasette.app import Datasette
+from datasette_llm import LLM, ModelNotFoundError
+
+async def main():
+    if ALREADY:  # another plugin of Datasette was first
+        try:
+            llm.get_models()
+        except BaseException as error:
+            print("llm itself:", type(error).__name__)
+    endpoint = {"model": "near", "api_base": "http://127.0.0.1:9/v1"}
+    config = {"plugins": {"datasette-llm": {"endpoints": [endpoint]}}}
+    datasette = Datasette(memory=True, config=config | {"permissions": {"manage-llm": True}})
+    await datasette.invoke_startup()
+    models = LLM(datasette)
+    for name in ["heron", "near", "gpt-4o-mini"]:
+        print((await models.model(name)).model_id)
+    try:
+        await models.model("pelican")
+    except ModelNotFoundError as error:
+        print("refused:", error)
+    overview = (await datasette.client.get("/-/llm.json")).json()
+    print("overview:", *overview["warnings"])
+    page = (await datasette.client.get("/-/llm/explain.json?model=pelican")).json()
+    print("explain:", page["decision"]["reason"])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("already", "broken", "chosen"),
+    [
+        (False, "import missing", None),
+        (True, "raise SystemExit(3)", None),
+        (False, "a syntax error", "aaa,zzz,bbb"),
+        (True, "import missing", "aaa,zzz,bbb"),
+    ],
+)
+def test_e2_unloadable_plugin_leaves_the_others(
+    already: bool, broken: str, chosen: str | None
+) -> None:
+    program = f"BROKEN, ALREADY = {broken!r}, {already}\n{UNLOADABLE}"
+
+    said = in_a_process_of_its_own(program, chosen).splitlines()
+
+    found = said[1:] if already else said
+    assert found[:3] == ["heron", "near", "gpt-4o-mini"]
+    for line, place in zip(found[3:], ["refused", "overview", "explain"], strict=True):
+        assert line.startswith(f"{place}: ")
+        assert "llm plugin 'aaa' cannot be loaded: " in line
+        assert "'bbb' cannot be loaded: ModuleNotFoundError: No module named 'also_miss" in line
+
+
+async def test_e2_model_with_a_broken_property(make_datasette, llm_plugin) -> None:
+    class Broken(ScriptedModel):
+        @property
+        def needs_key(self) -> str:
+            raise ConnectionError("no server")
+
+        @needs_key.setter
+        def needs_key(self, value: object) -> None:
+            pass
+
+    class Plugin:
+        @llm.hookimpl
+        def register_models(self, register: Callable[..., None]) -> None:
+            register(SyncModel("broken"), Broken("broken"))
+
+    llm_plugin(Plugin(), name="llm-broken")
+    datasette = make_datasette()
+
+    assert "echo" in {model.model_id for model in await LLM(datasette).models()}
+    page = await explain_page(datasette, Request.fake("/-/llm/explain"))
+    said = "llm plugin 'llm-broken' failed while listing its models: ConnectionError: no server"
+    assert page["problems"] == [said]
+
+
+async def test_e9_folder_that_cannot_be_made(
+    make_datasette, register_models, monkeypatch, tmp_path: Path, caplog
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "file" / "llm"))
+    monkeypatch.setenv("DATASETTE_SECRETS_NEAR", "sk-of-the-endpoint")
+    register_models(ScriptedModel("pelican", needs_key="birds"))
+    near = {"model": "near", "api_base": "http://127.0.0.1:9/v1", "key": "NEAR"}
+    datasette = make_datasette({"endpoints": [near], "retries": 0})
+    await datasette.invoke_startup()
+    models = LLM(datasette)
+
+    assert "near" in [model.model_id for model in await models.models()]
+    said = "llm's folder cannot be made"
+    for told in (await overview(datasette, Request.fake("/")))["warnings"][0], caplog.text:
+        assert said in told
+        assert "Set LLM_USER_PATH to a folder that can be written" in told
+    with pytest.raises(ModelNotFoundError, match=said):
+        await models.model("heron")
+    with pytest.raises(llm.NeedsKeyException, match="LLM_USER_PATH"):
+        await (await models.model("pelican")).prompt("hi")
+    with pytest.raises(Exception, match=r"(?i)connection|refused|reach"):
+        await (await models.model("near")).prompt("hi")
 
 
 async def test_id_that_is_another_models_alias(

@@ -120,6 +120,7 @@ def test_w4_exceptions_are_openais(status, kind):
     assert type(error) is kind
     assert error.status_code == status
     assert error.code == "x"
+    assert error.response.json()["error"]["message"] == "No"
 
 
 def test_w4_litellm_without_database_refuses_a_key():

@@ -30,7 +30,7 @@ from ..access.test_keys import SECRETS, store
 from ..support.call_log import rows_of
 from ..support.openai_server import OpenAIServer, Refuse, write_model
 from ..support.plugins import Accountant, Observer
-from ..support.waiting import BOUND_S, happens
+from ..support.waiting import BOUND_S, happens, until
 
 KEY = "sk-local-0123456789"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -739,7 +739,7 @@ def test_event_loop_may_close_while_computing(provide, make_datasette) -> None:
 
 @pytest.fixture
 def queued(monkeypatch) -> Callable[[int], Any]:
-    """A function that waits until so many requests have come for a thread."""
+    """A function that waits until requests have come to so many limiters, each to two."""
     came: list[ConcurrencyLimiter] = []
     changed = asyncio.Event()
     enter = ConcurrencyLimiter.acquire
@@ -756,6 +756,65 @@ def queued(monkeypatch) -> Callable[[int], Any]:
 
     monkeypatch.setattr(ConcurrencyLimiter, "acquire", noted)
     return queued
+
+
+async def test_e5_sync_model_is_asked_one_by_one(local, queued) -> None:
+    """Also where a limit for all models allows more; its own reference may say otherwise."""
+    doors = [threading.Event() for _ in range(2)]
+    plain, model = await local(*([door, "ok"] for door in doors), config={"max_concurrency": 5})
+    prompts = [asyncio.create_task(model.prompt("x")) for _ in doors]
+    await queued(3)
+    await happens((await arrived(plain)).blocked)
+    assert len(plain.requests) == 1
+    for door in doors:
+        door.set()
+    for prompt in prompts:
+        assert await (await prompt).text() == "ok"
+
+
+async def test_e5_reference_lets_more_run_at_once(local) -> None:
+    both = threading.Barrier(2)
+    config = {"default_model": {"model": "local", "max_concurrency": 2}}
+    _, model = await local([lambda _: both.wait(BOUND_S), "ok"], config=config)
+    for response in await asyncio.gather(model.prompt("x"), model.prompt("y")):
+        assert await response.text() == "ok"
+
+
+async def test_e5_one_by_one_in_all_event_loops(local) -> None:
+    """Also for a plugin that prompts in a thread with an event loop of its own."""
+    go_on = threading.Event()
+    plain, model = await local([go_on, "ok"])
+
+    async def ask() -> str:
+        return await (await model.prompt("x")).text()
+
+    first = asyncio.create_task(ask())
+    await happens((await arrived(plain)).blocked)
+    second = asyncio.create_task(asyncio.to_thread(asyncio.run, ask()))
+    await until(lambda: len(our_threads()) == 2)
+    assert len(plain.requests) == 1
+    go_on.set()
+    assert await asyncio.gather(first, second) == ["ok", "ok"]
+    assert len(plain.requests) == 2
+
+
+async def test_e5_cancelled_in_another_loop_asks_nothing(local, monkeypatch) -> None:
+    """A request that waits for the thread of another loop, and is cancelled meanwhile."""
+    monkeypatch.setattr("datasette_llm.providers.sync_adapter.LOOP_CHECK_S", 0.01)
+    go_on = threading.Event()
+    plain, model = await local([go_on, "ok"])
+    first = asyncio.create_task(model.prompt("x"))
+    await happens((await arrived(plain)).blocked)
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(model.prompt("y"), 0.05)
+
+    await asyncio.to_thread(asyncio.run, give_up())
+    await until(lambda: len(our_threads()) == 1)
+    go_on.set()
+    assert await (await first).text() == "ok"
+    assert len(plain.requests) == 1
 
 
 async def test_threads_limits_requests_in_fifo_order(local) -> None:
@@ -797,7 +856,7 @@ async def test_cancelled_request_keeps_its_permit(local, queued) -> None:
 
     await cancelled_by_the_caller(local.datasette, model, plain)
     following = asyncio.create_task(model.prompt("Hi"))
-    await queued(2)
+    await queued(3)
     assert len(plain.requests) == 1
 
     go_on.set()
@@ -812,7 +871,7 @@ async def test_cancelled_while_waiting_sends_nothing(local, plugin, queued) -> N
     first = asyncio.create_task(model.prompt("first"))
     await arrived(plain)
     waiting = asyncio.create_task(model.prompt("waiting"))
-    await queued(2)
+    await queued(3)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

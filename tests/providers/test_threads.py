@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from datasette_llm.providers.threads import LOOK_AHEAD, ThreadStream
+from datasette_llm.providers.threads import LOOK_AHEAD, SerialThread, ThreadStream
 
 from ..support.waiting import BOUND_S, happens
 
@@ -40,6 +40,50 @@ async def test_it_is_no_further_ahead_than_allowed() -> None:
     stream.stop()
     await over.wait()
     assert len(made) == LOOK_AHEAD + 2
+
+
+async def test_e9_thread_has_an_event_loop() -> None:
+    """For plugins that call get_event_loop(); it is closed at the end of the thread."""
+    loops = []
+
+    async def answer() -> int:
+        return 42
+
+    def work():
+        loops.append(asyncio.get_event_loop())
+        yield loops[0].run_until_complete(answer())
+
+    stream, over = started(work)
+    assert [item async for item in stream] == [42]
+    await over.wait()
+    assert loops[0].is_closed()
+
+
+async def test_e9_tools_have_an_event_loop_too() -> None:
+    """A task on it runs; code that does not ask for it opens no sockets."""
+
+    def work():
+        loop = asyncio.get_event_loop()
+        unused = loop.is_made
+        task = loop.create_task(asyncio.sleep(0, 42))
+        return unused, loop.run_until_complete(task), asyncio.get_event_loop() is loop
+
+    thread = SerialThread("a thread of the tests")
+    assert await thread.run(work) == (False, 42, True)
+    thread.close()
+
+
+async def test_serial_thread_begins_again_after_its_end() -> None:
+    thread = SerialThread("a thread of the tests")
+    first = await thread.run(threading.current_thread)
+    assert await thread.run(threading.current_thread) is first
+    thread.close()
+    second = await thread.run(threading.current_thread)
+    assert second is not first
+    first.join(BOUND_S)
+    del thread
+    second.join(BOUND_S)
+    assert [first.is_alive(), second.is_alive()] == [False, False]
 
 
 async def test_all_items_come_in_order() -> None:

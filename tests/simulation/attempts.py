@@ -25,7 +25,7 @@ class Attempts:
     Attributes:
         policy: that of the requested model, which may itself be a fallback.
         requests: those that reached a provider, in order.
-        is_first: whether it is the first response of its call, so that it may be retried.
+        is_first: whether it is the first response of its call.
     """
 
     seen: Seen
@@ -86,7 +86,7 @@ class Attempts:
         own = own and not isinstance(request.ended, ResponseTimeoutError)
         alone = isinstance(request.ended, asyncio.CancelledError) and not self.idle(request)
         done = request.complete or bool(request.events)
-        return done or not self.is_first or (own and not self.idle(request)) or alone
+        return done or (own and not self.idle(request)) or alone
 
     def next_fallbacks(self, model: str) -> list[str]:
         """The fallbacks that have to be tried after a model, unless one answers."""

@@ -183,7 +183,7 @@ FAULTS = (
     Kind("drops", reading("gone", error=ConnectionError), counts(3, released=1, error=3)),
     Kind("drops half-way", reading("torn", error=ConnectionError), counts(1, released=1, error=1)),
     Kind("500, fallback", reading("again", "fallback"), counts(4, settled=1, error=3, ok=1)),
-    Kind("chain, 500", chaining("again", ProviderError), counts(2, released=1, ok=1, error=1)),
+    Kind("chain, 500", chaining("again", ProviderError), counts(4, released=1, ok=1, error=3)),
     Kind("hangs", reading("mute", "timed", ResponseTimeoutError), counts(1, released=1, error=1)),
     Kind(
         "hangs half-way",

@@ -76,6 +76,78 @@ def test_what_is_not_one_whole_object_is_refused(answer, problem):
         fitting(answer, named)
 
 
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("<think>Perhaps {rex}? No.</think>\n{tom}", "Tom"),
+        ("<thinking>{rex}</thinking>```json\n{tom}\n```", "Tom"),
+        ('<reasoning effort="high">{rex}</reasoning>{tom}', "Tom"),
+        ("[THINK]{rex}[/THINK] {tom}", "Tom"),
+        ("{rex}? No.</think>{tom}", "Tom"),
+        ('<think>First {{"name": ..., then</think>{tom}', "Tom"),
+        ('<think>A "quote and {{"</think>{tom}', "Tom"),
+        ("<think>One</think><THINK>{rex}</THINK>{tom}", "Tom"),
+        ("<think>a <think>{rex}</think> {rex}</think>{tom}", "Tom"),
+        ("<think>One</think>{tom}<think>Was it {rex}?</think>", "Tom"),
+        ("{tom}\n<think>Was it {rex}?", "Tom"),
+        ("<think>Okay. {tom}", "Tom"),
+        ("<think>Perhaps {rex}? No.\n\n{tom}\n", "Tom"),
+        ('<think>First {{"name": ..., then\n{tom}', "Tom"),
+        ("<think></think>\n\n{tom}", "Tom"),
+        ("{rex} <think>One</think> two</think>{tom}", "Tom"),
+        ('{{"name": "<think>Tim</think>"}}', "<think>Tim</think>"),
+        ('{{"name": "</think>"}}', "</think>"),
+        ('{{"name": "a <think> b"}}', "a <think> b"),
+        ('<think>{rex}</think>{{"name": "a </think> b"}}', "a </think> b"),
+    ],
+)
+def test_e6_object_is_found_after_reasoning(answer, name):
+    """A draft among the thoughts is not the answer; a tag within the object is part of it."""
+    text = answer.format(tom='{"name": "Tom"}', rex='{"name": "Rex"}')
+    assert fitting(text, named) == name
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '<think>{"name": "Rex"}</think>',
+        '<think>{"name": "Rex"}</think>Sorry.',
+        '<think>Perhaps {"name": "Rex"}? No, I will',
+        'Perhaps {"name": "Rex"}</think>',
+    ],
+)
+def test_e6_a_thought_is_not_the_answer(answer):
+    with pytest.raises(UnfitError, match="There is no JSON object"):
+        fitting(answer, named)
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        'I will write {"name": ..., and then the kind.\n',
+        'The form is {"name": "…", and so on:\n```json\n',
+        'Perhaps {"name": "Rex"}? No:\n',
+    ],
+)
+def test_e6_object_is_found_after_prose(prose):
+    assert fitting(prose + '{\n  "name": "Tom",\n  "pets": [\n{}]\n}\n```', named) == "Tom"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ('Options:\n{"name": "Rex"}\n{"name": "Tom"}', "more than one"),
+        ('Perhaps {"name": "Rex"}? Or {"name": "Tom"}', "more than one"),
+        ('{"name": "A", "pets": [\n{"name": "B"}', "cut off"),
+        ('Sure:\n{"name": "A", "pets": [\n{"name": "B"}', "cut off"),
+        ('```json\n[\n{"name": "B"}', "cut off"),
+    ],
+)
+def test_e6_what_is_unclear_is_refused(answer, problem):
+    with pytest.raises(UnfitError, match=problem):
+        fitting(answer, named)
+
+
 def test_problems_are_those_of_the_longest_piece():
     with pytest.raises(UnfitError) as caught:
         fitting('{"a": 1} {"the answer": "that was meant"} {"b": 2}', named)

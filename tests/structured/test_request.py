@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import urllib.request
+import weakref
 from typing import Any, Literal
 
 import llm
@@ -324,6 +326,64 @@ async def test_repair_is_a_separate_prompt(start, plugin, tmp_path):
     assert rows == [(each.id, "ok", "ada") for each in result.attempts]
 
 
+@pytest.mark.parametrize("way", ["model", "conversation", "no history"])
+async def test_e10_repair_is_tied_to_its_answer(way, start, tmp_path):
+    """By its row's prompt_id. If the whole failed, that row says so, without the answer's text."""
+    internal = str(tmp_path / "internal.db")
+    model, scripted = await start(BAD, '{"name": "Pim", "age": "secret"}', internal=internal)
+    scripted.supports_conversation = model.supports_conversation = way != "no history"
+
+    asked = model.conversation() if way == "conversation" else model
+    with pytest.raises(StructuredOutputError) as caught:
+        await asked.structured("Invent a pet", schema=PET)
+
+    first, second = caught.value.attempts
+    await Recorder.of(start.datasette).writer.flush()
+    rows = rows_of(internal)
+    assert [(row["id"], row["prompt_id"]) for row in rows] == [
+        (first.id, None),
+        (second.id, first.id),
+    ]
+    assert [row["outcome"] for row in rows] == ["ok", "error"]
+    failed = rows[1]
+    assert failed["error_type"] == "StructuredOutputError"
+    assert "second answer" in failed["error_message"]
+    assert "secret" not in failed["error_message"]
+
+
+async def test_e10_prompt_of_a_hook_is_no_repair(start, plugin, tmp_path):
+    """It is made while the contexts of the repair open."""
+    internal = str(tmp_path / "internal.db")
+    model, scripted = await start(BAD, "Hook", GOOD, internal=internal)
+
+    async def ask(result):
+        if result.purpose == "pets" and scripted.calls:
+            other = await LLM(start.datasette).model("scripted", purpose="hook")
+            await (await other.prompt("x")).text()
+
+    plugin(Observer(before=ask))
+    first, _ = (await model.structured("Invent a pet", schema=PET)).attempts
+    await Recorder.of(start.datasette).writer.flush()
+    ties = {(row["purpose"], row["prompt_id"], row["outcome"]) for row in rows_of(internal)}
+    assert ties == {("pets", None, "ok"), ("hook", None, "ok"), ("pets", first.id, "ok")}
+
+
+@pytest.mark.parametrize("reason", ["length", "refusal"])
+async def test_e10_row_of_an_unrepaired_answer_says_so(
+    reason, make_datasette, register_models, tmp_path
+):
+    internal = str(tmp_path / "internal.db")
+    register_models(Ending(("My secret", reason)))
+    datasette = make_datasette(internal=internal)
+    model = await LLM(datasette).model("ending")
+    with pytest.raises(StructuredOutputError):
+        await model.structured("Invent a pet", schema=PET)
+    await Recorder.of(datasette).writer.flush()
+    [row] = rows_of(internal)
+    assert (row["outcome"], row["error_type"]) == ("error", "StructuredOutputError")
+    assert "secret" not in row["error_message"]
+
+
 async def test_repair_without_conversation_has_answer(start):
     """A model without conversations gets its answer back in the prompt."""
     model, scripted = await start(BAD, GOOD)
@@ -455,8 +515,86 @@ async def test_unasked_tool_call_is_repaired(start):
     model, scripted = await start([call], GOOD)
 
     assert (await model.structured("Invent a pet", schema=Pet)).value.name == "Pim"
-    roles = [message.role for message in scripted.calls[1].request.messages]
-    assert "tool" not in roles
+    [message] = scripted.calls[1].request.messages
+    assert "Invent a pet" in message.parts[0].text
+
+
+async def test_e4_unasked_tool_call_in_a_conversation(start):
+    """The turn with the call is no part of the history."""
+    call = llm.ToolCall(name="lookup", arguments={}, tool_call_id="1")
+    model, scripted = await start([call], GOOD)
+    conversation = model.conversation()
+
+    assert (await conversation.structured("Invent a pet", schema=Pet)).value.name == "Pim"
+    assert [message.role for message in scripted.calls[1].request.messages] == ["user"]
+    assert [turn.text_or_raise() for turn in conversation.responses] == [GOOD]
+
+
+# Answers that a repair would not change
+
+
+class Ending(llm.AsyncModel):
+    """Says why each of its answers ended, as the endpoints do."""
+
+    model_id = "ending"
+    supports_schema = True
+
+    def __init__(self, *answers: tuple[str, str]) -> None:
+        self.answers = iter(answers)
+
+    async def execute(self, prompt, stream, response, conversation):
+        text, reason = next(self.answers)
+        response.response_json = {"finish_reason": reason}
+        if reason == "refusal":
+            response.response_json = {"finish_reason": "stop", "refusal": text}
+        yield text
+
+
+CUT, FILTERED, REFUSED = (GOOD[:9], "length"), ("I", "content_filter"), ("I won't.", "refusal")
+TOLD = [
+    (CUT, "The answer was cut off at a limit of the model"),
+    (FILTERED, "The provider's content filter has withheld the answer"),
+    (REFUSED, "The model has refused to answer: I won't."),
+]
+
+
+@pytest.mark.parametrize(("ended", "told"), TOLD)
+@pytest.mark.parametrize("second", [False, True])
+async def test_w3_what_ended_an_answer_is_told(
+    ended, told, second, make_datasette, register_models
+):
+    """No repair is paid for, and the error says which it was."""
+    register_models(Ending(*[(BAD, "stop")] * second, ended))
+    model = await LLM(make_datasette()).model("ending")
+
+    with pytest.raises(StructuredOutputError) as caught:
+        await model.structured("Invent a pet", schema=Pet)
+    assert caught.value.problems[0].startswith(told)
+    assert len(caught.value.attempts) == 1 + second
+    assert told in str(caught.value)
+
+
+async def test_w3_fitting_answer_counts_however_it_ended(make_datasette, register_models):
+    register_models(Ending((GOOD, "length")))
+    model = await LLM(make_datasette()).model("ending")
+
+    assert (await model.structured("Invent a pet", schema=Pet)).value.name == "Pim"
+
+
+async def test_response_is_freed_at_once(start):
+    """Not only by the garbage collector."""
+    model, scripted = await start(GOOD)
+    gc.disable()
+    try:
+        result = await model.structured("Invent a pet", schema=Pet)
+        await Recorder.of(start.datasette).writer.flush()
+        response = weakref.ref(result.response)
+        scripted.calls.clear()
+        await asyncio.sleep(0)
+        del result
+        assert response() is None
+    finally:
+        gc.enable()
 
 
 # Failures on the way

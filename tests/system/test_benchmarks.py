@@ -26,6 +26,8 @@ ROWS = [
     "log-off",
     "tracing-off",
     "concurrency",
+    "burst-stall",
+    "burst-added",
     "everything-alone",
     "everything-at-once",
     "no-settings",

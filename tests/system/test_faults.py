@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from datasette_llm import (
     LLM,
     IncompleteAnswerError,
+    ProviderError,
     ResponseCancelledError,
     ResponseTimeoutError,
 )
@@ -189,11 +190,13 @@ async def site(make_datasette, plugin, spans, pauses, caplog):
                 urls["closed"] = f"http://127.0.0.1:{port}/v1"
                 config = {
                     "log": {"content": True},
+                    "max_answer_chars": 60_000_000,
                     "endpoints": [{"model": name, "api_base": urls[name]} for name in urls],
                     "purposes": {
                         "no-retries": {"retries": 0},
                         "timed": {"timeout": 20, "idle_timeout": idle_timeout},
                         "short": {"timeout": 0.5},
+                        "bounded": {"max_answer_chars": 1_000_000},
                         "fallback": {"fallbacks": ["spare"]},
                         "queued": {"max_concurrency": 1},
                     },
@@ -322,6 +325,19 @@ async def test_answer_of_50_mb_does_not_block_others(site):
     await check_nothing_is_left(site.datasette, (site.server, site.spare), before)
     gc.collect()
     assert there() is None
+
+
+async def test_e12_answer_ends_at_its_bound(site):
+    site = await site()
+    site.server.play_for("long", LONG)
+    before = asyncio.all_tasks(), open_sockets()
+    with pytest.raises(ProviderError, match="max_answer_chars"):
+        await read_text(Caller(site.models, "wire", "bounded", "long"))
+    await site.flush()
+    [row] = (await site.sides("long")).rows
+    assert (row["outcome"], row["error_type"]) == ("error", "ProviderError")
+    site.witnesses.recorders.clear()
+    await check_nothing_is_left(site.datasette, (site.server, site.spare), before)
 
 
 @pytest.mark.parametrize("way", [read_text, read_and_drop, read_chain])
