@@ -10,6 +10,7 @@ import click
 from ..console.call_policies import differences, items, sentence
 from ..console.explain import ActorError, explained, parse_actor
 from ..console.models import SOURCES, STATES, matching, models
+from ..hooks import dispatch
 from .site import Site, as_json, run, site_options
 from .terminal import echo, printable
 
@@ -146,7 +147,8 @@ def explain_command(
 
     async def work() -> None:
         async with site.started() as datasette:
-            found = await explained(datasette, model, purpose, actor)
+            with dispatch.answered_in_time():
+                found = await explained(datasette, model, purpose, actor)
         if wants_json:
             as_json(found)
         else:

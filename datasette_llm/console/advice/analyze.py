@@ -16,6 +16,7 @@ from ...consultant.advice.consultation import Consultation, OnStep, consult
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
 from ...consultant.table_access import may_analyze
 from ...errors import LLMError
+from ...hooks import dispatch
 from ...permissions import ANALYZE
 from ...web import READ_METHODS, client_disconnected, method_not_allowed
 from ..navigation import ADVICE
@@ -199,7 +200,8 @@ async def _consult(
     datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep
 ) -> Consultation:
     request = preview.pinned_request
-    return await consult(datasette, request, actor, profile=preview.profile, on_step=on_step)
+    with dispatch.answered_in_time():
+        return await consult(datasette, request, actor, profile=preview.profile, on_step=on_step)
 
 
 async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:
