@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
 from .log import retention
-from .log.queries import has_tables
+from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
 from .sanitize import message_of
@@ -26,6 +27,8 @@ from .sanitize import message_of
 if TYPE_CHECKING:
     import datasette_secrets
     from datasette.app import Datasette
+
+    from .config.settings import EndpointSettings
 
 logger = logging.getLogger("datasette_llm")
 
@@ -44,6 +47,7 @@ async def start(datasette: Datasette) -> None:
     settings = await settings_of(datasette)
     if settings.log is not None:
         await _open_log(datasette)
+        await _recall_reasons(datasette, settings.endpoints)
         _start_retention(datasette, settings.log.keep_days)
     else:
         await _update_log(datasette)
@@ -73,6 +77,19 @@ async def _open_log(datasette: Datasette) -> None:
     except sqlite3.Error as error:
         # Do not stop the site: the writer retries.
         logger.error("The LLM call log cannot be opened: %s", error)
+
+
+async def _recall_reasons(datasette: Datasette, endpoints: Iterable[EndpointSettings]) -> None:
+    """Tell the reader of endpoints which models give finish reasons, as the call log knows."""
+    database = datasette.get_internal_database()
+    connections = instance.of(datasette, SnapshotSource).catalogs.connections
+    for each in endpoints:
+        try:
+            known = await database.execute_fn(partial(gives_reasons, model_id=each.model))
+        except sqlite3.Error as error:
+            logger.warning("The LLM call log cannot be read: %s", error)
+            return
+        connections.learned(each.api_base, each.model_name or each.model).gives_reasons = known
 
 
 async def _update_log(datasette: Datasette) -> None:

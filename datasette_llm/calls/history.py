@@ -34,7 +34,7 @@ def with_history(
     if system or fragments:
         complete["messages"] = under_system(model, complete["messages"], system, fragments)
     else:
-        complete["system"] = _system_of(complete["messages"])
+        complete["system"] = system_of(complete["messages"])
     return complete
 
 
@@ -53,7 +53,7 @@ def under_system(
         fragments: what belongs to it, or None.
     """
     first = llm.Prompt(None, model, system=system, system_fragments=fragments).messages
-    replaced = bool(first) and _system_of(messages) is not None
+    replaced = bool(first) and system_of(messages) is not None
     return [*first, *messages[replaced:]]
 
 
@@ -84,7 +84,7 @@ def _text_apart(prompt: str | None, arguments: Mapping[str, Any]) -> dict[str, A
     return {"messages": messages[:-1], "attachments": attachments}
 
 
-def _system_of(messages: Sequence[Message]) -> str | None:
+def system_of(messages: Sequence[Message]) -> str | None:
     # A caller may give anything as messages, which is the plugin's to refuse.
     is_system = bool(messages) and getattr(messages[0], "role", None) == "system"
     return _text_of(messages[0]) if is_system else None

@@ -16,7 +16,7 @@ from ..errors import ConversationBusyError, LLMError
 from ..structured import AsksForObjects, taken_answer
 from .call import Call
 from .chain import WrappedChain
-from .history import answered, under_system, with_history
+from .history import answered, system_of, under_system, with_history
 from .pace import SLICE, pace
 from .response import PromptResponse
 from .route import RoutedModel
@@ -204,7 +204,15 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
         if news and history == (None, None) and count < len(self.responses):
             del self.responses[count:]
             self.loaded_messages = None if count else self._begun_with
+        if arguments.get("messages") is None and not arguments.get("system_fragments"):
+            arguments = {**arguments, "system": arguments.get("system") or self._system()}
         return with_history(self.model, prompt, arguments)
+
+    def _system(self) -> str | None:
+        """The system prompt of the turns so far; some plugins read it of the newest prompt only."""
+        if self.responses:
+            return self.responses[-1].prompt.system or None
+        return system_of(self.loaded_messages or ())
 
     def _build_full_chain(self, **arguments: Any) -> list[Any]:  # type: ignore[override]  # llm calls it so
         """llm's messages of a turn, with the system prompt of a later turn, which it leaves out."""

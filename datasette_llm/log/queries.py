@@ -194,6 +194,18 @@ def content(connection: sqlite3.Connection, call_id: str) -> dict[str, str]:
     return dict(connection.execute(sql, (call_id,)).fetchall())
 
 
+def gives_reasons(connection: sqlite3.Connection, model_id: str) -> bool:
+    """Whether the newest answers of a model had a finish reason.
+
+    Args:
+        connection: to the internal database.
+        model_id: the model.
+    """
+    newest = "select finish_reason from llm_calls where model_id = ? order by id desc limit 100"
+    sql = f"select exists (select 1 from ({newest}) where finish_reason is not null)"
+    return bool(connection.execute(sql, [model_id]).fetchone()[0])
+
+
 def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether the tables exist; they are created with the first write."""
     sql = "select 1 from sqlite_master where type = 'table' and name = 'llm_calls'"

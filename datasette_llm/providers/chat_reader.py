@@ -154,17 +154,25 @@ class ChatReader:
                 "The answer broke off: the server ended it without saying that it is complete "
                 '(there was no "finish_reason", and no "[DONE]")'
                 if self.said_something
-                else "The server ended the connection before it had said anything"
+                else f"The server at {self._place.host} ended its answer before it had said "
+                "anything; its own log may say why"
             )
         if not self.said_something:
             raise IncompleteAnswerError(
-                'The server ended the answer with "[DONE]" before it had said anything'
+                f'The server at {self._place.host} ended its answer with "[DONE]" before it had '
+                f"said anything{self._if_interrupted()}"
             )
         if gives_reasons:
             raise IncompleteAnswerError(
                 'The answer broke off: the server ended it without a "finish_reason", which the '
-                "answers of this model have had"
+                f"answers of this model have had{self._if_interrupted()}"
             )
+
+    def _if_interrupted(self) -> str:
+        """What to do about a server that ends a stream when another request comes."""
+        if not self._place.is_endpoint:
+            return ""
+        return ". If the server computes one answer at a time, set max_concurrency: 1"
 
     def _note(self, event: Mapping[str, Any]) -> None:
         """What an event says about the answer."""

@@ -59,16 +59,17 @@ class Connections:
 
     def __init__(self) -> None:
         self._pools: dict[asyncio.AbstractEventLoop, dict[Server, PooledClient]] = {}
-        self._learned: dict[str, Learned] = {}
+        self._learned: dict[tuple[str, str], Learned] = {}
         self._loop_end = LoopEnd(self.aclose)
 
-    def learned(self, name: str) -> Learned:
+    def learned(self, address: str, name: str) -> Learned:
         """What is known of a model at a server, kept over the catalogs.
 
         Args:
-            name: the address of the server, and the model's name there.
+            address: the base address of the server.
+            name: the model's name there.
         """
-        return self._learned.setdefault(name, Learned())
+        return self._learned.setdefault((address.rstrip("/"), name), Learned())
 
     def client(self, server: Server) -> PooledClient:
         """The HTTP client of a server in the running event loop.

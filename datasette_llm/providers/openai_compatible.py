@@ -196,6 +196,6 @@ def client_for(
 def _target(
     model: AsyncChat, connections: Connections, server: Server, client: openai.AsyncOpenAI
 ) -> Target:
-    place = Place.of(client.base_url, is_endpoint=isinstance(model, EndpointModel))
-    learned = connections.learned(f"{server.address} {model.model_name or model.model_id}")
+    place = Place.of(client.base_url, is_endpoint=bool(model.api_base))
+    learned = connections.learned(server.address, model.model_name or model.model_id)
     return Target(client, connections.client(server), place, learned)

@@ -9,6 +9,7 @@ import html
 import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -53,12 +54,21 @@ _NO_STREAM = re.compile(
     r"|(not support|unsupported).{0,40}\bstream",
     re.IGNORECASE,
 )
+_NO_SCHEMA = re.compile(r"json_schema|response_format|grammar", re.IGNORECASE)
+_NO_TOOLS = re.compile(
+    r"tool.{0,60}(not support|unsupported|not enabled|requires)"
+    r"|(not support|unsupported).{0,40}tool|enable-auto-tool-choice",
+    re.IGNORECASE,
+)
 _NO_PATH = re.compile(
     r"unexpected endpoint|not found|no route|cannot post|method not allowed|unknown (path|route)"
     r"|invalid url",
     re.IGNORECASE,
 )
 _STREAM_OPTIONS = re.compile("stream_options|include_usage")
+_NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE")
+_UNTRUSTED = re.compile("self.signed certificate|unable to get (local )?issuer")
+_NUMBER = re.compile(r"^\[Errno -?\d+\] | \(_ssl\.c:\d+\)")
 _UNKNOWN = re.compile(
     r"extra|permitted|allowed|forbidden|unknown|unrecogni[sz]ed|unexpected|invalid|support",
     re.IGNORECASE,
@@ -71,7 +81,7 @@ class Place(NamedTuple):
     Attributes:
         host: host and port, as messages show them.
         has_version: whether the address ends with a version such as `/v1`.
-        is_endpoint: whether `endpoints` configures it.
+        is_endpoint: whether its address is configured, in `endpoints` or in a file of llm's.
     """
 
     host: str
@@ -127,6 +137,8 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
     told = "; ".join(_telling(list(reasons))) or type(error).__name__
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         message = f"Could not connect to the server at {place.host}: {told}"
+        advice = _connecting_advice(told, place)
+        message = f"{message}. {advice}" if advice else message
     elif isinstance(error, httpx2.ReadTimeout):
         message = f"The server at {place.host} sent nothing for too long"
     elif isinstance(error, httpx2.DecodingError):
@@ -143,9 +155,25 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
 
 def _cause(error: BaseException) -> str:
     """The message of a cause: of a failed system call what it means, without addresses."""
-    if isinstance(error, OSError) and error.errno and error.errno > 0 and not error.filename:
-        return os.strerror(error.errno)
-    return str(error).strip()
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, ssl.SSLError)  # whose numbers are OpenSSL's
+        and (error.errno or 0) > 0
+        and not error.filename
+    ):
+        return os.strerror(error.errno or 0)
+    return _NUMBER.sub("", str(error)).strip()
+
+
+def _connecting_advice(told: str, place: Place) -> str:
+    """What to do about a connection that failed, where the likely mistake is known."""
+    if not place.is_endpoint:
+        return ""
+    if _NO_TLS.search(told):
+        return "It probably speaks plain HTTP: set api_base to http://…"
+    if _UNTRUSTED.search(told):
+        return "If this is the right server, set ca_file to the certificate to trust"
+    return ""
 
 
 def _telling(texts: list[str]) -> list[str]:
@@ -234,6 +262,10 @@ def advice_for(reason: str, status: int | None, place: Place) -> str:
         return "Set can_stream: false for this endpoint" if place.is_endpoint else ""
     if not place.is_endpoint:
         return ""
+    if _NO_SCHEMA.search(reason):
+        return "If the server takes no JSON schemas, set supports_schema: false"
+    if _NO_TOOLS.search(reason):
+        return "If the server takes no tools, set supports_tools: false; vLLM needs a flag for them"
     if _NO_MODEL.search(reason):
         return (
             "Set model_name to a model that the server has loaded; GET /models of its api_base "
@@ -242,7 +274,7 @@ def advice_for(reason: str, status: int | None, place: Place) -> str:
     lost = status in (404, 405) or (status is None and _NO_PATH.search(reason))
     if lost and not place.has_version:
         return "api_base probably lacks /v1 at its end"
-    return ""
+    return "There is no chat/completions below its api_base; check the path" if lost else ""
 
 
 def _reason(value: object, level: int) -> str:

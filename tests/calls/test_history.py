@@ -200,10 +200,10 @@ async def test_e4_reply_reaches_plain_models(plain_of):
     second = await first.reply("In one word")
     third = await second.reply("Another")
     assert await third.text() == "Loud"
-    one, two = ("Be brief", "Describe a pelican", "Grey"), ("", "In one word", "Large")
+    one, two = ("Describe a pelican", "Grey"), ("In one word", "Large")
     assert plain.got[1:] == [
-        ([one], "", "In one word"),
-        ([one, two], "", "Another"),
+        ([("Be brief", *one)], "Be brief", "In one word"),
+        ([("Be brief", *one), ("Be brief", *two)], "Be brief", "Another"),
     ]
 
 
@@ -260,6 +260,25 @@ async def test_e4_system_of_a_later_turn_is_sent(model_of):
     systems = [[text for role, text in sent(c) if role == "system"] for c in scripted.calls]
     assert systems == [["First"], ["First"], ["Second"], ["Second"]]
     assert len(scripted.calls[3].request.messages) == 8
+
+
+async def test_e4_later_turns_have_the_system(model_of):
+    """For plugins such as llm-gemini, which read that of the newest prompt and the messages."""
+    scripted, model = await model_of(["a"])
+    conversation = model.conversation()
+    conversation.loaded_messages = [llm.system("Old"), llm.user("Hello"), llm.assistant("Hi.")]
+    await conversation.chain("x").text()
+    await (await conversation.prompt("x", system="New", system_fragments=["Brief"])).text()
+    await (await conversation.prompt("x")).text()
+    await conversation.chain("x").text()
+    await (await conversation.responses[-1].reply("x")).text()
+    systems = ["Old", *["Brief\n\nNew"] * 4]
+    assert [call.request.system for call in scripted.calls] == systems
+    assert [[text for role, text in sent(call) if role == "system"] for call in scripted.calls] == [
+        [system] for system in systems
+    ]
+    await (await model.conversation().prompt("x")).text()
+    assert not scripted.calls[-1].request.system
 
 
 @pytest.mark.parametrize("way", ["prompt", "chain", "turn"])

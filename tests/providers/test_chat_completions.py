@@ -116,8 +116,8 @@ async def test_w1_w2_complete_answer_is_an_answer(answer, stream, server, model)
         (sse(delta({}, "error")), "gave up before its answer.*error"),
         (sse(text("Hel"), delta({}, "load")), "load"),
         (sse(text("Hel"), done=False), "The answer broke off: .*no .finish_reason"),
-        (sse(done=False), "before it had said anything"),
-        (sse(), r"\[DONE\].*before it had said anything"),
+        (sse(done=False), "before it had said anything; its own log"),
+        (sse(), r"\[DONE\].*before it had said anything.*set max_concurrency: 1"),
         (sse(b": ping\n\n"), "before it had said anything"),
         (document(b""), "before it had said anything"),
         (document(b"<title>Log in</title>"), "no answer, but a page of HTML, 'Log in'"),
@@ -151,8 +151,24 @@ async def test_w2_done_without_a_reason_may_be_complete(server, model):
     server.play([sse(text(TEXT), STOP)])
     assert await read(model) == TEXT
     server.play([sse(text(TEXT))])
-    with pytest.raises(IncompleteAnswerError, match="which the answers of this model have had"):
+    with pytest.raises(IncompleteAnswerError, match=r"this model have had\. If the server"):
         await read(model)
+
+
+async def test_w2_reasons_are_recalled_at_the_start(server, make_datasette, tmp_path):
+    """A process that has just started knows from the call log that the model gives reasons."""
+    config = {"endpoints": [{"model": "local", "api_base": server.url}], "retries": 0}
+    for answer, fails in ((sse(text(TEXT), STOP), False), (sse(text("Hel")), True)):
+        server.play([answer])
+        datasette = make_datasette(config, internal=str(tmp_path / "internal.db"))
+        await datasette.invoke_startup()
+        model = await LLM(datasette).model("local")
+        if fails:
+            with pytest.raises(IncompleteAnswerError):
+                await read(model)
+        else:
+            assert await read(model) == TEXT
+        await datasette.invoke_shutdown()
 
 
 async def test_w2_finished_answer_ends_soon(server, model):

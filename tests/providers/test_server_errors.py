@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 
 import httpx2
 import openai
@@ -78,7 +80,10 @@ def test_w4_reason_is_bounded_and_on_one_line():
     [
         (b"<title>404 Not Found</title>", 404, BARE, "lacks /v1"),
         ({"detail": "Not Found"}, 404, BARE, "lacks /v1"),
-        ({"detail": "Not Found"}, 404, HERE, ""),
+        ({"detail": "Not Found"}, 404, HERE, "check the path"),
+        ({"error": "json_schema is not supported"}, 400, HERE, "supports_schema: false"),
+        ({"error": "tools are not supported by this model"}, 400, HERE, "supports_tools: false"),
+        ({"error": '"auto" needs --enable-auto-tool-choice'}, 400, HERE, "needs a flag"),
         ({"error": "model 'x' not found, try pulling it first"}, 404, HERE, "Set model_name"),
         ({"error": {"message": "No models loaded. Please load a model"}}, 404, HERE, "model_name"),
         ({"error": "Streaming is not supported for this model"}, 400, HERE, "can_stream: false"),
@@ -161,6 +166,37 @@ def test_w4_refused_connection_has_its_cause():
     assert str(told) == "Could not connect to the server at host:8000: Connection refused"
     assert kind_of(told) == "network"
     assert told.__cause__ is None  # which would hold the request with its key
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number. It probably speaks plain HTTP: "
+            "set api_base to http://…",
+        ),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate "
+            "(_ssl.c:1006)",
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate. "
+            "If this is the right server, set ca_file to the certificate to trust",
+        ),
+    ],
+)
+def test_w4_tls_failures_say_what_to_do(reason, told):
+    error = httpx2.ConnectError(reason)
+    error.__cause__ = ssl.SSLError(1, reason)  # 1 is "Operation not permitted" elsewhere
+    assert str(unreachable(error, HERE)) == f"Could not connect to the server at host:8000: {told}"
+    elsewhere = HERE._replace(is_endpoint=False)
+    assert "set " not in str(unreachable(error, elsewhere))
+
+
+def test_w4_unknown_host_has_no_number():
+    error = httpx2.ConnectError("[Errno -2] Name or service not known")
+    error.__cause__ = socket.gaierror(-2, "Name or service not known")
+    told = str(unreachable(error, HERE))
+    assert told == "Could not connect to the server at host:8000: Name or service not known"
 
 
 def test_w4_timeouts_are_timeouts():
