@@ -32,6 +32,7 @@ from ..log.queries import (
     calls_since,
 )
 from ..log.schema import OUTCOMES, migrations
+from ..sanitize import well_formed
 from .log_table import Table
 from .terminal import echo, echo_json
 
@@ -105,7 +106,9 @@ def log_command(
     Example:
         datasette llm log --internal internal.db --outcome error --since 2026-01-31
     """
-    log_filter = Filter(**filters)
+    # An argument that is not UTF-8, as the call log would have it.
+    given = {name: value and well_formed(value) for name, value in filters.items()}
+    log_filter = Filter(**given)
     try:
         log_filter.where()  # an invalid filter is reported first
         with contextlib.closing(_opened(internal)) as connection:
