@@ -11,6 +11,7 @@ from datasette import Response
 
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
+from ...web import html_page
 from ..navigation import ADVICE, section
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ async def _render(
 ) -> Response:
     context = {**context, "documentation": section(datasette, ADVICE)}
     html = await datasette.render_template(template, context, request=request)
-    html = html.encode(errors="replace").decode()  # a name may have a lone surrogate
-    return Response.html(html, status=status)
+    return html_page(html, status)
 
 
 def _pretty(value: object) -> str:
