@@ -65,9 +65,9 @@ _HOOK_ERROR = FINISHED_COLUMNS.index("hook_error")  # migrations know the column
 # The rows that retention may remove: a running call stays as long as its session.
 REMOVABLE = "(outcome is not null or session_id not in (select id from llm_log_sessions))"
 
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # of a ULID, whose first ten are its time
+TIME_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # of a ULID, whose first ten are its time
 _TIME_OF_ID = " + ".join(
-    f"(max(instr('{_DIGITS}', substr(id, {place}, 1)), 1) - 1) * {32 ** (10 - place)}"
+    f"(max(instr('{TIME_DIGITS}', substr(id, {place}, 1)), 1) - 1) * {32 ** (10 - place)}"
     for place in range(1, 11)
 )
 
@@ -251,7 +251,7 @@ def m005_strict(db: Database) -> None:
     below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
     clock_ms = "cast(round((julianday('now') - 2440587.5) * 86400000) as integer)"
     digits = " || ".join(
-        f"substr('{_DIGITS}', ((ms >> {5 * place}) & 31) + 1, 1)" for place in range(9, -1, -1)
+        f"substr('{TIME_DIGITS}', ((ms >> {5 * place}) & 31) + 1, 1)" for place in range(9, -1, -1)
     )
     oldest_kept_ms = (
         f"max(0, min({clock_ms}, coalesce({newest_ms()}, {clock_ms})) - new.keep_days * 86400000)"
