@@ -454,7 +454,7 @@ def test_s1_large_log_is_migrated_at_once(released: Path) -> None:
 
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             migrate(connection)
-            connection.execute("delete from _sqlite_migrations where name = 'm004_strict'")
+            connection.execute("delete from _sqlite_migrations where name = 'm005_strict'")
             connection.execute("drop trigger llm_log_removals_remove")
             connection.set_progress_handler(step, 1)
             migrate(connection)
