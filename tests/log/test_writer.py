@@ -658,8 +658,9 @@ async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
         assert log._content_bytes < 10_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert contents_of(path)[0] == 0
-    assert sum(contents_of(path)) == 0
+    left = contents_of(path)
+    assert left[0] == 0
+    assert sum(left) in (0, 2)  # one that is just being written cannot be dropped
 
 
 @pytest.mark.usefixtures("impatient")
