@@ -231,10 +231,11 @@ def _warnings(writer: Writer, in_time: bool) -> Iterator[str]:
         )
     elif not in_time:
         yield "The call log is still being written, so the newest calls may be missing here."
-    if writer.dropped:
+    if writer.dropped or writer.dropped_contents:
         yield (
-            f"Calls are lost: {writer.dropped:,} writes were dropped, because too many waited "
-            "while the call log could not be written."
+            f"Calls are lost: {writer.dropped:,} writes were dropped, and the contents of "
+            f"{writer.dropped_contents:,} calls, because too much waited while the call log could "
+            "not be written."
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 from llm.utils import monotonic_ulid
 
+from ... import instance
 from ...access.purposes import Purpose
 from ...access.snapshot import settings_of
 from ...errors import (
@@ -21,6 +22,7 @@ from ...errors import (
     StructuredOutputError,
 )
 from ...facade import LLM
+from ...lifecycle import UnfinishedTasks
 from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
@@ -108,15 +110,20 @@ async def consult(
         CancelledError: the caller was cancelled; the consultation is stored as cancelled.
     """
     run = _Run(datasette, request, actor, on_step, profile)
-    try:
-        await run.all_steps()
-    except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
-        run.fail(error)
-    except BaseException:  # the caller was cancelled
-        run.fail(ResponseCancelledError("The client went away before the consultation ended"))
-        await run.stored()
-        raise
-    return await run.stored()
+    with instance.of(datasette, UnfinishedTasks).current():
+        try:
+            await run.all_steps()
+        except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
+            run.fail(error)
+        except BaseException:  # the caller was cancelled
+            run.fail(
+                ResponseCancelledError(
+                    "The client went away, or Datasette stopped, before the consultation ended"
+                )
+            )
+            await run.stored()
+            raise
+        return await run.stored()
 
 
 async def profile_of(datasette: Datasette, request: ConsultationRequest) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import llm
@@ -15,11 +16,12 @@ from pydantic import BaseModel
 
 from datasette_llm import get_purposes
 from datasette_llm.console.choices import registered_purposes
-from datasette_llm.consultant.advice import types
+from datasette_llm.consultant.advice import consultation, types
 from datasette_llm.consultant.advice.consultation import PURPOSE, ConsultationRequest, consult
 from datasette_llm.consultant.advice.dataset import NOT_CHECKED, Review
 from datasette_llm.consultant.advice.store import migrate
 from datasette_llm.consultant.advice.types import Prompts, input_tokens, user_prompt
+from datasette_llm.log import schema as log_schema
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, GOOD_FLAG, answer, answering, flag
 from tests.support.openai_server import OpenAIServer, write_model
@@ -278,6 +280,36 @@ async def test_cancelled_is_stored_with_partial_answer(start_site, register_mode
     assert model.calls[0].outcome == "cancelled"
 
 
+async def test_s10_shutdown_stores_running_consultations(
+    start_site, register_models, monkeypatch, tmp_path
+):
+    """While it waits for its answer, and before it has asked."""
+    model = ScriptedModel("scripted", ["half an", asyncio.Event()])
+    register_models(model)
+    site = await start_site(internal=str(tmp_path / "internal.db"))
+    request = ConsultationRequest("data", "pets")
+    waits = asyncio.create_task(consult(site.datasette, request, ANA))
+    await model.received()
+    begun = asyncio.Event()
+
+    async def endless(*arguments, **more):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(consultation, "profile_of", endless)
+    profiles = asyncio.create_task(consult(site.datasette, request, ANA))
+    await begun.wait()
+    await site.datasette.invoke_shutdown()
+    await asyncio.wait([waits, profiles])
+    with closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+        sql = "select outcome, raw_answer, user_prompt is null from llm_consultations order by 3"
+        assert connection.execute(sql).fetchall() == [
+            ("cancelled", "half an", 0),
+            ("cancelled", None, 1),
+        ]
+        assert connection.execute("select outcome from llm_calls").fetchall() == [("cancelled",)]
+
+
 async def test_advice_is_returned_when_storing_fails(
     start_site,
     register_models,
@@ -299,6 +331,7 @@ async def test_advice_is_returned_when_storing_fails(
 
 def test_consultations_are_append_only(tmp_path):
     connection = sqlite3.connect(tmp_path / "internal.db")
+    log_schema.migrate(connection)
     migrate(connection)
     migrate(connection)
     values = "('a', 'now', 't', 'd', 'pets', '[]', '[]', '[]', 'ok')"
