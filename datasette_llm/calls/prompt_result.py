@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..events import FinishReason
@@ -27,6 +29,8 @@ class PromptResult:
         is_chain: whether this is a chain.
         chain_complete: whether the chain ran to its end; False while it runs, and for one
             that paused, failed, or was abandoned.
+        opening: the plugin whose context is being opened (set by datasette-llm), or None.
+        callback_failures: what callbacks of contexts raised, with their plugins.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class PromptResult:
         self.group = group
         self.is_chain = is_chain
         self.chain_complete = False
+        self.opening: str | None = None
+        self.callback_failures: list[tuple[str, BaseException]] = []
         self._callbacks: list[DoneCallback] = []
 
     @property
@@ -65,6 +71,8 @@ class PromptResult:
             Exception: the first error of the callback, after it was called for every
                 response that was complete.
         """
+        if self.opening is not None:
+            callback = partial(self._call_back, callback, self.opening)
         self._callbacks.append(callback)
         errors: list[Exception] = []
         for response in list(self.responses):
@@ -73,6 +81,18 @@ class PromptResult:
             else:
                 response.done_callbacks.append(callback)
         raise_first(errors)
+
+    async def _call_back(
+        self, callback: DoneCallback, plugin: str, response: PromptResponse
+    ) -> None:
+        """Call a callback, and note whose it is if it fails."""
+        try:
+            outcome = callback(response)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception as error:  # the plugin's
+            self.callback_failures.append((plugin, error))
+            raise
 
     def add(self, response: PromptResponse) -> None:
         """Take in another response (called by datasette-llm)."""

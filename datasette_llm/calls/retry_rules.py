@@ -47,6 +47,7 @@ _BROKEN_CODES = re.compile(
 _FINAL_WORDS = re.compile(
     r"budget (has been |was |is )?(exceeded|reached)|exceed\w*[^.]{0,40}budget|over budget"
     r"|max_answer_chars"  # our own bound, which the same answer would reach again
+    r"|certificate.verify.failed|407 Proxy Authentication"
     r"|PerDay"  # a quota of Google's, which announces a pause that does not help
     r"|maximum context length|context.?(length|window|size)[^.]{0,60}exceed"
     r"|exceed[^.]{0,80}(context.?(length|window|size)|maximum number of tokens|token count)"

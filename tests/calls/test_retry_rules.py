@@ -140,6 +140,8 @@ FINAL = {
     "a key of a stream": refused(None, error_of(type="authentication_error")),
     "a header": header_error("Illegal header value b'Bearer x\\n'"),
     "a header that is no ASCII": UnicodeEncodeError("ascii", "x", 0, 1, "no"),
+    "a certificate": ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+    "a proxy's login": ConnectionError("407 Proxy Authentication Required"),
     "a plain 400": refused(400, None),
     "says nothing": refused(None, None),
     "nothing that is known": llm.ModelError("no"),

@@ -485,3 +485,15 @@ def test_axis_top_is_a_round_number(value: float) -> None:
 
     assert value <= top <= 2 * value * (1 + 1e-9)
     assert any(f"{top:.6e}".startswith(f"{str(step)[0]}.000000") for step in STEPS)
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 1_790_000_000_123, 2**47])
+def test_time_of_an_id(milliseconds: int) -> None:
+    call_id = queries.id_at(milliseconds)
+    expected = queries.EPOCH + datetime.timedelta(milliseconds=milliseconds)
+    assert queries.time_of(call_id) == queries.time_of(call_id[:12]) == expected
+
+
+@pytest.mark.parametrize("call_id", ["", "zz", "7" + "z" * 25, "A", "~~~", "01k x", "\0"])
+def test_s3_odd_id_has_some_time(call_id: str) -> None:
+    assert queries.time_of(call_id) >= queries.EPOCH

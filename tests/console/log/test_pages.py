@@ -916,6 +916,13 @@ async def test_write_failure_warning_on_every_page(start: Start) -> None:
         assert "<is>" not in response.text
 
 
+@pytest.mark.parametrize("call_id", ["", "zz", "7" + "z" * 25, "A B", " ", "~"])
+async def test_s3_odd_ids_are_shown(start: Start, call_id: str) -> None:
+    datasette = await start(call_row(NOW), call_row(NOW) | {"id": call_id})
+    for address in (LOG, f"{LOG}.json", f"{LOG}.csv", f"{LOG}.json?since=2000-01-01"):
+        await get(datasette, address)
+
+
 @pytest.mark.parametrize("name", [LOG, "call page"])
 async def test_unreadable_log_is_503_in_every_format(
     start: Start, name: str, monkeypatch, caplog: pytest.LogCaptureFixture
