@@ -658,8 +658,9 @@ async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
         assert log._content_bytes < 10_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert contents_of(path)[0] == 0
-    assert sum(contents_of(path)) == 0
+    *dropped, last = contents_of(path)
+    assert sum(dropped) == 0
+    assert last in (0, 2)  # request and response of the call that came after the first lost row
 
 
 @pytest.mark.usefixtures("impatient")
