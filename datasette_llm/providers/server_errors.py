@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from ..sanitize import well_formed
 from .exceptions import causes
 
 MAX_REASON_CHARS = 500
@@ -51,7 +52,8 @@ _PLAIN_CHARS = 8
 
 # The likely mistake behind a reason.
 _TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long"
+    r"context.{0,20}(length|window|size)|maximum context|prompt is too long"
+    r"|too many tokens(?!, please wait)"
     r"|exceeds? .{0,30}(context|token)|context_length_exceeded",
     re.IGNORECASE,
 )
@@ -226,9 +228,17 @@ def error_in(event: Mapping[str, Any]) -> str | None:
     if event.get("choices") is not None:
         return None
     says_error = event.get("object") == "error" or event.get("type") == "error"
-    if says_error or event.get("detail") or event.get("errors"):
+    if says_error or event.get("detail") or event.get("errors") or _has_code(event):
         return reason_of(event) or "it gave no reason"
     return None
+
+
+def _has_code(event: Mapping[str, Any]) -> bool:
+    """Whether an event without an answer has the code of an error, as Alibaba's and MiniMax's."""
+    code, base = event.get("code"), event.get("base_resp")
+    if isinstance(base, Mapping) and base.get("status_code"):
+        return True
+    return isinstance(code, str) and code[:1].isalpha() and code.lower() not in ("success", "ok")
 
 
 def body_of(body: bytes) -> Any:
@@ -306,7 +316,7 @@ def _reason(value: object, level: int) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(well_formed(text).split())
     if len(text) <= MAX_REASON_CHARS:
         return text
     cut = text[: MAX_REASON_CHARS - 1]

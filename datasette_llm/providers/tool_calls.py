@@ -255,7 +255,7 @@ def _unusable(call: _Call, what: str, reason: str | None) -> ProviderError:
     cause = f'the answer ended with the finish_reason "{reason}"' if reason else "it was cut off"
     if reason == "length":
         cause += ", so max_tokens or the context of the model was too small"
-    tool = f"of the tool {call.name!r}" if call.name else "of a tool"
+    tool = f"of the tool {call.name[:100]!r}" if call.name else "of a tool"
     return ProviderError(
         f"A call {tool} {what}, and was not run: {cause}. It began: {call.arguments[:100]!r}",
         kind="bad_answer",
