@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from ..redaction import cut
 from ..sanitize import well_formed
 from .exceptions import causes
 
@@ -45,10 +46,6 @@ _TITLE = re.compile(r"<(title|h1)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
 _UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _SILENT: Mapping[type[Exception], str] = {httpx2.ConnectTimeout: "it did not answer in time"}
-# What a reason must not be cut within: half of a key would not be known for one.
-_CUT_WORD = re.compile(r"[\w.~+/=-]*\Z", re.ASCII)
-# So many different characters are no key yet.
-_PLAIN_CHARS = 8
 
 # The likely mistake behind a reason.
 _TOO_LONG = re.compile(
@@ -316,13 +313,7 @@ def _reason(value: object, level: int) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(well_formed(text).split())
-    if len(text) <= MAX_REASON_CHARS:
-        return text
-    cut = text[: MAX_REASON_CHARS - 1]
-    found = _CUT_WORD.search(cut)
-    word = found[0] if found else ""
-    return (cut.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else cut) + "…"
+    return cut(" ".join(well_formed(text).split()), MAX_REASON_CHARS)
 
 
 def _as_it_is(value: object) -> str:

@@ -16,6 +16,7 @@ from llm.parts import StreamEvent
 
 from ..errors import ProviderError
 from ..events import FinishReason
+from ..redaction import cut
 from ..sanitize import new_id
 from .finish_reasons import finish_reason_of
 
@@ -255,8 +256,8 @@ def _unusable(call: _Call, what: str, reason: str | None) -> ProviderError:
     cause = f'the answer ended with the finish_reason "{reason}"' if reason else "it was cut off"
     if reason == "length":
         cause += ", so max_tokens or the context of the model was too small"
-    tool = f"of the tool {call.name[:100]!r}" if call.name else "of a tool"
+    tool = f"of the tool {cut(call.name, 100)!r}" if call.name else "of a tool"
     return ProviderError(
-        f"A call {tool} {what}, and was not run: {cause}. It began: {call.arguments[:100]!r}",
+        f"A call {tool} {what}, and was not run: {cause}. It began: {cut(call.arguments, 100)!r}",
         kind="bad_answer",
     )
