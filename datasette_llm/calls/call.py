@@ -158,8 +158,7 @@ class Call(CallContext):
             if response.stream_state is not None:
                 response.stream_state.wake_readers()  # those inside must not wait for the end
         error = await contexts.leave(error, self.timed_out, self._grant_time)
-        for plugin, failure in contexts.failures:
-            self._note_hook(plugin, failure)
+        self._note_failures([*self.owners.failures, *contexts.failures])
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
         self._settle(error)
@@ -176,7 +175,7 @@ class Call(CallContext):
                 purpose=model.purpose,
                 actor=model.actor,
             )
-            await contexts.open(hooks, self.result)
+            await contexts.open(hooks, self.result, self.owners)
         self.admitted.set()
 
     async def _serve(self) -> None:
@@ -233,15 +232,22 @@ class Call(CallContext):
         )
         recorder.never_sent(started, finished)
 
-    def _note_hook(self, plugin: str, error: BaseException) -> None:
+    def _note_failures(self, failures: list[tuple[str, BaseException]]) -> None:
+        """Name the plugins whose hooks failed once a request had begun, in its row too."""
+        said = [self._note_hook(plugin, failure) for plugin, failure in failures]
+        if said and self.route.recorder is not None and self.row_id is not None:
+            self.route.recorder.hook_failed(self.row_id, ". ".join(said))
+
+    def _note_hook(self, plugin: str, error: BaseException) -> str:
         """Tell the caller, by a note, and the administrator which plugin's context raised."""
         response = self.result.response
         keys = self.used_keys or (response.secret_text if response is not None else None)
         failures = instance.of(self.route.datasette, HookFailures)
-        failures.note("llm_prompt_context", plugin, error, keys)
+        line = failures.note("llm_prompt_context", plugin, error, keys)
         note = f"Raised by llm_prompt_context of plugin {plugin!r}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
+        return line
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error

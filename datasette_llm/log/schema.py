@@ -1,9 +1,10 @@
 """The tables of the call log, in Datasette's internal database.
 
 `llm_calls` has one row for each request to a provider. Its first part is written when the
-request starts and its second when it ends; triggers refuse every other change. Only retention
-deletes rows. It first writes into `llm_log_removals` below which id it deletes; the triggers
-refuse deletions from the last of those ids on.
+request starts and its second when it ends; a hook that fails after that is named in `hook_error`,
+once. Triggers refuse every other change. Only retention deletes rows. It first writes into
+`llm_log_removals` below which id it deletes; the triggers refuse deletions from the last of those
+ids on.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ FINISHED_COLUMNS = (
     "price_source",
     "finish_reason",
     "failure_kind",
+    "hook_error",
 )
 
 migrations = Migrations("datasette_llm")
@@ -193,6 +195,27 @@ def m003_reasons(db: Database) -> None:
     for name in ("finish_reason", "failure_kind"):
         db.execute(f"alter table llm_calls add column {name} text")
         db.execute(f"create index llm_calls_{name} on llm_calls ({name}, id) where {name} not null")
+
+
+@migrations()
+def m004_hook_error(db: Database) -> None:
+    """What a hook raised after the request had ended, which is added to a row that is finished."""
+    begun = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    ended = " or ".join(f"new.{name} is not old.{name}" for name in FINISHED_COLUMNS[:-1])
+    for statement in (
+        "alter table llm_calls add column hook_error text",
+        "drop trigger llm_calls_update",
+        f"""
+        create trigger llm_calls_update before update on llm_calls
+        when new.outcome is null or {begun}
+            or old.outcome is not null and (
+                old.hook_error is not null or {ended}
+                or coalesce(new.hook_error, '') not like 'llm_prompt_context of plugin %'
+            )
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+    ):
+        db.execute(statement)
 
 
 def migrate(connection: sqlite3.Connection) -> None:
