@@ -18,6 +18,29 @@ if TYPE_CHECKING:
 Factory = Callable[["PromptResult"], AbstractAsyncContextManager[object]]
 
 
+class CallbackOwners:
+    """Whose the callbacks of a call are.
+
+    Attributes:
+        plugin: the one whose context is being opened, or None.
+        failures: what callbacks raised, with their plugins.
+    """
+
+    def __init__(self) -> None:
+        self.plugin: str | None = None
+        self.failures: list[tuple[str, BaseException]] = []
+
+    async def call(self, callback: DoneCallback, plugin: str, response: PromptResponse) -> None:
+        """Call a callback, and note whose it is if it fails."""
+        try:
+            outcome = callback(response)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception as error:  # the plugin's
+            self.failures.append((plugin, error))
+            raise
+
+
 class PromptResult:
     """What an `llm_prompt_context` hook gets, and its callbacks.
 
@@ -29,8 +52,6 @@ class PromptResult:
         is_chain: whether this is a chain.
         chain_complete: whether the chain ran to its end; False while it runs, and for one
             that paused, failed, or was abandoned.
-        opening: the plugin whose context is being opened (set by datasette-llm), or None.
-        callback_failures: what callbacks of contexts raised, with their plugins.
     """
 
     def __init__(
@@ -39,6 +60,7 @@ class PromptResult:
         actor: Mapping[str, Any] | None,
         group: Group[Any] | None,
         is_chain: bool,
+        owners: CallbackOwners | None = None,
     ) -> None:
         self.responses: list[PromptResponse] = []
         self.purpose = purpose
@@ -46,8 +68,7 @@ class PromptResult:
         self.group = group
         self.is_chain = is_chain
         self.chain_complete = False
-        self.opening: str | None = None
-        self.callback_failures: list[tuple[str, BaseException]] = []
+        self._owners = owners or CallbackOwners()
         self._callbacks: list[DoneCallback] = []
 
     @property
@@ -71,8 +92,8 @@ class PromptResult:
             Exception: the first error of the callback, after it was called for every
                 response that was complete.
         """
-        if self.opening is not None:
-            callback = partial(self._call_back, callback, self.opening)
+        if self._owners.plugin is not None:
+            callback = partial(self._owners.call, callback, self._owners.plugin)
         self._callbacks.append(callback)
         errors: list[Exception] = []
         for response in list(self.responses):
@@ -81,18 +102,6 @@ class PromptResult:
             else:
                 response.done_callbacks.append(callback)
         raise_first(errors)
-
-    async def _call_back(
-        self, callback: DoneCallback, plugin: str, response: PromptResponse
-    ) -> None:
-        """Call a callback, and note whose it is if it fails."""
-        try:
-            outcome = callback(response)
-            if inspect.isawaitable(outcome):
-                await outcome
-        except Exception as error:  # the plugin's
-            self.callback_failures.append((plugin, error))
-            raise
 
     def add(self, response: PromptResponse) -> None:
         """Take in another response (called by datasette-llm)."""
