@@ -29,6 +29,9 @@ Keys = str | frozenset[str] | None
 # Stands where a text was cut.
 MARK = "…"
 _MARKS = (MARK, "...")  # the second is of others
+# What a text may be cut within: so many different characters are no key yet.
+_CUT_WORD = re.compile(r"[\w.~+/=-]*\Z", re.ASCII)
+_PLAIN_CHARS = 8
 
 
 def redact(error: BaseException, key: Keys) -> BaseException:
@@ -43,6 +46,21 @@ def redact(error: BaseException, key: Keys) -> BaseException:
     """
     forms = spellings(key)
     return _redacted(error, forms, set()) if forms else error
+
+
+def cut(text: str, size: int) -> str:
+    """The beginning of a text, without half a key at its end as far as that can be told.
+
+    Args:
+        text: may hold a key that is to be removed later.
+        size: how many characters are left at most, the mark included.
+    """
+    if len(text) <= size:
+        return text
+    start = text[: size - 1]
+    found = _CUT_WORD.search(start)
+    word = found[0] if found else ""
+    return (start.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else start) + MARK
 
 
 def without_key(text: str, key: Keys) -> str:
@@ -67,16 +85,6 @@ def shortened(text: str, key: Keys, longest: int) -> str:
 def without_keys(text: str, keys: Iterable[str]) -> str:
     """A text with several keys removed, the longest first, since one may contain another."""
     return without_key(text, frozenset(keys))
-
-
-def cut(text: str, longest: int) -> str:
-    """A text of at most so many characters, whose keys are not known yet.
-
-    Args:
-        text: the text.
-        longest: the maximal number of characters, the mark at the end included.
-    """
-    return text if len(text) <= longest else text[: longest - 1] + MARK
 
 
 @functools.lru_cache(maxsize=128)

@@ -19,6 +19,10 @@ MAX_TEXT_CHARS = 2_000
 MARGIN_CHARS = 20_000
 # More tokens than any request has; the sum of a million calls still fits into 63 bits.
 MAX_COUNT = 10**12
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# C0, DEL, C1 and surrogates.
+_REPLACED = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - set(map(ord, "\n\t"))
+_CONTROLS = dict.fromkeys(_REPLACED, "\ufffd") | dict.fromkeys(map(ord, f"{_BIDIRECTIONAL}\r"), "")
 
 _NO_LENGTHS: Mapping[str, int] = {}
 
@@ -74,6 +78,15 @@ def well_formed(text: str) -> str:
         # For example of a character that came in two chunks.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def without_controls(text: str) -> str:
+    """A text in which no character controls a terminal or reorders what is read.
+
+    Newline and tab stay. Carriage returns and bidirectional controls are left out; other controls
+    and lone surrogates become U+FFFD.
+    """
+    return text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def storable(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import sqlite3
 import sys
 import time
 import weakref
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import ExitStack, closing
 from contextvars import ContextVar
 from pathlib import Path
 
 import llm
 import pytest
 from datasette.app import Datasette
-from datasette.database import DatasetteClosedError
 from datasette.utils import StartupError
 from sqlite_utils import Database, Migrations
 
@@ -33,6 +31,7 @@ from datasette_llm.log.sessions import Session
 from datasette_llm.log.writer import Writer
 from datasette_llm.testing import ScriptedModel
 
+from ..support.log_faults import corrupt, full, locked, pragma, read_only
 from ..support.waiting import BOUND_S, soon, until
 
 CURRENT = ContextVar("CURRENT")
@@ -273,13 +272,8 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    assert applied == [
-        "m001_record",
-        "m002_attempts",
-        "m003_reasons",
-        "m004_strict",
-        "m999_tomorrow",
-    ]
+    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error", "m005_strict"]
+    assert applied == [*ours, "m999_tomorrow"]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):
@@ -462,68 +456,6 @@ async def test_l4_concurrent_calls_share_transactions(make_datasette, register_m
 
 async def prompted(model):
     return await (await model.prompt("x")).text()
-
-
-LOCKING = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("begin exclusive")
-print("locked", flush=True)
-sys.stdin.readline()
-connection.execute("commit")
-"""
-
-
-@asynccontextmanager
-async def locked(datasette, path):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", LOCKING, str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert await soon(process.stdout.readline()) == b"locked\n"
-        yield
-        await soon(process.communicate(b"\n"))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-@asynccontextmanager
-async def read_only(datasette, path):
-    await pragma(datasette, "query_only = 1")
-    yield
-    await pragma(datasette, "query_only = 0")
-
-
-@asynccontextmanager
-async def full(datasette, path):
-    await pragma(datasette, "max_page_count = 1")  # SQLite makes that the size that there is
-    yield
-    await pragma(datasette, "max_page_count = 1000000")
-
-
-@asynccontextmanager
-async def corrupt(datasette, path):
-    whole = path.read_bytes()
-    # One that stays open: closing any would let go of the locks of this whole process.
-    file = os.open(path, os.O_RDWR)
-    try:
-        os.pwrite(file, b"not a database at all".ljust(len(whole), b"?"), 0)
-        yield
-        os.pwrite(file, whole, 0)
-    finally:
-        os.close(file)
-
-
-async def pragma(datasette, statement):
-    with suppress(DatasetteClosedError):  # it may have stopped meanwhile
-        await datasette.get_internal_database().execute_write_fn(
-            lambda connection: connection.execute(f"pragma {statement}").fetchall(),
-            transaction=False,
-        )
 
 
 BREAKING = [locked, read_only, full, corrupt]
@@ -726,8 +658,9 @@ async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
         assert log._content_bytes < 10_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert contents_of(path)[0] == 0
-    assert sum(contents_of(path)) == 0
+    left = contents_of(path)
+    assert left[0] == 0
+    assert sum(left) in (0, 2)  # one that is just being written cannot be dropped
 
 
 @pytest.mark.usefixtures("impatient")

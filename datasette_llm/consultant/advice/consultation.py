@@ -27,8 +27,6 @@ from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
 from ..profile.profile import make_profile
-from ..table_access import Access
-from .claims import check
 from .dataset import TableFacts
 from .store import write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from ...calls.call import Call
     from ...calls.group import Group
     from ...calls.model import WrappedAsyncModel
+    from ..table_access import Actor
 
 PURPOSE = "dataset-consultant"
 PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
@@ -91,7 +90,7 @@ def purposes() -> list[Purpose]:
 async def consult(
     datasette: Datasette,
     request: ConsultationRequest,
-    access: Access,
+    actor: Actor,
     *,
     profile: Mapping[str, Any] | None = None,
     on_step: OnStep = lambda step: None,
@@ -103,14 +102,14 @@ async def consult(
     Args:
         datasette: the Datasette instance.
         request: what to ask.
-        access: the actor's permissions; the caller checks that they may analyze the table.
+        actor: who asks; the caller checks that they may analyze the table.
         profile: the profile of the preview; without one it is made now.
         on_step: called with a sentence when the next step begins.
 
     Raises:
         CancelledError: the caller was cancelled; the consultation is stored as cancelled.
     """
-    run = _Run(datasette, request, access, on_step, profile)
+    run = _Run(datasette, request, actor, on_step, profile)
     with instance.of(datasette, UnfinishedTasks).current():
         try:
             await run.all_steps()
@@ -167,7 +166,7 @@ class _Run:
 
     datasette: Datasette
     request: ConsultationRequest
-    access: Access
+    actor: Actor
     on_step: OnStep
     profile: Mapping[str, Any] | None
     outcome: str = "ok"
@@ -176,7 +175,6 @@ class _Run:
     raw_answer: str | None = None
     advice: dict[str, Any] | None = None
     rejected: Sequence[str] = ()
-    checks: list[dict[str, Any]] = field(default_factory=list)
     latency_ms: float | None = None
     group: Group[WrappedAsyncModel] | None = None
     calls: list[Call] = field(default_factory=list)
@@ -187,14 +185,14 @@ class _Run:
             self.on_step("Profiling the table")
             self.profile = await profile_of(self.datasette, request)
         self.prompts = prompts_to_send(request, self.profile, None)
-        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.access.actor)
+        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.actor)
         self.group.on_call = self.calls.append
         started = time.monotonic()
         try:
             answer = await self._ask(self.group, self.profile)
         finally:
             self.latency_ms = round((time.monotonic() - started) * 1000, 1)
-        await self._check(answer)
+        await self._review(answer)
 
     async def _ask(self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any]) -> Any:
         kind = self.request.kind
@@ -207,26 +205,11 @@ class _Run:
             self.raw_answer = result.response.text_or_raise()
         return result.value
 
-    async def _check(self, answer: Any) -> None:
+    async def _review(self, answer: Any) -> None:
         request = self.request
         facts = await table_facts(self.datasette, request.database, request.table)
         review = request.kind.review(answer, facts)
         self.advice, self.rejected = review.advice, review.rejected
-        count = len(review.claims)
-        checks = await check(
-            self.datasette,
-            request.database,
-            review.claims,
-            self.access,
-            lambda index: self.on_step(f"Checking claim {index + 1} of {count}"),
-            await self._excluded(),
-        )
-        self.checks = [each.payload() for each in checks]
-
-    async def _excluded(self) -> list[str]:
-        """The columns that no query may read: the configured ones, and those left out here."""
-        settings = (await settings_of(self.datasette)).consultant
-        return [*settings.exclude, *(self.profile or {}).get("left_out", ())]
 
     def fail(self, error: Exception) -> None:
         """Set the error and the outcome."""
@@ -261,7 +244,7 @@ class _Run:
     def _row(self) -> dict[str, Any]:
         request, prompts, group = self.request, self.prompts, self.group
         keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
-        actor_id = (self.access.actor or {}).get("id")
+        actor_id = (self.actor or {}).get("id")
         row = {
             "id": str(monotonic_ulid()).lower(),
             "created_at": now(),
@@ -278,7 +261,7 @@ class _Run:
             "raw_answer": self.raw_answer,
             "advice": self.advice,
             "rejected": list(self.rejected),
-            "checks": self.checks,
+            "checks": [],
             "outcome": self.outcome,
             "error_type": type(self.error).__name__ if self.error else None,
             "error_message": brief(self.error, keys) if self.error else None,

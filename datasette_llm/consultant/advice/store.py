@@ -115,6 +115,11 @@ def m002_retention(db: Database) -> None:
     )
 
 
+@migrations()
+def m003_calls(db: Database) -> None:
+    db.execute("create index llm_consultations_call on llm_consultations (call_id)")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations of the table, as `migrations.migrate`."""
     run_migrations(connection, migrations, "llm_consultations")
@@ -191,6 +196,24 @@ async def read_page(datasette: Datasette, tables: str, before: str | None, limit
         where += " and id < :before"
         values["before"] = before
     return await _read(datasette, LIST_COLUMNS, f"{where} order by id desc limit :limit", values)
+
+
+async def tables_of_call(datasette: Datasette, call_id: str) -> set[tuple[str, str]]:
+    """The tables that a call in the call log was about, as (database, table).
+
+    Args:
+        datasette: the Datasette instance.
+        call_id: of any call of a consultation, which has the group of the last one.
+
+    Returns:
+        Empty as long as the consultation is not stored.
+    """
+    where = """call_id in (
+        select id from llm_calls where id = :id or group_id is not null
+        and group_id = (select group_id from llm_calls where id = :id)
+    )"""
+    rows = await _read(datasette, ("database_name", "table_name"), where, {"id": call_id})
+    return {(row["database_name"], row["table_name"]) for row in rows}
 
 
 async def _read(
