@@ -37,7 +37,7 @@ class HookFailures:
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], _Failure] = {}
 
-    def note(self, hook: str, plugin: str, error: BaseException, keys: Keys = None) -> None:
+    def note(self, hook: str, plugin: str, error: BaseException, keys: Keys = None) -> str:
         """Log what a hook raised, and keep it for the overview.
 
         Args:
@@ -45,14 +45,19 @@ class HookFailures:
             plugin: the plugin's name.
             error: what it raised.
             keys: what to take out of its message, besides the keys in the environment.
+
+        Returns:
+            The hook, its plugin and what it raised, as logged.
         """
         known = keys if isinstance(keys, frozenset) else {keys} if keys else ()
         text = brief(one_line(error), environment_keys().union(known))
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-        logger.warning("%s of plugin %r raised %s", hook, plugin, text)
+        line = f"{hook} of plugin {plugin!r} raised {text}"
+        logger.warning("%s", line)
         before = self._last.get((hook, plugin))
         count = before.count + 1 if before else 1
         self._last[hook, plugin] = _Failure(text, now(), time.monotonic(), count)
+        return line
 
     def warnings(self) -> list[str]:
         """One sentence for each hook of a plugin that raised in the last hour."""

@@ -70,7 +70,7 @@ class Purposes(list[Purpose]):
         return super().__eq__(other)
 
     def __del__(self) -> None:
-        dispatch.discard(self._answers or [])
+        self._leave_out()  # it may have been read by index, slice or `+`
 
     async def _complete(self) -> list[Purpose]:
         answers, self._answers = self._answers, None

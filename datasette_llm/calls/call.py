@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 from .. import instance
 from ..access.hook_failures import HookFailures
+from ..access.quoting import keys_of_site
 from ..errors import ResponseCancelledError
 from ..events import Outcome, never_sent, unsent
 from ..hooks import dispatch
 from ..log.recorder import Recorder
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
+from ..redaction import Keys, redact
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -152,16 +154,17 @@ class Call(CallContext):
             error = self.error = self._cause(raised, contexts.ended_by_timeout)
             self.refused_by = contexts.refused_by(self.timed_out)
             if not stopped:
-                self._note_refusal(error)
+                error = self.error = await self._note_refusal(error)
         self._leaving = True
         for response in self.result.responses:
             if response.stream_state is not None:
                 response.stream_state.wake_readers()  # those inside must not wait for the end
         error = await contexts.leave(error, self.timed_out, self._grant_time)
-        for plugin, failure in contexts.failures:
-            self._note_hook(plugin, failure)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
+        failures = [*self.owners.failures, *contexts.failures]
+        if error is not None and failures:
+            error = await self._note_failures(failures, error)
         self._settle(error)
         if isinstance(error, FATAL):
             raise error  # the event loop's business
@@ -176,7 +179,7 @@ class Call(CallContext):
                 purpose=model.purpose,
                 actor=model.actor,
             )
-            await contexts.open(hooks, self.result)
+            await contexts.open(hooks, self.result, self.owners)
         self.admitted.set()
 
     async def _serve(self) -> None:
@@ -207,21 +210,26 @@ class Call(CallContext):
                 raise ResponseCancelledError(self._drain_reason)
             self.result.chain_complete = True
 
-    def _note_refusal(self, error: BaseException) -> None:
+    async def _note_refusal(self, error: BaseException) -> BaseException:
+        """The error of a call that a hook has refused, once that is noted and recorded."""
         recorder, plugin = self.route.recorder, self.refused_by
         if plugin is None or isinstance(error, FATAL):
-            return
+            return error
+        keys = await self._keys_in_reach()
+        error = redact(error, keys)
         if recorder is not None:
-            self._record_refusal(recorder, plugin, error)
-        self._note_hook(plugin, error)  # after the row, which names the plugin by itself
+            self._record_refusal(recorder, plugin, error, keys)
+        self._note_hook(plugin, error, keys)  # after the row, which names the plugin by itself
+        return error
 
-    def _record_refusal(self, recorder: Recorder, plugin: str, error: BaseException) -> None:
+    def _record_refusal(
+        self, recorder: Recorder, plugin: str, error: BaseException, keys: Keys
+    ) -> None:
         response, route = self.result.response, self.route
         if response is not None:
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
             started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
-        keys = response.secret_text if response is not None else None
         finished = unsent(
             started,
             Outcome.BLOCKED,
@@ -233,15 +241,34 @@ class Call(CallContext):
         )
         recorder.never_sent(started, finished)
 
-    def _note_hook(self, plugin: str, error: BaseException) -> None:
-        """Tell the caller, by a note, and the administrator which plugin's context raised."""
+    async def _note_failures(
+        self, failures: list[tuple[str, BaseException]], error: BaseException
+    ) -> BaseException:
+        """The error of a call whose hooks failed once it had begun; its row names them, too."""
+        keys = await self._keys_in_reach()
+        said = [self._note_hook(plugin, failure, keys) for plugin, failure in failures]
+        if self.route.recorder is not None and self.row_id is not None:
+            self.route.recorder.hook_failed(self.row_id, ". ".join(said))
+        return redact(error, keys)
+
+    async def _keys_in_reach(self) -> frozenset[str]:
+        """Every key that a hook may have read; those of the call where no others can be read."""
         response = self.result.response
-        keys = self.used_keys or (response.secret_text if response is not None else None)
+        given = response.secret_text if response is not None else None
+        own = self.used_keys | {given} if given else self.used_keys
+        try:
+            return own | await keys_of_site(self.route.datasette)
+        except (Exception, asyncio.CancelledError):  # the end of the call comes, whatever happens
+            return own
+
+    def _note_hook(self, plugin: str, error: BaseException, keys: Keys) -> str:
+        """Tell the caller, by a note, and the administrator which plugin's context raised."""
         failures = instance.of(self.route.datasette, HookFailures)
-        failures.note("llm_prompt_context", plugin, error, keys)
+        line = failures.note("llm_prompt_context", plugin, error, keys)
         note = f"Raised by llm_prompt_context of plugin {plugin!r}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
+        return line
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error

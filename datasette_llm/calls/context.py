@@ -6,7 +6,7 @@ from typing import Any
 
 from ..access.keys import KeyName, find_key, find_named_key
 from ..access.secrets import registered_secrets
-from .prompt_result import PromptResult
+from .prompt_result import CallbackOwners, PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
 from .task import SupervisedTask
@@ -18,6 +18,7 @@ class CallContext(SupervisedTask):
     Attributes:
         model: the model that was asked for.
         route: its route.
+        owners: whose the callbacks of the result are.
         result: what the contexts of the hooks know of the call.
         row_id: of the request that its newest response comes from; None before the first.
         awaits_permit: whether its request waits for a concurrency limit.
@@ -30,7 +31,8 @@ class CallContext(SupervisedTask):
         self.route: Route = model.route
         # The route knows it by a protocol, since groups stand above routes.
         group: Any = model.route.group
-        self.result = PromptResult(model.purpose, model.actor, group, is_chain)
+        self.owners = CallbackOwners()
+        self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners)
         self.row_id: str | None = None
         self.awaits_permit = False
         self.used_keys: frozenset[str] = frozenset()

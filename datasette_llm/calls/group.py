@@ -13,10 +13,13 @@ from ulid import ULID
 
 from .. import instance
 from ..access.hook_failures import HookFailures
+from ..access.quoting import keys_of_site
 from ..errors import GroupClosedError, GroupError, HookError
 from ..hooks import dispatch
+from ..redaction import redact
 from .response import PromptResponse
 from .route import RoutedModel
+from .task import FATAL
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -197,17 +200,24 @@ class Group(Generic[_Model]):
             try:
                 await self._bounded(asyncio.create_task(work()), plugin)
             except asyncio.CancelledError as error:
-                failure: Exception = dispatch.not_ours(
-                    error, f"llm_group_exit of plugin {plugin!r}"
-                )
-            except Exception as error:
-                failure = error
-                failure.add_note(f"Raised by llm_group_exit of plugin {plugin!r}")
-            else:
-                continue
-            errors.append(failure)
-            instance.of(self._datasette, HookFailures).note("llm_group_exit", plugin, failure)
+                who = f"llm_group_exit of plugin {plugin!r}"
+                errors.append(await self._noted(plugin, dispatch.not_ours(error, who)))
+            except FATAL:
+                raise
+            except BaseException as error:  # third-party code, also a panic of a library in Rust
+                errors.append(await self._noted(plugin, error))
         return errors
+
+    async def _noted(self, plugin: str, error: BaseException) -> Exception:
+        """What a hook raised, for the caller, after it is noted."""
+        keys = await keys_of_site(self._datasette)
+        who = f"llm_group_exit of plugin {plugin!r}"
+        failure = redact(error, keys)
+        if not isinstance(failure, Exception):
+            failure = HookError(f"{who} raised {failure!r}", "llm_group_exit", plugin)
+        failure.add_note(f"Raised by {who}")
+        instance.of(self._datasette, HookFailures).note("llm_group_exit", plugin, failure, keys)
+        return failure
 
     async def _bounded(self, hook: asyncio.Task[object], plugin: str) -> None:
         """Wait for a hook; only for a while once the caller was cancelled."""

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ..errors import HookError, ResponseCancelledError
-from .prompt_result import Factory, PromptResult
+from .prompt_result import CallbackOwners, Factory, PromptResult
 from .task import contained, opening
 
 
@@ -68,7 +68,10 @@ class Contexts:
         self._opening: str | None = None
 
     async def open(
-        self, hooks: Iterable[tuple[str, Callable[[], Any]]], result: PromptResult
+        self,
+        hooks: Iterable[tuple[str, Callable[[], Any]]],
+        result: PromptResult,
+        owners: CallbackOwners,
     ) -> None:
         """Ask every hook for a context, then enter them; those entered stay open if one raises.
 
@@ -82,13 +85,13 @@ class Contexts:
             if factory is not None:
                 factories.append((plugin, factory))
         for number, (plugin, factory) in enumerate(factories):
-            self._opening = plugin
+            self._opening = owners.plugin = plugin
             opening.set(number)
             context = await make_context(plugin, factory, result)
             await context.__aenter__()
             self._opened.append((plugin, context))
         opening.set(None)
-        self._opening = None
+        self._opening = owners.plugin = None
 
     def refused_by(self, timed_out: Set[int]) -> str | None:
         """The plugin that kept the contexts from opening; None once all are open.
@@ -150,10 +153,10 @@ class Contexts:
         """The error of the call for what a context raised."""
         if isinstance(raised, asyncio.CancelledError) and timed_out:
             return self.ended_by_timeout(raised)
-        return contained(
-            raised,
-            f"llm_prompt_context of plugin {plugin!r} did not finish its cleanup in time",
-        )
+        task = asyncio.current_task()
+        cut_short = isinstance(raised, asyncio.CancelledError) and task and task.cancelling()
+        what = "did not finish its cleanup in time" if cut_short else f"raised {raised!r}"
+        return contained(raised, f"llm_prompt_context of plugin {plugin!r} {what}")
 
     def _outcome(
         self,

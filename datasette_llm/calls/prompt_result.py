@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..events import FinishReason
@@ -14,6 +16,29 @@ if TYPE_CHECKING:
 
 
 Factory = Callable[["PromptResult"], AbstractAsyncContextManager[object]]
+
+
+class CallbackOwners:
+    """Whose the callbacks of a call are.
+
+    Attributes:
+        plugin: the one whose context is being opened, or None.
+        failures: what callbacks raised, with their plugins.
+    """
+
+    def __init__(self) -> None:
+        self.plugin: str | None = None
+        self.failures: list[tuple[str, BaseException]] = []
+
+    async def call(self, callback: DoneCallback, plugin: str, response: PromptResponse) -> None:
+        """Call a callback, and note whose it is if it fails."""
+        try:
+            outcome = callback(response)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception as error:  # the plugin's
+            self.failures.append((plugin, error))
+            raise
 
 
 class PromptResult:
@@ -35,6 +60,7 @@ class PromptResult:
         actor: Mapping[str, Any] | None,
         group: Group[Any] | None,
         is_chain: bool,
+        owners: CallbackOwners | None = None,
     ) -> None:
         self.responses: list[PromptResponse] = []
         self.purpose = purpose
@@ -42,6 +68,7 @@ class PromptResult:
         self.group = group
         self.is_chain = is_chain
         self.chain_complete = False
+        self._owners = owners or CallbackOwners()
         self._callbacks: list[DoneCallback] = []
 
     @property
@@ -65,6 +92,8 @@ class PromptResult:
             Exception: the first error of the callback, after it was called for every
                 response that was complete.
         """
+        if self._owners.plugin is not None:
+            callback = partial(self._owners.call, callback, self._owners.plugin)
         self._callbacks.append(callback)
         errors: list[Exception] = []
         for response in list(self.responses):

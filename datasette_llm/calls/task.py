@@ -207,7 +207,11 @@ class SupervisedTask:
             return contained(raised, f"The call was ended by {type(raised).__name__}")
         if self.timed_out:
             return ResponseCancelledError("A plugin's timeout ended the call")
-        return ResponseCancelledError("The event loop cancelled the call")
+        if self._task is not None and self._task.cancelling():
+            return ResponseCancelledError("The event loop cancelled the call")
+        return ResponseCancelledError(
+            "The call was cancelled from inside: it awaited something that was"
+        )
 
     def _cause(
         self,

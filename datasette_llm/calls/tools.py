@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import llm
 
+from ..errors import HookError
 from ..hooks import dispatch
 from ..providers.threads import SerialThread
 
@@ -92,8 +93,10 @@ def _in_loop(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 async def _uncancelled(work: Awaitable[Any], name: str) -> Any:
-    """Await what a tool does; if it was cancelled from inside, that is an error of the tool."""
+    """Await what a tool does; its own cancellation or `sys.exit()` is an error of the tool."""
     try:
         return await work
+    except SystemExit as error:
+        raise HookError(f"Tool {name!r} raised SystemExit: {error}") from error
     except asyncio.CancelledError as error:
         raise dispatch.not_ours(error, f"Tool {name!r}") from error

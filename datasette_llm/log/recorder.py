@@ -38,6 +38,7 @@ _FINISH = (
     f"update llm_calls set {', '.join(f'{name} = :{name}' for name in FINISHED_COLUMNS)} "
     "where id = :id"
 )
+_HOOK_FAILED = "update llm_calls set hook_error = :hook_error where id = :id and hook_error is null"
 
 
 class Recorder:
@@ -98,6 +99,15 @@ class Recorder:
         if not started.waited_s:
             row["finished_at"] = row["started_at"]
         self.writer.later((_INSERT_WHOLE, row), row_bytes(row))
+
+    def hook_failed(self, request_id: str, what: str) -> None:
+        """Record that a hook failed after a request had ended, soon.
+
+        Args:
+            request_id: the id of its row.
+            what: the hook, its plugin and what it raised, without keys.
+        """
+        self.writer.later((_HOOK_FAILED, storable({"id": request_id, "hook_error": what})))
 
     async def close(self) -> None:
         """Write what is still to be written; no more calls will come."""

@@ -73,6 +73,7 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
         "price_source": None,
         "finish_reason": request.finish_reason and str(request.finish_reason),
         "failure_kind": request.failure_kind,
+        "hook_error": None,  # comes later
     }
 
 

@@ -1,9 +1,9 @@
 """The tables of the call log, in Datasette's internal database.
 
 `llm_calls` has one row for each request to a provider. Its first part is written when the
-request starts and its second when it ends; triggers refuse every other change. Only retention
-deletes rows: a row of `llm_log_removals` says below which id, and the trigger that accepts it
-deletes them.
+request starts and its second when it ends; a hook that fails after that is named in `hook_error`,
+once. Triggers refuse every other change. Only retention deletes rows: a row of `llm_log_removals`
+says below which id, and the trigger that accepts it deletes them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ FINISHED_COLUMNS = (
     "price_source",
     "finish_reason",
     "failure_kind",
+    "hook_error",
 )
+
+_HOOK_ERROR = FINISHED_COLUMNS.index("hook_error")  # migrations know the columns before it
 
 # The rows that retention may remove: a running call stays as long as its session.
 REMOVABLE = "(outcome is not null or session_id not in (select id from llm_log_sessions))"
@@ -219,9 +222,32 @@ def m003_reasons(db: Database) -> None:
 
 
 @migrations()
-def m004_strict(db: Database) -> None:
+def m004_hook_error(db: Database) -> None:
+    """What a hook raised after the request had ended, which is added to a row that is finished."""
+    begun = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    ended = " or ".join(f"new.{name} is not old.{name}" for name in FINISHED_COLUMNS[:_HOOK_ERROR])
+    for statement in (
+        "alter table llm_calls add column hook_error text",
+        "drop trigger llm_calls_update",
+        f"""
+        create trigger llm_calls_update before update on llm_calls
+        when new.outcome is null or {begun}
+            or old.outcome is not null and (
+                old.hook_error is not null or {ended}
+                or coalesce(new.hook_error, '') not like 'llm_prompt_context of plugin %'
+            )
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+    ):
+        db.execute(statement)
+
+
+@migrations()
+def m005_strict(db: Database) -> None:
     """A removal is checked, and removes by itself; a call is lost only with its session."""
     changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    finished = FINISHED_COLUMNS[:_HOOK_ERROR]
+    ended = " or ".join(f"new.{name} is not old.{name}" for name in finished)
     below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
     clock_ms = "cast(round((julianday('now') - 2440587.5) * 86400000) as integer)"
     digits = " || ".join(
@@ -234,9 +260,13 @@ def m004_strict(db: Database) -> None:
         "drop trigger llm_calls_update",
         f"""
         create trigger llm_calls_update before update on llm_calls
-        when old.outcome is not null or new.outcome is null or {changed} or (
-            new.outcome = 'lost' and old.session_id in (select id from llm_log_sessions)
-        )
+        when new.outcome is null or {changed}
+            or old.outcome is null and new.outcome = 'lost'
+                and old.session_id in (select id from llm_log_sessions)
+            or old.outcome is not null and (
+                old.hook_error is not null or {ended}
+                or coalesce(new.hook_error, '') not like 'llm_prompt_context of plugin %'
+            )
         begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
         """,
         "drop trigger llm_calls_delete",

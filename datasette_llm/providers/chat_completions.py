@@ -210,11 +210,10 @@ async def _read(
             broken = _broken_off(broken)
     except (openai.APIError, ProviderError) as error:
         broken, stray = error, ""
-    if not reader.is_complete:
-        if stray:
-            raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
-        if broken is not None:
-            raise broken  # outside `except`, since the context would hold the key
+    if not reader.is_complete and stray:
+        raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
+    if broken is not None and not reader.is_over:
+        raise broken  # outside `except`, since the context would hold the key
     for event in reader.finish(gives_reasons=target.learned.gives_reasons):
         yield event
     if reader.finish_reason is not None:

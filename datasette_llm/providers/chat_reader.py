@@ -14,6 +14,7 @@ from llm.parts import StreamEvent
 from llm.utils import simplify_usage_dict
 
 from ..errors import IncompleteAnswerError
+from ..redaction import cut
 from ..sanitize import count
 from .finish_reasons import words_of
 from .server_errors import Place, error_in, failed_answer, reason_of
@@ -143,7 +144,7 @@ class ChatReader:
         self.finish_reason = reason
         if _is_broken(reason):
             told = reason_of(given) if isinstance(given, Mapping) else ""
-            cause = f'the finish_reason "{reason[:_MAX_REASON_CHARS]}"' + (told and f": {told}")
+            cause = f'the finish_reason "{cut(reason, _MAX_REASON_CHARS)}"' + (told and f": {told}")
             raise IncompleteAnswerError(
                 f"The answer broke off: the server gave up, with {cause}"
                 if self.said_something

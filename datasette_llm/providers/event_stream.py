@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ProviderError
+from ..redaction import cut
 
 # An event, or a whole answer, with pictures for example; a longer one is refused unread.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -209,7 +210,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        shown = text if len(text) <= MAX_QUOTED_CHARS else text[:MAX_QUOTED_CHARS] + "…"
+        shown = cut(text, MAX_QUOTED_CHARS)
         raise ProviderError(
             f"The server sent an event that is no JSON: {shown}", kind="bad_answer", body=text
         ) from None

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -60,7 +61,7 @@ def load_plugins() -> list[str]:
     with without_garbage_collection():
         try:
             llm.plugins.load_plugins()
-        except (Exception, SystemExit) as error:  # a plugin's import may raise anything
+        except BaseException as error:  # a plugin's import may raise anything, in this thread
             _unloadable.append(f"An llm plugin cannot be loaded: {_described(error)}")
         # llm loads its own plugins last.
         if not llm.plugins.pm.has_plugin(llm.plugins.DEFAULT_PLUGINS[-1]):
@@ -94,8 +95,10 @@ def registered_models(problems: list[str], connections: Connections) -> list[Reg
     arguments = {"register": register, "model_aliases": registered}
     for implementation in reversed(llm.plugins.pm.hook.register_models.get_hookimpls()):
         try:
-            implementation.function(*[arguments[name] for name in implementation.argnames])
-        except (Exception, SystemExit) as error:
+            _refuse_unrun(
+                implementation.function(*[arguments[name] for name in implementation.argnames])
+            )
+        except BaseException as error:  # also a panic of a library in Rust
             problems.append(
                 f"llm plugin {implementation.plugin_name!r} failed while listing its models: "
                 f"{_described(error)}"
@@ -165,18 +168,25 @@ def user_folder(problems: list[str] | None = None) -> Path | None:
     return folder
 
 
+def _refuse_unrun(answer: object) -> None:
+    """Refuse what an async function or a generator returns, which nothing runs."""
+    if inspect.iscoroutine(answer) or inspect.isgenerator(answer):
+        answer.close()
+        raise TypeError("its register_models is async or has a yield, and llm does not run it")
+
+
 def _load_each() -> Iterator[str]:
     """Load every plugin that is not loaded yet; one sentence for each that cannot be."""
     for name in _entry_points():
         try:
             llm.plugins.pm.load_setuptools_entrypoints("llm", name)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             yield f"llm plugin {name!r} cannot be loaded: {_described(error)}"
     for module in llm.plugins.DEFAULT_PLUGINS:
         try:
             if not llm.plugins.pm.has_plugin(module):
                 llm.plugins.pm.register(importlib.import_module(module), module)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             yield f"llm plugin {module!r} cannot be loaded: {_described(error)}"
 
 

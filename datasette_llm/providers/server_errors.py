@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from ..redaction import cut
+from ..sanitize import well_formed
 from .exceptions import causes
 
 MAX_REASON_CHARS = 500
@@ -44,14 +46,11 @@ _TITLE = re.compile(r"<(title|h1)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
 _UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _SILENT: Mapping[type[Exception], str] = {httpx2.ConnectTimeout: "it did not answer in time"}
-# What a reason must not be cut within: half of a key would not be known for one.
-_CUT_WORD = re.compile(r"[\w.~+/=-]*\Z", re.ASCII)
-# So many different characters are no key yet.
-_PLAIN_CHARS = 8
 
 # The likely mistake behind a reason.
 _TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long"
+    r"context.{0,20}(length|window|size)|maximum context|prompt is too long"
+    r"|too many tokens(?!, please wait)"
     r"|exceeds? .{0,30}(context|token)|context_length_exceeded",
     re.IGNORECASE,
 )
@@ -226,9 +225,17 @@ def error_in(event: Mapping[str, Any]) -> str | None:
     if event.get("choices") is not None:
         return None
     says_error = event.get("object") == "error" or event.get("type") == "error"
-    if says_error or event.get("detail") or event.get("errors"):
+    if says_error or event.get("detail") or event.get("errors") or _has_code(event):
         return reason_of(event) or "it gave no reason"
     return None
+
+
+def _has_code(event: Mapping[str, Any]) -> bool:
+    """Whether an event without an answer has the code of an error, as Alibaba's and MiniMax's."""
+    code, base = event.get("code"), event.get("base_resp")
+    if isinstance(base, Mapping) and base.get("status_code"):
+        return True
+    return isinstance(code, str) and code[:1].isalpha() and code.lower() not in ("success", "ok")
 
 
 def body_of(body: bytes) -> Any:
@@ -306,13 +313,7 @@ def _reason(value: object, level: int) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
-    if len(text) <= MAX_REASON_CHARS:
-        return text
-    cut = text[: MAX_REASON_CHARS - 1]
-    found = _CUT_WORD.search(cut)
-    word = found[0] if found else ""
-    return (cut.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else cut) + "…"
+    return cut(" ".join(well_formed(text).split()), MAX_REASON_CHARS)
 
 
 def _as_it_is(value: object) -> str:

@@ -52,10 +52,10 @@ def _in_loop(work: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[
 
 
 def _raisable(error: BaseException) -> BaseException:
-    """An exception that futures and iterators can hand on; StopIteration would look like an end."""
-    if not isinstance(error, StopIteration | StopAsyncIteration):
+    """An exception that futures and iterators can hand on; the others would look like an end."""
+    if not isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
         return error
-    raisable = RuntimeError(f"The iteration raised {type(error).__name__}")
+    raisable = RuntimeError(f"The work raised {type(error).__name__}")
     raisable.__cause__ = error
     return raisable
 
@@ -102,8 +102,9 @@ class SerialThread:
 
 
 def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:
-    with _event_loop():
+    with _event_loop() as loop:
         while (run := queue.get()) is not None:
+            asyncio.set_event_loop(loop)  # again, since asyncio.run() takes it away
             run()
             del run  # which holds on to a chain while the thread waits
 
@@ -136,12 +137,12 @@ class _LazyLoop(asyncio.SelectorEventLoop):
 
 
 @contextlib.contextmanager
-def _event_loop() -> Iterator[None]:
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop for this thread, for plugins that call `asyncio.get_event_loop()`."""
     loop = _LazyLoop()
     asyncio.set_event_loop(loop)
     try:
-        yield
+        yield loop
     finally:
         asyncio.set_event_loop(None)
         with contextlib.suppress(Exception):  # a plugin may have left it running

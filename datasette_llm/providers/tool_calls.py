@@ -16,6 +16,7 @@ from llm.parts import StreamEvent
 
 from ..errors import ProviderError
 from ..events import FinishReason
+from ..redaction import cut
 from ..sanitize import new_id
 from .finish_reasons import finish_reason_of
 
@@ -32,11 +33,19 @@ class _Call:
     given_id: str
     id: str
     name: str = ""
-    arguments: str = ""
+    pieces: list[str] = field(default_factory=list)  # of its arguments; the first is not blank
     extra: Any = None
     named: bool = False  # whether the event with its name was given out
-    streamed: int = 0  # characters of its arguments that were given out
-    value: dict[str, Any] | None = field(default=None)
+    streamed: int = 0  # pieces that were given out
+    value: dict[str, Any] | None = None
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    def has(self, *texts: str) -> bool:
+        """Whether one of these is all of its arguments; of many pieces without joining them."""
+        return len(self.pieces) <= max(map(len, texts)) and self.arguments in texts
 
     def is_whole(self) -> bool:
         """Whether its arguments are complete JSON; the next piece may be of another call."""
@@ -153,7 +162,7 @@ def _is_repeated(call: _Call, piece: Mapping[str, Any]) -> bool:
     """Whether a piece tells the whole call once more, as some servers do at the end."""
     text = _arguments_in(piece)
     same = bool(text) and bool(call.given_id) and piece.get("id") == call.given_id
-    return same and text == call.arguments and call.is_whole()
+    return same and call.has(text) and call.is_whole()
 
 
 def _is_cut(reason: str | None) -> bool:
@@ -169,9 +178,10 @@ def _extend(call: _Call, piece: Mapping[str, Any]) -> None:
         call.given_id = given_id
     if isinstance(name, str) and name:
         call.name = name
-    if call.arguments in ("{}", "null") and text.startswith("{"):
-        call.arguments = ""  # gateways to Bedrock and Anthropic begin with an empty object
-    call.arguments += text
+    if text.startswith("{") and call.has("{}", "null"):
+        call.pieces.clear()  # gateways to Bedrock and Anthropic begin with an empty object
+    if text and (call.pieces or not text.isspace()):
+        call.pieces.append(text)
     if piece.get(EXTRA) is not None:
         call.extra = piece[EXTRA]
 
@@ -195,9 +205,9 @@ def _new_events(call: _Call) -> Iterator[StreamEvent]:
     if not call.named:
         call.named = True
         yield StreamEvent(type="tool_call_name", chunk=call.name, tool_call_id=call.id)
-    begun = call.arguments.lstrip().startswith("{") and call.arguments != "{}"
-    if begun and len(call.arguments) > call.streamed:
-        yield _arguments_event(call, call.arguments[call.streamed :])
+    is_object = bool(call.pieces) and call.pieces[0].lstrip().startswith("{")
+    if is_object and len(call.pieces) > call.streamed and not call.has("{}"):
+        yield _arguments_event(call, "".join(call.pieces[call.streamed :]))
 
 
 def _last_events(call: _Call) -> Iterator[StreamEvent]:
@@ -214,7 +224,7 @@ def _last_events(call: _Call) -> Iterator[StreamEvent]:
 
 
 def _arguments_event(call: _Call, text: str) -> StreamEvent:
-    call.streamed += len(text)
+    call.streamed = len(call.pieces)
     return StreamEvent(type="tool_call_args", chunk=text, tool_call_id=call.id)
 
 
@@ -246,8 +256,8 @@ def _unusable(call: _Call, what: str, reason: str | None) -> ProviderError:
     cause = f'the answer ended with the finish_reason "{reason}"' if reason else "it was cut off"
     if reason == "length":
         cause += ", so max_tokens or the context of the model was too small"
-    tool = f"of the tool {call.name!r}" if call.name else "of a tool"
+    tool = f"of the tool {cut(call.name, 100)!r}" if call.name else "of a tool"
     return ProviderError(
-        f"A call {tool} {what}, and was not run: {cause}. It began: {call.arguments[:100]!r}",
+        f"A call {tool} {what}, and was not run: {cause}. It began: {cut(call.arguments, 100)!r}",
         kind="bad_answer",
     )

@@ -23,9 +23,13 @@ MAX_PROBLEMS = 20
 _START = re.compile(r'\{(?=\s*["}])|\[(?=\s*[\[{])')
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\]]', re.DOTALL)
 
-# Reasoning that a server has left in the text: of DeepSeek and Qwen, of Mistral, of Kimi.
+# Reasoning that a server has left in the text: of DeepSeek and Qwen, of Mistral, of Kimi, of Seed,
+# of Cohere and OpenThinker, as prompts ask for it; and gpt-oss, whose last channel is the answer.
 _TAG = re.compile(
-    r"[<\[◁](/?)(?:think|thinking|thought|reasoning)\b[^<>\[\]◁▷]*[>\]▷]", re.IGNORECASE
+    r"[<\[◁][|\s]*(?P<ends>/|end_(?:of_)?)?\s*(?:start_|begin_of_|seed:)?"
+    r"(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)\b[^<>\[\]◁▷]*[>\]▷]"
+    r"|(?P<answers><\|channel\|>final\b[^{}]{0,80}?<\|message\|>)",
+    re.IGNORECASE,
 )
 # An object or a list that begins a line.
 _LINE = re.compile(r"^[{\[]", re.MULTILINE)
@@ -93,11 +97,12 @@ def _without_reasoning(text: str) -> tuple[str, bool]:
     kept: list[str] = []
     position, inside = 0, False
     for tag in _TAG.finditer(text):
-        if not tag[1] and not inside:
+        ends = bool(tag["ends"] or tag["answers"])
+        if not ends and not inside:
             kept.append(text[position : tag.start()])
-        elif tag[1] and not inside:
+        elif ends and not inside:
             kept.clear()  # the opening tag was in the prompt
-        inside = not tag[1]
+        inside = not ends
         position = tag.end()
     if not position:
         return text, False

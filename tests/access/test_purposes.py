@@ -1,5 +1,6 @@
 """Purposes: what plugins use models for."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -146,6 +147,17 @@ def test_e1_purposes_are_a_list(make_datasette, plugin) -> None:
     assert isinstance(purposes, list)
     assert [purpose.name for purpose in purposes] == ["sql", "chat"]
     assert (len(purposes), purposes[0]) == (2, Purpose("sql"))
+
+
+@pytest.mark.parametrize("read", [lambda found: found[0], lambda found: found[:1]])
+async def test_e1_list_left_behind_warns_too(make_datasette, plugin, caplog, read: Any) -> None:
+    plugin(Registers([Purpose("sql")]))
+    plugin(RegistersLater([Purpose("chat")]), name="talks")
+
+    read(get_purposes(make_datasette()))
+    gc.collect()
+
+    assert [record.message.endswith("'talks'") for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("read", [list, len, lambda found: found == []])

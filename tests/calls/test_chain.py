@@ -436,7 +436,9 @@ async def test_h8_a_chains_cleanup_is_bounded(when, model_of, plugin, monkeypatc
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    # The name of the hook is on its way into the log.
+    assert {each.get_name() for each in left} <= {"datasette-llm call log"}
 
 
 async def test_c4_a_chain_goes_on_for_its_slower_reader(model_of):

@@ -12,6 +12,7 @@ from datasette_llm import (
     LLM,
     GroupClosedError,
     GroupError,
+    HookError,
     LLMError,
     ResponseCancelledError,
     instance,
@@ -383,6 +384,21 @@ async def test_g4_exit_hook_cancelled_from_inside(group_of, plugin):
     plugin(ExitHook("first", awaits_a_cancelled_task))
     _, group = group_of(["a"])
     with pytest.raises(LLMError, match="cancelled from inside"):
+        async with group as model:
+            await model.prompt("x")
+    assert other.groups == [group]
+
+
+async def test_g4_exit_hook_that_panics(group_of, plugin):
+    """What `except Exception` misses, as a library in Rust raises it, stops no other hook."""
+
+    async def panics(group):
+        raise BaseException("panicked")
+
+    other = plugin(ExitHook("other"))
+    plugin(ExitHook("first", panics))
+    _, group = group_of(["a"])
+    with pytest.raises(HookError, match="panicked"):
         async with group as model:
             await model.prompt("x")
     assert other.groups == [group]

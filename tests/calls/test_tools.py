@@ -176,7 +176,14 @@ async def test_e5_pause_leaves_later_tools_unrun(model_of):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no such table"), StopIteration("end"), asyncio.CancelledError()]
+    "error",
+    [
+        ValueError("no such table"),
+        StopIteration("end"),
+        asyncio.CancelledError(),
+        GeneratorExit(),
+        SystemExit(2),
+    ],
 )
 async def test_e5_error_of_a_sync_tool_is_told(error, model_of):
     """The model is told, as llm does; the chain goes on."""

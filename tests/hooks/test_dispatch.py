@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -494,6 +495,34 @@ async def test_e2_context_error_is_kept_and_named(datasette: Datasette, plugin, 
     (warning,) = instance.of(datasette, HookFailures).warnings()
     assert warning.startswith(said)
     assert warning.endswith(", 2 times since the start)")
+
+
+@pytest.mark.parametrize("when", ["before", "after", "at the exit"])
+async def test_e7_keys_in_errors_of_hooks(
+    datasette: Datasette, plugin, caplog, llm_folder: Path, when: str
+) -> None:
+    """A hook may have read any key of the site; its error has none, wherever it is told."""
+    (llm_folder / "keys.json").write_text('{"prices": "sk-of-the-site"}')
+    refusal = ValueError("No prices with sk-of-the-site")
+
+    @asynccontextmanager
+    async def context(result: Any) -> AsyncIterator[None]:
+        if when == "before":
+            raise refusal
+        yield
+        raise refusal
+
+    exits = broken("llm_group_exit", refusal)
+    plugin(exits if when == "at the exit" else module_with("llm_prompt_context", lambda: context))
+
+    with pytest.raises(ValueError, match="No prices with") as raised:
+        async with LLM(datasette).group() as model:
+            await (await model.prompt("hi")).text()
+
+    rows = await flushed_rows(datasette)
+    warnings = instance.of(datasette, HookFailures).warnings()
+    assert "sk-of-the-site" not in f"{raised.value!r} {rows} {warnings} {caplog.text}"
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("hook", ["llm_prompt_context", "llm_group_exit"])

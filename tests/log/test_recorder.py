@@ -33,6 +33,7 @@ from datasette_llm import (
     ResponseCancelledError,
     instance,
 )
+from datasette_llm.access.hook_failures import HookFailures
 from datasette_llm.calls.call import RunningCalls
 from datasette_llm.calls.limiter import LimiterRegistry
 from datasette_llm.console.probe import probe_model
@@ -116,7 +117,7 @@ def audit(path):
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("""
             create table audit (id text);
-            create trigger audit after update on llm_calls
+            create trigger audit after update of outcome on llm_calls
             begin insert into audit values (new.id); end;
         """)
 
@@ -798,6 +799,54 @@ async def test_w7_row_has_model_of_the_server(logged, recorded, name):
     await prompted(model)
     (row,) = await recorded(datasette)
     assert (row["model_id"], row["resolved_model"]) == ("scripted", name)
+
+
+# H9: a hook that fails after a good answer is named
+
+
+class Settles:
+    """Fails in a callback, in place of the code after its `yield`."""
+
+    @hookimpl
+    def llm_prompt_context(self):
+        @asynccontextmanager
+        async def context(result):
+            await result.on_response_done(raises(RuntimeError("no callback")))
+            yield
+
+        return context
+
+
+@pytest.mark.parametrize("chained", [False, True])
+async def test_h9_row_is_ok_and_names_the_hook(chained, logged, recorded, plugin):
+    plugin(Settles(), name="settles")
+    plugin(Observer("budget", after=raises(ValueError("no settling"))), name="budget")
+    datasette, _, model = await logged(["a"])
+
+    with pytest.raises(ValueError, match="no settling") as raised:
+        await (model.chain("x").text() if chained else prompted(model))
+
+    assert raised.value.__notes__[-1] == "Raised by llm_prompt_context of plugin 'budget'"
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], row["error_type"]) == ("ok", None)
+    assert row["hook_error"] == (
+        "llm_prompt_context of plugin 'settles' raised RuntimeError: no callback. "
+        "llm_prompt_context of plugin 'budget' raised ValueError: no settling"
+    )
+
+
+async def test_h9_failing_callback_is_named(logged, recorded, plugin):
+    plugin(Settles(), name="settles")
+    datasette, _, model = await logged(["a"])
+
+    with pytest.raises(RuntimeError, match="no callback") as raised:
+        await prompted(model)
+
+    assert raised.value.__notes__ == ["Raised by llm_prompt_context of plugin 'settles'"]
+    [warning] = instance.of(datasette, HookFailures).warnings()
+    assert "plugin 'settles' raised RuntimeError: no callback" in warning
+    (row,) = await recorded(datasette)
+    assert (row["outcome"], "'settles'" in row["hook_error"]) == ("ok", True)
 
 
 # L2: what was blocked is recorded too, with what blocked it

@@ -32,7 +32,7 @@ ANA = {"id": "ana"}
 # In the order of their ids, which begin with a time of 2026.
 OLD = [f"01kbc{number}0000000000000000000z" for number in range(3)]
 NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms")
-NEW_AT_THE_END = ("finish_reason", "failure_kind")
+NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error")
 OLD_COLUMNS = tuple(
     name
     for name in (*schema.STARTED_COLUMNS, *schema.FINISHED_COLUMNS)
@@ -88,7 +88,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     assert len(before) == 3
     assert rows_of(connection) == before
     sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, None, None, None, None)] * 3
+    assert connection.execute(sql).fetchall() == [(1, *[None] * 5)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 
@@ -142,6 +142,17 @@ def test_w3_end_of_a_call_has_reason_and_kind(migrated: Any) -> None:
     assert connection.execute(end).rowcount == 2
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute("update llm_calls set failure_kind = null")
+
+
+def test_h9_hook_error_comes_later_and_once(migrated: Any) -> None:
+    connection, before = migrated
+    added = "llm_prompt_context of plugin 'budget' raised ValueError: no settling"
+    sql = "update llm_calls set hook_error = ? where id = ?"
+    assert connection.execute(sql, (added, OLD[0])).rowcount == 1
+    assert rows_of(connection) == before
+    for text in (added, None):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(sql, (text, OLD[0]))
 
 
 def test_retention_removes_old_and_new_rows(migrated: Any) -> None:
@@ -443,7 +454,7 @@ def test_s1_large_log_is_migrated_at_once(released: Path) -> None:
 
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             migrate(connection)
-            connection.execute("delete from _sqlite_migrations where name = 'm004_strict'")
+            connection.execute("delete from _sqlite_migrations where name = 'm005_strict'")
             connection.execute("drop trigger llm_log_removals_remove")
             connection.set_progress_handler(step, 1)
             migrate(connection)

@@ -272,13 +272,8 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    assert applied == [
-        "m001_record",
-        "m002_attempts",
-        "m003_reasons",
-        "m004_strict",
-        "m999_tomorrow",
-    ]
+    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error", "m005_strict"]
+    assert applied == [*ours, "m999_tomorrow"]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):
@@ -663,8 +658,9 @@ async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
         assert log._content_bytes < 10_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
-    assert contents_of(path)[0] == 0
-    assert sum(contents_of(path)) == 0
+    left = contents_of(path)
+    assert left[0] == 0
+    assert sum(left) in (0, 2)  # one that is just being written cannot be dropped
 
 
 @pytest.mark.usefixtures("impatient")

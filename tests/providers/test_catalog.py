@@ -185,6 +185,31 @@ async def test_invalid_registration_is_a_warning(
     assert "llm plugin 'llm-nonsense'" in caplog.text
 
 
+async def later(register: Callable[..., None]) -> None:
+    register(SyncModel("late"))
+
+
+def in_steps(register: Callable[..., None]) -> Iterator[None]:
+    yield register(SyncModel("late"))
+
+
+@pytest.mark.parametrize("register_models", [later, in_steps])
+async def test_e2_listing_that_is_not_run_is_told(
+    make_datasette, llm_plugin, caplog: pytest.LogCaptureFixture, register_models: Any
+) -> None:
+    """llm runs no coroutine and no generator, so their models would be missing without a word."""
+
+    class Late:
+        pass
+
+    Late.register_models = staticmethod(llm.hookimpl(register_models))  # type: ignore[attr-defined]
+    llm_plugin(Late(), name="llm-late")
+
+    await LLM(make_datasette()).models()
+    assert "llm plugin 'llm-late' failed while listing its models: TypeError: " in caplog.text
+    assert "is async or has a yield" in caplog.text
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -715,6 +740,7 @@ asyncio.run(main())
         (True, "raise SystemExit(3)", None),
         (False, "a syntax error", "aaa,zzz,bbb"),
         (True, "import missing", "aaa,zzz,bbb"),
+        (False, "raise BaseException('panicked')", None),
     ],
 )
 def test_e2_unloadable_plugin_leaves_the_others(
@@ -795,7 +821,11 @@ async def test_id_that_is_another_models_alias(
     assert "cheap" not in [model.model_id for model in await blocked.models()]
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep")])
+class PanicError(BaseException):
+    """As what a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep"), PanicError("panicked")])
 async def test_plugin_that_exits_leaves_the_others(make_datasette, error: BaseException) -> None:
     class Ends:
         @llm.hookimpl

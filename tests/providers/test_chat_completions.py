@@ -194,6 +194,13 @@ async def test_w2_reason_with_every_part(reason, server, model):
     assert response.finish_reason == "length"
 
 
+async def test_w2_failure_after_a_part_with_a_reason(server, model):
+    """Of a server that gives a reason with every part, it may have been any part."""
+    server.play([sse(text("Hel", "stop"), text("lo", "stop"), {"error": "died"}, done=False)])
+    with pytest.raises(openai.APIError, match="broke off: died"):
+        await read(await model({"retries": 0}))
+
+
 async def test_w2_finished_answer_waits_less_than_idle(server, model):
     """A complete answer is no timeout."""
     server.play([HEAD, Raw(events(text(TEXT), STOP, done=False)), asyncio.Event()])

@@ -121,3 +121,9 @@ def test_long_event_is_read_in_linear_time():
 @pytest.mark.parametrize("mark", [b"[DONE]", b"  [DONE] ", b"[done]", b'"[DONE]"'])
 def test_w2_mark_of_the_end_in_any_spelling(mark):
     assert said(b'data: {"a": 1}\n\ndata:' + mark + b"\n\n") == [EVENT_A, DONE]
+
+
+def test_w4_no_half_of_a_key_is_left():
+    """Of a text that is quoted; it would not be taken out later."""
+    with pytest.raises(ProviderError, match=r"no JSON: no no .* no…$"):
+        frames(b"data: " + b"no " * 160 + b"sk-1234567890abcdefghijklmnop is no key\n\n")

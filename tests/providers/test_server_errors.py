@@ -64,6 +64,7 @@ def refused(body, status=422, place=HERE):
             {"error": {"message": "Provider failed", "metadata": {"raw": '{"error": "too big"}'}}},
             "Provider failed: too big",  # OpenRouter
         ),
+        ({"error": "no such \ud83d thing"}, "no such \ufffd thing"),
         (b"no such thing", "no such thing"),
         (b'"no such thing"', "no such thing"),
         (b"event: error\n", "event: error"),
@@ -166,6 +167,10 @@ def test_w4_litellm_without_database_refuses_a_key():
         ({"error": "out of memory", "choices": []}, "out of memory"),
         ({"object": "error", "message": "out of memory"}, "out of memory"),
         ({"type": "error", "error": {}}, "it gave no reason"),
+        ({"code": "InvalidApiKey", "message": "No such key"}, "No such key"),  # Alibaba
+        ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "login fail"),
+        ({"base_resp": {"status_code": 0, "status_msg": ""}, "code": "Success"}, None),
+        ({"choices": [], "base_resp": {"status_code": 1004}}, None),
         ({"detail": "out of memory"}, "out of memory"),
         ({"choices": [], "error": None}, None),
         ({"choices": [], "detail": "x"}, None),

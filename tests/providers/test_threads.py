@@ -70,6 +70,8 @@ async def test_e9_tools_have_an_event_loop_too() -> None:
 
     thread = SerialThread("a thread of the tests")
     assert await thread.run(work) == (False, 42, True)
+    await thread.run(lambda: asyncio.run(asyncio.sleep(0)))  # which takes away the loop
+    assert await thread.run(lambda: asyncio.get_event_loop().is_closed()) is False
     thread.close()
 
 
@@ -112,7 +114,7 @@ async def test_exceptions_reach_the_reader(error, when) -> None:
     await over.wait()
 
 
-@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
 async def test_stop_iteration_becomes_an_error(error) -> None:
     def work():
         raise error("odd")

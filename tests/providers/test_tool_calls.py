@@ -182,6 +182,13 @@ def test_w5_arguments_that_are_no_object(arguments):
         called([piece("count", arguments)])
 
 
+def test_w5_no_half_of_a_key_is_told():
+    arguments = '{"text": "' + "no " * 26 + "sk-1234567890abcdefghijklmnop"
+    with pytest.raises(ProviderError) as caught:
+        called([piece("count", arguments)], reason="length")
+    assert "sk-" not in str(caught.value)
+
+
 def test_w5_call_without_a_name_is_told():
     with pytest.raises(ProviderError, match="A call of a tool has no name"):
         called([piece(arguments="{}")])

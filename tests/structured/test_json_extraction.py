@@ -95,6 +95,16 @@ def test_what_is_not_one_whole_object_is_refused(answer, problem):
         ('<think>First {{"name": ..., then\n{tom}', "Tom"),
         ("<think></think>\n\n{tom}", "Tom"),
         ("{rex} <think>One</think> two</think>{tom}", "Tom"),
+        ("<|START_THINKING|>{rex}<|END_THINKING|><|START_RESPONSE|>{tom}", "Tom"),
+        ("<|begin_of_thought|>{rex}<|end_of_thought|>{tom}", "Tom"),
+        ("<seed:think>{rex}</seed:think>{tom}", "Tom"),
+        ("< think >{rex}</ think >{tom}", "Tom"),
+        ("<scratchpad>{rex}</scratchpad><answer>{tom}</answer>", "Tom"),
+        (
+            "<|channel|>analysis<|message|>{rex}<|end|><|start|>assistant"
+            "<|channel|>final<|constrain|>json<|message|>{tom}",
+            "Tom",
+        ),
         ('{{"name": "<think>Tim</think>"}}', "<think>Tim</think>"),
         ('{{"name": "</think>"}}', "</think>"),
         ('{{"name": "a <think> b"}}', "a <think> b"),

@@ -12,6 +12,7 @@ from datasette import Response
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
 from ...web import html_page
+from ..log.call_page import MAX_SHOWN_CHARS
 from ..navigation import ADVICE, section
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ async def render_consultation(
         "list_path": datasette.urls.path(ADVICE),
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
         "profile": _pretty(consultation["profile"]),
+        "most_chars": MAX_SHOWN_CHARS,
     }
     return await _render(datasette, request, "llm_consultation.html", context, status)
 

@@ -92,6 +92,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Finished", call["finished_at"] and f"{time(call['finished_at'])} UTC"),
         ("Error", call["error_type"]),
         ("Blocked by", call["blocked_by"]),
+        ("Failed afterwards", call["hook_error"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
         ("Token details", call["token_details"]),

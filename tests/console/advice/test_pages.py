@@ -12,6 +12,7 @@ from datasette.utils import tilde_encode
 
 from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
+from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
 from datasette_llm.consultant.advice import previews
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
@@ -173,6 +174,19 @@ async def test_s8_content_is_hidden_until_it_is_stored(start_site, register_mode
     seen = (await site.get(address)).json()
     assert seen["content_hidden"] is False
     assert "Pancakes" in json.dumps(seen["content"])
+
+
+async def test_s0_long_answer_is_cut_on_the_page(start_site, register_models):
+    long = "x" * (MAX_SHOWN_CHARS + 1_000)
+    register_models(ScriptedModel("scripted", [long]))
+    site = await start_site()
+    found = await site.ask()
+    page = (await site.get(f"{PATH}/{found['id']}")).text
+    assert len(page) < MAX_SHOWN_CHARS * 1.2 + 50_000
+    assert "1,000 more characters are in the" in page
+    assert (await site.get(f"{PATH}/{found['id']}.json")).json()["consultation"][
+        "raw_answer"
+    ] == long
 
 
 # The preview
