@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
+    from .consultant.advice.store import update
     from .lifecycle import start
 
-    return lambda: start(datasette)
+    async def run() -> None:
+        await start(datasette)
+        await update(datasette)
+
+    return run
 
 
 @hookimpl

@@ -287,9 +287,9 @@ def _actor_id(actor: Mapping[str, Any] | None, keys: Keys) -> str | None:
 
 
 def _details(details: object, keys: Keys) -> str:
-    text = as_json(details, keys)
+    text = as_json(details, keys, MAX_DETAILS_CHARS)
     if len(text) > MAX_DETAILS_CHARS:
-        return as_json(f"{len(text):,} characters, which is too much to keep", None)
+        return as_json(f"More than {MAX_DETAILS_CHARS:,} characters, too much to keep", None)
     return text
 
 

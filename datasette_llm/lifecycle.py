@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasette.utils.sqlite import sqlite3
 
@@ -67,8 +67,37 @@ async def stop(datasette: Datasette) -> None:
         async with asyncio.timeout(SHUTDOWN_S):
             for call in calls:
                 await call.closed.wait()
+    await instance.of(datasette, UnfinishedTasks).cancel()
     await Recorder.of(datasette).close()
     await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
+
+
+class UnfinishedTasks:
+    """Tasks that write something to the internal database at their end, also when cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Have the shutdown wait for the current task, as long as the block runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    async def cancel(self) -> None:
+        """Cancel them, and wait until they have written what they have to write."""
+        loop = asyncio.get_running_loop()
+        own = asyncio.current_task()
+        tasks = [each for each in self._tasks if each.get_loop() is loop and each is not own]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=SHUTDOWN_S)
 
 
 async def _open_log(datasette: Datasette) -> None:

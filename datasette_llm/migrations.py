@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from sqlite_utils import Database, Migrations
@@ -11,9 +12,11 @@ from .errors import NewerDatabaseError
 if TYPE_CHECKING:
     import sqlite3
 
+logger = logging.getLogger("datasette_llm")
 
-def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
-    """Apply the pending migrations.
+
+def migrate(connection: sqlite3.Connection, migrations: Migrations, *tables: str) -> None:
+    """Apply the pending migrations, and make tables again that somebody has dropped.
 
     The caller's write transaction keeps processes that start at the same time from applying
     them twice; no other transaction is opened around them.
@@ -21,6 +24,7 @@ def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
     Args:
         connection: a connection in a write transaction.
         migrations: the migrations of one part of datasette-llm.
+        tables: the names of its tables.
 
     Raises:
         NewerDatabaseError: a newer version of datasette-llm has changed the tables.
@@ -35,6 +39,25 @@ def migrate(connection: sqlite3.Connection, migrations: Migrations) -> None:
             f"{', '.join(unknown)}). Upgrade datasette-llm, or use another --internal database"
         )
     migrations.apply(db)
+    _restore(connection, migrations, tables)
+
+
+def _restore(
+    connection: sqlite3.Connection, migrations: Migrations, tables: tuple[str, ...]
+) -> None:
+    known = {name for (name,) in connection.execute("select name from sqlite_master")}
+    missing = [name for name in tables if name not in known]
+    if not missing:
+        return
+    fresh: Any = Database(memory=True)
+    migrations.apply(fresh)
+    sql = "select name, sql from sqlite_master where sql is not null order by rowid"
+    for name, statement in fresh.execute(sql).fetchall():
+        if name not in known:
+            connection.execute(statement)
+    logger.warning(
+        "Missing from the internal database, and made again without rows: %s", ", ".join(missing)
+    )
 
 
 def append_only(db: Database, table: str) -> None:

@@ -20,6 +20,9 @@ MAX_LEVELS = 20
 # One key or several, since fallbacks have their own.
 Keys = str | frozenset[str] | None
 
+# What a text may be cut within: so many different characters are no key yet.
+_CUT_WORD = re.compile(r"[\w.~+/=-]*\Z", re.ASCII)
+_PLAIN_CHARS = 8
 # Characters that JSON and URLs do not escape; nearly every key has only these.
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~-]+")
 
@@ -36,6 +39,21 @@ def redact(error: BaseException, key: Keys) -> BaseException:
     """
     forms = spellings(key)
     return _redacted(error, forms, set()) if forms else error
+
+
+def cut(text: str, size: int) -> str:
+    """The beginning of a text, without half a key at its end, which would not be known for one.
+
+    Args:
+        text: may hold a key that is to be removed later.
+        size: how many characters are left at most.
+    """
+    if len(text) <= size:
+        return text
+    start = text[: size - 1]
+    found = _CUT_WORD.search(start)
+    word = found[0] if found else ""
+    return (start.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else start) + "…"
 
 
 def without_key(text: str, key: Keys) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,27 +14,37 @@ from .redaction import Keys, without_key
 
 # Of a purpose, an id or an error in a table.
 MAX_TEXT_CHARS = 2_000
+# A text is cut before it is searched for keys, so many characters later than it will end: what is
+# left of a key at that place goes with them.
+MARGIN_CHARS = 20_000
 # More tokens than any request has; the sum of a million calls still fits into 63 bits.
 MAX_COUNT = 10**12
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# C0, DEL, C1 and surrogates.
+_REPLACED = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - set(map(ord, "\n\t"))
+_CONTROLS = dict.fromkeys(_REPLACED, "\ufffd") | dict.fromkeys(map(ord, f"{_BIDIRECTIONAL}\r"), "")
+
+_NO_LENGTHS: Mapping[str, int] = {}
 
 
 def brief(value: object, key: Keys = None) -> str:
     """A value as text, without a key, of at most `MAX_TEXT_CHARS` characters."""
-    return well_formed(without_key(message_of(value), key)[:MAX_TEXT_CHARS])
+    return _beginning(message_of(value), key, MAX_TEXT_CHARS)
 
 
-def as_json(value: object, key: Keys, longest: int | None = None) -> str:
+def as_json(
+    value: object, key: Keys, longest: int | None = None, lengths: Mapping[str, int] = _NO_LENGTHS
+) -> str:
     """A value as standard JSON, without a key in any of its texts.
 
     Args:
         value: anything; for types that JSON does not have, `message_of` is used.
         key: the key or keys, or None.
         longest: the maximal characters of each text; None for no limit.
+        lengths: for texts that were cut before, how long they were.
     """
     try:
-        text = json.dumps(value, default=message_of, skipkeys=True)
-        # NaN and infinities are not JSON, so they become texts.
-        plain = _plain(json.loads(text, parse_constant=str), key, longest)
+        plain = _Plain(key, longest, lengths).of(value)
         return json.dumps(plain, ensure_ascii=False)
     except (ValueError, RecursionError):  # it contains itself, or is nested too deep
         return json.dumps(f"{type(value).__name__} that cannot be written as JSON")
@@ -69,6 +80,15 @@ def well_formed(text: str) -> str:
     return text
 
 
+def without_controls(text: str) -> str:
+    """A text in which no character controls a terminal or reorders what is read.
+
+    Newline and tab stay. Carriage returns and bidirectional controls are left out; other controls
+    and lone surrogates become U+FFFD.
+    """
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
+
 def storable(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with values that SQLite can hold."""
     return {name: _storable_value(value) for name, value in row.items()}
@@ -91,14 +111,51 @@ def _storable_value(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else message_of(value))
 
 
-def _plain(value: Any, key: Keys, longest: int | None) -> Any:
-    """A value out of JSON, with its texts redacted and shortened."""
-    if isinstance(value, str):
-        text = without_key(value, key)
-        more = len(text) - longest if longest is not None else 0
-        return f"{text[:longest]}… and {more:,} more characters" if more > 0 else text
-    if isinstance(value, list):
-        return [_plain(item, key, longest) for item in value]
-    if isinstance(value, dict):
-        return {_plain(k, key, longest): _plain(v, key, longest) for k, v in value.items()}
-    return value
+def _beginning(text: str, key: Keys, longest: int) -> str:
+    """The first characters of a text without a key; a longer text is not copied or searched."""
+    if len(text) <= longest + MARGIN_CHARS:
+        return without_key(well_formed(text), key)[:longest]
+    start = well_formed(text[: longest + MARGIN_CHARS])
+    return without_key(start, key)[:-MARGIN_CHARS][:longest]
+
+
+class _Plain:
+    """Values as JSON has them, with their texts redacted and shortened."""
+
+    def __init__(self, key: Keys, longest: int | None, lengths: Mapping[str, int]) -> None:
+        self.key = key
+        self.longest = longest
+        self.lengths = lengths
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            # NaN and infinities are not JSON, so they become texts.
+            return value if math.isfinite(value) else json.dumps(value)
+        if isinstance(value, list | tuple):
+            return [self.of(item) for item in value]
+        if isinstance(value, dict):
+            return {self.name(name): self.of(each) for name, each in value.items() if _names(name)}
+        return self.text(message_of(value))
+
+    def name(self, name: Any) -> str:
+        return self.text(name if isinstance(name, str) else json.dumps(name))
+
+    def text(self, text: str) -> str:
+        if self.longest is None:
+            return without_key(well_formed(text), self.key)
+        length = self.lengths.get(text, len(text)) if self.lengths else len(text)
+        if length <= self.longest + MARGIN_CHARS:
+            text = without_key(well_formed(text), self.key)
+            length = len(text)
+        more = length - self.longest
+        if more <= 0:
+            return text
+        return f"{_beginning(text, self.key, self.longest)}… and {more:,} more characters"
+
+
+def _names(name: object) -> bool:
+    return name is None or isinstance(name, str | int | float)

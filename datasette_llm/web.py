@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Payload = dict[str, Any]
 
+READ_METHODS = ("GET", "HEAD")
 # How many rows a page of a list has.
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
@@ -45,7 +46,14 @@ def status_of(payload: Payload) -> int:
     return 200 if payload["ok"] else int(payload.get("status", 400))
 
 
-def method_not_allowed(allowed: Sequence[str]) -> Response:
+def html_page(html: str, status: int = 200) -> Response:
+    """A page, which no other site may show in a frame: a click in it may change something."""
+    html = html.encode(errors="replace").decode()  # a name may have a lone surrogate
+    headers = {"Content-Security-Policy": "frame-ancestors 'self'"}
+    return Response.html(html, status=status, headers=headers)
+
+
+def method_not_allowed(allowed: Sequence[str] = READ_METHODS) -> Response:
     """The response to a method that a route does not support."""
     allow = ", ".join(allowed)
     return Response.error(f"Only {allow}", 405, headers={"Allow": allow})

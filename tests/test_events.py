@@ -295,7 +295,7 @@ def test_token_counts_as_they_are_recorded(tokens: Any, recorded: int | None) ->
         ({"d": "d" * (MAX_DETAILS_CHARS - 9)}, {"d": "d" * (MAX_DETAILS_CHARS - 9)}),
         (
             {"d": "d" * (MAX_DETAILS_CHARS - 8)},
-            "20,001 characters, which is too much to keep",
+            "More than 20,000 characters, too much to keep",
         ),
     ],
     ids=["none", "empty", "plain", "nan", "no text as key", "longest", "too long"],

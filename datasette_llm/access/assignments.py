@@ -135,7 +135,9 @@ class Assignments:
     async def _make_table(self, datasette: Datasette) -> None:
         if not self._has_table:
             database = datasette.get_internal_database()
-            await database.execute_write_fn(partial(migrate, migrations=migrations))
+            await database.execute_write_fn(
+                lambda connection: migrate(connection, migrations, "llm_assignments")
+            )
             self._has_table = True
 
     async def _write(self, datasette: Datasette, row: tuple[str | None, ...]) -> None:

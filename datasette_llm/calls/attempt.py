@@ -29,7 +29,7 @@ from ..events import (
     request_started,
     unsent,
 )
-from ..log.rows import content_statements
+from ..log.rows import Content, content_statements, request_bytes
 from ..providers.activity import Activity, activity
 from ..providers.chunks import WellFormedChunks
 from ..providers.failures import failure_message, kind_of
@@ -318,12 +318,15 @@ class Attempt:
             response = self.response
             if finished.outcome is not Outcome.OK and finished.first_chunk_s is None:
                 response = copy.copy(response)  # which may be asked again before this is written
-            content = partial(
-                content_statements,
-                self.id,
-                response.prompt,
-                response.messages_so_far,
-                self._keys,
+            content = Content(
+                partial(
+                    content_statements,
+                    self.id,
+                    response.prompt,
+                    response.short_messages,
+                    self._keys,
+                ),
+                request_bytes(response.prompt) + response.bytes_so_far,
             )
         recorder.finish(
             finished,

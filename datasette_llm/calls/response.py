@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -17,6 +18,7 @@ from llm.parts import StreamEvent, ToolCallPart
 from ..access.keys import KeyName
 from ..errors import LLMError
 from ..hooks import dispatch
+from ..log.rows import answer_bytes, shortened
 from ..providers.chunks import well_formed_call, well_formed_value
 from ..providers.finish_reasons import FinishReason, finish_reason_of
 from ..structured import Answer
@@ -379,6 +381,26 @@ class PromptResponse(llm.AsyncResponse):
     def messages_so_far(self) -> list[Any]:
         """The messages that it has brought, also of one that failed; llm's `messages()` waits."""
         return list(self._messages_now())
+
+    def short_messages(self, max_chars: int) -> tuple[list[Any], dict[str, int]]:
+        """The messages that it has brought, without what a text has beyond some characters.
+
+        Args:
+            max_chars: how many characters a text may have.
+
+        Returns:
+            The messages, and for each text that was cut its length.
+        """
+        short = copy.copy(self)
+        # Another one of its own class; llm joins whole texts.
+        events, lengths = shortened(self._stream_events, max_chars)
+        short._stream_events = events  # noqa: SLF001
+        return short.messages_so_far(), lengths
+
+    @property
+    def bytes_so_far(self) -> int:
+        """How many bytes of memory its answer takes, about."""
+        return answer_bytes(self._stream_events)
 
     @property
     def text_so_far(self) -> str:

@@ -47,8 +47,10 @@ _BROKEN_CODES = re.compile(
 _FINAL_WORDS = re.compile(
     r"budget (has been |was |is )?(exceeded|reached)|exceed\w*[^.]{0,40}budget|over budget"
     r"|max_answer_chars"  # our own bound, which the same answer would reach again
+    r"|certificate.verify.failed|407 Proxy Authentication"
     r"|PerDay"  # a quota of Google's, which announces a pause that does not help
-    r"|maximum context length|context.?(length|window|size)[^.]{0,60}exceed"
+    r"|maximum context length|longer than [^.]{0,40}context"
+    r"|context.?(length|window|size)[^.]{0,60}exceed"
     r"|exceed[^.]{0,80}(context.?(length|window|size)|maximum number of tokens|token count)"
     r"|(prompt|input|request|message)s? (is |are |was )?too (long|large)"
     r"|content (management |filter\w* )?policy|safety system|(flagged|blocked) (by|as)\b",
@@ -62,7 +64,8 @@ _QUOTA_WORDS = re.compile(
     re.I,
 )
 _BUSY_WORDS = re.compile(
-    r"overload|rate.?limit|too many requests|(over|at) capacity|throttl|temporarily unavailable"
+    r"overload|rate.?limit|too many requests|(over|at) capacity|capacity exceeded|throttl"
+    r"|temporarily unavailable"
     r"|(server|model|service) (is )?(currently )?(busy|unavailable|loading)"
     r"|(try again|retry) (later|in|after)\b",
     re.I,
@@ -90,7 +93,9 @@ def is_transient(error: Exception) -> bool:
     if _named(codes, _INVALID_CODES) and not _BUSY_WORDS.search(text):
         return False
     if status is not None and status >= 400:
-        return status in RETRIED_STATUSES
+        # Gateways to Bedrock answer 400 when they are throttled.
+        busy = status == 400 and _BUSY_WORDS.search(text) is not None
+        return busy or status in RETRIED_STATUSES
     return _broke_off(error, codes, text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,10 @@ import click
 
 from ..console.advice import payloads
 from ..consultant.advice.consultation import consult
-from ..consultant.advice.dataset import MALFORMED
+from ..consultant.advice.dataset import MALFORMED, NOT_CHECKED
 from ..consultant.advice.previews import make_preview
-from ..consultant.table_access import Access
-from .log_table import printable
 from .site import Site, run, site_options
+from .terminal import echo, echo_json, printable
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -54,7 +52,7 @@ def analyze_command(
     payload: dict[str, Any] = {}
     run(_analyze(site, database, table, fields, payload, preview_only, as_json))
     if as_json:
-        click.echo(json.dumps(payload, indent=2))
+        echo_json(payload, indent=2)
     if not preview_only and payload["consultation"]["outcome"] != "ok":
         raise click.exceptions.Exit(1)
 
@@ -71,7 +69,6 @@ async def _analyze(
     async with site.started(str(path)) as datasette:
         database = await _database(datasette, path, table)
         request = await payloads.consultation_request(datasette, database, table, fields)
-        access = Access(datasette, None, unrestricted=True)
         if preview_only:
             preview = await make_preview(datasette, request, None)
             payload |= await payloads.preview_payload(datasette, preview)
@@ -79,10 +76,10 @@ async def _analyze(
                 _echo_preview(payload)
             return
         on_step = _ignore if quiet else _echo_step
-        done = await consult(datasette, request, access, on_step=on_step)
-        payload |= await payloads.consultation_payload(done.row, access)
+        done = await consult(datasette, request, None, on_step=on_step)
+        payload |= await payloads.consultation_payload(done.row)
         if done.unrecorded is not None:
-            click.echo(done.unrecorded, err=True)
+            echo(done.unrecorded, err=True)
         if not quiet:
             _echo_consultation(payload["consultation"])
 
@@ -101,21 +98,21 @@ def _ignore(step: str) -> None:
 
 
 def _echo_step(step: str) -> None:
-    click.echo(f"{printable(step)}…", err=True)
+    echo(f"{printable(step)}…", err=True)
 
 
 def _echo_preview(payload: dict[str, Any]) -> None:
     for title in ("system_prompt", "user_prompt"):
-        click.echo(f"{title.replace('_', ' ')}:")
+        echo(f"{title.replace('_', ' ')}:")
         _echo_text(payload[title])
     cost = payload["cost_dollars"]
     price = "unknown" if cost is None else f"${cost:.4f}"
-    click.echo(f"model: {printable(payload['model_id'] or 'none')}")
+    echo(f"model: {printable(payload['model_id'] or 'none')}")
     if payload["fallbacks"]:
-        click.echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
-    click.echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
+        echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
+    echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
     if payload["problem"]:
-        click.echo(printable(payload["problem"]), err=True)
+        echo(printable(payload["problem"]), err=True)
 
 
 def _echo_consultation(consultation: dict[str, Any]) -> None:
@@ -126,33 +123,26 @@ def _echo_consultation(consultation: dict[str, Any]) -> None:
         return
     for title in ("suggested_action", "reasoning_summary"):
         if advice.get(title):
-            click.echo(f"\n{title.replace('_', ' ')}:")
+            echo(f"\n{title.replace('_', ' ')}:")
             _echo_text(advice[title])
     for title, text in (derived or {}).items():
         if text:
-            click.echo(f"\n{title.replace('_', ' ')}:")
+            echo(f"\n{title.replace('_', ' ')}:")
             _echo_text(text)
-    for number, flag in enumerate(advice.get("risk_flags", ())):
-        _echo_flag(flag, consultation["checks"], number)
+    for flag in advice.get("risk_flags", ()):
+        _echo_flag(flag)
     for sentence in consultation["rejected"]:
-        click.echo(f"rejected: {printable(sentence)}")
+        echo(f"rejected: {printable(sentence)}")
 
 
-def _echo_flag(flag: dict[str, Any], checks: list[dict[str, Any]], number: int) -> None:
-    check = checks[number] if number < len(checks) else None
+def _echo_flag(flag: dict[str, Any]) -> None:
     where = f" in {flag['column']}" if flag["column"] is not None else ""
-    click.echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
-    if check is None:
-        if flag["kind"] != MALFORMED:
-            click.echo("    unchecked")
-        return
-    reason = f": {printable(check['reason'])}" if check["reason"] else ""
-    click.echo(f"    {check['status']}{reason}")
-    _echo_text(flag["evidence_sql"])
-    for row in [check["columns"], *check["rows"]] if check["rows"] else ():
-        click.echo("    | " + " | ".join(printable(str(cell)) for cell in row))
+    echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
+    if flag["kind"] != MALFORMED:
+        echo(f"    not checked: {NOT_CHECKED}")
+        _echo_text(flag["evidence_sql"])
 
 
 def _echo_text(text: str) -> None:
     for line in text.splitlines():
-        click.echo(f"    {printable(line) if not line.isprintable() else line}")
+        echo(f"    {line}")

@@ -25,6 +25,7 @@ from ..facade import LLM
 from ..providers.catalog import CatalogSource
 from .demo_data import write_harbour
 from .site import run
+from .terminal import echo, echo_json
 
 ECHO = "echo"
 PURPOSE = "harbour"
@@ -195,12 +196,12 @@ async def _demo(place: Place, listener: socket.socket | None, as_json: bool) -> 
         demo = Demo(place, counts, default, keyed, _login_link(datasette, listener))
         if as_json:
             pieces = [piece async for piece in _answer(datasette)]
-            click.echo(json.dumps(demo.payload("".join(pieces)), indent=2, ensure_ascii=False))
+            echo_json(demo.payload("".join(pieces)), indent=2)
         else:
-            click.echo(demo.introduction())
+            echo(demo.introduction())
             async for piece in _answer(datasette):
-                click.echo(piece, nl=False)
-            click.echo(demo.links(), nl=False)
+                echo(piece, nl=False)
+            echo(demo.links(), nl=False)
         if listener is not None:
             await _serve(datasette, listener)
     finally:
@@ -267,5 +268,5 @@ def _login_link(datasette: Datasette, listener: socket.socket | None) -> str | N
 
 
 async def _serve(datasette: Datasette, listener: socket.socket) -> None:
-    config = uvicorn.Config(datasette.app(), log_level="warning", lifespan="on")
+    config = uvicorn.Config(datasette.app(), log_level="warning", lifespan="on", log_config=None)
     await uvicorn.Server(config).serve(sockets=[listener])

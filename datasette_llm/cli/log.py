@@ -32,7 +32,9 @@ from ..log.queries import (
     calls_since,
 )
 from ..log.schema import OUTCOMES, migrations
+from ..sanitize import well_formed
 from .log_table import Table
+from .terminal import echo, echo_json
 
 DEFAULT_ROWS = 50
 POLL_S = 1.0
@@ -104,7 +106,9 @@ def log_command(
     Example:
         datasette llm log --internal internal.db --outcome error --since 2026-01-31
     """
-    log_filter = Filter(**filters)
+    # An argument that is not UTF-8, as the call log would have it.
+    given = {name: value and well_formed(value) for name, value in filters.items()}
+    log_filter = Filter(**given)
     try:
         log_filter.where()  # an invalid filter is reported first
         with contextlib.closing(_opened(internal)) as connection:
@@ -209,15 +213,15 @@ def _show(rows: Iterator[Row], as_json: bool) -> None:
     if as_json:
         opening = "["
         for row in rows:
-            click.echo(f"{opening}\n{json.dumps(row)}", nl=False)
+            echo(f"{opening}\n{json.dumps(row)}", nl=False)
             opening = ","
-        click.echo("[]" if opening == "[" else "\n]")
+        echo("[]" if opening == "[" else "\n]")
         return
     sample = list(islice(rows, SAMPLE_ROWS))
     table = Table(sample)
-    click.echo(table.head)
+    echo(table.head)
     for row in chain(sample, rows):
-        click.echo(table.line(row))
+        echo(table.line(row))
 
 
 def _follow(
@@ -229,12 +233,12 @@ def _follow(
     watch.note(past)
     table = Table(past, at_least={"model": 20, "purpose": 10, "actor": 10})
     if not as_json:
-        click.echo(table.head)
+        echo(table.head)
     rows = past[::-1]
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         while True:
             for row in rows:
-                click.echo(json.dumps(row) if as_json else table.line(row))
+                echo_json(row) if as_json else echo(table.line(row))
             time.sleep(POLL_S)
             rows = _look(watch)
             if _identity(file) != followed:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from ..console.log.formatting import reason
+from .terminal import printable
 
 Row = dict[str, Any]
 
@@ -38,9 +37,6 @@ class Table:
         self._widths = WIDTHS | _name_widths(sample, self._width, at_least or {})
         self._detail_width = self._width - sum(self._widths.values()) - len(ORDER)
         self.head = self._joined({name: name for name in ORDER} | {"detail": "detail"})
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # For characters that the terminal's encoding lacks.
-            sys.stdout.reconfigure(errors="replace")
 
     def line(self, row: Row) -> str:
         """A call as one line."""
@@ -108,14 +104,6 @@ def _seconds(milliseconds: float | None) -> str:
         return "-"
     seconds = milliseconds / 1000
     return f"{seconds:.2f}s" if seconds < 99 else f"{seconds:.0f}s"
-
-
-def printable(text: str) -> str:
-    """Text on one line, without control characters of terminals."""
-    if text.isprintable():
-        return text
-    visible = (c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
-    return " ".join("".join(visible).split())
 
 
 def _span(text: str) -> int:

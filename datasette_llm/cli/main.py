@@ -19,6 +19,7 @@ from .models import explain_command, models_command
 from .probe import test_command
 from .purposes import assign_command, purposes_command
 from .site import Site, run, site_options
+from .terminal import Commands, echo
 
 # The model for prompts without any configuration; it needs no key and no network.
 EMBEDDED_DEFAULT = "echo"
@@ -29,7 +30,7 @@ def register(cli: click.Group) -> None:
     cli.add_command(llm_group)
 
 
-@click.group("llm")
+@click.group("llm", cls=Commands)
 def llm_group() -> None:
     """Prompt the language models that Datasette's plugins use"""
 
@@ -98,9 +99,9 @@ async def _prompt(
         response = await model.prompt(text, **arguments)
         chunk = ""
         async for chunk in response:
-            click.echo(chunk, nl=False)
+            echo(chunk, nl=False)
         if not chunk.endswith("\n"):
-            click.echo()
+            echo()
 
 
 async def _model(models: LLM, model_id: str | None, purpose: str | None) -> Any:

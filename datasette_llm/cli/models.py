@@ -10,8 +10,9 @@ import click
 from ..console.call_policies import differences, items, sentence
 from ..console.explain import ActorError, explained, parse_actor
 from ..console.models import SOURCES, STATES, matching, models
-from .log_table import printable
+from ..hooks import dispatch
 from .site import Site, as_json, run, site_options
+from .terminal import echo, printable
 
 if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
@@ -76,15 +77,15 @@ def _print_models(listed: dict[str, Any]) -> None:
         state = STATES[row["state"]]
         why = row["refusal"]["detail"] if row["refusal"] else _key_of(row)
         default = " (default)" if row["default"] else ""
-        click.echo(printable(f"{row['model_id']}{default}: {state}"))
+        echo(printable(f"{row['model_id']}{default}: {state}"))
         thread = "; runs in a thread" if row["threaded"] else ""
-        click.echo(f"    {printable(row['provider'])}; {able or 'nothing more than text'}{thread}")
-        click.echo(f"    {printable(why)}")
+        echo(f"    {printable(row['provider'])}; {able or 'nothing more than text'}{thread}")
+        echo(f"    {printable(why)}")
         for line in _own_call_policies(row, listed["plans"]):
-            click.echo(f"    {printable(line)}")
+            echo(f"    {printable(line)}")
     _print_common(listed["plans"])
     if listed["filtered"]:
-        click.echo(
+        echo(
             "Plugins may hide further models from some actors; 'datasette llm explain' asks them",
             err=True,
         )
@@ -96,7 +97,7 @@ def _print_common(call_policies: list[dict[str, Any]]) -> None:
         return
     for purpose, common in differences(call_policies, []):
         scope = "All" if purpose is None else f"Purpose {purpose}"
-        click.echo(printable(f"{scope}: {'; '.join(map(sentence, common))}"), err=True)
+        echo(printable(f"{scope}: {'; '.join(map(sentence, common))}"), err=True)
 
 
 def _own_call_policies(row: dict[str, Any], common: list[dict[str, Any]]) -> Iterator[str]:
@@ -146,7 +147,8 @@ def explain_command(
 
     async def work() -> None:
         async with site.started() as datasette:
-            found = await explained(datasette, model, purpose, actor)
+            with dispatch.answered_in_time():
+                found = await explained(datasette, model, purpose, actor)
         if wants_json:
             as_json(found)
         else:
@@ -162,19 +164,15 @@ def _print_decision(found: dict[str, Any]) -> None:
     if decision is not None:
         for step in decision["steps"]:
             rule = f"{step['rule']} ({step['plugin']})" if step["plugin"] else step["rule"]
-            click.echo(
-                printable(f"{'yes' if step['passed'] else 'NO ':3}  {rule}: {step['detail']}")
-            )
-        click.echo("Available" if decision["available"] else "Not available")
+            echo(printable(f"{'yes' if step['passed'] else 'NO ':3}  {rule}: {step['detail']}"))
+        echo("Available" if decision["available"] else "Not available")
     if decision is not None and decision["available"]:
         for item in items(found["plan"]):
-            click.echo(printable(f"     {sentence(item)}"))
+            echo(printable(f"     {sentence(item)}"))
     if default is None:
-        click.echo("There is no default")
+        echo("There is no default")
     elif default["error"]:
-        click.echo(
-            printable(f"The default: plugin {default['plugin']!r} failed: {default['error']}")
-        )
+        echo(printable(f"The default: plugin {default['plugin']!r} failed: {default['error']}"))
     else:
         by = f"plugin {default['plugin']!r}" if default["plugin"] else default["rule"]
-        click.echo(printable(f"The default is {default['model_id']}, by {by}"))
+        echo(printable(f"The default is {default['model_id']}, by {by}"))

@@ -9,8 +9,8 @@ import click
 from ..console.log.formatting import duration
 from ..console.probe import Probe, probe_model, probe_purpose
 from ..providers.failures import LABELS
-from .log_table import printable
 from .site import Site, as_json, run, site_options
+from .terminal import echo, printable
 
 
 @click.command("test")
@@ -65,10 +65,10 @@ def _print_probe(probe: Probe) -> None:
     if probe.first_chunk_ms is not None:
         took += f", first chunk after {duration(probe.first_chunk_ms)}"
     name = f"{probe.model_id} ({probe.provider})" if probe.provider else probe.model_id
-    click.echo(f"{printable(name)}: {outcome} {took}{_tokens(probe)}")
+    echo(f"{printable(name)}: {outcome} {took}{_tokens(probe)}")
     for text in [probe.text, probe.error.message if probe.error else ""]:
         for line in text.splitlines():
-            click.echo(f"    {printable(line)}")
+            echo(f"    {printable(line)}")
 
 
 def _tokens(probe: Probe) -> str:
@@ -78,8 +78,8 @@ def _tokens(probe: Probe) -> str:
 
 def _print_summary(payload: dict[str, Any]) -> None:
     if payload["problem"]:
-        click.echo(printable(payload["problem"]), err=True)
+        echo(printable(payload["problem"]), err=True)
     if payload["left_out"]:
-        click.echo(f"{payload['left_out']} more models were not tested", err=True)
+        echo(f"{payload['left_out']} more models were not tested", err=True)
     good = sum(result["ok"] for result in payload["results"])
-    click.echo(f"{good} of {len(payload['results'])} answered")
+    echo(f"{good} of {len(payload['results'])} answered")

@@ -11,8 +11,8 @@ import click
 from ..console.call_policies import items
 from ..console.call_policies import sentence as item_sentence
 from ..console.purposes import assign, purposes, sentence
-from .log_table import printable
 from .site import Site, as_json, run, site_options
+from .terminal import echo, printable
 
 
 @click.command("purposes")
@@ -56,7 +56,7 @@ def assign_command(
     new = "" if Path(site.internal).exists() else ", which is new"
     run(_assign(site, purpose, model, wants_json))
     if not wants_json:
-        click.echo(f"Written to {printable(site.internal)}{new}.")
+        echo(f"Written to {printable(site.internal)}{new}.")
 
 
 async def _purposes(site: Site, wants_json: bool) -> None:
@@ -66,7 +66,7 @@ async def _purposes(site: Site, wants_json: bool) -> None:
         as_json(payload)
         return
     for line in _lines(payload):
-        click.echo(line)
+        echo(line)
 
 
 async def _assign(site: Site, purpose: str, model: str | None, wants_json: bool) -> None:
@@ -77,7 +77,7 @@ async def _assign(site: Site, purpose: str, model: str | None, wants_json: bool)
         return
     if not payload["ok"]:
         raise click.ClickException(printable(payload["error"]))
-    click.echo(printable(sentence(payload)))
+    echo(printable(sentence(payload)))
 
 
 def _lines(payload: dict[str, Any]) -> Iterator[str]:

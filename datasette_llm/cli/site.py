@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import pydantic
 from datasette.app import Datasette
 from datasette.utils import BadMetadataError, StartupError, parse_metadata
 from datasette.utils.internal_db import init_internal_db
+
+from .terminal import echo_json
 
 _OPTIONS = (
     click.option(
@@ -128,7 +129,7 @@ def site_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def as_json(payload: dict[str, Any]) -> None:
     """Print a payload as JSON; exit with 1 if it is not ok."""
-    click.echo(json.dumps(payload, indent=2))
+    echo_json(payload, indent=2)
     if not payload["ok"]:
         raise click.exceptions.Exit(1)
 

@@ -227,7 +227,7 @@ class ConsultantSettings(Section):
     time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
     """Time limit of a profile; columns that would take longer are sampled."""
     exclude: Ids = Field(default=(), title="list of columns")
-    """Excluded from profiles and queries: `column`, `table.column` or `database.table.column`."""
+    """Excluded from profiles: `column`, `table.column` or `database.table.column`."""
 
 
 class Settings(CallSettings):

@@ -20,9 +20,8 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from ..permissions import MANAGE
-from ..web import as_json, method_not_allowed
+from ..web import READ_METHODS, as_json, html_page, method_not_allowed
 from .navigation import DOCS, DOCUMENTATION, links, may_see
-from .page import READ_METHODS
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -176,7 +175,7 @@ def _checked(view: View) -> View:
         if not await may_see(datasette, request.actor, DOCUMENTATION):
             raise Forbidden(MANAGE)
         if request.method not in READ_METHODS:
-            return method_not_allowed(READ_METHODS)
+            return method_not_allowed()
         response: Response = await view(datasette, request)
         return response
 
@@ -238,4 +237,4 @@ async def _page(
         "docs_path": datasette.urls.path(DOCS),
     }
     html = await datasette.render_template("llm_console_docs.html", context, request=request)
-    return Response.html(html)
+    return html_page(html)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..access.keys import read_status
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
 
 FIELDS = ("model", "purpose", "actor")
-# For each hook; one that takes longer counts as failed.
-HOOK_LIMIT_S = 10.0
 # More than any actor needs; the JSON parser stops at some hundreds.
 MAX_ACTOR_LEVELS = 50
 
@@ -73,7 +70,7 @@ async def explained(
 ) -> dict[str, Any]:
     """The decision about a model, as from `LLM.explain()`, its call policy, and the default.
 
-    A plugin that fails, or takes longer than `HOOK_LIMIT_S`, is a step that did not pass, where
+    A plugin that fails, or takes too long, is a step that did not pass, where
     `LLM.explain()` would raise or wait.
 
     Args:
@@ -110,7 +107,7 @@ async def explained(
 async def _decided(
     datasette: Datasette, name: str, purpose: str | None, actor: Actor
 ) -> dict[str, Any]:
-    ask = partial(dispatch.try_filter_models, limit_s=HOOK_LIMIT_S)
+    ask = dispatch.try_filter_models
     return await _payload(datasette, await LLM(datasette).explain_with(ask, name, purpose, actor))
 
 
@@ -140,9 +137,9 @@ async def resolved_default(
 
     Returns:
         `model_id`, `rule` and, for the rule `hook`, the `plugin`. If the plugin failed, or took
-        longer than `HOOK_LIMIT_S`, `error` is set and `model_id` is None. None without a default.
+        too long, `error` is set and `model_id` is None. None without a default.
     """
-    result = await dispatch.try_default_model(datasette, purpose, actor, HOOK_LIMIT_S)
+    result = await dispatch.try_default_model(datasette, purpose, actor)
     if result is not None:
         plugin, value = result
         error = await quoted_error(datasette, value) if isinstance(value, Exception) else None

@@ -5,6 +5,7 @@ Only names are read. Whether two places hold the same key is not known.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -102,8 +103,9 @@ async def keys(datasette: Datasette) -> Row:
     snapshot = await snapshot_of(datasette)
     status = await read_status(datasette)
     names, problems = await purpose_names(datasette, snapshot)
-    by_model = _model_groups(snapshot, status)
-    by_purpose = _purposes(snapshot, status, [None, *names])
+    # In a thread, since a site may have thousands of models and purposes.
+    by_model = await asyncio.to_thread(_model_groups, snapshot, status)
+    by_purpose = await asyncio.to_thread(_purposes, snapshot, status, [None, *names])
     return {
         "ok": True,
         "secrets": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -69,11 +70,17 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
     rules, default = snapshot.for_purpose(purpose).rules, snapshot.for_purpose(purpose).default()
     status = await read_status(datasette)
     call_policies = CallPolicies(datasette, snapshot, status)
-    rows = [
-        _row(entry, rules, status, purpose, default.model_id if default else None)
-        | {"plans": call_policies.of_model(purpose, entry.model_id)}
-        for entry in snapshot.catalog.entries.values()
-    ]
+
+    def rows_and_plans() -> tuple[list[Row], list[Row]]:
+        rows = [
+            _row(entry, rules, status, purpose, default.model_id if default else None)
+            | {"plans": call_policies.of_model(purpose, entry.model_id)}
+            for entry in snapshot.catalog.entries.values()
+        ]
+        return rows, call_policies.of_any_model(purpose)
+
+    # In a thread, since a site may have thousands of models and purposes.
+    rows, plans = await asyncio.to_thread(rows_and_plans)
     counts = Counter(row["state"] for row in rows)
     return {
         "ok": True,
@@ -82,7 +89,7 @@ async def models(datasette: Datasette, purpose: str | None = None) -> Row:
         "require_keys": snapshot.settings.require_keys,
         "filtered": dispatch.implemented(datasette, "llm_filter_models"),
         "counts": {state: counts[state] for state in STATES},
-        "plans": call_policies.of_any_model(purpose),
+        "plans": plans,
         "models": rows,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from .. import instance
@@ -35,7 +36,7 @@ async def overview(datasette: Datasette, request: Request) -> dict[str, Any]:
     found = (
         [check.failure, *snapshot.catalog.problems]
         if check.failure
-        else warnings(snapshot.settings, snapshot.catalog)
+        else await asyncio.to_thread(warnings, snapshot.settings, snapshot.catalog)
     )
     hooks = instance.of(datasette, HookFailures).warnings()
     return {

@@ -5,15 +5,16 @@ Only POST changes anything; Datasette itself refuses cross-site POSTs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from datasette import Response
 
 from ..permissions import MANAGE
-from ..web import as_json, method_not_allowed, status_of
+from ..web import READ_METHODS, as_json, html_page, method_not_allowed, status_of
 from .call_policies import differences, items
 from .navigation import ROOT, links, section
 
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
     from ..web import Payload
 
+    Row = dict[str, Any]
     ViewFunction = Callable[[Datasette, Request], Awaitable[Response]]
     MakePayload = Callable[[Datasette, Request], Awaitable[Payload]]
 
-READ_METHODS = ("GET", "HEAD")
+
+# That a template renders before others get their turn.
+ROWS_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def _json(page: Page) -> ViewFunction:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
         if request.method not in READ_METHODS:
             # Or a program that posts here would take the page's content for the result.
-            return method_not_allowed(READ_METHODS)
+            return method_not_allowed()
         return as_json(await page.payload(datasette, request))
 
     return json
@@ -93,12 +97,20 @@ async def rendered(
         "links": await links(datasette, request, page.path),
         "documentation": section(datasette, page.path),
         "query": _query,
+        "paced": _paced,
         "items": items,
         "differences": lambda own, common: list(differences(own, common)),
     }
     html = await datasette.render_template(page.template, context, request=request)
-    html = html.encode(errors="replace").decode()
-    return Response.html(html, status=status_of(payload))
+    return html_page(html, status_of(payload))
+
+
+async def _paced(rows: Sequence[Row]) -> AsyncIterator[Row]:
+    """Rows for a template that may have thousands; others get their turn meanwhile."""
+    for number, row in enumerate(rows):
+        if number % ROWS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        yield row
 
 
 def _query(**fields: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -55,13 +56,19 @@ async def purposes(datasette: Datasette) -> Payload:
     status = await read_status(datasette)
     registered, warnings = await registered_purposes(datasette)
     past, unread = await _history(datasette)
-    names = sorted({*registered, *snapshot.settings.purposes, *snapshot.assigned})
-    menus, numbers = _menus(snapshot, status, names)
     call_policies = CallPolicies(datasette, snapshot, status)
-    rows = [_row(snapshot, status, name, registered.get(name)) for name in names]
-    for row in rows:
-        row["menu"] = numbers[row["purpose"]]
-        row["plan"] = call_policies.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
+
+    def rows_and_menus() -> tuple[list[Row], list[dict[str, list[Option]]]]:
+        names = sorted({*registered, *snapshot.settings.purposes, *snapshot.assigned})
+        menus, numbers = _menus(snapshot, status, names)
+        rows = [_row(snapshot, status, name, registered.get(name)) for name in names]
+        for row in rows:
+            row["menu"] = numbers[row["purpose"]]
+            row["plan"] = call_policies.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
+        return rows, menus
+
+    # In a thread, since a site may have thousands of purposes.
+    rows, menus = await asyncio.to_thread(rows_and_menus)
     return {
         "ok": True,
         "last_until_restart": datasette.get_internal_database().is_temp_disk,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..hooks import dispatch
 from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
@@ -21,6 +22,7 @@ from .purposes import PAGE as PURPOSES
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.utils.asgi import Request
 
 PAGES = (
     Page("", "Overview", overview),
@@ -35,13 +37,22 @@ PAGES = (
 def routes() -> list[tuple[str, Callable[..., Any]]]:
     """All pages, for Datasette's `register_routes`."""
     console = [route for page in PAGES for route in page.routes()]
-    return [
+    every = [
         (f"^{ASSIGN}$", assign_view),
         *console,
         *docs.routes(),
         *advice_routes.routes(),
         *log_routes.routes(),
     ]
+    return [(pattern, _not_kept_waiting(view)) for pattern, view in every]
+
+
+def _not_kept_waiting(view: Callable[..., Any]) -> Callable[..., Any]:
+    async def limited(datasette: Datasette, request: Request) -> Any:
+        with dispatch.answered_in_time():
+            return await view(datasette, request)
+
+    return limited
 
 
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:

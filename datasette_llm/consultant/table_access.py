@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from datasette.resources import TableResource
@@ -13,49 +12,26 @@ from ..permissions import ANALYZE
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.permissions import Resource
 
     Actor = Mapping[str, Any] | None
 
 REQUIRED_ACTIONS = ("view-table", ANALYZE)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """The permissions of an actor.
+async def may_view(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
+    """True if an actor may view a table or view."""
+    resource = TableResource(database, table)
+    allowed: bool = await datasette.allowed(action="view-table", resource=resource, actor=actor)
+    return allowed
 
-    Attributes:
-        datasette: the Datasette instance.
-        actor: Datasette's actor dictionary, or None.
-        unrestricted: allows everything: on the command line, whose user can read the files anyway.
-    """
 
-    datasette: Datasette
-    actor: Actor
-    unrestricted: bool = False
-    _viewable: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
-
-    async def may(self, action: str, resource: Resource) -> bool:
-        """True if an action is allowed."""
-        if self.unrestricted:
-            return True
-        allowed: bool = await self.datasette.allowed(
-            action=action, resource=resource, actor=self.actor
-        )
-        return allowed
-
-    async def may_view(self, database: str, table: str) -> bool:
-        """True if a table or view may be viewed; cached."""
-        key = (database, table)
-        if key not in self._viewable:
-            self._viewable[key] = await self.may("view-table", TableResource(database, table))
-        return self._viewable[key]
-
-    async def may_analyze(self, database: str, table: str) -> bool:
-        """True if a table may be viewed and analyzed."""
-        if not await self.may_view(database, table):
-            return False
-        return await self.may(ANALYZE, TableResource(database, table))
+async def may_analyze(datasette: Datasette, actor: Actor, database: str, table: str) -> bool:
+    """True if an actor may view and analyze a table or view."""
+    if not await may_view(datasette, actor, database, table):
+        return False
+    resource = TableResource(database, table)
+    allowed: bool = await datasette.allowed(action=ANALYZE, resource=resource, actor=actor)
+    return allowed
 
 
 async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +33,21 @@ _T = TypeVar("_T")
 Answers = list[tuple[str, Any]]
 # By plugin, since reading the name of a distribution opens a file.
 _names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+# How long a plugin may keep a page waiting, in seconds.
+PAGE_WAITS_S = 10.0
+# How long a plugin may take to answer, in seconds; None for as long as it likes.
+_limit_s: ContextVar[float | None] = ContextVar("datasette_llm_hook_limit", default=None)
 _asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
+
+
+@contextmanager
+def answered_in_time() -> Iterator[None]:
+    """In the block a plugin that takes longer than `PAGE_WAITS_S` to answer has failed."""
+    token = _limit_s.set(PAGE_WAITS_S)
+    try:
+        yield
+    finally:
+        _limit_s.reset(token)
 
 
 def implemented(datasette: Datasette, hook: str) -> bool:
@@ -120,10 +135,7 @@ async def default_model(
 
 
 async def try_default_model(
-    datasette: Datasette,
-    purpose: str | None,
-    actor: Mapping[str, Any] | None,
-    limit_s: float | None = None,
+    datasette: Datasette, purpose: str | None, actor: Mapping[str, Any] | None
 ) -> tuple[str, str | Exception] | None:
     """As `default_model`, but an exception or a timeout of a plugin is returned as its result."""
     if any(_asking_for_default.get()):
@@ -134,7 +146,7 @@ async def try_default_model(
     try:
         arguments = {"purpose": purpose, "actor": actor}
         for plugin, call in _implementations(datasette, "llm_default_model", arguments):
-            answer = await _bounded("llm_default_model", plugin, _default_of(plugin, call), limit_s)
+            answer = await _bounded("llm_default_model", plugin, _default_of(plugin, call))
             if answer is not None:
                 return plugin, answer
         return None
@@ -172,15 +184,11 @@ async def try_filter_models(
     models: Sequence[AnyModel],
     purpose: str | None,
     actor: Mapping[str, Any] | None,
-    limit_s: float | None = None,
 ) -> list[tuple[str, frozenset[str] | Exception]]:
-    """As `filter_models`, but an exception is a plugin's result, and all plugins are called.
-
-    A plugin that takes longer than `limit_s` seconds has failed.
-    """
+    """As `filter_models`, but an exception is a plugin's result, and all plugins are called."""
     answers = []
     for plugin, work in _filters(datasette, models, purpose, actor):
-        answer = await _bounded("llm_filter_models", plugin, work(), limit_s)
+        answer = await _bounded("llm_filter_models", plugin, work())
         if answer is not None:
             answers.append((plugin, answer))
     return answers
@@ -261,16 +269,15 @@ async def _named(hook: str, plugin: str, work: Awaitable[_T]) -> _T:
     Raises:
         HookError: it raised something.
     """
-    answer = await _bounded(hook, plugin, work, None)
+    answer = await _bounded(hook, plugin, work)
     if isinstance(answer, Exception):
         raise failed(hook, plugin, answer) from answer
     return answer
 
 
-async def _bounded(
-    hook: str, plugin: str, work: Awaitable[_T], limit_s: float | None
-) -> _T | Exception:
+async def _bounded(hook: str, plugin: str, work: Awaitable[_T]) -> _T | Exception:
     who = f"{hook} of plugin {plugin!r}"
+    limit_s = _limit_s.get()
     limit = asyncio.timeout(limit_s)
     try:
         async with limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any, get_args
 
 from datasette.utils.sqlite import sqlite3
@@ -12,11 +13,12 @@ from ulid import ULID
 
 from ..errors import FailureKind, LLMError
 from ..events import FinishReason
-from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS
+from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 
 RUNNING = "running"
 BATCH_ROWS = 1_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LAST_MS = 250_000_000_000_000  # in the year 9892
 
 FINISH_REASONS = tuple(map(str, FinishReason))
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
@@ -239,9 +241,10 @@ def id_at(milliseconds: int) -> str:
 
 
 def time_of(call_id: str) -> datetime.datetime:
-    """The time of an id, in UTC."""
-    milliseconds = int.from_bytes(ULID.from_str(call_id.upper()).bytes[:6], "big")
-    return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+    """The time of an id, in UTC; some time for an id that no version has written."""
+    places = (max(0, TIME_DIGITS.find(each)) for each in str(call_id)[:10].ljust(10, "0"))
+    milliseconds = reduce(lambda value, digit: value * 32 + digit, places, 0)
+    return EPOCH + datetime.timedelta(milliseconds=min(milliseconds, _LAST_MS))
 
 
 def _known(name: str, value: str | None) -> str | None:

@@ -8,7 +8,7 @@ in between leaves a row that the next start marks as lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .. import instance
 from ..events import RequestFinished, RequestStarted
 from ..sanitize import new_id, now, storable
 from .cost import cost_columns
-from .rows import Statement, finished_row, started_row
+from .rows import Content, finished_row, row_bytes, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
 from .sessions import Session
 from .writer import Writer
@@ -68,7 +68,7 @@ class Recorder:
             Whether it is committed, as `Writer.commit()`.
         """
         row = started_row(self.session_id, request)
-        return await self.writer.commit((_INSERT_STARTED, row))
+        return await self.writer.commit((_INSERT_STARTED, row), row_bytes(row))
 
     def finish(
         self,
@@ -77,7 +77,7 @@ class Recorder:
         model_id: str,
         price: PriceSettings | None,
         exact_price: bool,
-        content: Callable[[], Sequence[Statement]] | None = None,
+        content: Content | None = None,
     ) -> None:
         """Record how a request ended, soon.
 
@@ -86,14 +86,11 @@ class Recorder:
             model_id: the model that was asked, for its price.
             price: its configured price, or None.
             exact_price: as for `cost_columns()`.
-            content: makes the statements that record its content, in the writing thread; None
-                where content is not recorded.
+            content: its content; None where that is not recorded.
         """
         row = finished_row(request)
         cost = partial(cost_columns, row, model_id, price, exact=exact_price)
-        # Content is large and holds on to the response, so not much of it may wait.
-        kept = content if content is not None and not self.writer.crowded else _no_content
-        self.writer.later(partial(_write_end, row, cost, kept))
+        self.writer.later(partial(_write_end, row, cost, content), row_bytes(row), content)
 
     def never_sent(self, started: RequestStarted, finished: RequestFinished) -> None:
         """Record a request that was never sent, soon."""
@@ -101,7 +98,7 @@ class Recorder:
         row |= finished_row(finished)
         if not started.waited_s:
             row["finished_at"] = row["started_at"]
-        self.writer.later((_INSERT_WHOLE, row))
+        self.writer.later((_INSERT_WHOLE, row), row_bytes(row))
 
     def hook_failed(self, request_id: str, what: str) -> None:
         """Record that a hook failed after a request had ended, soon.
@@ -127,15 +124,12 @@ class Recorder:
 def _write_end(
     row: dict[str, Any],
     cost: Callable[[], dict[str, Any]],
-    content: Callable[[], Sequence[Statement]],
+    content: Content | None,
     connection: Any,
 ) -> None:
     # In the writing thread, since prices are looked up in a table that is slow to load.
     finished = connection.execute(_FINISH, storable(row | cost()))
     # Without its first part, which memory may have had no room for, content belongs to no row.
-    for statement in content() if finished.rowcount else ():
-        connection.execute(*statement)
-
-
-def _no_content() -> Sequence[Statement]:
-    return ()
+    if content is not None and finished.rowcount:
+        for statement in content.statements():
+            connection.execute(*statement)

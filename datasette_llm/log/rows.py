@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import llm
 
 from ..events import RequestFinished, RequestStarted
 from ..redaction import Keys
-from ..sanitize import as_json, now, storable
+from ..sanitize import MARGIN_CHARS, as_json, now
 
 # Of each text. A longer prompt is a pasted file.
 MAX_TEXT_CHARS = 1_000_000
+# What Python needs for an event of a stream, a message or a row, besides its texts.
+OVERHEAD_BYTES = 500
+# More parts and events are not weighed one by one.
+MAX_WEIGHED = 10_000
 
 _INSERT_CONTENT = (
     "insert into llm_call_content (call_id, part, content) values (:call_id, :part, :content)"
@@ -72,37 +77,122 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
     }
 
 
+class Content:
+    """What a call sent and got, to be recorded; it may have to be dropped before.
+
+    Attributes:
+        weight: its bytes in memory, about.
+    """
+
+    __slots__ = ("_make", "weight")
+
+    def __init__(self, make: Callable[[], Sequence[Statement]], weight: int) -> None:
+        """
+        Args:
+            make: makes the statements that record it; called in the writing thread.
+            weight: its bytes in memory, about.
+        """
+        self._make: Callable[[], Sequence[Statement]] | None = make
+        self.weight = weight
+
+    def drop(self) -> None:
+        """Free the memory; nothing will be recorded."""
+        self._make = None
+
+    def statements(self) -> Sequence[Statement]:
+        """What records it."""
+        make = self._make
+        return make() if make is not None else ()
+
+
 def content_statements(
-    call_id: str, prompt: llm.Prompt, answer: Callable[[], Iterable[Any]], keys: Keys
+    call_id: str,
+    prompt: llm.Prompt,
+    answer: Callable[[int], tuple[Iterable[Any], Mapping[str, int]]],
+    keys: Keys,
 ) -> list[Statement]:
     """What records the content of a call; of a call that failed, as far as it got.
 
     Args:
         call_id: the id of its row.
         prompt: what was sent.
-        answer: gives the messages that came back.
+        answer: takes how many characters a text may have; gives the messages that came back, and
+            for each text that was cut its length.
         keys: what to take out of the texts.
     """
     parts = {
-        "request": lambda: _request(prompt),
-        "response": lambda: {"messages": _messages(answer())},
+        "request": lambda: (_request(prompt), {}),
+        "response": lambda: _response(*answer(MAX_TEXT_CHARS + MARGIN_CHARS + 1)),
     }
     return [
-        (_INSERT_CONTENT, storable({"call_id": call_id, "part": part, "content": text}))
+        (_INSERT_CONTENT, {"call_id": call_id, "part": part, "content": text})
         for part, text in ((part, _text(build, keys)) for part, build in parts.items())
     ]
+
+
+def shortened(events: Iterable[Any], max_chars: int) -> tuple[list[Any], dict[str, int]]:
+    """The events of an answer without what no text of the log has room for.
+
+    Args:
+        events: the events; each has a part, a type and a text.
+        max_chars: how many characters are kept of each part.
+
+    Returns:
+        The events, and the length of each text that was cut.
+    """
+    kept, lengths = [], dict[tuple[int | None, str], int]()
+    for event in events:
+        text, chars = (event.part_index, event.type), len(event.chunk)
+        before = lengths.get(text, 0)
+        lengths[text] = before + chars
+        if before + chars <= max_chars or not chars:
+            kept.append(event)
+        elif before < max_chars or event.provider_metadata:
+            chunk = event.chunk[: max(0, max_chars - before)]
+            kept.append(dataclasses.replace(event, chunk=chunk))
+    cut = {text for text, length in lengths.items() if length > max_chars}
+    texts = dict.fromkeys(cut, "") | {
+        text: "".join(e.chunk for e in kept if (e.part_index, e.type) == text) for text in cut
+    }
+    return kept, {texts[text]: lengths[text] for text in cut}
+
+
+def answer_bytes(events: Sequence[Any]) -> int:
+    """How many bytes of memory the events of an answer take, about."""
+    step = len(events) // MAX_WEIGHED + 1
+    return step * sum(sys.getsizeof(each.chunk) + OVERHEAD_BYTES for each in events[::step])
+
+
+def request_bytes(prompt: llm.Prompt) -> int:
+    """How many bytes of memory a request takes, about, its history included."""
+    try:
+        parts = [part for message in prompt.messages for part in message.parts]
+        return sum(map(_part_bytes, parts))
+    except Exception:  # llm makes them of what a caller gave
+        return OVERHEAD_BYTES
+
+
+def row_bytes(row: Mapping[str, Any]) -> int:
+    """How many bytes of memory a row takes, about, with what writes it."""
+    return 2 * OVERHEAD_BYTES + sum(map(sys.getsizeof, row.values()))
+
+
+def _part_bytes(part: Any) -> int:
+    texts = (getattr(part, "text", ""), getattr(part, "output", ""))
+    attachments = (attachment.content or b"" for attachment in _attachments(part))
+    return OVERHEAD_BYTES + sum(map(sys.getsizeof, (*texts, *attachments)))
 
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _text(build: Callable[[], dict[str, Any]], keys: Keys) -> str:
+def _text(build: Callable[[], tuple[dict[str, Any], Mapping[str, int]]], keys: Keys) -> str:
     try:
-        content = build()
+        content, lengths = build()
     except Exception as error:  # a provider's events and a plugin's tools make llm raise anything
-        content = {"not_recorded": f"{type(error).__name__}: {error}"}
-    return as_json(content, keys, MAX_TEXT_CHARS)
+        content, lengths = {"not_recorded": f"{type(error).__name__}: {error}"}, {}
+    return as_json(content, keys, MAX_TEXT_CHARS, lengths)
 
 
 def _request(prompt: llm.Prompt) -> dict[str, Any]:
@@ -114,17 +204,37 @@ def _request(prompt: llm.Prompt) -> dict[str, Any]:
     }
 
 
+def _response(
+    messages: Iterable[Any], lengths: Mapping[str, int]
+) -> tuple[dict[str, Any], Mapping[str, int]]:
+    return {"messages": _messages(messages)}, lengths
+
+
 def _messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
-    plain = [message.to_dict() for message in messages]
-    for part in (part for message in plain for part in message["parts"]):
-        for attachment in (part.get("attachment"), *part.get("attachments", ())):
-            if attachment and "content" in attachment:
-                _describe(attachment)
+    return [_without_bytes(message) for message in messages]
+
+
+def _without_bytes(message: Any) -> dict[str, Any]:
+    """A message, in which the bytes of attachments, which may be many, or hold a key, are not."""
+    parts = message.parts
+    plain: dict[str, Any] = dataclasses.replace(message, parts=list(map(_bare, parts))).to_dict()
+    for part, shown in zip(parts, plain["parts"], strict=True):
+        described = [shown["attachment"]] if "attachment" in shown else shown.get("attachments", ())
+        for attachment, each in zip(_attachments(part), described, strict=True):
+            if attachment.content:
+                each["bytes"] = len(attachment.content)
+                each["sha256"] = hashlib.sha256(attachment.content).hexdigest()
     return plain
 
 
-def _describe(attachment: dict[str, Any]) -> None:
-    """Put what identifies an attachment in place of its bytes, which may be many, or hold a key."""
-    content = base64.b64decode(attachment.pop("content"))
-    attachment["bytes"] = len(content)
-    attachment["sha256"] = hashlib.sha256(content).hexdigest()
+def _bare(part: Any) -> Any:
+    bare = [dataclasses.replace(each, content=None) for each in _attachments(part)]
+    if not bare:
+        return part
+    one = getattr(part, "attachment", None) is not None
+    return dataclasses.replace(part, **({"attachment": bare[0]} if one else {"attachments": bare}))
+
+
+def _attachments(part: Any) -> list[llm.Attachment]:
+    one = getattr(part, "attachment", None)
+    return [one] if one is not None else list(getattr(part, "attachments", None) or ())

@@ -2,9 +2,8 @@
 
 `llm_calls` has one row for each request to a provider. Its first part is written when the
 request starts and its second when it ends; a hook that fails after that is named in `hook_error`,
-once. Triggers refuse every other change. Only retention deletes rows. It first writes into
-`llm_log_removals` below which id it deletes; the triggers refuse deletions from the last of those
-ids on.
+once. Triggers refuse every other change. Only retention deletes rows: a row of `llm_log_removals`
+says below which id, and the trigger that accepts it deletes them.
 """
 
 from __future__ import annotations
@@ -18,10 +17,13 @@ from .. import migrations as database
 if TYPE_CHECKING:
     import sqlite3
 
+TABLES = ("llm_calls", "llm_call_content", "llm_log_sessions", "llm_log_removals")
+
 # Also in migrations, which must not change: a new outcome needs a new migration.
 OUTCOMES = ("ok", "error", "cancelled", "blocked", "lost")
 
-STARTED_COLUMNS = (
+# As the migrations know them; a new column needs a new migration, with a trigger that covers it.
+_FIRST_STARTED_COLUMNS = (
     "id",
     "session_id",
     "started_at",
@@ -37,10 +39,8 @@ STARTED_COLUMNS = (
     "system_chars",
     "message_count",
     "attachment_count",
-    "attempt",
-    "prompt_id",
-    "waited_ms",
 )
+STARTED_COLUMNS = (*_FIRST_STARTED_COLUMNS, "attempt", "prompt_id", "waited_ms")
 FINISHED_COLUMNS = (
     "finished_at",
     "outcome",
@@ -60,12 +60,36 @@ FINISHED_COLUMNS = (
     "hook_error",
 )
 
+_HOOK_ERROR = FINISHED_COLUMNS.index("hook_error")  # migrations know the columns before it
+
+# The rows that retention may remove: a running call stays as long as its session.
+REMOVABLE = "(outcome is not null or session_id not in (select id from llm_log_sessions))"
+
+TIME_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # of a ULID, whose first ten are its time
+_TIME_OF_ID = " + ".join(
+    f"(max(instr('{TIME_DIGITS}', substr(id, {place}, 1)), 1) - 1) * {32 ** (10 - place)}"
+    for place in range(1, 11)
+)
+
+
+def newest_ms(below: str = "'8'") -> str:
+    """When the newest call began, as SQL; migrations, which must not change, have it too.
+
+    Args:
+        below: only calls with smaller ids, as SQL; by default all whose id is one of a time.
+
+    Returns:
+        An expression for milliseconds since 1970, which is null where there is no call.
+    """
+    return f"(select {_TIME_OF_ID} from (select max(id) as id from llm_calls where id < {below}))"
+
+
 migrations = Migrations("datasette_llm")
 
 
 @migrations()
 def m001_record(db: Database) -> None:
-    started = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS[:-3])
+    started = " or ".join(f"new.{name} is not old.{name}" for name in _FIRST_STARTED_COLUMNS)
     outcomes = ", ".join(f"'{outcome}'" for outcome in OUTCOMES)
     # The last removal, not the greatest id: after a clock was once years ahead, that would allow
     # everything to be deleted.
@@ -201,7 +225,7 @@ def m003_reasons(db: Database) -> None:
 def m004_hook_error(db: Database) -> None:
     """What a hook raised after the request had ended, which is added to a row that is finished."""
     begun = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
-    ended = " or ".join(f"new.{name} is not old.{name}" for name in FINISHED_COLUMNS[:-1])
+    ended = " or ".join(f"new.{name} is not old.{name}" for name in FINISHED_COLUMNS[:_HOOK_ERROR])
     for statement in (
         "alter table llm_calls add column hook_error text",
         "drop trigger llm_calls_update",
@@ -218,6 +242,71 @@ def m004_hook_error(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m005_strict(db: Database) -> None:
+    """A removal is checked, and removes by itself; a call is lost only with its session."""
+    changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    finished = FINISHED_COLUMNS[:_HOOK_ERROR]
+    ended = " or ".join(f"new.{name} is not old.{name}" for name in finished)
+    below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
+    clock_ms = "cast(round((julianday('now') - 2440587.5) * 86400000) as integer)"
+    digits = " || ".join(
+        f"substr('{TIME_DIGITS}', ((ms >> {5 * place}) & 31) + 1, 1)" for place in range(9, -1, -1)
+    )
+    oldest_kept_ms = (
+        f"max(0, min({clock_ms}, coalesce({newest_ms()}, {clock_ms})) - new.keep_days * 86400000)"
+    )
+    for statement in (
+        "drop trigger llm_calls_update",
+        f"""
+        create trigger llm_calls_update before update on llm_calls
+        when new.outcome is null or {changed}
+            or old.outcome is null and new.outcome = 'lost'
+                and old.session_id in (select id from llm_log_sessions)
+            or old.outcome is not null and (
+                old.hook_error is not null or {ended}
+                or coalesce(new.hook_error, '') not like 'llm_prompt_context of plugin %'
+            )
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+        "drop trigger llm_calls_delete",
+        f"""
+        create trigger llm_calls_delete before delete on llm_calls
+        when old.id >= {below} or (
+            old.outcome is null and old.session_id in (select id from llm_log_sessions)
+        )
+        begin select raise(abort, 'llm_calls is append-only: only retention removes'); end
+        """,
+        "drop trigger llm_call_content_delete",
+        f"""
+        create trigger llm_call_content_delete before delete on llm_call_content
+        when old.call_id >= {below} or exists (select 1 from llm_calls where id = old.call_id)
+        begin select raise(abort, 'llm_call_content is append-only: only retention removes'); end
+        """,
+        f"""
+        create trigger llm_log_removals_remove after insert on llm_log_removals
+        begin
+            select raise(abort, 'llm_log_removals is append-only: no such removal can be made')
+            where not coalesce(
+                new.id = 1 + coalesce((select max(id) from llm_log_removals where id < new.id), 0)
+                and new.removed_at = strftime('%Y-%m-%dT%H:%M:%fZ', new.removed_at)
+                and abs(julianday(new.removed_at) - julianday('now')) < 1
+                and typeof(new.keep_days) = 'integer' and new.keep_days >= 1
+                and substr(new.below_id, 1, 10)
+                    <= (select {digits} from (select {oldest_kept_ms} as ms))
+                and new.call_count
+                    is (select count(*) from llm_calls where id < new.below_id and {REMOVABLE}),
+                0
+            );
+            delete from llm_calls where id < new.below_id and {REMOVABLE};
+            delete from llm_call_content where call_id < new.below_id
+            and call_id not in (select id from llm_calls where id < new.below_id);
+        end
+        """,
+    ):
+        db.execute(statement)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date, as `migrations.migrate`."""
-    database.migrate(connection, migrations)
+    database.migrate(connection, migrations, *TABLES)

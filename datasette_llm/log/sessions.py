@@ -9,10 +9,17 @@ and clocks are not reliable for that.
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import weakref
 from pathlib import Path
 
 from datasette.utils.sqlite import sqlite3
+
+logger = logging.getLogger("datasette_llm")
+
+# It is part of a file's name.
+_SESSION_ID = re.compile("[0-9a-z]{1,64}")
 
 
 class Session:
@@ -52,8 +59,7 @@ class Session:
         database = _file_of(connection)
         if self._lock is None and self._shared:
             self._lock = _Lock(_beside(database, self.id))
-        known = connection.execute("select id from llm_log_sessions").fetchall()
-        for (session_id,) in known:
+        for session_id in _session_ids(connection):
             if session_id != self.id and _has_ended(_beside(database, session_id)):
                 connection.execute("delete from llm_log_sessions where id = ?", (session_id,))
         connection.execute(
@@ -96,6 +102,15 @@ class _Lock:
         connection.execute("begin exclusive")
 
 
+def _session_ids(connection: sqlite3.Connection) -> list[str]:
+    """The ids of the registered sessions; a row that no version has written is left alone."""
+    known = [row[0] for row in connection.execute("select id from llm_log_sessions")]
+    odd = [each for each in known if not _SESSION_ID.fullmatch(str(each))]
+    for each in odd:
+        logger.warning("A row of llm_log_sessions is ignored; no session has the id %.80r", each)
+    return [each for each in known if each not in odd]
+
+
 def _release(connection: sqlite3.Connection, file: Path) -> None:
     connection.close()
     _remove(file)
@@ -113,7 +128,11 @@ def _beside(database: Path, session_id: str) -> Path:
 
 def _has_ended(lock: Path) -> bool:
     """Whether the session with this lock has ended; False if that is unknown."""
-    if lock.exists():
+    try:
+        exists = lock.exists()
+    except OSError:
+        return False
+    if exists:
         uri = f"{lock.as_uri()}?mode=ro"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0)) as reader:

@@ -21,6 +21,7 @@ from .totals_cache import QueryCache, Rows
 
 FAILURES = ("error", "lost")
 By = Literal["purpose", "model"]
+Measure = Literal["calls", "tokens", "cost"]
 SERIES_COLUMNS: Mapping[str, str] = {"purpose": "purpose", "model": "model_id"}
 CHOICE_COLUMNS: Mapping[str, str] = {
     "model": "model_id",
@@ -58,18 +59,15 @@ class Aggregate:
         """The number of calls."""
         return self.outcomes.total()
 
-    @property
-    def tokens(self) -> int | None:
-        """Input and output tokens together."""
-        return _plus(self.input_tokens, self.output_tokens)
-
-    def add(self, other: Aggregate) -> None:
-        """Add the sums of other calls."""
-        self.outcomes.update(other.outcomes)
-        self.input_tokens = _plus(self.input_tokens, other.input_tokens)
-        self.output_tokens = _plus(self.output_tokens, other.output_tokens)
-        self.cost_nanodollars = _plus(self.cost_nanodollars, other.cost_nanodollars)
-        self.calls_without_cost += other.calls_without_cost
+    def add(self, rows: Rows) -> None:
+        """Add the sums of other calls, as `_sums_query` gives them."""
+        for _, outcome, _, calls, priced, *known in rows:
+            input_tokens, output_tokens, cost = map(_whole, known)
+            self.outcomes[outcome or RUNNING] += calls
+            self.input_tokens = _plus(self.input_tokens, input_tokens)
+            self.output_tokens = _plus(self.output_tokens, output_tokens)
+            self.cost_nanodollars = _plus(self.cost_nanodollars, cost)
+            self.calls_without_cost += calls - priced if outcome == "ok" else 0
 
     def summary(self) -> dict[str, Any]:
         """The totals as in a payload; without calls they are zero, not unknown."""
@@ -93,13 +91,15 @@ class Days:
 
     Attributes:
         total: all calls together.
-        days: the series of each day, by name; None for calls without one.
+        days: the value of each series on each day, by name; None stands for calls without a name,
+            and for an unknown value. Plain numbers, since so many objects would trigger Python's
+            garbage collector, which blocks the event loop.
         earlier: whether there are calls before the first of these days.
         durations: the number of calls by duration in whole milliseconds, without blocked calls.
     """
 
     total: Aggregate
-    days: dict[datetime.date, dict[str | None, Aggregate]]
+    days: dict[datetime.date, dict[str | None, int | None]]
     earlier: bool
     durations: Counter[int] = field(default_factory=Counter)
 
@@ -129,6 +129,7 @@ def totals(
     by: By,
     now: datetime.datetime,
     cache: QueryCache,
+    measure: Measure = "calls",
 ) -> Days:
     """The totals of the calls that match a filter.
 
@@ -138,18 +139,17 @@ def totals(
         by: what makes the series of a day.
         now: the end of the last day, unless the filter ends before.
         cache: results of earlier queries; new ones are added.
+        measure: the values of the series.
     """
     result = Days(Aggregate(), {}, earlier=False)
     for day, start, end in _periods(connection, log_filter, now):
         sql, values = _sums_query(log_filter, by, start, end)
         rows = cache.rows(connection, sql, values)
-        aggregates = _aggregates(rows)
         result.durations.update(_durations(rows))
-        for each in aggregates.values():
-            result.total.add(each)
+        result.total.add(rows)
         if day is not None:
-            result.days[day] = aggregates
-        elif aggregates:
+            result.days[day] = _values(rows, measure)
+        elif rows:
             result = replace(result, earlier=True)
     return result
 
@@ -157,9 +157,7 @@ def totals(
 def aggregate(connection: sqlite3.Connection, log_filter: Filter) -> Aggregate:
     """The totals of a filter, without days."""
     total = Aggregate()
-    rows = connection.execute(*_sums_query(log_filter, "model", None, None)).fetchall()
-    for each in _aggregates(rows).values():
-        total.add(each)
+    total.add(connection.execute(*_sums_query(log_filter, "model", None, None)).fetchall())
     return total
 
 
@@ -192,6 +190,10 @@ def percentile(counts: Mapping[int, int], percent: int) -> int | None:
         if so_far >= needed:
             return value
     return None
+
+
+def _whole(sum_of: float | None) -> int | None:
+    return None if sum_of is None else int(sum_of)
 
 
 def _plus(a: int | None, b: int | None) -> int | None:
@@ -286,14 +288,15 @@ def _sums_query(
     return sql, values
 
 
-def _aggregates(rows: Rows) -> dict[str | None, Aggregate]:
-    aggregates: dict[str | None, Aggregate] = {}
-    for name, outcome, _, calls, priced, *known in rows:
-        input_tokens, output_tokens, cost = (None if n is None else int(n) for n in known)
-        part = Aggregate(Counter({outcome or RUNNING: calls}), input_tokens, output_tokens, cost)
-        part.calls_without_cost = calls - priced if outcome == "ok" else 0
-        aggregates.setdefault(name, Aggregate()).add(part)
-    return aggregates
+def _values(rows: Rows, measure: Measure) -> dict[str | None, int | None]:
+    """The value of each series."""
+    values: dict[str | None, int | None] = {}
+    for name, _, _, calls, _, *known in rows:
+        input_tokens, output_tokens, cost = map(_whole, known)
+        tokens = _plus(input_tokens, output_tokens)
+        value = {"calls": calls, "tokens": tokens, "cost": cost}[measure]
+        values[name] = _plus(values.get(name), value)
+    return values
 
 
 def _durations(rows: Rows) -> list[int]:

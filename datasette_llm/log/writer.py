@@ -1,8 +1,8 @@
 """The writer of the call log: shared transactions, and retries while the database fails.
 
 A transaction takes all pending writes, so that many calls share one commit, and a single call
-does not wait for others. Failed writes stay in memory, up to a bound, and are retried; calls do
-not wait for them.
+does not wait for others. Failed writes stay in memory and are retried; calls do not wait for
+them. What is in memory is bounded by its weight: contents are dropped first, then rows.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from datasette.utils.sqlite import sqlite3
 
 from ..loop_end import LoopEnd, check_each_second
 from ..sanitize import message_of
+from .rows import OVERHEAD_BYTES, Content
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 logger = logging.getLogger("datasette_llm")
 
-MAX_WAITING = 20_000
-MAX_WAITING_LARGE = 2_000
+# Of all that waits.
+MAX_WAITING_BYTES = 64_000_000
 MAX_BATCH = 512
 # So many rows of a table are inserted by one statement. SQLite gives way to other threads at each
 # statement, and a busy event loop takes its time to give way in return.
@@ -65,11 +66,28 @@ _INSERT = re.compile(r"(insert into .+ values )\((:\w+(?:, :\w+)*)\)", re.S)
 
 
 class _Write:
-    __slots__ = ("committed", "is_awaited", "refused", "sent", "statement", "work")
+    __slots__ = (
+        "committed",
+        "content",
+        "is_awaited",
+        "refused",
+        "sent",
+        "statement",
+        "weight",
+        "work",
+    )
 
-    def __init__(self, work: Statement | Work, committed: asyncio.Future[bool] | None) -> None:
+    def __init__(
+        self,
+        work: Statement | Work,
+        weight: int,
+        committed: asyncio.Future[bool] | None,
+        content: Content | None = None,
+    ) -> None:
         self.statement = None if callable(work) else work
         self.work = work if callable(work) else _executing(work)
+        self.weight = weight
+        self.content = content
         self.committed = committed
         self.is_awaited = committed is not None  # stays true after the answer, for its priority
         self.refused = False
@@ -91,7 +109,8 @@ class Writer:
 
     Attributes:
         failure: why the last transaction failed; None if it succeeded.
-        dropped: how many writes were dropped because too many were pending.
+        dropped: how many writes were dropped because too much was pending.
+        dropped_contents: of how many calls the content was.
         used: whether there was ever anything to write.
     """
 
@@ -103,6 +122,7 @@ class Writer:
         """
         self.failure: str | None = None
         self.dropped = 0
+        self.dropped_contents = 0
         self.used = False
         self._execute = execute
         self._opened = opened
@@ -111,6 +131,10 @@ class Writer:
         self._awaited: deque[_Write] = deque()
         self._others: deque[_Write] = deque()
         self._batch: list[_Write] = []
+        self._bytes = 0  # of all of these
+        self._content_bytes = 0
+        self._contents: dict[Content, None] = {}  # in their order
+        self._lost_before = (0, 0)  # what the last message about lost writes said
         self._lock = threading.Lock()  # of the queues and the task
         self._task: asyncio.Task[None] | None = None
         self._loop_end = LoopEnd(self._finish)
@@ -144,19 +168,23 @@ class Writer:
             await self._execute(self._opened)
             self._ready = self.used = True
 
-    async def commit(self, statement: Statement) -> bool:
+    async def commit(self, statement: Statement, weight: int = OVERHEAD_BYTES) -> bool:
         """Write, and wait for the commit.
+
+        Args:
+            statement: what to execute.
+            weight: its bytes in memory, about.
 
         Returns:
             Whether it was committed. False while the database cannot be written; the write is
-            then retried later, unless too many are pending. False, too, for a row that SQLite
+            then retried later, unless too much is pending. False, too, for a row that SQLite
             refuses.
         """
         if self.failure is not None:
-            self.later(statement)
+            self.later(statement, weight)
             return False
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._add(_Write(statement, committed))
+        self._add(_Write(statement, weight, committed))
         while not committed.done():
             began = time.monotonic()
             await asyncio.wait([committed], timeout=COMMIT_WAIT_S)
@@ -165,14 +193,17 @@ class Writer:
                 return False
         return committed.result()
 
-    @property
-    def crowded(self) -> bool:
-        """Whether so many writes are pending that no large one should be added."""
-        return self._count() > MAX_WAITING_LARGE
+    def later(
+        self, work: Statement | Work, weight: int = OVERHEAD_BYTES, content: Content | None = None
+    ) -> None:
+        """Write soon, in the order of the calls of this method, without waiting.
 
-    def later(self, work: Statement | Work) -> None:
-        """Write soon, in the order of the calls of this method, without waiting."""
-        self._add(_Write(work, None))
+        Args:
+            work: what to execute.
+            weight: its bytes in memory, about, without the content.
+            content: what else it writes, unless that is dropped before.
+        """
+        self._add(_Write(work, weight, None, content))
 
     async def flush(self) -> None:
         """Wait until all pending writes are written, or writing fails."""
@@ -227,13 +258,40 @@ class Writer:
 
     def _add(self, write: _Write) -> None:
         self.used = True
-        if self._count() >= MAX_WAITING:
-            self.dropped += 1
-            self._answer([write], False)
-            return
         with self._lock, contextlib.suppress(RuntimeError):  # no event loop runs: see _check()
-            (self._awaited if write.is_awaited else self._others).append(write)
-            self._started()
+            if self._bytes + write.weight <= MAX_WAITING_BYTES:
+                self._bytes += write.weight
+                if write.content is not None:
+                    self._contents[write.content] = None
+                    self._content_bytes += write.content.weight
+                self._drop_contents()
+                (self._awaited if write.is_awaited else self._others).append(write)
+                self._started()
+                return
+            self.dropped += 1
+        self._answer([write], False)
+
+    def _drop_contents(self) -> None:
+        """Drop the newest contents until all that waits is light enough; called with the lock.
+
+        One may be as large as it is while the database can be written, since it is about to be.
+        """
+        while self._contents and self._bytes + self._content_bytes > MAX_WAITING_BYTES:
+            alone = len(self._contents) == 1 and self.failure is None
+            if alone and self._bytes <= MAX_WAITING_BYTES // 2:
+                return
+            content, _ = self._contents.popitem()
+            self._content_bytes -= content.weight
+            content.drop()
+            self.dropped_contents += 1
+
+    def _note_written(self, writes: list[_Write]) -> None:
+        with self._lock:
+            for write in writes:
+                self._bytes -= write.weight
+                if write.content is not None and write.content in self._contents:
+                    del self._contents[write.content]
+                    self._content_bytes -= write.content.weight
 
     def _started(self) -> asyncio.Task[None]:
         """The task that writes, if need be a new one; called with the lock."""
@@ -292,6 +350,7 @@ class Writer:
                 if self._is_superseded():
                     return
                 self._batch = batch[count:]
+                self._note_written(batch[:count])
                 batch.clear()  # Datasette's writing thread keeps a reference to its last work
                 self._note_success()
 
@@ -323,6 +382,7 @@ class Writer:
         self._awaited.clear()
         self._others.clear()
         self.dropped += len(lost)
+        self._note_written(lost)
         self._answer(lost, False)
         logger.error(
             "Datasette stopped before the LLM call log could be written: %d writes lost",
@@ -333,13 +393,27 @@ class Writer:
         if self.failure is None:
             logger.error("The LLM call log cannot be written: %s", message_of(error))
         self.failure = f"{type(error).__name__}: {message_of(error)}"
+        with self._lock:
+            self._drop_contents()
         self._answer([*self._batch, *self._awaited], False)
 
     def _note_success(self) -> None:
         if self.failure is not None:
-            logger.warning("The LLM call log is written again")
+            logger.warning("The LLM call log is written again%s", self._lost())
         self.failure = None
         self._written_at = time.monotonic()
+
+    def _lost(self) -> str:
+        """What was dropped since the last message about that."""
+        rows, contents = self.dropped, self.dropped_contents
+        before, self._lost_before = self._lost_before, (rows, contents)
+        if before == self._lost_before:
+            return ""
+        return (
+            f"; {rows - before[0]:,} rows and ends of rows and the contents of "
+            f"{contents - before[1]:,} calls were dropped, since more than "
+            f"{MAX_WAITING_BYTES // 1_000_000} MB waited"
+        )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -20,7 +20,7 @@ from llm.default_plugins.openai_models import AsyncChat, redact_data
 from llm.parts import Message, ReasoningPart, StreamEvent, ToolCallPart
 
 from ..errors import IncompleteAnswerError, ProviderError
-from .activity import activity
+from .activity import QUIET_IDLE_TIMEOUTS, activity
 from .chat_reader import REASONING_DETAILS, REASONING_FIELD, ChatReader
 from .connections import Learned, PooledClient
 from .event_stream import DONE, KEEP_ALIVE, EventDecoder, Frame
@@ -37,6 +37,8 @@ from .tool_calls import EXTRA
 
 # How long a finished answer waits for its usage, and for the end of the connection's turn.
 LINGER_S = 0.8
+# How long the body of a refusal may take; what has come then is told.
+REFUSAL_S = 2.0
 
 # How much may come, in events of any kind, without a part of the answer.
 MAX_EMPTY_BYTES = 16 * 1024 * 1024
@@ -127,13 +129,17 @@ async def _sent_once(target: Target, body: Mapping[str, Any]) -> httpx2.Response
     refused: openai.APIStatusError | None = None
     unreached: openai.APIConnectionError | None = None
     try:
-        http_response = await target.http.send(request, stream=True)
+        # Bytes of headers, one by one, and "102 Processing" may come for ever.
+        async with asyncio.timeout(activity.get().quiet_s):
+            http_response = await target.http.send(request, stream=True)
         if http_response.is_success:
             return http_response
         try:
             refused = refusal(http_response, await _beginning(http_response), target.place)
         finally:
             await http_response.aclose()
+    except TimeoutError:
+        unreached = unreachable(httpx2.ReadTimeout(""), target.place)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         unreached = unreachable(error, target.place)
     # Outside `except`, since the context would hold the request with its key.
@@ -169,14 +175,15 @@ def _query(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 async def _beginning(http_response: httpx2.Response) -> bytes:
-    """The beginning of a body that says why; of one that breaks off what has come."""
+    """The beginning of a body that says why; of one that breaks off or hangs what has come."""
     body = bytearray()
     try:
-        async for data in http_response.aiter_bytes():
-            body += data
-            if len(body) >= MAX_BODY_BYTES:
-                break
-    except httpx2.HTTPError:
+        async with asyncio.timeout(REFUSAL_S):
+            async for data in http_response.aiter_bytes():
+                body += data
+                if len(body) >= MAX_BODY_BYTES:
+                    break
+    except (httpx2.HTTPError, TimeoutError):
         pass
     return bytes(body[:MAX_BODY_BYTES])
 
@@ -203,11 +210,10 @@ async def _read(
             broken = _broken_off(broken)
     except (openai.APIError, ProviderError) as error:
         broken, stray = error, ""
-    if not reader.is_complete:
-        if stray:
-            raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
-        if broken is not None:
-            raise broken  # outside `except`, since the context would hold the key
+    if not reader.is_complete and stray:
+        raise IncompleteAnswerError(_instead(stray, target.place, begun=reader.said_something))
+    if broken is not None and not reader.is_over:
+        raise broken  # outside `except`, since the context would hold the key
     for event in reader.finish(gives_reasons=target.learned.gives_reasons):
         yield event
     if reader.finish_reason is not None:
@@ -223,6 +229,7 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
     """
     timing, decoder = activity.get(), EventDecoder()
     chunks = aiter(http_response.aiter_bytes())
+    linger_s = min(LINGER_S, timing.quiet_s / (2 * QUIET_IDLE_TIMEOUTS))  # half an idle timeout
     quiet_since = time.monotonic()
     end: float | None = None
     data: bytes | None = b""
@@ -236,7 +243,7 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
             return  # the answer is complete, and the connection stays open
         except httpx2.HTTPError as error:
             data, broken = None, error
-        for frame in decoder.finish() if data is None else decoder.feed(data):
+        for frame in _decoded(decoder, data, broken):
             if timing.alive is not None:
                 timing.alive()
             if frame is DONE:
@@ -248,10 +255,30 @@ async def _frames(http_response: httpx2.Response, reader: ChatReader) -> AsyncIt
             empty_bytes = empty_bytes + len(data) if parts == reader.parts else 0
             parts = reader.parts
             _check_progress(time.monotonic() - quiet_since, timing.quiet_s, empty_bytes)
-        if end is None and reader.is_complete:
-            end = asyncio.get_running_loop().time() + LINGER_S
+        if not reader.is_over:
+            end = None
+        elif end is None:
+            end = asyncio.get_running_loop().time() + linger_s
     if broken is not None:
         raise broken
+
+
+def _decoded(
+    decoder: EventDecoder, data: bytes | None, broken: httpx2.HTTPError | None
+) -> Iterator[Frame]:
+    """The frames that end with some bytes, or, for None, with the answer.
+
+    Raises:
+        ProviderError: one cannot be read, and not because the connection broke within it.
+    """
+    if data is not None:
+        yield from decoder.feed(data)
+        return
+    try:
+        yield from decoder.finish()
+    except ProviderError:
+        if broken is None:
+            raise
 
 
 def _check_progress(quiet_s: float, allowed_s: float, empty_bytes: int) -> None:

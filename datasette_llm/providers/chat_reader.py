@@ -14,19 +14,26 @@ from llm.parts import StreamEvent
 from llm.utils import simplify_usage_dict
 
 from ..errors import IncompleteAnswerError
+from ..redaction import cut
 from ..sanitize import count
-from .server_errors import Place, error_in, failed_answer
+from .finish_reasons import words_of
+from .server_errors import Place, error_in, failed_answer, reason_of
 from .tool_calls import ToolCalls
 
 # Finish reasons that say that the server gave up.
 BROKEN_REASONS = frozenset({"abort", "aborted", "cancelled", "canceled", "interrupted"})
 BROKEN_REASONS |= {"error", "engine_error", "internal_error", "network_error", "server_error"}
 BROKEN_REASONS |= {"failed", "failure", "load", "unload", "overloaded", "timeout"}
+BROKEN_REASONS |= {"user_cancel", "user_cancelled", "insufficient_system_resource"}
+BROKEN_REASONS |= {"malformed_function_call", "malformed_response"}
 # The fields of a delta for what a model thinks before it answers.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Under these names the parts of a response keep what a provider wants back.
 REASONING_FIELD = "reasoning_field"
 REASONING_DETAILS = "reasoning_details"
+
+# Of a finish reason, in messages.
+_MAX_REASON_CHARS = 100
 
 _SUMMARY = ("id", "object", "model", "created", "system_fingerprint")
 _COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens")
@@ -62,6 +69,8 @@ class ChatReader:
         self._reasoned = False
         self._summary: dict[str, Any] = {}
         self._role: str | None = None
+        self._is_whole = False
+        self._goes_on = False
 
     @property
     def said_something(self) -> bool:
@@ -70,9 +79,15 @@ class ChatReader:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the server has called its answer complete; what comes then is no matter."""
-        reason = self.finish_reason
-        return self.is_done or (reason is not None and reason.lower() not in BROKEN_REASONS)
+        """Whether the server has called its answer complete."""
+        if self.finish_reason is None:
+            return self.is_done
+        return not _is_broken(self.finish_reason)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more of it is to come; some servers give a reason with every part."""
+        return self.is_complete and (self.is_done or not self._goes_on)
 
     def feed(self, event: Mapping[str, Any]) -> Iterator[StreamEvent]:
         """The parts of the answer in an event, or in a whole answer.
@@ -92,27 +107,49 @@ class ChatReader:
         choice = _first_choice(event.get("choices"))
         if choice is None:
             return
+        if choice.get("error"):  # as OpenRouter tells it
+            failure = error_in(choice) or ""
+            raise failed_answer(failure, choice, self._place, begun=self.said_something)
+        over, before = self.is_over, self.parts
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
             delta = choice.get("message")
             if isinstance(delta, Mapping):
-                self.is_done = True  # a whole answer; some servers give it after its parts too
+                # Some servers give it after its parts, too.
+                self.is_done = self._is_whole = True
                 delta = delta if not self.parts else None
         if isinstance(delta, Mapping):
             yield from self._delta(delta)
         elif isinstance(choice.get("text"), str):
             yield from self._text(choice["text"])
-        reason = choice.get("finish_reason")
-        if isinstance(reason, Mapping):
-            reason = reason.get("type")
-        if isinstance(reason, str) and reason and self.finish_reason is None:
-            self.finish_reason = reason
-            if reason.lower() in BROKEN_REASONS:
-                raise IncompleteAnswerError(
-                    f'The answer broke off: the server gave up, with the finish_reason "{reason}"'
-                    if self.said_something
-                    else f'The server gave up before its answer, with the finish_reason "{reason}"'
-                )
+        goes_on = self.finish_reason is not None and self.parts > before
+        self._goes_on = self._goes_on or goes_on
+        self._end(choice.get("finish_reason"), over=over and not goes_on)
+
+    def _end(self, given: object, *, over: bool) -> None:
+        """Why the answer ended; of several reasons the last that says more than "stop" counts.
+
+        Args:
+            given: the reason, as the server tells it.
+            over: whether the answer was over before; the server may give up then.
+
+        Raises:
+            IncompleteAnswerError: the server gave up.
+        """
+        reason = given.get("type") if isinstance(given, Mapping) else given
+        if not isinstance(reason, str) or not words_of(reason):
+            return
+        if over and (reason.lower() == "stop" or _is_broken(reason)):
+            return
+        self.finish_reason = reason
+        if _is_broken(reason):
+            told = reason_of(given) if isinstance(given, Mapping) else ""
+            cause = f'the finish_reason "{cut(reason, _MAX_REASON_CHARS)}"' + (told and f": {told}")
+            raise IncompleteAnswerError(
+                f"The answer broke off: the server gave up, with {cause}"
+                if self.said_something
+                else f"The server gave up before its answer, with {cause}"
+            )
 
     def finish(self, *, gives_reasons: bool) -> Iterator[StreamEvent]:
         """The events that are due at the end of the answer.
@@ -162,7 +199,7 @@ class ChatReader:
                 f'The server at {self._place.host} ended its answer with "[DONE]" before it had '
                 f"said anything{self._if_interrupted()}"
             )
-        if gives_reasons:
+        if gives_reasons and not self._is_whole:
             raise IncompleteAnswerError(
                 'The answer broke off: the server ended it without a "finish_reason", which the '
                 f"answers of this model have had{self._if_interrupted()}"
@@ -186,8 +223,10 @@ class ChatReader:
         for place in (event, event.get("x_groq"), _first_choice(event.get("choices"))):
             usage = place.get("usage") if isinstance(place, Mapping) else None
             if isinstance(usage, Mapping) and usage:
-                self.usage = dict(usage)
-                _set_usage(self._response, usage)
+                # Some gateways tell what was given at first, and what was made at the end.
+                given = {name: value for name, value in usage.items() if value is not None}
+                self.usage = {**(self.usage or {}), **given}
+                _set_usage(self._response, self.usage)
                 return
 
     def _delta(self, delta: Mapping[str, Any]) -> Iterator[StreamEvent]:
@@ -248,6 +287,11 @@ class ChatReader:
                 yield from self._text(_plain(part))
 
 
+def _is_broken(reason: str) -> bool:
+    """Whether a reason says that the server gave up, as `function_call_filter: MALFORMED…`."""
+    return not BROKEN_REASONS.isdisjoint(words_of(reason))
+
+
 def _plain(value: object) -> str:
     """The text of a value: of a text, of an object that has one, of a list of these."""
     if isinstance(value, str):
@@ -267,7 +311,7 @@ def _first_choice(choices: object) -> Mapping[str, Any] | None:
     if not isinstance(choices, list):
         return None
     for choice in choices:
-        if isinstance(choice, Mapping) and not choice.get("index"):
+        if isinstance(choice, Mapping) and choice.get("index") in (None, 0, "0", ""):
             return choice
     return None
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ProviderError
+from ..redaction import cut
 
 # An event, or a whole answer, with pictures for example; a longer one is refused unread.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
@@ -19,9 +20,10 @@ MAX_QUOTED_CHARS = 500
 
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({b"data", b"event", b"id", b"retry"})
-_NOTHING = frozenset({b"", b"null", b"[]", b'""'})
+_NOTHING = frozenset({b"", b"null", b"[]"})
 # Events that servers send to keep a connection open.
 _KEEP_ALIVES = frozenset({"ping", "heartbeat", "keepalive", "keep-alive"})
+_NOTHING |= {name.encode() for name in _KEEP_ALIVES}
 
 
 class Frame(NamedTuple):
@@ -129,16 +131,16 @@ class EventDecoder:
 
     def _data_line(self, value: bytes) -> Iterator[Frame]:
         """A line of data; one that is a whole object need not wait for the blank line."""
-        if value.startswith(b"[DONE]"):
+        if value[:1] != b"{" and value.strip(b' "').upper().startswith(b"[DONE]"):
             yield from self._dispatch()
             yield DONE
             return
         if not self._data:
             event = _object(value)
             if event is not None:
-                yield KEEP_ALIVE if self._name in _KEEP_ALIVES else Frame(event, self._name)
+                yield KEEP_ALIVE if _keeps_alive(event, self._name) else Frame(event, self._name)
                 return
-            if value.strip() in _NOTHING:
+            if value.strip(b' "').lower() in _NOTHING:
                 yield KEEP_ALIVE
                 return
         self._data.append(value)
@@ -199,11 +201,16 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _keeps_alive(event: dict[str, Any], name: str) -> bool:
+    """Whether an event is none but by name, as `{"type": "ping"}`."""
+    return name in _KEEP_ALIVES or (name != "error" and not event) or event.get("type") == "ping"
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        shown = text if len(text) <= MAX_QUOTED_CHARS else text[:MAX_QUOTED_CHARS] + "…"
+        shown = cut(text, MAX_QUOTED_CHARS)
         raise ProviderError(
             f"The server sent an event that is no JSON: {shown}", kind="bad_answer", body=text
         ) from None

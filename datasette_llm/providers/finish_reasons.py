@@ -59,6 +59,15 @@ def finish_reason_of(response_json: object) -> FinishReason | None:
     return _of_openai_responses(response_json) or _blocked(response_json)
 
 
+def words_of(reason: str) -> list[str]:
+    """The words of a reason, each in one spelling; none where it stands for no reason yet.
+
+    Gemini joins two, as in `content_filter: SPII`; "FinishReason.MAX_TOKENS" is a client's enum.
+    """
+    parts = (part.rpartition(".")[2].strip().lower() for part in reason.split(":"))
+    return [word for each in parts if (word := re.sub(r"[\s-]+", "_", each)) not in _NO_WORDS]
+
+
 def _places(answer: object) -> Iterator[object]:
     """The parts of an answer that may have a reason, the outermost first."""
     yield answer
@@ -82,9 +91,9 @@ def _has_text(value: object) -> bool:
 def _reason(word: object) -> FinishReason | None:
     if not isinstance(word, str):
         return None
-    # "FinishReason.MAX_TOKENS" is an enum of a client as text.
-    name = re.sub(r"[\s-]+", "_", word.rpartition(".")[2].strip().lower())
-    return None if name in _NO_WORDS else _REASONS.get(name, FinishReason.OTHER)
+    words = words_of(word)
+    known = (_REASONS[each] for each in words if each in _REASONS)
+    return next(known, FinishReason.OTHER) if words else None
 
 
 def _of_openai_responses(answer: object) -> FinishReason | None:

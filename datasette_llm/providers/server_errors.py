@@ -5,6 +5,7 @@ The exceptions are those of openai's client, which plugins may know; their messa
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from ..redaction import cut
+from ..sanitize import well_formed
 from .exceptions import causes
 
 MAX_REASON_CHARS = 500
@@ -33,14 +36,21 @@ _CLASSES: Mapping[int, type[openai.APIStatusError]] = {
     429: openai.RateLimitError,
 }
 # Where servers put their reason, the most telling first.
-_REASONS = ("error", "message", "msg", "detail", "errors", "error_description", "title", "reason")
+_REASONS = (
+    *("error", "fault", "err", "message", "Message", "msg", "faultstring", "detail", "errors"),
+    *("error_description", "error_message", "errorMessage", "error_msg", "status_msg"),
+    *("base_resp", "title", "reason"),
+)
 _LOCATION = ("loc", "path", "field")
 _TITLE = re.compile(r"<(title|h1)[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]+>")
+_UNSEEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_SILENT: Mapping[type[Exception], str] = {httpx2.ConnectTimeout: "it did not answer in time"}
 
 # The likely mistake behind a reason.
 _TOO_LONG = re.compile(
-    r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long"
+    r"context.{0,20}(length|window|size)|maximum context|prompt is too long"
+    r"|too many tokens(?!, please wait)"
     r"|exceeds? .{0,30}(context|token)|context_length_exceeded",
     re.IGNORECASE,
 )
@@ -105,7 +115,7 @@ def refusal(response: httpx2.Response, body: bytes, place: Place) -> openai.APIS
     """
     status = response.status_code
     value = body_of(body)
-    reason = reason_of(value)
+    reason = reason_of(value) or _as_it_is(value)
     known = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
     answered = f"The server at {place.host} answered {status} {known}".rstrip()
     sentence = f"{answered}: {reason}" if reason else answered
@@ -134,7 +144,7 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
         place: where the request went.
     """
     reasons = dict.fromkeys(filter(None, map(_cause, causes(error, suppressed=True))))
-    told = "; ".join(_telling(list(reasons))) or type(error).__name__
+    told = "; ".join(_telling(list(reasons))) or _SILENT.get(type(error), type(error).__name__)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         message = f"Could not connect to the server at {place.host}: {told}"
         advice = _connecting_advice(told, place)
@@ -155,6 +165,8 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
 
 def _cause(error: BaseException) -> str:
     """The message of a cause: of a failed system call what it means, without addresses."""
+    if isinstance(error, asyncio.CancelledError | ssl.SSLWantReadError):
+        return ""  # how a timeout stops a connection
     if (
         isinstance(error, OSError)
         and not isinstance(error, ssl.SSLError)  # whose numbers are OpenSSL's
@@ -209,20 +221,28 @@ def error_in(event: Mapping[str, Any]) -> str | None:
     """
     error = event.get("error")
     if error:
-        return reason_of(event) or "it gave no reason"
+        return reason_of(event) or _as_it_is(error) or "it gave no reason"
     if event.get("choices") is not None:
         return None
     says_error = event.get("object") == "error" or event.get("type") == "error"
-    if says_error or event.get("detail") or event.get("errors"):
+    if says_error or event.get("detail") or event.get("errors") or _has_code(event):
         return reason_of(event) or "it gave no reason"
     return None
+
+
+def _has_code(event: Mapping[str, Any]) -> bool:
+    """Whether an event without an answer has the code of an error, as Alibaba's and MiniMax's."""
+    code, base = event.get("code"), event.get("base_resp")
+    if isinstance(base, Mapping) and base.get("status_code"):
+        return True
+    return isinstance(code, str) and code[:1].isalpha() and code.lower() not in ("success", "ok")
 
 
 def body_of(body: bytes) -> Any:
     """The body of a refusal: values of JSON, or text; None where there is none."""
     text = body.decode("utf-8", "replace").lstrip("\ufeff").strip()
-    if text.startswith("data:"):
-        text = text.removeprefix("data:").split("\n\n")[0].strip()
+    if text.startswith(("data:", "event:")):
+        text = text.partition("data:")[2].split("\n\n")[0].strip() or text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -235,15 +255,14 @@ def reason_of(value: object) -> str:
     Args:
         value: values of JSON, or text.
     """
-    text = " ".join(_reason(value, 0).split())
-    return text if len(text) <= MAX_REASON_CHARS else text[: MAX_REASON_CHARS - 1] + "…"
+    return _short(_reason(value, 0))
 
 
 def refuses_stream_options(error: openai.APIStatusError) -> bool:
     """Whether a server does not know the option that asks for the usage of a stream."""
     told = str(error)
     about = _STREAM_OPTIONS.search(told) and _UNKNOWN.search(told)
-    return error.status_code in (400, 422) and bool(about)
+    return error.status_code not in (401, 403, 429) and bool(about)
 
 
 def advice_for(reason: str, status: int | None, place: Place) -> str:
@@ -289,8 +308,17 @@ def _reason(value: object, level: int) -> str:
         told = next(
             (text for name in _REASONS if (text := _reason(value.get(name), level + 1))), ""
         )
-        return _with_location(value, told) if told else _code(value)
+        return _with_more(value, told, level) if told else _code(value)
     return ""
+
+
+def _short(text: str) -> str:
+    return cut(" ".join(well_formed(text).split()), MAX_REASON_CHARS)
+
+
+def _as_it_is(value: object) -> str:
+    """What a body of an unknown shape says, where it says anything."""
+    return _short(json.dumps(value)) if isinstance(value, Mapping) and value else ""
 
 
 def _text_reason(text: str, level: int) -> str:
@@ -302,14 +330,23 @@ def _text_reason(text: str, level: int) -> str:
         except (ValueError, RecursionError):
             return text
     if text[:1] == "<" and _TAG.match(text):
-        titled = _TITLE.search(text)
-        plain = html.unescape(_TAG.sub(" ", titled.group(2) if titled else text)).strip()
-        return f"a page of HTML, {' '.join(plain.split())!r}" if plain else "a page of HTML"
+        seen = _UNSEEN.sub(" ", text)
+        titles = (_plain(found.group(2)) for found in _TITLE.finditer(seen))
+        plain = next(filter(None, titles), "") or _plain(seen)
+        return f"a page of HTML, {plain!r}" if plain else "a page of HTML"
     return text
 
 
-def _with_location(value: Mapping[str, Any], told: str) -> str:
-    """A reason with the field that it is about, as FastAPI and others tell it."""
+def _plain(markup: str) -> str:
+    return " ".join(html.unescape(_TAG.sub(" ", markup)).split())
+
+
+def _with_more(value: Mapping[str, Any], told: str, level: int) -> str:
+    """A reason with what OpenRouter's provider said, or with the field that it is about."""
+    metadata = value.get("metadata")
+    cause = _reason(metadata.get("raw"), level + 1) if isinstance(metadata, Mapping) else ""
+    if cause and cause not in told:
+        return f"{told}: {cause}"
     for name in _LOCATION:
         where = value.get(name)
         if isinstance(where, list):

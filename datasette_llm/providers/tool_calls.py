@@ -15,7 +15,10 @@ import llm
 from llm.parts import StreamEvent
 
 from ..errors import ProviderError
+from ..events import FinishReason
+from ..redaction import cut
 from ..sanitize import new_id
+from .finish_reasons import finish_reason_of
 
 MAX_TOOL_CALLS = 1_000
 # What providers want back beside a call, such as the signatures of Gemini.
@@ -30,11 +33,19 @@ class _Call:
     given_id: str
     id: str
     name: str = ""
-    arguments: str = ""
+    pieces: list[str] = field(default_factory=list)  # of its arguments; the first is not blank
     extra: Any = None
     named: bool = False  # whether the event with its name was given out
-    streamed: int = 0  # characters of its arguments that were given out
-    value: dict[str, Any] | None = field(default=None)
+    streamed: int = 0  # pieces that were given out
+    value: dict[str, Any] | None = None
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    def has(self, *texts: str) -> bool:
+        """Whether one of these is all of its arguments; of many pieces without joining them."""
+        return len(self.pieces) <= max(map(len, texts)) and self.arguments in texts
 
     def is_whole(self) -> bool:
         """Whether its arguments are complete JSON; the next piece may be of another call."""
@@ -74,7 +85,8 @@ class ToolCalls:
             if isinstance(piece, Mapping):
                 call = self._call_of(piece, begun)
                 begun.append(call)
-                _extend(call, piece)
+                if not _is_repeated(call, piece):
+                    _extend(call, piece)
                 yield from _new_events(call)
 
     def finish(self, reason: str | None) -> Iterator[StreamEvent]:
@@ -89,6 +101,8 @@ class ToolCalls:
         for call in self._calls:
             if not call.name:
                 raise _unusable(call, "has no name", reason)
+            if call is self._calls[-1] and not call.arguments.strip() and _is_cut(reason):
+                raise _unusable(call, "has no arguments yet", reason)
             call.value = _arguments(call, reason)
             yield from _last_events(call)
 
@@ -105,7 +119,7 @@ class ToolCalls:
         call = self._candidate(index, given_id)
         if call is None and self._calls and not given_id and not name:
             return self._calls[-1]  # which was begun without an index
-        if call is not None and not _is_another(call, given_id, name, call in begun):
+        if call is not None and not _is_another(call, piece, given_id, call in begun):
             return call
         if len(self._calls) == MAX_TOOL_CALLS:
             raise ProviderError(
@@ -132,33 +146,56 @@ class ToolCalls:
         return call_id
 
 
-def _is_another(call: _Call, given_id: str, name: object, same_event: bool) -> bool:
+def _is_another(call: _Call, piece: Mapping[str, Any], given_id: str, same_event: bool) -> bool:
     """Whether a piece with a known index or id begins another call all the same."""
     if given_id and call.given_id and given_id != call.given_id:
         return True  # the index is repeated
+    name = _function(piece).get("name")
     if not name or not call.name:
         return False  # it goes on, or its name has only come now
-    return same_event or name != call.name or call.is_whole()
+    if same_event or name != call.name:
+        return True
+    return bool(_arguments_in(piece)) and call.is_whole() and not _is_repeated(call, piece)
+
+
+def _is_repeated(call: _Call, piece: Mapping[str, Any]) -> bool:
+    """Whether a piece tells the whole call once more, as some servers do at the end."""
+    text = _arguments_in(piece)
+    same = bool(text) and bool(call.given_id) and piece.get("id") == call.given_id
+    return same and call.has(text) and call.is_whole()
+
+
+def _is_cut(reason: str | None) -> bool:
+    """Whether an answer may have ended before the arguments of a call."""
+    known = finish_reason_of({"finish_reason": reason})
+    return known in (FinishReason.LENGTH, FinishReason.CONTENT_FILTER)
 
 
 def _extend(call: _Call, piece: Mapping[str, Any]) -> None:
     function = _function(piece)
-    given_id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
+    given_id, name, text = piece.get("id"), function.get("name"), _arguments_in(piece)
     if isinstance(given_id, str) and given_id:
         call.given_id = given_id
     if isinstance(name, str) and name:
         call.name = name
-    if isinstance(arguments, str):
-        call.arguments += arguments
-    elif arguments is not None:
-        call.arguments += json.dumps(arguments)
+    if text.startswith("{") and call.has("{}", "null"):
+        call.pieces.clear()  # gateways to Bedrock and Anthropic begin with an empty object
+    if text and (call.pieces or not text.isspace()):
+        call.pieces.append(text)
     if piece.get(EXTRA) is not None:
         call.extra = piece[EXTRA]
 
 
+def _arguments_in(piece: Mapping[str, Any]) -> str:
+    arguments = _function(piece).get("arguments")
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else json.dumps(arguments)
+
+
 def _function(piece: Mapping[str, Any]) -> Mapping[str, Any]:
     function = piece.get("function")
-    return function if isinstance(function, Mapping) else {}
+    return function if isinstance(function, Mapping) else piece
 
 
 def _new_events(call: _Call) -> Iterator[StreamEvent]:
@@ -168,8 +205,9 @@ def _new_events(call: _Call) -> Iterator[StreamEvent]:
     if not call.named:
         call.named = True
         yield StreamEvent(type="tool_call_name", chunk=call.name, tool_call_id=call.id)
-    if call.arguments.lstrip().startswith("{") and len(call.arguments) > call.streamed:
-        yield _arguments_event(call, call.arguments[call.streamed :])
+    is_object = bool(call.pieces) and call.pieces[0].lstrip().startswith("{")
+    if is_object and len(call.pieces) > call.streamed and not call.has("{}"):
+        yield _arguments_event(call, "".join(call.pieces[call.streamed :]))
 
 
 def _last_events(call: _Call) -> Iterator[StreamEvent]:
@@ -186,7 +224,7 @@ def _last_events(call: _Call) -> Iterator[StreamEvent]:
 
 
 def _arguments_event(call: _Call, text: str) -> StreamEvent:
-    call.streamed += len(text)
+    call.streamed = len(call.pieces)
     return StreamEvent(type="tool_call_args", chunk=text, tool_call_id=call.id)
 
 
@@ -218,8 +256,8 @@ def _unusable(call: _Call, what: str, reason: str | None) -> ProviderError:
     cause = f'the answer ended with the finish_reason "{reason}"' if reason else "it was cut off"
     if reason == "length":
         cause += ", so max_tokens or the context of the model was too small"
-    tool = f"of the tool {call.name!r}" if call.name else "of a tool"
+    tool = f"of the tool {cut(call.name, 100)!r}" if call.name else "of a tool"
     return ProviderError(
-        f"A call {tool} {what}, and was not run: {cause}. It began: {call.arguments[:100]!r}",
+        f"A call {tool} {what}, and was not run: {cause}. It began: {cut(call.arguments, 100)!r}",
         kind="bad_answer",
     )

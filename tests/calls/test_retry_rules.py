@@ -64,6 +64,12 @@ PASSING = {
     "plain text": refused(503, "upstream connect error"),
     "server error in a stream": refused(None, error_of(type="server_error", code=None)),
     "throttled by AWS with 400": ClientError("x", 400, error_of(code="ThrottlingException")),
+    "throttled behind a gateway": refused(
+        400, {"detail": "An error occurred (ThrottlingException): Too many tokens, please wait"}
+    ),
+    "over capacity in a stream": refused(
+        None, {"object": "error", "message": "Service tier capacity exceeded for this model."}
+    ),
     "throttled, too many tokens": ClientError(
         "Too many tokens, please wait before trying again.", 429
     ),
@@ -140,6 +146,12 @@ FINAL = {
     "a key of a stream": refused(None, error_of(type="authentication_error")),
     "a header": header_error("Illegal header value b'Bearer x\\n'"),
     "a header that is no ASCII": UnicodeEncodeError("ascii", "x", 0, 1, "no"),
+    "context in an abort": ProviderError(
+        "The server gave up: The input (5000) is longer than the model's context length (4096)",
+        kind="network",
+    ),
+    "a certificate": ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+    "a proxy's login": ConnectionError("407 Proxy Authentication Required"),
     "a plain 400": refused(400, None),
     "says nothing": refused(None, None),
     "nothing that is known": llm.ModelError("no"),

@@ -950,8 +950,7 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "consultant.exclude",
             "list of columns",
             "[]",
-            "Excluded from profiles and queries: `column`, `table.column` or "
-            "`database.table.column`.",
+            "Excluded from profiles: `column`, `table.column` or `database.table.column`.",
         ),
         ("purposes.<name>.model", "reference", "not set", "The default for this purpose."),
         (

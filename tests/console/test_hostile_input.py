@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from datasette import hookimpl
 from datasette.app import Datasette
 
+from datasette_llm import LLM
 from datasette_llm.access.quoting import MAX_MESSAGE_CHARS, quoted
-from datasette_llm.console import explain
 from datasette_llm.console.explain import ActorError, parse_actor
+from datasette_llm.hooks import dispatch
 from datasette_llm.testing import ScriptedModel
 
 from ..support.console import ANA, BEN, CONSOLE, KEY, Page, Start, get, get_json, starter, store
+from ..support.waiting import BOUND_S
 
 PAGES = ("", "/models", "/purposes", "/test", "/explain", "/keys")
 
@@ -159,7 +162,7 @@ class Hanging:
 
 
 async def test_hanging_hook_is_named_by_explain(start, plugin, monkeypatch):
-    monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
     plugin(Hanging(), "sleepy")
     datasette = await start({"default_model": "scripted"})
 
@@ -175,7 +178,7 @@ async def test_hanging_hook_is_named_by_explain(start, plugin, monkeypatch):
 
 
 async def test_hanging_hook_does_not_block_test_page(start, plugin, monkeypatch):
-    monkeypatch.setattr(explain, "HOOK_LIMIT_S", 0.01)
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
     plugin(Hanging(), "sleepy")
     datasette = await start({"default_model": "scripted"})
 
@@ -185,8 +188,53 @@ async def test_hanging_hook_does_not_block_test_page(start, plugin, monkeypatch)
     assert shown["candidates"]["model_ids"][0] == "scripted"
 
 
-def test_explain_gives_a_hook_ten_seconds():
-    assert explain.HOOK_LIMIT_S == 10
+@pytest.mark.parametrize("page", ["", "/models", "/purposes", "/test", "/explain", "/keys"])
+async def test_s5_hanging_purposes_are_named(start, plugin, monkeypatch, page):
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
+
+    class Plugin:
+        @hookimpl
+        async def register_llm_purposes(self):
+            await asyncio.Event().wait()
+
+    plugin(Plugin(), "sleepy")
+    datasette = await start({"default_model": "scripted"})
+
+    for twin in ("", ".json"):
+        async with asyncio.timeout(BOUND_S):
+            response = await datasette.client.get(f"{CONSOLE}{page}{twin}", actor=ANA)
+        assert response.status_code == 200
+        text = html.unescape(response.text)
+        assert "register_llm_purposes of plugin 'sleepy' gave no answer in 0.01 s" in text
+
+
+async def test_s5_hanging_hook_only_limits_pages(start, plugin, monkeypatch):
+    """A prompt of a plugin waits as long as it takes, also inside a request of another page."""
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    class Plugin:
+        @hookimpl
+        async def llm_default_model(self):
+            asked.set()
+            await answers.wait()
+            return "scripted"
+
+    plugin(Plugin(), "slow")
+    datasette = await start({})
+    await get_json(datasette, "explain", model="scripted")
+    asked.clear()
+
+    waiting = asyncio.create_task(LLM(datasette).model())
+    await asked.wait()
+    await asyncio.sleep(0.02)
+    answers.set()
+
+    assert (await waiting).model_id == "scripted"
+
+
+def test_s5_a_hook_keeps_a_page_waiting_for_ten_seconds():
+    assert dispatch.PAGE_WAITS_S == 10
 
 
 # Odd actors

@@ -7,7 +7,7 @@ import json
 import yaml
 
 from datasette_llm import web
-from datasette_llm.consultant.advice import claims as consultant_checks
+from datasette_llm.consultant.advice import dataset
 from datasette_llm.consultant.advice import types as prompting
 
 from ..support.consultant import answer as advice_answer
@@ -37,7 +37,7 @@ async def test_post_gets_advice_with_permission_shown(
             found = response.json()["consultation"]
     assert statuses == {"ana": 201, "cid": 403}
     assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
-    assert [check["status"] for check in found["checks"]] == ["supported"]
+    assert [check["status"] for check in found["checks"]] == ["unchecked"]
     assert "Timothy" not in found["user_prompt"]
 
 
@@ -45,6 +45,6 @@ def test_bounds_are_those_of_the_code():
     section = DOCS["consultant"]
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
-    assert f"claims after the {consultant_checks.MAX_CLAIMS}th" in section
+    assert f"the first {dataset.MAX_CLAIMS} claims" in section
     assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
     assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
@@ -19,6 +20,7 @@ from datasette_llm import (
 from datasette_llm.hooks import specs as hookspecs
 from datasette_llm.testing import ScriptedCall, ScriptedModel
 
+from ..support.openai_server import BOUND_S
 from .examples import (
     DOCS,
     between,
@@ -78,6 +80,44 @@ async def test_budget_hook_counts_tokens_and_blocks(source, site, register_model
     assert len(scripted.calls) == 1
     others = await LLM(datasette).model("scripted")
     assert await (await others.prompt("z")).text() == "a"
+
+
+@shows(source="budget.py")
+async def test_s7_budget_is_reserved_and_settled(source, site, register_models):
+    """By prompts at once, by one that fails, by one whose reader hangs up."""
+    many = ScriptedModel("many", ["a", llm.Usage(input=1_000)])
+    slow = ScriptedModel("slow", ["half an answer", asyncio.Event()])
+    register_models(many, slow, ScriptedModel("bad", [RuntimeError("It is down")]))
+    datasette = site(None, budget=source.replace("50_000", "1_000"))
+    await datasette.invoke_startup()
+
+    async def spent(user):
+        sql = "select tokens from spent where user = ?"
+        return [row[0] for row in await datasette.get_internal_database().execute(sql, [user])]
+
+    async def prompt(model_id, user):
+        model = await LLM(datasette).model(model_id, actor={"id": user})
+        return await model.prompt("x" * 30)
+
+    answers = await asyncio.gather(
+        *(prompt("many", "ana") for _ in range(50)), return_exceptions=True
+    )
+    (answered,) = [each for each in answers if not isinstance(each, Exception)]
+    await answered.text()
+    assert (len(many.calls), await spent("ana")) == (1, [1_000])
+    with pytest.raises(RuntimeError):
+        await prompt("bad", "ben")
+    assert await spent("ben") == [0]
+    response = await prompt("slow", "cid")
+    assert await spent("cid") == [1_000]
+    async for _ in response:
+        break
+    del response
+    await slow.calls[0].ended.wait()
+    async with asyncio.timeout(BOUND_S):
+        while await spent("cid") == [1_000]:  # noqa: ASYNC110  # the plugin sets no event
+            await asyncio.sleep(0.01)
+    assert await spent("cid") == [12]
 
 
 @shows(source="budget.py", view="greet.py")

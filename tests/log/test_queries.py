@@ -271,7 +271,7 @@ def test_each_day_is_a_day_of_utc(connection) -> None:
 
     days = totals.totals(connection, Filter(since="2026-01-30"), "model", NOW, QueryCache()).days
 
-    counts = {day: sum(each.calls for each in found.values()) for day, found in days.items()}
+    counts = {day: sum(found.values()) for day, found in days.items()}
     assert counts == {TODAY - 2 * DAY: 0, TODAY - DAY: 1, TODAY: 2}
 
 
@@ -283,7 +283,7 @@ def test_partial_day_is_counted_partially(connection) -> None:
     found = totals.totals(connection, wanted, "model", NOW, QueryCache())
 
     assert found.total.calls == 1
-    assert {day: found.days[day]["pelican"].calls for day in found.days} == {TODAY: 1}
+    assert {day: found.days[day]["pelican"] for day in found.days} == {TODAY: 1}
 
 
 def test_call_in_the_future_counts_today(connection) -> None:
@@ -431,7 +431,7 @@ def test_an_empty_record_has_no_choices(connection) -> None:
 
 def chart_of(connection, measure="calls", by="purpose", since="2026-01-31") -> Chart:
     return Chart.of(
-        totals.totals(connection, Filter(since=since), by, NOW, QueryCache()), by, measure
+        totals.totals(connection, Filter(since=since), by, NOW, QueryCache(), measure), by, measure
     )
 
 
@@ -485,3 +485,15 @@ def test_axis_top_is_a_round_number(value: float) -> None:
 
     assert value <= top <= 2 * value * (1 + 1e-9)
     assert any(f"{top:.6e}".startswith(f"{str(step)[0]}.000000") for step in STEPS)
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 1_790_000_000_123, 2**47])
+def test_time_of_an_id(milliseconds: int) -> None:
+    call_id = queries.id_at(milliseconds)
+    expected = queries.EPOCH + datetime.timedelta(milliseconds=milliseconds)
+    assert queries.time_of(call_id) == queries.time_of(call_id[:12]) == expected
+
+
+@pytest.mark.parametrize("call_id", ["", "zz", "7" + "z" * 25, "A", "~~~", "01k x", "\0"])
+def test_s3_odd_id_has_some_time(call_id: str) -> None:
+    assert queries.time_of(call_id) >= queries.EPOCH

@@ -1222,7 +1222,7 @@ async def test_l5_dropped_row_leaves_no_orphan_content(logged, recorded, monkeyp
     log = Recorder.of(datasette).writer
     log.failure = "as if the disk were full"
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "MAX_WAITING", 0)
+        patch.setattr(writer, "MAX_WAITING_BYTES", 0)
         response = await model.prompt("x")
     log.failure = None
     gate.set()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from ulid import ULID
 
 from datasette_llm import LLM
+from datasette_llm.consultant.advice import store
 from datasette_llm.log import retention
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import migrate
@@ -24,6 +26,7 @@ BOUND_S = 20
 NOW_MS = 1_790_000_000_000
 DAY_MS = 24 * 60 * 60 * 1000
 OLD_MS = 1_000_000_000_000
+LATER_MS = OLD_MS + DAY_MS
 
 
 def id_of(milliseconds: int, number: int = 0) -> str:
@@ -36,6 +39,9 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.connection = sqlite3.connect(path, isolation_level=None)
         migrate(self.connection)
+        # Calls that are not old, so that those of the tests are.
+        now_ms = int(time.time() * 1000)
+        self._recent = [self.add(id_of(now_ms - days * DAY_MS)) for days in (2, 0)]
 
     def add(
         self,
@@ -63,7 +69,9 @@ class Record:
         self.connection.execute(sql, (session_id,))
 
     def ids(self) -> list[str]:
-        return self._column("select id from llm_calls order by id")
+        """Without those that are there from the beginning."""
+        found = self._column("select id from llm_calls order by id")
+        return [call_id for call_id in found if call_id not in self._recent]
 
     def with_content(self) -> list[str]:
         return self._column("select distinct call_id from llm_call_content order by call_id")
@@ -167,7 +175,7 @@ def test_nothing_old_writes_nothing(record: Record) -> None:
 def test_batch_takes_the_oldest(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "MAX_BATCH", 3)
     ids = record.add_many(8)
-    end = id_of(NOW_MS)
+    end = id_of(LATER_MS)
 
     assert [record.remove_batch(end) for _ in range(4)] == [3, 3, 2, 0]
 
@@ -187,7 +195,7 @@ def test_running_call_does_not_block_younger_ones(
     running = [record.add(id_of(1, number), None, "here") for number in range(3)]
     record.add_many(5)
 
-    assert [record.remove_batch(id_of(NOW_MS)) for _ in range(4)] == [2, 2, 1, 0]
+    assert [record.remove_batch(id_of(LATER_MS)) for _ in range(4)] == [2, 2, 1, 0]
     assert record.ids() == running
 
 
@@ -208,7 +216,7 @@ def test_rolled_back_batch_changes_nothing(
     ids = record.add_many(3)
 
     record.connection.execute("begin immediate")
-    retention.remove_batch(record.connection, id_of(NOW_MS), 7)
+    retention.remove_batch(record.connection, id_of(LATER_MS), 7)
     record.connection.execute("rollback")
 
     assert (record.ids(), record.removals()) == (ids, [])
@@ -224,6 +232,206 @@ def test_days_are_counted_back_from_now(
     monkeypatch.setattr(retention, "time", SimpleNamespace(time=lambda: NOW_MS / 1000))
 
     assert retention.first_kept_id(keep_days) == id_of(milliseconds)
+
+
+# Clocks that jump
+
+
+class Times:
+    """A wall clock and a monotonic one, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.wall_ms = NOW_MS
+        self.steady_ms = 0
+
+    def time(self) -> float:
+        return self.wall_ms / 1000
+
+    def monotonic(self) -> float:
+        return self.steady_ms / 1000
+
+    def pass_(self, milliseconds: int) -> None:
+        self.wall_ms += milliseconds
+        self.steady_ms += milliseconds
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Times:
+    times = Times()
+    monkeypatch.setattr(retention, "time", times)
+    return times
+
+
+HOUR_MS = 60 * 60 * 1000
+RECENT = (NOW_MS, NOW_MS - 2 * DAY_MS)
+
+
+def test_s3_steady_clock_is_trusted(times: Times) -> None:
+    clock = retention.Clock(7)
+    for _ in range(3):
+        assert clock.is_trusted(*RECENT)
+        times.pass_(HOUR_MS)
+    assert retention.Clock(7).is_trusted(None, None)
+
+
+@pytest.mark.parametrize("jump_days", [8, 3650, -8])
+def test_s3_jump_is_trusted_after_a_day(
+    times: Times, caplog: pytest.LogCaptureFixture, jump_days: int
+) -> None:
+    clock = retention.Clock(7)
+    times.pass_(30 * DAY_MS)  # that it was steady for long does not help
+    assert clock.is_trusted(times.wall_ms, times.wall_ms - 2 * DAY_MS)
+    times.wall_ms += jump_days * DAY_MS
+    for _ in range(24):
+        # As after a call that came since.
+        assert not clock.is_trusted(times.wall_ms, NOW_MS + 30 * DAY_MS)
+        times.pass_(HOUR_MS)
+    assert clock.is_trusted(times.wall_ms, NOW_MS + 30 * DAY_MS)
+    assert len(caplog.messages) == 1
+    assert "The clock has jumped" in caplog.text
+
+
+def test_s3_second_jump_begins_the_day_again(times: Times) -> None:
+    clock = retention.Clock(7)
+    times.wall_ms += 8 * DAY_MS
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(DAY_MS - 1)
+    times.wall_ms -= 8 * DAY_MS
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(DAY_MS - 1)
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(1)
+    assert clock.is_trusted(*RECENT)
+
+
+def test_s3_small_jump_is_trusted(times: Times) -> None:
+    clock = retention.Clock(7)
+    times.wall_ms += 7 * DAY_MS
+    assert clock.is_trusted(NOW_MS, NOW_MS - DAY_MS)
+
+
+@pytest.mark.parametrize(
+    ("newest_days", "older_days"),
+    [
+        (8, 8),  # a jump before the start, or a site that nobody used
+        (0, 9),  # the same, and a call since
+    ],
+)
+def test_s3_gap_before_start_is_trusted_after_a_day(
+    times: Times, caplog: pytest.LogCaptureFixture, newest_days: int, older_days: int
+) -> None:
+    newest, older = NOW_MS - newest_days * DAY_MS, NOW_MS - older_days * DAY_MS
+    clock = retention.Clock(7)
+    for _ in range(24):
+        assert not clock.is_trusted(newest, older)
+        times.pass_(HOUR_MS)
+    assert clock.is_trusted(newest, older)
+    assert len(caplog.messages) == 1
+
+
+def test_s3_newest_call_and_newest_of_yesterday(record: Record, times: Times) -> None:
+    times.wall_ms = int(time.time() * 1000)
+    newest, older = retention.Clock(7).newest(record.connection)
+    assert [round((times.wall_ms - each) / DAY_MS) for each in (newest, older)] == [0, 2]
+
+
+def test_s3_age_is_counted_from_newest_call(record: Record) -> None:
+    """A clock that is ahead, and a call that is older than that: nothing young goes."""
+    old = record.add(id_of(OLD_MS))
+    young = record.add(id_of(int(time.time() * 1000) - 6 * DAY_MS))
+    ahead = id_of(int(time.time() * 1000) + 3650 * DAY_MS)
+    assert old in record.ids()
+    assert record.remove_batch(ahead) == 1
+    assert record.ids() == [young]
+
+
+async def test_s3_jump_keeps_calls_for_a_day(
+    make_datasette, path: Path, record: Record, naps: Naps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = record.add_many(2)
+    times = Times()
+    times.wall_ms = int(time.time() * 1000)
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.invoke_startup()
+    monkeypatch.setattr(retention, "time", times)
+    keeping = asyncio.create_task(
+        retention.keep(datasette, writer=Recorder.of(datasette).writer, keep_days=7)
+    )
+    await naps.next()
+    assert record.ids() == []
+    record.add(old[0])
+    times.wall_ms += 8 * DAY_MS
+    for _ in range(24):
+        await naps.next()
+        assert record.ids() == [old[0]]
+        times.pass_(HOUR_MS)
+    await naps.next()
+    assert record.ids() == []
+    keeping.cancel()
+
+
+# Consultations
+
+
+@pytest.fixture
+def consultations(record: Record) -> Callable[[], list[str]]:
+    store.migrate(record.connection)
+
+    def add(*milliseconds: int) -> None:
+        for each in milliseconds:
+            sql = (
+                "insert into llm_consultations (id, created_at, type, database_name, table_name, "
+                "exclude, rejected, checks, outcome, profile) "
+                "values (?, '', '', '', '', '', '', '', 'ok', 'values of a table')"
+            )
+            record.connection.execute(sql, (id_of(each),))
+
+    def ids() -> list[str]:
+        return record._column("select id from llm_consultations order by id")
+
+    record.consult = add
+    return ids
+
+
+def test_s3_consultations_go_with_calls(
+    record: Record, consultations: Callable[[], list[str]], path: Path
+) -> None:
+    record.add(id_of(OLD_MS))
+    record.consult(OLD_MS - 1, OLD_MS + 1, int(time.time() * 1000))
+    assert b"values of a table" in path.read_bytes()
+    assert record.remove_batch(id_of(LATER_MS)) == 3
+    assert len(consultations()) == 1
+    assert record.removals() == [(id_of(LATER_MS), 1, 7)]
+    with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+        record.connection.execute("delete from llm_consultations")
+
+
+def test_s3_consultations_go_without_calls(
+    record: Record, consultations: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "MAX_BATCH", 2)
+    record.consult(*range(5))
+    assert [record.remove_batch(id_of(LATER_MS)) for _ in range(4)] == [2, 2, 1, 0]
+    assert consultations() == []
+    assert [calls for _, calls, _ in record.removals()] == [0, 0, 0]
+
+
+async def test_s3_old_table_of_consultations_is_updated(
+    make_datasette, path: Path, record: Record, naps: Naps, consultations: Callable[[], list[str]]
+) -> None:
+    """An earlier version refused every deletion; nobody asks for advice before retention runs."""
+    record.consult(OLD_MS)
+    record.connection.execute("delete from _sqlite_migrations where name = 'm002_retention'")
+    record.connection.execute("drop trigger llm_consultations_delete")
+    record.connection.execute(
+        "create trigger llm_consultations_delete before delete on llm_consultations "
+        "begin select raise(abort, 'llm_consultations is append-only'); end"
+    )
+    datasette = make_datasette({"log": {"keep_days": 7}}, internal=str(path))
+    await datasette.start_background_tasks()
+    await naps.next()
+    assert consultations() == []
+    await datasette.invoke_shutdown()
 
 
 # The background task

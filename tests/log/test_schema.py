@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from datasette.cli import cli
 from sqlite_utils import Database, Migrations
 
 from datasette_llm import LLM
+from datasette_llm import migrations as database
+from datasette_llm.access import assignments
+from datasette_llm.consultant.advice import store
 from datasette_llm.log import retention, schema
+from datasette_llm.log.queries import id_at
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import migrate
+from datasette_llm.sanitize import now
 from datasette_llm.testing import ScriptedModel
 
 ANA = {"id": "ana"}
@@ -151,10 +157,17 @@ def test_h9_hook_error_comes_later_and_once(migrated: Any) -> None:
 
 def test_retention_removes_old_and_new_rows(migrated: Any) -> None:
     connection, _ = migrated
+    newest = OLD[2].replace("01kb", "01kc")  # a month later
+    connection.execute(
+        "insert into llm_calls (id, session_id, started_at, model_id, streaming, prompt_chars, "
+        "system_chars, message_count, attachment_count) "
+        f"values ('{newest}', '', '', '', 1, 2, 0, 1, 0)"
+    )
     connection.execute("begin immediate")
     assert retention.remove_batch(connection, OLD[2], 7) == 2
     connection.execute("commit")
-    assert connection.execute("select id from llm_calls").fetchall() == [(OLD[2],), ("n",)]
+    left = [call_id for (call_id,) in connection.execute("select id from llm_calls order by id")]
+    assert left == [OLD[2], newest, "n"]
     assert connection.execute("select count(*) from llm_call_content").fetchone() == (0,)
 
 
@@ -217,6 +230,90 @@ async def test_what_is_new_stands_beside_what_is_old(start: Any, released: Path)
     ]
 
 
+TABLES = (*schema.TABLES, "llm_assignments", "llm_consultations")
+
+
+@pytest.fixture
+def used(tmp_path: Path, make_datasette: Callable[..., Datasette]) -> Any:
+    """A site that starts with a changed database, is used, and stops; gives what was recorded."""
+
+    async def used(path: Path, register_models: Callable[..., None], *changes: str) -> Any:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for migrated in (migrate, store.migrate):
+                migrated(connection)
+            database.migrate(connection, assignments.migrations)
+            for change in changes:
+                connection.execute(change)
+        register_models(ScriptedModel("m", ["Hello"]))
+        datasette = make_datasette({"log": {"content": True, "keep_days": 7}}, internal=str(path))
+        await datasette.start_background_tasks()
+        assert await (await (await LLM(datasette).model("m")).prompt("Hi")).text() == "Hello"
+        await datasette.invoke_shutdown()
+        with closing(sqlite3.connect(path)) as connection:
+            sql = "select outcome, (select count(*) from llm_call_content) from llm_calls"
+            found = connection.execute(sql).fetchall()
+            tables = connection.execute("select name from sqlite_master").fetchall()
+            return found, {name for (name,) in tables}
+
+    return used
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_s3_missing_table_is_made_again(
+    used: Any, register_models: Any, tmp_path: Path, caplog: Any, table: str
+) -> None:
+    found, names = await used(tmp_path / "internal.db", register_models, f"drop table {table}")
+    assert found == [("ok", 2)]
+    if table != "llm_consultations":  # which is made by the first consultation
+        assert {*TABLES} - {"llm_consultations"} <= names
+        assert {f"{table}_insert", f"{table}_update"} <= names or table == "llm_log_sessions"
+        [warning] = [record.getMessage() for record in caplog.records]
+        assert warning.endswith(f"made again without rows: {table}")
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("column", ["later text", "later text not null default 'x'"])
+async def test_s3_column_of_newer_version_is_ignored(
+    used: Any, register_models: Any, tmp_path: Path, caplog: Any, table: str, column: str
+) -> None:
+    change = f"alter table {table} add column {column}"
+    found, _ = await used(tmp_path / "internal.db", register_models, change)
+    assert found == [("ok", 2)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            f"insert into llm_assignments values (1, {values})"
+            for values in (
+                "'', 'p', 5, null",
+                "'', x'ff', 'm', null",
+                "'', cast(x'ff' as text), cast(x'ff' as text), null",
+                "5.5, '', '', x'00'",
+            )
+        ),
+        *(
+            "insert into llm_calls (id, session_id, started_at, model_id, streaming, prompt_chars, "
+            "system_chars, message_count, attachment_count, token_details, outcome) "
+            f"values ({call_id}, x'ff', x'ff', 0.5, 'x', 'x', -1, 1e99, x'', '[', 'ok')"
+            for call_id in ("x'ff'", "''", "'zz'", "cast(x'30ff' as text)")
+        ),
+        "insert into llm_call_content values (x'ff', 'request', x'00ff')",
+        "insert into llm_consultations (id, created_at, type, database_name, table_name, exclude, "
+        "rejected, checks, outcome) values (x'ff', '', '', '', '', '[', '[', '[', 'ok')",
+        "drop trigger llm_log_removals_remove",
+    ],
+)
+async def test_s3_odd_row_does_not_stop_the_log(
+    used: Any, register_models: Any, tmp_path: Path, change: str
+) -> None:
+    found, _ = await used(tmp_path / "internal.db", register_models, change)
+    assert "ok" in {outcome for outcome, _ in found}
+    assert len(found) == 1 + ("into llm_calls" in change)
+
+
 async def test_newer_version_is_ignored_with_log_off(
     start: Any, released: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,3 +324,144 @@ async def test_newer_version_is_ignored_with_log_off(
         )
     await start({"log": False})
     assert "cannot be brought up to date" in caplog.text
+
+
+# A removal is accepted only as retention makes it
+
+MINUTE_MS = 60 * 1000
+DAY_MS = 24 * 60 * MINUTE_MS
+NOW_MS = int(time.time() * 1000)
+CALL = (
+    "insert into llm_calls (id, session_id, started_at, model_id, streaming, prompt_chars, "
+    "system_chars, message_count, attachment_count, outcome) "
+    "values (?, ?, '', 'm', 1, 2, 0, 1, 0, ?)"
+)
+REMOVAL = (
+    "insert into llm_log_removals (id, removed_at, below_id, call_count, keep_days) "
+    "values (:id, :removed_at, :below_id, :call_count, :keep_days)"
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Calls 9, 5 and 0 days old, and one of 8 days that still runs."""
+    with closing(sqlite3.connect(tmp_path / "internal.db", isolation_level=None)) as connection:
+        migrate(connection)
+        connection.execute("insert into llm_log_sessions values ('here', '')")
+        for days in (9, 5, 0):
+            connection.execute(CALL, (id_at(NOW_MS - days * DAY_MS), "gone", "ok"))
+        connection.execute(CALL, (id_at(NOW_MS - 8 * DAY_MS), "here", None))
+        yield connection
+
+
+def removal(days: float, **values: Any) -> dict[str, Any]:
+    """One that SQLite accepts, for 7 days, and with other values one that it may not."""
+    right = {"id": None, "removed_at": now(), "call_count": 1, "keep_days": 7}
+    return right | {"below_id": id_at(NOW_MS - int(days * DAY_MS))} | values
+
+
+def test_s1_true_removal_removes_by_itself(log: sqlite3.Connection) -> None:
+    """It leaves the call that still runs, which nobody else can delete either."""
+    for part in ("request", "response"):
+        content = (id_at(NOW_MS - 9 * DAY_MS), part, "x")
+        log.execute("insert into llm_call_content values (?, ?, ?)", content)
+    log.execute(REMOVAL, removal(7))
+    ids = [call_id for (call_id,) in log.execute("select id from llm_calls order by id")]
+    assert ids == [id_at(NOW_MS - days * DAY_MS) for days in (8, 5, 0)]
+    assert log.execute("select count(*) from llm_call_content").fetchone() == (0,)
+    for call_id in ids:
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            log.execute("delete from llm_calls where id = ?", (call_id,))
+
+
+@pytest.mark.parametrize(
+    ("days", "values"),
+    [
+        (6.9, {}),
+        (0, {"call_count": 2}),
+        (7, {"call_count": 0}),
+        (7, {"call_count": 2}),
+        (7, {"call_count": "1 call"}),
+        (7, {"keep_days": 8}),
+        (0, {"keep_days": 0, "call_count": 2}),
+        (0, {"keep_days": -1000, "call_count": 2}),
+        (0, {"keep_days": 0.001, "call_count": 2}),
+        (0, {"keep_days": 10**18, "call_count": 2}),
+        (0, {"keep_days": "none", "call_count": 2}),
+        (7, {"below_id": "zz", "call_count": 3}),
+        (7, {"below_id": b"0", "call_count": 3}),
+        (7, {"below_id": b"", "call_count": 3}),
+        (7, {"removed_at": "2020-01-01T00:00:00.000Z"}),
+        (7, {"removed_at": "then"}),
+        (7, {"removed_at": "now"}),
+        (7, {"removed_at": bytes}),
+        (7, {"id": 2**63 - 1}),
+        (7, {"id": 7}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("verb", ["insert", "insert or replace", "insert or ignore"])
+def test_s1_forged_removal_is_refused(
+    log: sqlite3.Connection, days: float, values: dict[str, Any], verb: str
+) -> None:
+    forged = removal(days, **values)
+    if forged["removed_at"] is bytes:
+        forged["removed_at"] = now().encode()
+    before = list(log.iterdump())
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        log.execute(REMOVAL.replace("insert", verb, 1), forged)
+    assert list(log.iterdump()) == before
+
+
+@pytest.mark.parametrize("newest_days", [-3650, 4])
+def test_s1_removal_is_older_than_clock_and_newest(tmp_path: Path, newest_days: int) -> None:
+    """Neither a call from the future nor a clock that is ahead makes others old."""
+    with closing(sqlite3.connect(tmp_path / "internal.db", isolation_level=None)) as log:
+        migrate(log)
+        limit = max(newest_days, 0) + 7
+        for days in (limit + 1, newest_days):
+            log.execute(CALL, (id_at(NOW_MS - days * DAY_MS), "gone", "ok"))
+        with pytest.raises(sqlite3.IntegrityError, match="no such removal"):
+            log.execute(REMOVAL, removal(limit - 0.01))
+        log.execute(REMOVAL, removal(limit + 0.01))
+        assert log.execute("select count(*) from llm_calls").fetchone() == (1,)
+
+
+def test_s1_id_without_a_time_does_not_stop_removals(log: sqlite3.Connection) -> None:
+    for call_id in ("zz", "7~~", "", "A", "~"):
+        log.execute(CALL, (call_id, "gone", "ok"))
+    log.execute(REMOVAL, removal(7, call_count=2))  # the empty one is below it
+    assert log.execute("select count(*) from llm_calls").fetchone() == (7,)
+
+
+def test_s1_call_is_lost_only_with_its_session(log: sqlite3.Connection) -> None:
+    lost = "update llm_calls set outcome = 'lost' where outcome is null"
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        log.execute(lost)
+    log.execute("delete from llm_log_sessions")
+    assert log.execute(lost).rowcount == 1
+
+
+def test_s1_large_log_is_migrated_at_once(released: Path) -> None:
+    """The migration reads no row: it takes as many steps for 3 calls as for 20,000."""
+
+    def steps(path: Path) -> int:
+        count = 0
+
+        def step() -> None:
+            nonlocal count
+            count += 1
+
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            migrate(connection)
+            connection.execute("delete from _sqlite_migrations where name = 'm005_strict'")
+            connection.execute("drop trigger llm_log_removals_remove")
+            connection.set_progress_handler(step, 1)
+            migrate(connection)
+        return count
+
+    few = steps(released)
+    with closing(sqlite3.connect(released)) as connection, connection:
+        rows = [(id_at(number), "gone", "ok") for number in range(20_000)]
+        connection.executemany(CALL, rows)
+    assert steps(released) < 1.1 * few

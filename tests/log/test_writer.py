@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import sqlite3
 import sys
 import time
 import weakref
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import ExitStack, closing
 from contextvars import ContextVar
 from pathlib import Path
 
+import llm
 import pytest
 from datasette.app import Datasette
-from datasette.database import DatasetteClosedError
 from datasette.utils import StartupError
 from sqlite_utils import Database, Migrations
 
@@ -32,6 +31,7 @@ from datasette_llm.log.sessions import Session
 from datasette_llm.log.writer import Writer
 from datasette_llm.testing import ScriptedModel
 
+from ..support.log_faults import corrupt, full, locked, pragma, read_only
 from ..support.waiting import BOUND_S, soon, until
 
 CURRENT = ContextVar("CURRENT")
@@ -52,8 +52,18 @@ def connection(path):
                 connection.execute(
                     "insert into llm_call_content values (?, ?, 'text')", (call_id, part)
                 )
-        connection.execute("insert into llm_log_removals values (1, 'then', 'b', 1, 30)")
+        unchecked(connection, "insert into llm_log_removals values (1, 'then', 'b', 1, 30)")
         yield connection
+
+
+def unchecked(connection, removal):
+    """Note a removal as earlier versions did, which did not check it."""
+    name = "llm_log_removals_remove"
+    sql = "select sql from sqlite_master where name = ?"
+    (trigger,) = connection.execute(sql, (name,)).fetchone()
+    connection.execute(f"drop trigger {name}")
+    connection.execute(removal)
+    connection.execute(trigger)
 
 
 def start(connection, call_id):
@@ -123,6 +133,8 @@ TAMPERING = [
     "delete from llm_calls where id = 'b'",
     "delete from llm_calls where id = 'c'",
     "delete from llm_calls where outcome is null",
+    # a loss of a call whose session goes on
+    "update llm_calls set outcome = 'lost' where id = 'c'",
     # contents
     "update llm_call_content set content = 'forged'",
     "update llm_call_content set call_id = 'A' where call_id = 'a'",
@@ -161,6 +173,8 @@ def test_l3_rows_cannot_be_changed_or_deleted(connection, statement, recursive):
 
 @pytest.mark.parametrize("outcome", schema.OUTCOMES)
 def test_l3_started_call_can_finish_once(connection, outcome):
+    if outcome == "lost":
+        connection.execute("delete from llm_log_sessions")
     finish(connection, "c", outcome)
     for second in schema.OUTCOMES:
         with pytest.raises(sqlite3.IntegrityError, match=APPEND_ONLY):
@@ -177,6 +191,8 @@ def test_l3_a_row_can_be_written_whole(connection):
 
 
 def test_l3_only_below_last_removal_is_deletable(connection):
+    with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
+        connection.execute("delete from llm_call_content where call_id < 'b'")  # before its call
     connection.execute("delete from llm_calls where id < 'b'")
     connection.execute("delete from llm_call_content where call_id < 'b'")
     assert [i for (i,) in connection.execute("select id from llm_calls order by id")] == [*"bcd"]
@@ -194,8 +210,8 @@ def test_l3_removal_beyond_limit_removes_nothing(connection):
 
 def test_l3_fast_clock_removal_is_not_permanent(connection):
     """A removal noted by a clock that was ahead allows no later deletions."""
-    connection.execute("insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
-    connection.execute("insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
+    unchecked(connection, "insert into llm_log_removals values (2, 'then', 'zzz', 0, 30)")
+    unchecked(connection, "insert into llm_log_removals values (3, 'then', 'a', 0, 30)")
     for statement in ("delete from llm_calls", "delete from llm_call_content"):
         with pytest.raises(sqlite3.IntegrityError, match="only retention removes"):
             connection.execute(statement)
@@ -256,7 +272,7 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error"]
+    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error", "m005_strict"]
     assert applied == [*ours, "m999_tomorrow"]
 
 
@@ -442,68 +458,6 @@ async def prompted(model):
     return await (await model.prompt("x")).text()
 
 
-LOCKING = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("begin exclusive")
-print("locked", flush=True)
-sys.stdin.readline()
-connection.execute("commit")
-"""
-
-
-@asynccontextmanager
-async def locked(datasette, path):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", LOCKING, str(path)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert await soon(process.stdout.readline()) == b"locked\n"
-        yield
-        await soon(process.communicate(b"\n"))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-@asynccontextmanager
-async def read_only(datasette, path):
-    await pragma(datasette, "query_only = 1")
-    yield
-    await pragma(datasette, "query_only = 0")
-
-
-@asynccontextmanager
-async def full(datasette, path):
-    await pragma(datasette, "max_page_count = 1")  # SQLite makes that the size that there is
-    yield
-    await pragma(datasette, "max_page_count = 1000000")
-
-
-@asynccontextmanager
-async def corrupt(datasette, path):
-    whole = path.read_bytes()
-    # One that stays open: closing any would let go of the locks of this whole process.
-    file = os.open(path, os.O_RDWR)
-    try:
-        os.pwrite(file, b"not a database at all".ljust(len(whole), b"?"), 0)
-        yield
-        os.pwrite(file, whole, 0)
-    finally:
-        os.close(file)
-
-
-async def pragma(datasette, statement):
-    with suppress(DatasetteClosedError):  # it may have stopped meanwhile
-        await datasette.get_internal_database().execute_write_fn(
-            lambda connection: connection.execute(f"pragma {statement}").fetchall(),
-            transaction=False,
-        )
-
-
 BREAKING = [locked, read_only, full, corrupt]
 # No row of this fits into the space that a page still has.
 LONG = "p" * 10_000
@@ -642,36 +596,100 @@ async def test_l5_running_calls_end_after_recovery(make_datasette, register_mode
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_pending_writes_are_bounded(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING", 10)
+async def test_s2_waiting_rows_are_bounded_by_weight(logged, path, monkeypatch, caplog):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 40_000)
     datasette, scripted, model = await logged(["a"])
     log = writer_of(datasette)
     async with read_only(datasette, path):
         for _ in range(30):
             assert await soon(prompted(model)) == "a"
-            assert log._count() <= 10
-        assert log.dropped == 50
+        assert 40 <= log.dropped < 56
+        assert 4 <= log._count() == 60 - log.dropped
     assert len(scripted.calls) == 30
     await until(lambda: log.failure is None)
     await soon(log.flush())
     assert 1 <= len(columns_of(path)) <= 10
+    [warning] = messages_of(caplog, logging.WARNING)
+    assert f"again; {log.dropped} rows and ends of rows" in warning
+    assert log._bytes == log._content_bytes == len(log._contents) == 0
+    async with read_only(datasette, path):
+        await soon(prompted(model))
+    await until(lambda: log.failure is None)
+    warnings = messages_of(caplog, logging.WARNING)
+    assert warnings[1:] == ["The LLM call log is written again"]  # what was lost is said once
+
+
+def contents_of(path):
+    has_content = "(select count(*) from llm_call_content where call_id = id)"
+    return [count for (count,) in columns_of(path, has_content)]
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_l5_pending_content_is_bounded(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING_LARGE", 5)
-    datasette, _, model = await logged(["a"], content=True)
+async def test_s2_contents_are_dropped_before_rows(logged, path, monkeypatch, caplog):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 500_000)
+    datasette, _, model = await logged(["a" * 100_000], content=True)
     log = writer_of(datasette)
     async with read_only(datasette, path):
         for _ in range(10):
-            assert await soon(prompted(model)) == "a"
+            await soon(prompted(model))
+        assert log._bytes + log._content_bytes <= 500_000
     await until(lambda: log.failure is None)
     await soon(log.flush())
     assert [outcome for _, outcome in columns_of(path)] == ["ok"] * 10
-    has_content = "(select count(*) from llm_call_content where call_id = id)"
-    with_content = [count for (count,) in columns_of(path, has_content)]
-    assert 0 < with_content.count(2) < 10
-    assert with_content.count(0) == 10 - with_content.count(2)
+    kept = sum(contents_of(path)) // 2
+    assert 3 <= kept <= 4
+    assert contents_of(path) == [2] * kept + [0] * (10 - kept)  # what came first
+    assert (log.dropped, log.dropped_contents) == (0, 10 - kept)
+    said = f"the contents of {10 - kept} calls were dropped"
+    assert said in messages_of(caplog, logging.WARNING)[0]
+    assert log._bytes == log._content_bytes == len(log._contents) == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_s2_rows_take_the_place_of_contents(logged, path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 200_000)
+    datasette, _, model = await logged(["a" * 50_000], ["b"], content=True)
+    log = writer_of(datasette)
+    async with read_only(datasette, path):
+        await soon(prompted(model))
+        assert log._content_bytes > 50_000
+        while not log.dropped:
+            await soon(prompted(model))
+        assert log._content_bytes < 10_000
+    await until(lambda: log.failure is None)
+    await soon(log.flush())
+    left = contents_of(path)
+    assert left[0] == 0
+    assert sum(left) in (0, 2)  # one that is just being written cannot be dropped
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_s2_contents_are_weighed_with_the_prompt(logged, path, monkeypatch):
+    """Its history and attachments included."""
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 100_000)
+    datasette, _, model = await logged(["b"], content=True)
+    log = writer_of(datasette)
+    paper = llm.Attachment(type="text/plain", content=b"p" * 100_000)
+    async with read_only(datasette, path):
+        for asked in (
+            {"prompt": "p" * 100_000},
+            {"messages": [llm.user("x", paper)]},
+            {"messages": [llm.user("p" * 100_000), llm.assistant("x"), llm.user("y")]},
+            {"system": "p" * 100_000},
+        ):
+            before = log.dropped_contents
+            await soon((await model.prompt(**asked)).text())
+            assert log.dropped_contents == before + 1
+
+
+async def test_s2_one_large_content_is_recorded(logged, path, monkeypatch):
+    """A healthy log records the beginning of an answer that is larger than what may wait."""
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 100_000)
+    datasette, _, model = await logged(["a" * 1_000_000], content=True)
+    for _ in range(2):
+        await prompted(model)
+        await soon(writer_of(datasette).flush())
+    assert contents_of(path) == [2, 2]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -704,7 +722,7 @@ async def test_l5_removed_file_is_reported(logged, path, caplog):
 
 @pytest.mark.usefixtures("impatient")
 async def test_l5_required_call_is_refused_if_full(logged, path, monkeypatch):
-    monkeypatch.setattr(writer, "MAX_WAITING", 0)
+    monkeypatch.setattr(writer, "MAX_WAITING_BYTES", 0)
     _, scripted, model = await logged(["a"], required=True)
     with pytest.raises(NotRecordedError):
         await soon(prompted(model))
@@ -988,6 +1006,30 @@ def test_unknown_lock_state_counts_as_alive(connection, path, session):
     path.with_name(f"{path.name}-llm-session").mkdir()  # which SQLite cannot open
     connection.execute("insert into llm_log_sessions values ('session', 'then')")
     assert session("second").lost == 0
+
+
+@pytest.mark.parametrize(
+    "odd", ["a/b", "/etc/passwd", "../internal.db", "", "..", "a" * 400, "a\0b", b"\xff", "A B"]
+)
+async def test_s3_odd_session_is_ignored_with_warning(
+    make_datasette, register_models, path, caplog, odd
+):
+    """Datasette starts, and leaves the row and its calls alone."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection)
+        connection.execute("insert into llm_log_sessions values (?, 'then')", (odd,))
+        before = sorted(file.name for file in path.parent.iterdir())
+    register_models(ScriptedModel("scripted", ["a"]))
+    datasette = make_datasette(internal=str(path))
+    await datasette.invoke_startup()
+    assert await prompted(await LLM(datasette).model("scripted")) == "a"
+    await datasette.invoke_shutdown()
+    assert [outcome for _, outcome in columns_of(path)] == ["ok"]
+    assert sorted(file.name for file in path.parent.iterdir()) == before
+    with closing(sqlite3.connect(path)) as connection:
+        assert session_ids(connection) == [odd]
+    [warning] = messages_of(caplog, logging.WARNING)
+    assert repr(odd)[:80] in warning
 
 
 def test_closed_session_loses_unfinished_rows(connection, first, session):

@@ -114,6 +114,11 @@ async def test_w1_w2_complete_answer_is_an_answer(answer, stream, server, model)
     [
         (sse(text("Hel"), delta({}, "abort")), "The answer broke off.*abort"),
         (sse(delta({}, "error")), "gave up before its answer.*error"),
+        (whole("", "error"), "gave up before its answer.*error"),
+        (whole("Hel", "abort"), "The answer broke off.*abort"),
+        (sse(text("Hel"), delta({}, "insufficient_system_resource")), "broke off.*insufficient"),
+        (sse(delta({}, "function_call_filter: MALFORMED_FUNCTION_CALL")), "MALFORMED"),
+        (sse(delta({}, {"type": "abort", "message": "No room"})), "abort.: No room"),
         (sse(text("Hel"), delta({}, "load")), "load"),
         (sse(text("Hel"), done=False), "The answer broke off: .*no .finish_reason"),
         (sse(done=False), "before it had said anything; its own log"),
@@ -171,6 +176,37 @@ async def test_w2_reasons_are_recalled_at_the_start(server, make_datasette, tmp_
         await datasette.invoke_shutdown()
 
 
+async def test_w2_whole_answer_needs_no_reason(server, model):
+    model = await model({"retries": 0})
+    server.play([sse(text(TEXT), STOP)], [whole(TEXT, None)])
+    assert await read(model) == TEXT
+    assert await read(model) == TEXT
+
+
+@pytest.mark.parametrize("reason", ["stop", "null"])
+async def test_w2_reason_with_every_part(reason, server, model):
+    """As of Gemini behind some gateways: the answer goes on."""
+    parts = [(Raw(events(text("word ", reason), done=False)), 0.3) for _ in range(5)]
+    end = Raw(events(delta({}, "length")))
+    server.play([HEAD, *(item for part in parts for item in part), end])
+    response = await soon((await model()).prompt("Hi"))
+    assert await response.text() == "word " * 5
+    assert response.finish_reason == "length"
+
+
+async def test_w2_failure_after_a_part_with_a_reason(server, model):
+    """Of a server that gives a reason with every part, it may have been any part."""
+    server.play([sse(text("Hel", "stop"), text("lo", "stop"), {"error": "died"}, done=False)])
+    with pytest.raises(openai.APIError, match="broke off: died"):
+        await read(await model({"retries": 0}))
+
+
+async def test_w2_finished_answer_waits_less_than_idle(server, model):
+    """A complete answer is no timeout."""
+    server.play([HEAD, Raw(events(text(TEXT), STOP, done=False)), asyncio.Event()])
+    assert await read(await model({"retries": 0}, idle_timeout=0.4)) == TEXT
+
+
 async def test_w2_finished_answer_ends_soon(server, model):
     """Whether or not the connection closes, and whatever is sent on it."""
     pings = [item for _ in range(1_000) for item in (0.01, Raw(b": ping\n\n"))]
@@ -214,6 +250,15 @@ async def test_w1_keep_alives_alone_end_a_call(ping, server, model, monkeypatch)
     model = await model({"retries": 0}, idle_timeout=0.3)
     with pytest.raises((ProviderError, ResponseTimeoutError), match=r"0\.[36] seconds"):
         await read(model)
+    assert await server.requests[0].end() == "client gone"
+
+
+async def test_w1_headers_that_never_end_end_a_call(server, model, monkeypatch):
+    monkeypatch.setattr(activity, "QUIET_S", 0.3)
+    hints = [part for _ in range(1_000) for part in (0.05, Raw(b"HTTP/1.1 102 X\r\n\r\n"))]
+    server.play(hints)
+    with pytest.raises(openai.APITimeoutError, match="sent nothing for too long"):
+        await read(await model({"retries": 0}))
     assert await server.requests[0].end() == "client gone"
 
 
@@ -263,10 +308,12 @@ async def test_w7_usage_of_any_shape(usage, counted, stream, server, model):
     [
         {"choices": [], "x_groq": {"usage": USAGE}},
         {"choices": [{"index": 0, "delta": {}, "usage": USAGE}]},
+        {"choices": [], "usage": {"prompt_tokens": None, "completion_tokens": 2}},
     ],
 )
 async def test_w7_usage_in_other_places(event, server, model):
-    server.play([sse(text(TEXT), event, STOP)])
+    early = {"usage": {"prompt_tokens": 3}}
+    server.play([sse(text(TEXT) | early, event, STOP)])
     response = await soon((await model()).prompt("Hi"))
     await response.text()
     assert (response.input_tokens, response.output_tokens) == (3, 2)
@@ -297,6 +344,10 @@ async def test_w7_model_is_what_the_server_says(server, model):
         (document({"error": "Unexpected endpoint"}), "failed: Unexpected endpoint"),
         (document({"error": {"message": "No", "code": 502}}), "failed: No"),
         (sse({"error": {"message": "CUDA out of memory"}}), "failed: CUDA out of memory"),
+        (
+            document({"choices": [{"error": {"message": "No", "code": 502}, "message": {}}]}),
+            "failed: No",
+        ),
         (sse(text("Hel"), {"error": "CUDA out of memory"}), "broke off: CUDA out of memory"),
         (sse(b"event: error\ndata: out of memory\n\n"), "failed: out of memory"),
         (sse(text("Hel"), b'{"error": {"message": "unframed"}}\n'), "broke off: unframed"),
@@ -322,6 +373,14 @@ async def test_w4_stream_options_are_left_out_if_refused(server, model):
     sent = ["stream_options" in request.body for request in server.requests]
     assert sent == [True, False, False]
     assert [row["outcome"] for row in await rows(model)] == ["ok", "ok"]
+
+
+async def test_w4_refusal_that_hangs_is_told(server, model):
+    """Its body never ends."""
+    no = http(b'{"error": "No such key"}', "content-length: 500", status=401)
+    server.play([no, asyncio.Event()])
+    with pytest.raises(openai.AuthenticationError, match="No such key"):
+        await read(await model(idle_timeout=9))
 
 
 async def test_w4_no_exception_holds_the_request(server, model):

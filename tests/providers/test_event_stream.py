@@ -44,6 +44,8 @@ def said(*pieces: bytes) -> list[Frame]:
         b'data: {"a": 1}\n\ndata: null\n\ndata:\n\ndata: []\n\ndata: {"b": "two"}\n\n',
         b'data: {"a": 1}\n\ndata: null\ndata: {"b": "two"}\n\n',
         b'data: {\ndata: "a": 1}\n\ndata: [{"b": "two"}]\n\n',
+        b'data: {"a": 1}\n\ndata: ping\n\ndata: {"type": "ping"}\n\ndata: {"b": "two"}\n\n',
+        b'data: {"a": 1}\n\ndata: {}\n\ndata: "Keep-Alive"\n\ndata: {"b": "two"}\n\n',
         b'{"a": 1}\n{"b": "two"}\n',  # lines of JSON, without the protocol
         b'{"a": 1}\n{\n "b":\n "two"\n}',
     ],
@@ -114,3 +116,14 @@ def test_long_event_is_read_in_linear_time():
     sent = b"data: " + event + b"\n\n"
     [frame] = said(*(sent[n : n + 1_000] for n in range(0, len(sent), 1_000)))
     assert frame.event == json.loads(event)
+
+
+@pytest.mark.parametrize("mark", [b"[DONE]", b"  [DONE] ", b"[done]", b'"[DONE]"'])
+def test_w2_mark_of_the_end_in_any_spelling(mark):
+    assert said(b'data: {"a": 1}\n\ndata:' + mark + b"\n\n") == [EVENT_A, DONE]
+
+
+def test_w4_no_half_of_a_key_is_left():
+    """Of a text that is quoted; it would not be taken out later."""
+    with pytest.raises(ProviderError, match=r"no JSON: no no .* no…$"):
+        frames(b"data: " + b"no " * 160 + b"sk-1234567890abcdefghijklmnop is no key\n\n")

@@ -57,6 +57,9 @@ CASES = [
     (openai("eos_token"), "stop"),
     (openai("abort"), "other"),
     (openai("insufficient_system_resource"), "other"),
+    (openai("null"), None),
+    (openai("content_filter: PROHIBITED_CONTENT"), "content_filter"),  # Gemini
+    (openai("function_call_filter: MALFORMED_FUNCTION_CALL"), "other"),
     # OpenAI's Responses
     (responses("completed", said("output_text", text="Hi")), "stop"),
     (responses("completed", said("refusal", refusal="I cannot.")), "refusal"),

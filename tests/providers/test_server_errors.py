@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
@@ -48,12 +49,31 @@ def refused(body, status=422, place=HERE):
         ({"errors": [{"message": "one"}, {"message": "two"}]}, "one; two"),
         ({"message": "no such thing"}, "no such thing"),
         ({"error": {"message": '{"error": {"message": "inside"}}'}}, "inside"),
+        (
+            {"fault": {"faultstring": "no such thing", "detail": {"errorcode": "x"}}},
+            "no such thing",
+        ),
+        ({"Message": "no such thing"}, "no such thing"),  # AWS
+        ({"errorMessage": "no such thing", "errorType": "X"}, "no such thing"),
+        ({"base_resp": {"status_code": 1004, "status_msg": "no such thing"}}, "no such thing"),
+        (
+            {"ok": False, "why": {"x": "no such thing"}},
+            '{"ok": false, "why": {"x": "no such thing"}}',
+        ),
+        (
+            {"error": {"message": "Provider failed", "metadata": {"raw": '{"error": "too big"}'}}},
+            "Provider failed: too big",  # OpenRouter
+        ),
+        ({"error": "no such \ud83d thing"}, "no such \ufffd thing"),
         (b"no such thing", "no such thing"),
         (b'"no such thing"', "no such thing"),
         (b"event: error\n", "event: error"),
         (b'data: {"error": {"message": "no such thing"}}\n\n', "no such thing"),
         (b"<html><title>502 Bad\n Gateway</title><p>x</html>", "a page of HTML, '502 Bad Gateway'"),
         (b"<!doctype html><body><h1>Sign &amp; in</h1>", "a page of HTML, 'Sign & in'"),
+        (b'event: error\ndata: {"error": "no such thing"}\n\n', "no such thing"),
+        (b"<title></title><h1>Down</h1>", "a page of HTML, 'Down'"),
+        (b"<style>p {}</style><script>x</script><!-- y --><p>Hello", "a page of HTML, 'Hello'"),
         (b"<p>Hello</p>", "a page of HTML, 'Hello'"),
         (b"\xff\xfe", "\ufffd\ufffd"),
     ],
@@ -73,6 +93,13 @@ def test_w4_reason_is_bounded_and_on_one_line():
     told = str(refused({"error": "a\nb" + "x" * 5_000}))
     assert "a bxxx" in told
     assert len(told) < MAX_REASON_CHARS + 100
+
+
+@pytest.mark.parametrize("length", [470, 490, 498])
+def test_w4_no_half_of_a_key_is_left(length):
+    """It would not be taken out later."""
+    told = str(refused({"error": "no " * (length // 3) + "sk-1234567890abcdef is no key"}))
+    assert "sk-123" not in told or "sk-1234567890abcdef" in told
 
 
 @pytest.mark.parametrize(
@@ -140,6 +167,10 @@ def test_w4_litellm_without_database_refuses_a_key():
         ({"error": "out of memory", "choices": []}, "out of memory"),
         ({"object": "error", "message": "out of memory"}, "out of memory"),
         ({"type": "error", "error": {}}, "it gave no reason"),
+        ({"code": "InvalidApiKey", "message": "No such key"}, "No such key"),  # Alibaba
+        ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "login fail"),
+        ({"base_resp": {"status_code": 0, "status_msg": ""}, "code": "Success"}, None),
+        ({"choices": [], "base_resp": {"status_code": 1004}}, None),
         ({"detail": "out of memory"}, "out of memory"),
         ({"choices": [], "error": None}, None),
         ({"choices": [], "detail": "x"}, None),
@@ -197,6 +228,14 @@ def test_w4_unknown_host_has_no_number():
     error.__cause__ = socket.gaierror(-2, "Name or service not known")
     told = str(unreachable(error, HERE))
     assert told == "Could not connect to the server at host:8000: Name or service not known"
+
+
+def test_w4_connection_timeout_is_told():
+    """How a timeout stops a connection is no reason."""
+    error = httpx2.ConnectTimeout("")
+    error.__context__ = asyncio.CancelledError("Cancelled via cancel scope")
+    error.__context__.__context__ = ssl.SSLWantReadError(2, "The operation did not complete")
+    assert str(unreachable(error, HERE)).endswith("host:8000: it did not answer in time")
 
 
 def test_w4_timeouts_are_timeouts():

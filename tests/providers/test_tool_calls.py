@@ -89,6 +89,19 @@ TWO = [("count", SHIPS), ("count", BERTHS)]
             ],
             TWO[:1],
         ),
+        # The call, or its id and name, come once more at the end.
+        (
+            [[piece("count", SHIPS_TEXT, call_id="a")], [piece("count", SHIPS_TEXT, call_id="a")]],
+            TWO[:1],
+        ),
+        ([[piece("count", SHIPS_TEXT, call_id="a")], [piece("count", "", call_id="a")]], TWO[:1]),
+        # An empty object comes before the arguments.
+        ([[piece("count", "{}", call_id="a")], [piece(arguments=SHIPS_TEXT)]], TWO[:1]),
+        ([[piece("count", {}, call_id="a")], [piece(arguments=SHIPS_TEXT)]], TWO[:1]),
+        ([[piece("count", "null", call_id="a")], [piece(arguments=SHIPS_TEXT)]], TWO[:1]),
+        ([[piece("now", "{}", call_id="a")]], [("now", {})]),
+        # Without the object around them.
+        ([[{"name": "count", "arguments": SHIPS}]], TWO[:1]),
         # The name comes late; the second call takes no arguments.
         ([[piece(arguments="", call_id="a")], [piece("count", SHIPS_TEXT)]], TWO[:1]),
         (
@@ -153,10 +166,27 @@ def test_w5_cut_off_arguments_name_tool_and_cause(reason, cause):
     assert caught.value.kind == "bad_answer"
 
 
+@pytest.mark.parametrize("arguments", ["", None, " "])
+def test_w5_cut_off_before_its_arguments(arguments):
+    """A tool whose arguments are optional would run without them."""
+    calls = [piece("now", "", call_id="a"), piece("count", arguments, index=1, call_id="b")]
+    assert called(calls, reason="stop") == [("now", {}), ("count", {})]
+    for reason in ("length", "max_tokens", "content_filter"):
+        with pytest.raises(ProviderError, match=f"tool 'count' has no arguments yet.*{reason}"):
+            called(calls, reason=reason)
+
+
 @pytest.mark.parametrize("arguments", ["5", '["a"]', '"text"', "{'a': 1}", "[" * 100_000])
 def test_w5_arguments_that_are_no_object(arguments):
     with pytest.raises(ProviderError, match="of the tool 'count'"):
         called([piece("count", arguments)])
+
+
+def test_w5_no_half_of_a_key_is_told():
+    arguments = '{"text": "' + "no " * 26 + "sk-1234567890abcdefghijklmnop"
+    with pytest.raises(ProviderError) as caught:
+        called([piece("count", arguments)], reason="length")
+    assert "sk-" not in str(caught.value)
 
 
 def test_w5_call_without_a_name_is_told():

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import sqlite3
 import sys
 from contextlib import asynccontextmanager, closing
@@ -233,3 +234,33 @@ async def test_concurrent_starts_on_a_new_database(server, program, path, tmp_pa
     assert len(rows) == 40
     assert sessions_of(path) == []
     assert "LLM call log" not in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.timeout(120)
+async def test_s10_two_start_at_once_ten_times(server, program, path, tmp_path):
+    """On a database that Datasette has made and we have not."""
+    await made_without_us(path)
+    server.play([HELLO])
+    for number in range(10):
+        fresh = path.with_name(f"internal-{number}.db")
+        shutil.copy(path, fresh)
+        program.settings["internal"] = str(fresh)
+        pids = [await program.start(name, prompts=2, at_once=2) for name in "ab"]
+        assert [await program.wait(pid) for pid in pids] == [0, 0]
+        assert [row["outcome"] for row in rows_of(fresh).values()] == ["ok"] * 4
+        assert sessions_of(fresh) == []
+    assert "LLM call log" not in (tmp_path / "stderr").read_text()
+
+
+async def made_without_us(path):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "datasette", "--internal", str(path), "--get", "/-/versions.json"),
+        env=os.environ | {"DATASETTE_LOAD_PLUGINS": ""},
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(BOUND_S):
+        assert await process.wait() == 0
+    with closing(sqlite3.connect(path)) as connection:
+        names = {name for (name,) in connection.execute("select name from sqlite_master")}
+    assert "catalog_databases" in names
+    assert not [name for name in names if name.startswith("llm_")]

@@ -14,10 +14,11 @@ from datasette.utils.asgi import AsgiStream
 
 from ...consultant.advice.consultation import Consultation, OnStep, consult
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
-from ...consultant.table_access import Access
+from ...consultant.table_access import may_analyze
 from ...errors import LLMError
+from ...hooks import dispatch
 from ...permissions import ANALYZE
-from ...web import client_disconnected
+from ...web import READ_METHODS, client_disconnected, method_not_allowed
 from ..navigation import ADVICE
 from . import payloads
 from .payloads import FIELDS, BadRequestError
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
 
+    from ...consultant.table_access import Actor
+
     Fields = Mapping[str, list[str]]
 
 T = TypeVar("T")
 
+_METHODS = (*READ_METHODS, "POST")
 NDJSON = "application/x-ndjson"
 CHANGED = (
     "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
@@ -42,11 +46,14 @@ _GONE = "The consultation was stored, but you may not see it: the table is gone"
 async def analyze_page(datasette: Datasette, request: Request) -> Response | AsgiStream:
     """The preview; a POST sends it."""
     database, table = await _permitted_table(datasette, request)
+    if request.method not in _METHODS:
+        return method_not_allowed(_METHODS)
     try:
         if request.method == "POST":
             fields = await _form_fields(request)
             return await _send(datasette, request, database, table, fields)
-        preview = await _preview(datasette, request, database, table, arguments(request))
+        work = _preview(datasette, request, database, table, arguments(request))
+        preview = await _while_connected(request, work)
         notice = CHANGED if request.args.get("changed") else None
         return await _preview_page(datasette, request, preview, notice)
     except BadRequestError as error:
@@ -59,20 +66,21 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
 async def analyze_json(datasette: Datasette, request: Request) -> Response:
     """The preview as JSON; a POST asks the model, and returns the stored consultation."""
     database, table = await _permitted_table(datasette, request)
+    if request.method not in _METHODS:
+        return method_not_allowed(_METHODS)
     try:
         if request.method != "POST":
-            preview = await _preview(datasette, request, database, table, arguments(request))
+            work = _preview(datasette, request, database, table, arguments(request))
+            preview = await _while_connected(request, work)
             return Response.json(await payloads.preview_payload(datasette, preview))
         fields = await _json_fields(request)
         advice_request = await payloads.consultation_request(datasette, database, table, fields)
+        done = await _while_connected(request, consult(datasette, advice_request, request.actor))
     except BadRequestError as error:
         return Response.error(str(error), 400)
-    access = Access(datasette, request.actor)
-    try:
-        done = await _while_connected(request, consult(datasette, advice_request, access))
     except _ClientGoneError:
         return _client_gone()
-    payload = await payloads.consultation_payload(done.row, access)
+    payload = await payloads.consultation_payload(done.row)
     if done.unrecorded is not None:
         return Response.json(payload | {"ok": False, "error": done.unrecorded}, status=503)
     location = {"location": datasette.urls.path(f"{ADVICE}/{done.row['id']}.json")}
@@ -90,7 +98,7 @@ async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str,
     names = {db.route: name for name, db in datasette.databases.items()}
     database = names.get(route, route)
     # First, so that nothing reveals whether there is such a table.
-    if not await Access(datasette, request.actor).may_analyze(database, table):
+    if not await may_analyze(datasette, request.actor, database, table):
         raise Forbidden(ANALYZE)
     await datasette.resolve_table(request)
     return database, table
@@ -152,25 +160,23 @@ async def _changed(
 
 async def _waited(datasette: Datasette, request: Request, preview: Preview) -> Response:
     """Wait for the consultation, and show it."""
-    access = Access(datasette, request.actor)
-    work = consult(datasette, preview.pinned_request, access, profile=preview.profile)
+    work = consult(datasette, preview.pinned_request, request.actor, profile=preview.profile)
     done = await _while_connected(request, work)
     path = await _visible_path(datasette, request, done)
     if path is not None:
         # 303, so that reloading the page does not send again.
         return Response.redirect(path, status=303)
-    payload = await payloads.consultation_payload(done.row, access)
+    payload = await payloads.consultation_payload(done.row)
     return await render_consultation(datasette, request, payload, done.unrecorded, status=503)
 
 
 def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiStream:
     """Lines of JSON: each step as it begins, and at the end the path to go to."""
-    access = Access(datasette, request.actor)
 
     async def stream(writer: AsgiWriter) -> None:
         steps: asyncio.Queue[str | None] = asyncio.Queue()
         work = asyncio.create_task(
-            _while_connected(request, _consult(datasette, preview, access, steps.put_nowait))
+            _while_connected(request, _consult(datasette, preview, request.actor, steps.put_nowait))
         )
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
@@ -191,10 +197,11 @@ def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiS
 
 
 async def _consult(
-    datasette: Datasette, preview: Preview, access: Access, on_step: OnStep
+    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep
 ) -> Consultation:
     request = preview.pinned_request
-    return await consult(datasette, request, access, profile=preview.profile, on_step=on_step)
+    with dispatch.answered_in_time():
+        return await consult(datasette, request, actor, profile=preview.profile, on_step=on_step)
 
 
 async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
+from ...consultant.advice.dataset import checks
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import type_named, types
-from ...consultant.table_access import Access, analyzable_tables
+from ...consultant.table_access import analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
 from ...web import page_cursor, page_limit
@@ -125,34 +126,23 @@ async def stored_payload(
     row = await store.read_one(
         datasette, consultation_id, await analyzable_tables(datasette, actor)
     )
-    return None if row is None else await consultation_payload(row, Access(datasette, actor))
+    return None if row is None else await consultation_payload(row)
 
 
-async def consultation_payload(row: Mapping[str, Any], access: Access) -> Payload:
+async def consultation_payload(row: Mapping[str, Any]) -> Payload:
     """A consultation as JSON.
 
     Args:
         row: its row, with JSON columns as values.
-        access: the permissions of the actor who views it. The result of a check is included if
-            they may view all tables that its query read.
     """
-    checks = [await _visible_check(check, row["database_name"], access) for check in row["checks"]]
     kind = type_named(row["type"])
     advice = row["advice"]
     derived = None
     if advice is not None and kind is not None:
         where = (row["database_name"], row["table_name"])
         derived = await asyncio.to_thread(kind.derived, *where, advice)
-    return {"ok": True, "consultation": _renamed(row) | {"checks": checks, "derived": derived}}
-
-
-async def _visible_check(check: Mapping[str, Any], database: str, access: Access) -> Payload:
-    # The rows, and an error message too, may have values of other tables.
-    for table in check["tables"]:
-        if not await access.may_view(database, table):
-            hidden = "its result is not shown, since it read a table that you may not view"
-            return {**check, "reason": hidden, "columns": [], "rows": [], "more": False}
-    return dict(check)
+    more = {"checks": checks(advice), "derived": derived}
+    return {"ok": True, "consultation": _renamed(row) | more}
 
 
 def _renamed(row: Mapping[str, Any]) -> Payload:

@@ -11,6 +11,8 @@ from datasette import Response
 
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
+from ...web import html_page
+from ..log.call_page import MAX_SHOWN_CHARS
 from ..navigation import ADVICE, section
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ async def render_consultation(
         "list_path": datasette.urls.path(ADVICE),
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
         "profile": _pretty(consultation["profile"]),
+        "most_chars": MAX_SHOWN_CHARS,
     }
     return await _render(datasette, request, "llm_consultation.html", context, status)
 
@@ -80,8 +83,7 @@ async def _render(
 ) -> Response:
     context = {**context, "documentation": section(datasette, ADVICE)}
     html = await datasette.render_template(template, context, request=request)
-    html = html.encode(errors="replace").decode()  # a name may have a lone surrogate
-    return Response.html(html, status=status)
+    return html_page(html, status)
 
 
 def _pretty(value: object) -> str:

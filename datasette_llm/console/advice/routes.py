@@ -6,14 +6,14 @@ the outcome is part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette import Forbidden, NotFound, Response
 
-from ...consultant.table_access import Access, may_analyze_any
+from ...consultant.table_access import may_analyze, may_analyze_any
 from ...permissions import ANALYZE
-from ...web import DEFAULT_LIMIT, ArgumentError
+from ...web import DEFAULT_LIMIT, READ_METHODS, ArgumentError, method_not_allowed
 from ..navigation import ADVICE
 from . import payloads
 from .analyze import analyze_json, analyze_page, arguments
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from ...web import Payload
 
+    View = Callable[[Datasette, Request], Awaitable[Response]]
+
 
 def routes() -> list[tuple[str, Callable[..., Any]]]:
     """The routes, for Datasette's `register_routes`."""
@@ -33,11 +35,19 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
     return [
         (rf"{table}$", analyze_page),
         (rf"{table}\.json$", analyze_json),
-        (rf"^{ADVICE}$", list_page),
-        (rf"^{ADVICE}\.json$", list_json),
-        (rf"^{ADVICE}/(?P<id>[0-9a-z]+)\.json$", consultation_json),
-        (rf"^{ADVICE}/(?P<id>[0-9a-z]+)$", consultation_page),
+        (rf"^{ADVICE}$", _only_shown(list_page)),
+        (rf"^{ADVICE}\.json$", _only_shown(list_json)),
+        (rf"^{ADVICE}/(?P<id>[0-9a-z]+)\.json$", _only_shown(consultation_json)),
+        (rf"^{ADVICE}/(?P<id>[0-9a-z]+)$", _only_shown(consultation_page)),
     ]
+
+
+def _only_shown(view: View) -> View:
+    async def shown(datasette: Datasette, request: Request) -> Response:
+        response = await view(datasette, request)  # first, since it checks permissions
+        return response if request.method in READ_METHODS else method_not_allowed()
+
+    return shown
 
 
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
@@ -51,10 +61,10 @@ async def table_links(
     datasette: Datasette, actor: Any, database: str, table: str
 ) -> list[dict[str, str]]:
     """The link in the menu of a table or view, for actors who may analyze it."""
-    if not await Access(datasette, actor).may_analyze(database, table):
+    if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what would be sent to a language model, and get checked advice."
+    description = "See what would be sent to a language model, and get advice."
     return [{"href": href, "label": "Analyze with AI", "description": description}]
 
 

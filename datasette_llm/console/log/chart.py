@@ -5,24 +5,17 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ...log.totals import Aggregate, By, Days, dollars
+from ...log.totals import By, Days, Measure, dollars
 
-Measure = Literal["calls", "tokens", "cost"]
 Number = int | float
 
 MAX_SERIES = 7
 # The top of the axis is one of these times a power of ten; its half is a round number too.
 STEPS = (1, 2, 4, 6, 8, 10, 20)
-
-_MEASURES: Mapping[str, Callable[[Aggregate], int | None]] = {
-    "calls": lambda aggregate: aggregate.calls,
-    "tokens": lambda aggregate: aggregate.tokens,
-    "cost": lambda aggregate: aggregate.cost_nanodollars,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +55,16 @@ class Chart:
 
     @classmethod
     def of(cls, totals: Days, by: By, measure: Measure) -> Chart:
-        """The chart of some totals."""
+        """The chart of some totals of this measure; slow where there are many series."""
         sums: Counter[str | None] = Counter()
         for by_name in totals.days.values():
-            sums.update({name: _MEASURES[measure](each) or 0 for name, each in by_name.items()})
+            sums.update({name: value or 0 for name, value in by_name.items()})
         ranked = sorted(sums, key=lambda name: (-sums[name], name is None, name or ""))
         # One more rather than a rest of one.
         shown = len(ranked) if len(ranked) <= MAX_SERIES + 1 else MAX_SERIES
-        series = [_series(totals, measure, {name}, name) for name in ranked[:shown]]
+        series = [_series(totals.days, measure, {name}, name) for name in ranked[:shown]]
         if ranked[shown:]:
-            series.append(_series(totals, measure, set(ranked[shown:]), None, is_rest=True))
+            series.append(_series(totals.days, measure, set(ranked[shown:]), None, is_rest=True))
         return cls(by, measure, tuple(totals.days), tuple(series), totals.earlier)
 
     def day_totals(self) -> list[Number]:
@@ -111,25 +104,21 @@ def round_up(value: Number) -> Number:
 
 
 def _series(
-    totals: Days,
+    days: Mapping[datetime.date, Mapping[str | None, int | None]],
     measure: Measure,
     names: set[str | None],
     name: str | None,
     *,
     is_rest: bool = False,
 ) -> Series:
-    whole, values = Aggregate(), []
-    for by_name in totals.days.values():
-        day = Aggregate()
-        for each in names & by_name.keys():
-            day.add(by_name[each])
-        values.append(_value(measure, day))
-        whole.add(day)
-    return Series(name, is_rest, _value(measure, whole), tuple(values))
+    found = [[day[each] for each in names & day.keys()] for day in days.values()]
+    total = _sum(measure, [value for values in found for value in values])
+    return Series(name, is_rest, total, tuple(_sum(measure, values) for values in found))
 
 
-def _value(measure: Measure, aggregate: Aggregate) -> Number | None:
-    if not aggregate.calls:
-        return 0
-    value = _MEASURES[measure](aggregate)
-    return dollars(value) if measure == "cost" else value
+def _sum(measure: Measure, values: Sequence[int | None]) -> Number | None:
+    """The sum of the known values; None where there are only unknown ones."""
+    known = [value for value in values if value is not None]
+    if values and not known:
+        return None
+    return dollars(sum(known)) if measure == "cost" else sum(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,14 @@ from . import payloads
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
+    from datasette.utils.sqlite import sqlite3
 
 CSV_COLUMNS = (*COLUMNS, "cost_dollars")
-# The first characters by which spreadsheets recognise a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Where a formula of a spreadsheet may begin: the start of a cell, also of one that results from
+# another separator than the comma.
+_FORMULA = re.compile(
+    r'^(?=[\t\r\n])|(?:^|(?<=[;\t\r\n]))(?=[\s"]*[=+\-@\uff1d\uff0b\uff0d\uff20])'
+)
 
 
 async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[str]:
@@ -30,11 +35,12 @@ async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[
     of calls or with a slow client.
     """
     await payloads.flushed(Recorder.of(datasette).writer)
-    rows = await _batch(datasette, log_filter, before=None)
+    batch = await _batch(datasette, log_filter, before=None)
     yield _csv([CSV_COLUMNS])
-    while rows:
-        yield _csv(_csv_cells(row) for row in rows)
-        rows = await _batch(datasette, log_filter, before=rows[-1]["id"])
+    while batch is not None:
+        text, last_id = batch
+        yield text
+        batch = await _batch(datasette, log_filter, before=last_id)
 
 
 async def copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request) -> None:
@@ -55,17 +61,19 @@ def without_formula(value: object) -> object:
 
     See https://owasp.org/www-community/attacks/CSV_Injection
     """
-    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
-        return f"'{value}"
-    return value
+    return _FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
 async def _batch(
     datasette: Datasette, log_filter: Filter, before: str | None
-) -> list[dict[str, Any]] | None:
-    return await payloads.read(
-        datasette, lambda c: queries.calls(c, log_filter, before=before, limit=BATCH_ROWS)
-    )
+) -> tuple[str, str] | None:
+    """The next calls as CSV, and the id of the last one; None without any."""
+
+    def work(connection: sqlite3.Connection) -> tuple[str, str] | None:
+        rows = queries.calls(connection, log_filter, before=before, limit=BATCH_ROWS)
+        return (_csv(map(_csv_cells, rows)), rows[-1]["id"]) if rows else None
+
+    return await payloads.read(datasette, work)
 
 
 def _csv_cells(row: dict[str, Any]) -> list[object]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...log.totals import Measure
 from ...providers.failures import LABELS
-from .chart import Measure, Number
+from .chart import Number
 
 UNKNOWN = "unknown"
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from ...log import totals
 from ...log.queries import BadFilterError, Filter, moment
+from ...log.totals import Measure
 from ...web import DEFAULT_LIMIT, page_cursor, page_limit
-from .chart import Measure
 
 # In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"

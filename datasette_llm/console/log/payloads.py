@@ -15,6 +15,9 @@ from datasette.views.base import DatasetteError
 
 from ... import instance
 from ...access.snapshot import settings_of
+from ...consultant.advice.consultation import PURPOSE
+from ...consultant.advice.store import tables_of_call
+from ...consultant.table_access import may_view
 from ...log import queries, totals
 from ...log.queries import Filter
 from ...log.recorder import Recorder
@@ -26,6 +29,7 @@ from .list_request import LogListRequest
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from ...consultant.table_access import Actor
     from ...log.writer import Writer
 
 logger = logging.getLogger("datasette_llm")
@@ -59,18 +63,24 @@ async def list_payload(
     if list_request.before is not None:
         return status | _listed(list_request, await page) | _NO_SUMS, None
     cache = instance.of(datasette, QueryCache)
-    by = list_request.by
-    found, days = await asyncio.gather(
-        page, read(datasette, lambda c: totals.totals(c, covered, by, now, cache))
+    by, measure = list_request.by, list_request.measure
+    found, summed = await asyncio.gather(
+        page,
+        read(
+            datasette,
+            lambda c: _sums(totals.totals(c, covered, by, now, cache, measure), list_request),
+        ),
     )
-    days = days or totals.Days(Aggregate(), {}, earlier=False)
-    chart = Chart.of(days, by, list_request.measure)
-    sums = {
-        "covered": _covered(list_request.filter, covered),
-        "totals": days.total.summary() | days.latency(),
-        "chart": chart.payload(),
-    }
+    nothing = totals.Days(Aggregate(), {}, earlier=False)
+    sums, chart = summed or _sums(nothing, list_request)
+    sums |= {"covered": _covered(list_request.filter, covered), "chart": chart.payload()}
     return status | _listed(list_request, found) | sums, chart
+
+
+def _sums(days: totals.Days, list_request: LogListRequest) -> tuple[Row, Chart]:
+    """The totals and the chart, for a reading thread: slow where there are many calls."""
+    chart = Chart.of(days, list_request.by, list_request.measure)
+    return {"totals": days.total.summary() | days.latency()}, chart
 
 
 async def choices(datasette: Datasette) -> dict[str, dict[str, Any]]:
@@ -118,11 +128,23 @@ def with_dollars(row: Row) -> Row:
 # One call
 
 
-async def call_payload(datasette: Datasette, call_id: str) -> dict[str, Any] | None:
-    """One call with its group, chain, attempts and content; None if there is no such call."""
+async def call_payload(datasette: Datasette, call_id: str, actor: Actor) -> Row | None:
+    """One call with its group, chain, attempts and content; None if there is no such call.
+
+    Of a consultation's call, content is only for an actor who may view the table.
+    """
     status = await log_status(datasette)
     found = await read(datasette, lambda connection: _call(connection, call_id))
-    return status | found if found else None
+    if found is None:
+        return None
+    hidden = found["call"]["purpose"] == PURPOSE and not await _may_view(datasette, call_id, actor)
+    return status | found | ({"content": None} if hidden else {}) | {"content_hidden": hidden}
+
+
+async def _may_view(datasette: Datasette, call_id: str, actor: Actor) -> bool:
+    """Whether an actor may view the tables of a consultation; False until it is stored."""
+    tables = await tables_of_call(datasette, call_id)
+    return bool(tables) and all([await may_view(datasette, actor, *table) for table in tables])
 
 
 def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
@@ -130,6 +152,7 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
     if row is None:
         return None
     attempts = queries.attempts(connection, row["prompt_id"] or row["id"], limit=MAX_ATTEMPTS)
+    content = queries.content(connection, call_id)
     steps: list[Row] = []
     if row["chain_id"]:
         steps = queries.chain_steps(connection, row["chain_id"], limit=MAX_STEPS + 1)
@@ -140,7 +163,8 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
         "group": _group(connection, row["group_id"]) if row["group_id"] else None,
         "chain": [with_dollars(step) for step in steps[:MAX_STEPS]],
         "chain_has_more": len(steps) > MAX_STEPS,
-        "content": _content(queries.content(connection, call_id)),
+        "content": _content(content),
+        "content_chars": {part: len(text) for part, text in content.items()},
     }
 
 
@@ -207,10 +231,11 @@ def _warnings(writer: Writer, in_time: bool) -> Iterator[str]:
         )
     elif not in_time:
         yield "The call log is still being written, so the newest calls may be missing here."
-    if writer.dropped:
+    if writer.dropped or writer.dropped_contents:
         yield (
-            f"Calls are lost: {writer.dropped:,} writes were dropped, because too many waited "
-            "while the call log could not be written."
+            f"Calls are lost: {writer.dropped:,} writes were dropped, and the contents of "
+            f"{writer.dropped_contents:,} calls, because too much waited while the call log could "
+            "not be written."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from datasette import NotFound, Response
@@ -10,7 +10,7 @@ from datasette.utils.asgi import AsgiStream
 
 from ...log.queries import BadFilterError
 from ...permissions import VIEW_LOG
-from ...web import ArgumentError
+from ...web import READ_METHODS, ArgumentError, html_page, method_not_allowed
 from ..navigation import LOG, section
 from . import list_page, payloads
 from .call_page import call_context
@@ -21,23 +21,34 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import AsgiWriter, Request
 
+    View = Callable[[Datasette, Request], Awaitable[Response | AsgiStream]]
+
 _INVALID = (BadFilterError, ArgumentError)
 
 
-def routes() -> list[tuple[str, Callable[..., Any]]]:
+def routes() -> list[tuple[str, View]]:
     """The pages, for Datasette's `register_routes`."""
     return [
-        (r"^/-/llm/log$", log_page),
-        (r"^/-/llm/log\.json$", log_json),
-        (r"^/-/llm/log\.csv$", log_csv),
-        (r"^/-/llm/log/(?P<id>[^/]+)\.json$", call_json),
-        (r"^/-/llm/log/(?P<id>[^/]+)$", call_page),
+        (r"^/-/llm/log$", _checked(log_page)),
+        (r"^/-/llm/log\.json$", _checked(log_json)),
+        (r"^/-/llm/log\.csv$", _checked(log_csv)),
+        (r"^/-/llm/log/(?P<id>[^/]+)\.json$", _checked(call_json)),
+        (r"^/-/llm/log/(?P<id>[^/]+)$", _checked(call_page)),
     ]
+
+
+def _checked(view: View) -> View:
+    async def checked(datasette: Datasette, request: Request) -> Response | AsgiStream:
+        await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+        if request.method not in READ_METHODS:
+            return method_not_allowed()
+        return await view(datasette, request)
+
+    return checked
 
 
 async def log_page(datasette: Datasette, request: Request) -> Response:
     """The list as a page, newest first."""
-    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
@@ -53,7 +64,6 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
 
 async def log_json(datasette: Datasette, request: Request) -> Response:
     """The list as JSON."""
-    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
@@ -64,7 +74,6 @@ async def log_json(datasette: Datasette, request: Request) -> Response:
 
 async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStream:
     """All calls of the filter as CSV, streamed."""
-    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     try:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
@@ -83,7 +92,6 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
 
 async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
-    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     payload = await _call_payload(datasette, request)
     context = call_context(datasette, payload)
     return await _page(datasette, request, "llm_log_call.html", context)
@@ -91,13 +99,12 @@ async def call_page(datasette: Datasette, request: Request) -> Response:
 
 async def call_json(datasette: Datasette, request: Request) -> Response:
     """One call as JSON."""
-    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
     return Response.json(await _call_payload(datasette, request))
 
 
 async def _call_payload(datasette: Datasette, request: Request) -> dict[str, Any]:
     call_id = request.url_vars["id"]
-    payload = await payloads.call_payload(datasette, call_id)
+    payload = await payloads.call_payload(datasette, call_id, request.actor)
     if payload is None:
         raise NotFound(f"The call log has no call {call_id!r}; old calls may have been removed")
     return payload
@@ -117,4 +124,4 @@ async def _page(
 ) -> Response:
     context = context | {"documentation": section(datasette, LOG)}
     html = await datasette.render_template(template, context, request=request)
-    return Response.html(html, status=status)
+    return html_page(html, status)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 from llm.utils import monotonic_ulid
 
+from ... import instance
 from ...access.purposes import Purpose
 from ...access.snapshot import settings_of
 from ...errors import (
@@ -21,12 +22,11 @@ from ...errors import (
     StructuredOutputError,
 )
 from ...facade import LLM
+from ...lifecycle import UnfinishedTasks
 from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
 from ..profile.profile import make_profile
-from ..table_access import Access
-from .claims import check
 from .dataset import TableFacts
 from .store import write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ...calls.call import Call
     from ...calls.group import Group
     from ...calls.model import WrappedAsyncModel
+    from ..table_access import Actor
 
 PURPOSE = "dataset-consultant"
 PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
@@ -89,7 +90,7 @@ def purposes() -> list[Purpose]:
 async def consult(
     datasette: Datasette,
     request: ConsultationRequest,
-    access: Access,
+    actor: Actor,
     *,
     profile: Mapping[str, Any] | None = None,
     on_step: OnStep = lambda step: None,
@@ -101,23 +102,28 @@ async def consult(
     Args:
         datasette: the Datasette instance.
         request: what to ask.
-        access: the actor's permissions; the caller checks that they may analyze the table.
+        actor: who asks; the caller checks that they may analyze the table.
         profile: the profile of the preview; without one it is made now.
         on_step: called with a sentence when the next step begins.
 
     Raises:
         CancelledError: the caller was cancelled; the consultation is stored as cancelled.
     """
-    run = _Run(datasette, request, access, on_step, profile)
-    try:
-        await run.all_steps()
-    except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
-        run.fail(error)
-    except BaseException:  # the caller was cancelled
-        run.fail(ResponseCancelledError("The client went away before the consultation ended"))
-        await run.stored()
-        raise
-    return await run.stored()
+    run = _Run(datasette, request, actor, on_step, profile)
+    with instance.of(datasette, UnfinishedTasks).current():
+        try:
+            await run.all_steps()
+        except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
+            run.fail(error)
+        except BaseException:  # the caller was cancelled
+            run.fail(
+                ResponseCancelledError(
+                    "The client went away, or Datasette stopped, before the consultation ended"
+                )
+            )
+            await run.stored()
+            raise
+        return await run.stored()
 
 
 async def profile_of(datasette: Datasette, request: ConsultationRequest) -> dict[str, Any]:
@@ -160,7 +166,7 @@ class _Run:
 
     datasette: Datasette
     request: ConsultationRequest
-    access: Access
+    actor: Actor
     on_step: OnStep
     profile: Mapping[str, Any] | None
     outcome: str = "ok"
@@ -169,7 +175,6 @@ class _Run:
     raw_answer: str | None = None
     advice: dict[str, Any] | None = None
     rejected: Sequence[str] = ()
-    checks: list[dict[str, Any]] = field(default_factory=list)
     latency_ms: float | None = None
     group: Group[WrappedAsyncModel] | None = None
     calls: list[Call] = field(default_factory=list)
@@ -180,14 +185,14 @@ class _Run:
             self.on_step("Profiling the table")
             self.profile = await profile_of(self.datasette, request)
         self.prompts = prompts_to_send(request, self.profile, None)
-        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.access.actor)
+        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.actor)
         self.group.on_call = self.calls.append
         started = time.monotonic()
         try:
             answer = await self._ask(self.group, self.profile)
         finally:
             self.latency_ms = round((time.monotonic() - started) * 1000, 1)
-        await self._check(answer)
+        await self._review(answer)
 
     async def _ask(self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any]) -> Any:
         kind = self.request.kind
@@ -200,26 +205,11 @@ class _Run:
             self.raw_answer = result.response.text_or_raise()
         return result.value
 
-    async def _check(self, answer: Any) -> None:
+    async def _review(self, answer: Any) -> None:
         request = self.request
         facts = await table_facts(self.datasette, request.database, request.table)
         review = request.kind.review(answer, facts)
         self.advice, self.rejected = review.advice, review.rejected
-        count = len(review.claims)
-        checks = await check(
-            self.datasette,
-            request.database,
-            review.claims,
-            self.access,
-            lambda index: self.on_step(f"Checking claim {index + 1} of {count}"),
-            await self._excluded(),
-        )
-        self.checks = [each.payload() for each in checks]
-
-    async def _excluded(self) -> list[str]:
-        """The columns that no query may read: the configured ones, and those left out here."""
-        settings = (await settings_of(self.datasette)).consultant
-        return [*settings.exclude, *(self.profile or {}).get("left_out", ())]
 
     def fail(self, error: Exception) -> None:
         """Set the error and the outcome."""
@@ -253,7 +243,7 @@ class _Run:
 
     def _row(self) -> dict[str, Any]:
         request, prompts, group = self.request, self.prompts, self.group
-        actor_id = (self.access.actor or {}).get("id")
+        actor_id = (self.actor or {}).get("id")
         row = {
             "id": str(monotonic_ulid()).lower(),
             "created_at": now(),
@@ -270,7 +260,7 @@ class _Run:
             "raw_answer": self.raw_answer,
             "advice": self.advice,
             "rejected": list(self.rejected),
-            "checks": self.checks,
+            "checks": [],
             "outcome": self.outcome,
             "error_type": type(self.error).__name__ if self.error else None,
             "error_message": brief(self.error) if self.error else None,

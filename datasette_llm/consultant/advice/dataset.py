@@ -1,19 +1,18 @@
 """Advice about a table: the schema of a model's answer, and its check against the columns.
 
-A model's answer is untrusted. Its columns are checked against the table here; its claims about the
-data are checked against the data in `claims`.
+A model's answer is untrusted. Its columns are checked against the table. Its claims about the data
+are not checked, and no query that a model wrote is run: SQLite has no wall around untrusted text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ...sanitize import well_formed
+from ...sanitize import well_formed, without_controls
 
 RiskKind = Literal[
     "missing_values",
@@ -30,8 +29,13 @@ RiskKind = Literal[
 MALFORMED = "malformed_response"
 
 MAX_TEXT_CHARS = 10_000
-# Bidirectional control characters, which make a text look like another.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Of one answer; what is beyond is dropped.
+MAX_CLAIMS = 20
+MAX_REJECTED = 50
+
+NOT_CHECKED = "queries that a model wrote are not run, so read the data before you believe it"
+# The keys of a check that was made, which programs may expect.
+_EMPTY_RESULT = {"columns": [], "rows": [], "more": False, "tables": [], "duration_ms": 0.0}
 
 # The fields that hold names of columns.
 _COLUMN_NAMES = (
@@ -89,7 +93,7 @@ class RiskFlag(_Closed):
     claim: str
     """The problem, in one sentence."""
     evidence_sql: str
-    """One SQLite SELECT that returns rows if, and only if, the claim is true."""
+    """One SQLite SELECT that returns rows if, and only if, the claim is true; it is not run."""
 
 
 class DatasetAdvice(_Closed):
@@ -121,31 +125,16 @@ class TableFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A claim to be checked by its query.
-
-    Attributes:
-        sql: the query, unchecked.
-        refused: why it must not be run, or None.
-    """
-
-    sql: str
-    refused: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Review:
     """An answer after the checks that need no data.
 
     Attributes:
         advice: the accepted part of it, as JSON.
         rejected: a sentence for each thing that was dropped.
-        claims: the claims to be checked, in the order of the advice's flags.
     """
 
     advice: dict[str, Any]
     rejected: tuple[str, ...]
-    claims: tuple[Claim, ...]
 
 
 def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
@@ -157,25 +146,35 @@ def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
 
     Returns:
         The advice without unknown columns. A risk flag that names one is kept, with the column
-        null, and its claim is refused.
+        null. Of flags the first `MAX_CLAIMS` are kept.
     """
     config, rejected = reviewed_config(answer.suggested_config, facts)
-    flags, claims = [], []
-    for flag in answer.risk_flags:
+    flags = []
+    for flag in answer.risk_flags[:MAX_CLAIMS]:
         known = flag.column is None or flag.column in facts.columns
-        refused = None
         if not known:
-            refused = plain(f"It names a column that does not exist: {flag.column}")
             rejected.append(f"risk flag {flag.kind}: no such column: {flag.column}")
-        claims.append(Claim(flag.evidence_sql, refused))
         flags.append(flag.model_dump() | ({} if known else {"column": None}))
+    beyond = len(answer.risk_flags) - len(flags)
+    if beyond:
+        rejected.insert(0, f"risk_flags: {beyond:,} more than the {MAX_CLAIMS} that are kept")
     advice = {
         "suggested_action": answer.suggested_action,
         "suggested_config": config.model_dump(),
         "reasoning_summary": answer.reasoning_summary,
         "risk_flags": flags,
     }
-    return Review(_plain_texts(advice), tuple(map(plain, rejected)), tuple(claims))
+    return Review(_plain_texts(advice), tuple(map(plain, rejected[:MAX_REJECTED])))
+
+
+def checks(advice: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What is shown beside each claim of stored advice: that it was not checked, and why.
+
+    Whatever is stored: earlier versions ran the queries.
+    """
+    flags = (advice or {}).get("risk_flags", ())
+    claims = [flag for flag in flags if flag["kind"] != MALFORMED]
+    return [{"status": "unchecked", "reason": NOT_CHECKED} | _EMPTY_RESULT for _ in claims]
 
 
 def unreadable(text: str, problems: Sequence[str]) -> dict[str, Any]:
@@ -255,9 +254,8 @@ def reviewed_config(
 
 def plain(text: str) -> str:
     """An untrusted text without control characters, of bounded length."""
-    visible = (c for c in well_formed(text) if c == "\n" or (c >= " " and c not in _BIDI))
     # Only as much as is needed: a long text would block the event loop.
-    clean = "".join(islice((c for c in visible if not "\x7f" <= c <= "\x9f"), MAX_TEXT_CHARS + 1))
+    clean = without_controls(well_formed(text[: 2 * MAX_TEXT_CHARS]))
     return clean if len(clean) <= MAX_TEXT_CHARS else f"{clean[:MAX_TEXT_CHARS]}…"
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database, Migrations
 
+from ...errors import NewerDatabaseError
 from ...log.schema import OUTCOMES
 from ...migrations import append_only
 from ...migrations import migrate as run_migrations
@@ -16,7 +19,8 @@ from ...sanitize import storable
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.sqlite import sqlite3
+
+logger = logging.getLogger("datasette_llm")
 
 COLUMNS = (
     "id",
@@ -96,9 +100,39 @@ def m001_consultations(db: Database) -> None:
     append_only(db, "llm_consultations")
 
 
+@migrations()
+def m002_retention(db: Database) -> None:
+    """Retention removes them with the calls of their age."""
+    db.execute("drop trigger llm_consultations_delete")
+    db.execute(
+        """
+        create trigger llm_consultations_delete before delete on llm_consultations
+        when old.id >= coalesce(
+            (select below_id from llm_log_removals order by id desc limit 1), ''
+        )
+        begin select raise(abort, 'llm_consultations is append-only: only retention removes'); end
+        """
+    )
+
+
+@migrations()
+def m003_calls(db: Database) -> None:
+    db.execute("create index llm_consultations_call on llm_consultations (call_id)")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations of the table, as `migrations.migrate`."""
-    run_migrations(connection, migrations)
+    run_migrations(connection, migrations, "llm_consultations")
+
+
+async def update(datasette: Datasette) -> None:
+    """Bring the table up to date, if there is one, for retention and the pages."""
+    database = datasette.get_internal_database()
+    try:
+        if await database.execute_fn(_has_table):
+            await database.execute_write_fn(migrate)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        logger.error("The consultations cannot be brought up to date: %s", error)
 
 
 async def write(datasette: Datasette, row: Mapping[str, Any]) -> None:
@@ -164,12 +198,29 @@ async def read_page(datasette: Datasette, tables: str, before: str | None, limit
     return await _read(datasette, LIST_COLUMNS, f"{where} order by id desc limit :limit", values)
 
 
+async def tables_of_call(datasette: Datasette, call_id: str) -> set[tuple[str, str]]:
+    """The tables that a call in the call log was about, as (database, table).
+
+    Args:
+        datasette: the Datasette instance.
+        call_id: of any call of a consultation, which has the group of the last one.
+
+    Returns:
+        Empty as long as the consultation is not stored.
+    """
+    where = """call_id in (
+        select id from llm_calls where id = :id or group_id is not null
+        and group_id = (select group_id from llm_calls where id = :id)
+    )"""
+    rows = await _read(datasette, ("database_name", "table_name"), where, {"id": call_id})
+    return {(row["database_name"], row["table_name"]) for row in rows}
+
+
 async def _read(
     datasette: Datasette, columns: tuple[str, ...], where: str, values: Mapping[str, Any]
 ) -> list[Row]:
     def read(connection: sqlite3.Connection) -> list[Row]:
-        exists = "select 1 from sqlite_master where type = 'table' and name = 'llm_consultations'"
-        if connection.execute(exists).fetchone() is None:
+        if not _has_table(connection):
             return []  # before the first consultation
         sql = f"select {', '.join(columns)} from llm_consultations where {where}"
         rows = connection.execute(sql, values)
@@ -177,3 +228,8 @@ async def _read(
 
     found: list[Row] = await datasette.get_internal_database().execute_fn(read)
     return found
+
+
+def _has_table(connection: sqlite3.Connection) -> bool:
+    exists = "select 1 from sqlite_master where type = 'table' and name = 'llm_consultations'"
+    return connection.execute(exists).fetchone() is not None

@@ -47,10 +47,8 @@ few different values, a useful order, the column that names a row, one sentence 
 that does not explain itself, with the unit of its numbers.
 - Suggest nothing where you have no reason to; empty lists and null are good answers.
 - A risk flag is a claim about the data. Its evidence_sql is one SQLite SELECT on this table that \
-returns rows if the claim is true and no rows if it is false. Write "... group by x having \
-count(*) > 1" or "... where x is null limit 5", not a bare count. It is run, read-only, and its \
-result is shown beside your claim. Put names of tables and columns in double quotes, and select \
-columns of the profile by name, not with *: a query that reads a column left out is not run.
+returns rows if the claim is true and no rows if it is false. It is shown beside your claim, and \
+not run. Put names of tables and columns in double quotes.
 - Where a figure of the profile was sampled, do not claim it as exact.
 - If there is a question, answer it in reasoning_summary.
 """

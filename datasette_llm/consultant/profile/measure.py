@@ -17,7 +17,7 @@ from datasette.utils.sqlite import sqlite3
 from ...errors import ProfileError, TableNotFoundError
 from .column_stats import parse_stats, stats_sql, table_groups
 from .sampling import Sample, sample_results, take_sample
-from .table import Column, Table, columns_left_out, read_table, table_source
+from .table import Column, Table, columns_left_out, may_hold_excluded, read_table, table_source
 from .time_budget import (
     FEW_INSTRUCTIONS_PER_CHECK,
     INSTRUCTIONS_PER_CHECK,
@@ -57,6 +57,7 @@ class Measurement:
         sample: some of its rows.
         stats: the statistics by column name.
         exact: the names of the columns whose statistics are of all rows.
+        values: as the setting; "none" where the values may be those of an excluded column.
     """
 
     table: Table
@@ -66,6 +67,7 @@ class Measurement:
     sample: Sample
     stats: dict[str, dict[str, Any]]
     exact: frozenset[str]
+    values: str
 
 
 def measure(
@@ -99,7 +101,9 @@ def measure(
         count, count_s = _count(connection, table, budget)
         names = [column.name for column in columns]
         sample = take_sample(connection, table, names, count, budget, (COUNT_SHARE, SAMPLE_SHARE))
-        values = settings.values != "none"
+        hidden = may_hold_excluded(connection, database, name, settings.exclude)
+        shown = "none" if hidden else settings.values
+        values = shown != "none"
         results = sample_results(sample, values=values)
         exact = {}
         if count is not None:
@@ -110,7 +114,8 @@ def measure(
     except sqlite3.Error as error:
         raise _profile_error(connection, name, error) from error
     stats = {each: parse_stats(result) for each, result in (results | exact).items()}
-    return Measurement(table, columns, tuple(excluded), count, sample, stats, frozenset(exact))
+    left_out, exactly = tuple(excluded), frozenset(exact)
+    return Measurement(table, columns, left_out, count, sample, stats, exactly, shown)
 
 
 def _profile_error(connection: Connection, name: str, error: sqlite3.Error) -> ProfileError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ... import instance
 from ...errors import TableNotFoundError
 from .column_stats import display_value
 from .measure import Measurement, measure
@@ -67,7 +69,11 @@ async def make_profile(
         settings=settings,
     )
     measured = await _in_read_thread(datasette, database, work, clock)
-    return _profile(database, measured, metadata, settings.values == "sample")
+    return _profile(database, measured, metadata)
+
+
+class _OneAtATime(asyncio.Lock):
+    """The lock that a profile is made under."""
 
 
 async def _in_read_thread(
@@ -82,18 +88,19 @@ async def _in_read_thread(
         return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
 
     try:
-        measured: Measurement = await datasette.get_database(database).execute_fn(
-            lambda connection: work(connection, clock=stoppable_clock)
-        )
+        # One at a time, so that profiles leave Datasette's other reading threads to its pages.
+        async with instance.of(datasette, _OneAtATime):
+            measured: Measurement = await datasette.get_database(database).execute_fn(
+                lambda connection: work(connection, clock=stoppable_clock)
+            )
     finally:
         cancelled = True
     return measured
 
 
-def _profile(
-    database: str, measured: Measurement, metadata: ColumnMetadata, with_rows: bool
-) -> dict[str, Any]:
+def _profile(database: str, measured: Measurement, metadata: ColumnMetadata) -> dict[str, Any]:
     sample, columns = measured.sample, measured.columns
+    with_rows = measured.values == "sample"
     sampled = with_rows or len(measured.exact) < len(columns)
     profile = {
         "database": database,
@@ -104,6 +111,7 @@ def _profile(
         "sample": {"rows": sample.rows, "of": sample.table_rows} if sampled else None,
         "columns": [_column(column, measured, metadata) for column in columns],
         "left_out": list(measured.left_out),
+        "values": measured.values,
     }
     return profile | ({"sample_rows": _sample_rows(sample)} if with_rows else {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,6 +106,47 @@ def columns_left_out(
         return {name.casefold() for name in qualified}
 
     return [column for column in columns if names(column) & excluded]
+
+
+def may_hold_excluded(
+    connection: Connection, database: str, name: str, exclude: Collection[str]
+) -> bool:
+    """Whether a view or a full-text index may have values of an excluded column of other tables.
+
+    SQLite does not say from which column a value comes, so the definitions are searched for the
+    names of such tables and columns: rather one too many.
+
+    Args:
+        connection: to its database.
+        database: the name of the database.
+        name: the name of the table, view, virtual table or part of one.
+        exclude: as for `columns_left_out`.
+    """
+    if not exclude:
+        return False
+    sql = "select name, type, coalesce(sql, '') from sqlite_master where type in ('table', 'view')"
+    schema = [(table, kind, text.lstrip()) for table, kind, text in connection.execute(sql)]
+    virtual = [table for table, _, text in schema if text[:14].upper() == "CREATE VIRTUAL"]
+    made_of_others, suspicious = {}, set()
+    for table, kind, text in schema:
+        if kind == "view" or table in virtual or any(table.startswith(f"{v}_") for v in virtual):
+            made_of_others[table] = _unquoted(text)
+        else:
+            columns = [column for column, *_ in _declared(connection, table)]
+            if found := columns_left_out(database, table, columns, exclude):
+                suspicious |= {_unquoted(table), *map(_unquoted, found)}
+    while name in made_of_others:
+        found = [t for t, text in made_of_others.items() if any(s in text for s in suspicious)]
+        if name in found or not found:
+            return name in found
+        for table in found:
+            del made_of_others[table]
+            suspicious.add(_unquoted(table))
+    return False
+
+
+def _unquoted(sql: str) -> str:
+    return re.sub(r"""["'`\[\]]""", "", sql).casefold()
 
 
 def read_table(connection: Connection, name: str) -> Table:

@@ -12,9 +12,10 @@ from datasette.utils import tilde_encode
 
 from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
+from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
 from datasette_llm.consultant.advice import previews
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, GOOD_FLAG, HOSTILE, answer, answering, flag
+from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
 from tests.support.openai_server import BOUND_S
 
 from ...support.console import Page
@@ -119,29 +120,6 @@ async def test_list_limit_is_50_by_default_500_at_most(site):
             assert "limit" in refused.text or "next" in refused.text
 
 
-async def test_check_rows_of_hidden_tables_are_hidden(start_site, register_models):
-    register_models(answering(answer(GOOD_FLAG, flag("select ssn from secrets", column=None))))
-    site = await start_site()
-    found = await site.ask(actor=EVE)
-    assert found["checks"][1]["rows"] == [["111-22"]]
-    for actor, shown in ((EVE, True), (ANA, False)):
-        for suffix in ("", ".json"):
-            text = (await site.get(f"{PATH}/{found['id']}{suffix}", actor=actor)).text
-            assert ("111-22" in text) is shown
-            assert "-1.0" in text
-    hidden = (await site.get(f"{PATH}/{found['id']}.json")).json()["consultation"]["checks"][1]
-    assert "may not view" in hidden["reason"]
-
-
-async def test_claims_are_unchecked_without_execute_sql(start_site, register_models):
-    register_models(answering(answer()))
-    site = await start_site(databases={"data": {"allow_sql": False}})
-    found = await site.ask()
-    assert found["outcome"] == "ok"
-    assert [check["status"] for check in found["checks"]] == ["unchecked"]
-    assert "not checked" in (await site.get(f"{PATH}/{found['id']}")).text
-
-
 async def test_consultations_of_missing_table_hidden(site):
     found = await site.ask()
     connection = sqlite3.connect(site.path)
@@ -152,6 +130,63 @@ async def test_consultations_of_missing_table_hidden(site):
     await site.get(PETS, 404)
     assert (await site.send({"digest": "x"})).status_code == 404
     await site.ask(status=404)
+
+
+async def test_s8_log_hides_content_about_private_tables(start_site, register_models):
+    """Of every call of the consultation, the one that was repaired too."""
+    register_models(answering("not JSON", answer()))
+    permissions = OPEN | {"view-llm-log": {"id": ["ana", "eve"]}}
+    config = {"default_model": "scripted", "log": {"content": True}}
+    site = await start_site(config, permissions=permissions)
+    found = await site.ask("secrets", actor=EVE)
+    assert found["outcome"] == "ok"
+    rows = (await site.get("/-/llm/log.json", actor=ANA)).json()["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        address = f"/-/llm/log/{row['id']}"
+        own = (await site.get(f"{address}.json", actor=EVE)).json()
+        assert "111-22" in json.dumps(own["content"]["request"])
+        assert own["content_hidden"] is False
+        assert "111-22" in (await site.get(address, actor=EVE)).text
+        seen = (await site.get(f"{address}.json")).json()
+        assert (seen["content"], seen["content_hidden"]) == (None, True)
+        assert seen["content_chars"] == own["content_chars"]
+        assert seen["content_chars"]["request"] > 1_000
+        page = (await site.get(address)).text
+        assert "111-22" not in page
+        assert f"request {seen['content_chars']['request']:,} characters" in page
+
+
+async def test_s8_content_is_hidden_until_it_is_stored(start_site, register_models):
+    gate = asyncio.Event()
+    model = ScriptedModel("scripted", [gate, json.dumps(answer())])
+    register_models(model)
+    permissions = OPEN | {"view-llm-log": {"id": "ana"}}
+    config = {"default_model": "scripted", "log": {"content": True}}
+    site = await start_site(config, permissions=permissions)
+    asking = asyncio.create_task(site.ask())
+    await model.received()
+    (row,) = (await site.get("/-/llm/log.json")).json()["rows"]
+    address = f"/-/llm/log/{row['id']}.json"
+    assert (await site.get(address)).json()["content"] is None
+    gate.set()
+    await asking
+    seen = (await site.get(address)).json()
+    assert seen["content_hidden"] is False
+    assert "Pancakes" in json.dumps(seen["content"])
+
+
+async def test_s0_long_answer_is_cut_on_the_page(start_site, register_models):
+    long = "x" * (MAX_SHOWN_CHARS + 1_000)
+    register_models(ScriptedModel("scripted", [long]))
+    site = await start_site()
+    found = await site.ask()
+    page = (await site.get(f"{PATH}/{found['id']}")).text
+    assert len(page) < MAX_SHOWN_CHARS * 1.2 + 50_000
+    assert "1,000 more characters are in the" in page
+    assert (await site.get(f"{PATH}/{found['id']}.json")).json()["consultation"][
+        "raw_answer"
+    ] == long
 
 
 # The preview
@@ -285,7 +320,6 @@ async def test_ndjson_has_a_line_for_each_step(site):
     assert [line["step"] for line in lines[:-1]] == [
         "Looking for the model",
         "Waiting for the answer of scripted",
-        "Checking claim 1 of 1",
     ]
     assert "Cleo" not in (await site.get(lines[-1]["next"], 200)).text.split("Raw answer")[0]
     assert len(await site.rows()) == 1
@@ -384,7 +418,6 @@ async def test_odd_table_and_column_names(start_site, register_models):
     await site.get(hides)
     found = await site.ask(address)
     assert (found["table"], found["rejected"]) == (ODD, [])
-    assert [check["status"] for check in found["checks"]] == ["supported"]
     assert not Page((await site.get(PATH)).text).all("img")
     left_out = await site.ask(address, exclude=["a,b"])
     assert left_out["exclude"] == ["a,b"]
@@ -439,16 +472,6 @@ async def test_other_kinds_of_tables(start_site, register_models):
     for table in ("empty", "wide", "few"):
         assert (await site.ask(table))["outcome"] == "ok"
         await previewed(site, table)
-
-
-async def test_quoted_value_of_hidden_table_is_hidden(start_site, register_models):
-    register_models(answering(answer(flag("select json_extract('{}', ssn) from secrets"))))
-    site = await start_site()
-    made = await site.ask(actor={"id": "eve"})
-    assert "111-22" in made["checks"][0]["reason"]
-    seen = (await site.get(f"/-/llm/consultations/{made['id']}.json")).json()
-    assert "111-22" not in json.dumps(seen)
-    assert "may not view" in seen["consultation"]["checks"][0]["reason"]
 
 
 async def test_previewed_model_is_used(site):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import csv
 import datetime
+import gc
 import html
 import io
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +25,10 @@ import datasette_llm
 from datasette_llm import LLM
 from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
 from datasette_llm.console.log.chart import Chart
-from datasette_llm.log import queries
+from datasette_llm.log import queries, totals
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
+from datasette_llm.log.totals_cache import QueryCache
 from datasette_llm.testing import ScriptedModel
 
 from ...support.call_log import add, call_row
@@ -762,12 +765,74 @@ async def test_csv_has_no_formulas(start: Start, sign: str) -> None:
         assert row[name] == f"'{formula}"
 
 
+@pytest.mark.parametrize(
+    "text", ["x;=1", "x\t=1", 'x;"=1', 'x;""" @1', "x\n-1", "x\r+1", "x; \uff1d1"]
+)
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+async def test_s6_csv_is_safe_with_other_separators(
+    start: Start, text: str, delimiter: str
+) -> None:
+    columns = ("model_id", "purpose", "actor_id", "group_id", "error_message", "resolved_model")
+    datasette = await start(call_row(NOW, **dict.fromkeys(columns, text)))
+
+    exported = (await get(datasette, f"{LOG}.csv")).text
+
+    for row in csv.reader(io.StringIO(exported, newline=""), delimiter=delimiter):
+        for cell in row:
+            assert not cell.lstrip(' \t\r\n"').startswith(("=", "+", "-", "@", "\uff1d")), cell
+
+
 async def test_csv_leaves_other_values_alone(start: Start) -> None:
     datasette = await start(call_row(NOW, model_id='a,b"c', purpose="2 - 1 = 1"))
 
     (row,) = csv_rows((await get(datasette, f"{LOG}.csv")).text)
 
     assert (row["model_id"], row["purpose"], row["duration_ms"]) == ('a,b"c', "2 - 1 = 1", "10.0")
+
+
+async def test_s5_sums_and_csv_are_made_in_threads(start: Start, monkeypatch) -> None:
+    """Thousands of purposes take longer than the event loop may stand still."""
+    threads: dict[str, set[bool]] = {}
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            here = threading.current_thread() is threading.main_thread()
+            threads.setdefault(name, set()).add(here)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Chart, "of")
+    watch(totals.Days, "latency")
+    watch(totals.Aggregate, "add")
+    watch(csv_export, "_csv_cells")
+    datasette = await start(call_row(NOW))
+
+    await get(datasette, LOG)
+    await get(datasette, f"{LOG}.csv")
+
+    assert threads == {name: {False} for name in ("of", "latency", "add", "_csv_cells")}
+
+
+async def test_s5_a_chart_of_many_series_makes_few_objects(start: Start) -> None:
+    """Or the garbage collector runs, which stops every thread."""
+    rows = [call_row(NOW, purpose=f"purpose {number}") for number in range(2_000)]
+    datasette = await start(*rows)
+    made: list[int] = []
+
+    def count(connection: sqlite3.Connection) -> None:
+        before = len(gc.get_objects())
+        kept = totals.totals(
+            connection, Filter(), "purpose", datetime.datetime.now(datetime.UTC), QueryCache(0)
+        )
+        made.append(len(gc.get_objects()) - before)
+        assert kept.total.calls == len(rows)
+
+    await datasette.get_internal_database().execute_fn(count)
+
+    assert made[0] < 500
 
 
 async def test_csv_reads_bounded_batches(start: Start, monkeypatch) -> None:
@@ -849,6 +914,13 @@ async def test_write_failure_warning_on_every_page(start: Start) -> None:
         assert "(OperationalError: disk <is> full)" in warnings[0]
         assert "1,234 writes were dropped" in warnings[1]
         assert "<is>" not in response.text
+
+
+@pytest.mark.parametrize("call_id", ["", "zz", "7" + "z" * 25, "A B", " ", "~"])
+async def test_s3_odd_ids_are_shown(start: Start, call_id: str) -> None:
+    datasette = await start(call_row(NOW), call_row(NOW) | {"id": call_id})
+    for address in (LOG, f"{LOG}.json", f"{LOG}.csv", f"{LOG}.json?since=2000-01-01"):
+        await get(datasette, address)
 
 
 @pytest.mark.parametrize("name", [LOG, "call page"])

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import llm
 import pytest
 from datasette import hookimpl
+from datasette.database import Database
 from datasette.utils.sqlite import sqlite3
 from pydantic import BaseModel
 
 from datasette_llm import get_purposes
 from datasette_llm.console.choices import registered_purposes
-from datasette_llm.consultant.advice import types
+from datasette_llm.consultant.advice import consultation, types
 from datasette_llm.consultant.advice.consultation import PURPOSE, ConsultationRequest, consult
-from datasette_llm.consultant.advice.dataset import Claim, Review
+from datasette_llm.consultant.advice.dataset import NOT_CHECKED, Review
 from datasette_llm.consultant.advice.store import migrate
 from datasette_llm.consultant.advice.types import Prompts, input_tokens, user_prompt
-from datasette_llm.consultant.table_access import Access
+from datasette_llm.log import schema as log_schema
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, GOOD_FLAG, answer, answering, flag
 from tests.support.openai_server import OpenAIServer, write_model
@@ -28,15 +30,13 @@ from tests.support.plugins import Observer, raises
 # Every kind of answer
 
 
-async def test_good_advice_is_checked_and_stored(start_site, register_models):
+async def test_good_advice_is_stored(start_site, register_models):
     model = answering(answer(GOOD_FLAG, flag("select * from pets where weight > 99")))
     register_models(model)
     site = await start_site()
     found = await site.ask(question="Which are too light?")
     assert found["outcome"] == "ok"
     assert found["advice"]["suggested_action"] == "Look at the negative weight"
-    assert [check["status"] for check in found["checks"]] == ["supported", "unsupported"]
-    assert found["checks"][0]["rows"] == [[4, -1.0]]
     (row,) = await site.rows()
     assert row["actor_id"] == "ana"
     assert (row["type"], row["database_name"], row["table_name"]) == (
@@ -91,17 +91,51 @@ async def test_unknown_columns_are_dropped(start_site, register_models):
         "facets: no such column: ghost",
         "risk flag outliers: no such column: ghost",
     ]
-    assert [check["status"] for check in found["checks"]] == ["unsupported"]
 
 
-async def test_writing_queries_change_nothing(start_site, register_models):
-    queries = ["delete from pets", "drop table pets", "select 1; drop table pets"]
+async def test_s0_no_query_of_a_model_is_run(start_site, register_models, monkeypatch):
+    """Not even a good one, so that a bad one cannot be taken for it."""
+    queries = ["select id from pets", "select ssn from secrets", "delete from pets", ""]
     register_models(answering(answer(*map(flag, queries))))
+    statements = []
+    connect = Database.connect
+
+    def traced(self, *arguments, **more):
+        connection = connect(self, *arguments, **more)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(Database, "connect", traced)
     site = await start_site()
-    before = site.path.read_bytes()
     found = await site.ask()
-    assert [check["status"] for check in found["checks"]] == ["unsupported"] * 3
-    assert site.path.read_bytes() == before
+    assert [flag["evidence_sql"] for flag in found["advice"]["risk_flags"]] == queries
+    assert {(each["status"], each["reason"]) for each in found["checks"]} == {
+        ("unchecked", NOT_CHECKED)
+    }
+    assert len(found["checks"]) == len(queries)
+    assert 'pragma table_xinfo("pets")' in statements
+    assert not [sql for sql in statements if sql in queries]
+
+
+async def test_s0_stored_result_is_not_shown(start_site, register_models):
+    """An earlier version stored what a query found, and that it supports the claim."""
+    register_models(answering(answer()))
+    site = await start_site()
+    found = await site.ask()
+    stored = [{"status": "supported", "reason": None, "rows": [["111-22"]], "tables": ["pets"]}]
+
+    def change(connection):
+        connection.execute("drop trigger llm_consultations_update")
+        connection.execute("update llm_consultations set checks = ?", [json.dumps(stored)])
+
+    await site.datasette.get_internal_database().execute_write_fn(change)
+    address = f"/-/llm/consultations/{found['id']}"
+    shown = (await site.get(f"{address}.json")).json()["consultation"]["checks"]
+    assert shown == found["checks"]
+    page = (await site.get(address)).text
+    assert f'<span class="llm-status">not checked</span>: {NOT_CHECKED}' in page
+    assert "supported" not in page
+    assert "111-22" not in page
 
 
 async def test_injected_instructions_stay_data(start_site, register_models):
@@ -114,14 +148,12 @@ async def test_injected_instructions_stay_data(start_site, register_models):
         "create table secrets (ssn);"
     )
     site = await start_site(schema=schema)
-    found = await site.ask("~3C~2Fprofile~3E")
+    await site.ask("~3C~2Fprofile~3E")
     prompt = model.calls[0].prompt
     assert prompt.count("<profile>") == prompt.count("</profile>") == 1
     assert prompt.count("<") == 2
     data = json.loads(prompt.split("<profile>")[1].split("</profile>")[0])
     assert data["columns"][0]["top_values"][0]["value"] == order
-    assert found["checks"][0]["status"] == "unsupported"
-    assert found["checks"][0]["rows"] == []
 
 
 def test_prompt_escapes_delimiters():
@@ -205,14 +237,12 @@ async def test_no_key_is_stored(start_site, register_models, llm_folder):
     for row in await site.rows():
         assert key not in json.dumps(row)
     assert "[key removed]" in found[0]["advice"]["suggested_action"]
-    assert found[0]["checks"][0]["rows"] == [["[key removed]"]] * 4
 
 
 async def test_missing_table_is_stored_as_error(start_site, register_models):
     register_models(answering(answer()))
     site = await start_site()
-    access = Access(site.datasette, ANA)
-    done = await consult(site.datasette, ConsultationRequest("data", "ghost"), access)
+    done = await consult(site.datasette, ConsultationRequest("data", "ghost"), ANA)
     assert (done.row["outcome"], done.row["advice"]) == ("error", None)
     assert len(await site.rows()) == 1
 
@@ -223,8 +253,7 @@ async def test_table_dropped_before_the_answer(start_site, register_models):
     model = ScriptedModel("scripted", [gate, json.dumps(answer())])
     register_models(model)
     site = await start_site()
-    access = Access(site.datasette, ANA)
-    task = asyncio.create_task(consult(site.datasette, ConsultationRequest("data", "pets"), access))
+    task = asyncio.create_task(consult(site.datasette, ConsultationRequest("data", "pets"), ANA))
     await model.received()
     connection = sqlite3.connect(site.path)
     connection.execute("drop table pets")
@@ -233,15 +262,13 @@ async def test_table_dropped_before_the_answer(start_site, register_models):
     done = await task
     assert done.row["outcome"] == "ok"
     assert done.row["advice"]["suggested_config"]["facets"] == []
-    assert [each["status"] for each in done.row["checks"]] == ["unsupported"]
 
 
 async def test_cancelled_is_stored_with_partial_answer(start_site, register_models):
     model = ScriptedModel("scripted", ["half an", asyncio.Event()])
     register_models(model)
     site = await start_site()
-    access = Access(site.datasette, ANA)
-    task = asyncio.create_task(consult(site.datasette, ConsultationRequest("data", "pets"), access))
+    task = asyncio.create_task(consult(site.datasette, ConsultationRequest("data", "pets"), ANA))
     await model.received()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -251,6 +278,36 @@ async def test_cancelled_is_stored_with_partial_answer(start_site, register_mode
     assert "went away" in row["error_message"]
     await model.calls[0].ended.wait()
     assert model.calls[0].outcome == "cancelled"
+
+
+async def test_s10_shutdown_stores_running_consultations(
+    start_site, register_models, monkeypatch, tmp_path
+):
+    """While it waits for its answer, and before it has asked."""
+    model = ScriptedModel("scripted", ["half an", asyncio.Event()])
+    register_models(model)
+    site = await start_site(internal=str(tmp_path / "internal.db"))
+    request = ConsultationRequest("data", "pets")
+    waits = asyncio.create_task(consult(site.datasette, request, ANA))
+    await model.received()
+    begun = asyncio.Event()
+
+    async def endless(*arguments, **more):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(consultation, "profile_of", endless)
+    profiles = asyncio.create_task(consult(site.datasette, request, ANA))
+    await begun.wait()
+    await site.datasette.invoke_shutdown()
+    await asyncio.wait([waits, profiles])
+    with closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+        sql = "select outcome, raw_answer, user_prompt is null from llm_consultations order by 3"
+        assert connection.execute(sql).fetchall() == [
+            ("cancelled", "half an", 0),
+            ("cancelled", None, 1),
+        ]
+        assert connection.execute("select outcome from llm_calls").fetchall() == [("cancelled",)]
 
 
 async def test_advice_is_returned_when_storing_fails(
@@ -274,6 +331,7 @@ async def test_advice_is_returned_when_storing_fails(
 
 def test_consultations_are_append_only(tmp_path):
     connection = sqlite3.connect(tmp_path / "internal.db")
+    log_schema.migrate(connection)
     migrate(connection)
     migrate(connection)
     values = "('a', 'now', 't', 'd', 'pets', '[]', '[]', '[]', 'ok')"
@@ -317,7 +375,6 @@ async def test_provider_with_schemas_gets_strict_schema(start_site, llm_folder):
     system, user = body["messages"]
     assert (system["role"], system["content"]) == ("system", found["system_prompt"])
     assert user["content"] == found["user_prompt"]
-    assert [check["status"] for check in found["checks"]] == ["supported"]
 
 
 async def test_model_without_schemas_gets_it_in_prompt(start_site, register_models):
@@ -345,9 +402,7 @@ RATING = types.ConsultationType(
     label="Rating",
     system="Rate the table.",
     schema=Rating,
-    review=lambda value, facts: Review(
-        {"stars": value.stars, "columns": len(facts.columns)}, (), (Claim("select 1 from pets"),)
-    ),
+    review=lambda value, facts: Review({"stars": value.stars, "columns": len(facts.columns)}, ()),
     unreadable=lambda text, problems: {"stars": 0},
     derived=lambda database, table, advice: {"text": "*" * advice["stars"]},
     template="_llm_test_rating.html",
@@ -367,7 +422,7 @@ async def test_second_consultation_type(start_site, register_models, tmp_path):
         found = await site.ask(type="rating")
         assert (found["type"], found["advice"]) == ("rating", {"stars": 3, "columns": 5})
         assert found["derived"] == {"text": "***"}
-        assert [check["status"] for check in found["checks"]] == ["supported"]
+        assert found["checks"] == []
         assert model.calls[0].request.system == "Rate the table."
         page = await site.get(f"/-/llm/consultations/{found['id']}")
         assert "Rated ***" in page.text
@@ -407,33 +462,6 @@ async def test_default_model_of_a_hook_is_used(start_site, register_models, plug
     found = await (await start_site({})).ask()
     assert (found["outcome"], found["model_id"]) == ("ok", "hooked")
     assert (seen[0].purpose, seen[0].actor["id"]) == (PURPOSE, "ana")
-
-
-@pytest.mark.parametrize("settings", [{"exclude": ["OWNER"]}, {"exclude": ["data.pets.owner"]}, {}])
-async def test_queries_of_excluded_columns_are_not_run(start_site, register_models, settings):
-    queries = (
-        "select owner from pets",
-        "select * from pets",
-        "select name from pets where owner = 'ana'",
-        "with p as (select owner as x from pets) select x from p",
-        "select name from pets",
-    )
-    register_models(answering(answer(*map(flag, queries))))
-    site = await start_site({"default_model": "scripted", "consultant": settings})
-    found = await site.ask(exclude=[] if settings else ["owner"])
-    assert [each["status"] for each in found["checks"]] == ["unchecked"] * 4 + ["supported"]
-    assert "owner, which is left out" in found["checks"][0]["reason"]
-    (row,) = await site.rows()
-    assert "ben" not in json.dumps([row[name] for name in ("profile", "user_prompt", "checks")])
-
-
-async def test_excluded_column_of_other_table_unread(start_site, register_models):
-    register_models(answering(answer(flag("select ssn from secrets"))))
-    settings = {"default_model": "scripted", "consultant": {"exclude": ["secrets.ssn"]}}
-    site = await start_site(settings, databases={})
-    found = await site.ask()
-    assert found["checks"][0]["status"] == "unchecked"
-    assert found["checks"][0]["rows"] == []
 
 
 # Attempts

@@ -17,6 +17,7 @@ from datasette_llm.consultant.advice.dataset import (
     MAX_TEXT_CHARS,
     DatasetAdvice,
     TableFacts,
+    checks,
     review,
     unreadable,
 )
@@ -36,7 +37,6 @@ def test_good_advice_is_unchanged():
     result = reviewed()
     assert result.advice == answer()
     assert result.rejected == ()
-    assert [claim.refused for claim in result.claims] == [None]
 
 
 @pytest.mark.parametrize("name", ["facets", "full_text_columns", "hidden_columns"])
@@ -87,21 +87,32 @@ def test_view_has_no_label_and_no_search():
     assert config["full_text_columns"] == []
 
 
-def test_claim_about_unknown_column_is_refused():
+def test_claim_about_unknown_column_is_rejected():
     whole = answer(flag("select 1", column="ghost"), flag("select 2", column=None))
     result = review(DatasetAdvice.model_validate(whole), FACTS)
-    assert [claim.refused for claim in result.claims] == [
-        "It names a column that does not exist: ghost",
-        None,
-    ]
     assert result.advice["risk_flags"][0]["column"] is None
     assert result.rejected == ("risk flag outliers: no such column: ghost",)
+
+
+def test_s0_endless_answer_is_cut():
+    ghosts = CONFIG | {"facets": [f"ghost{number}" for number in range(20_000)]}
+    whole = answer(*[flag("select 1")] * 20_000, suggested_config=ghosts)
+    result = review(DatasetAdvice.model_validate(whole), FACTS)
+    assert len(result.advice["risk_flags"]) == advice.MAX_CLAIMS == len(checks(result.advice))
+    assert len(result.rejected) == advice.MAX_REJECTED
+    assert result.rejected[0] == "risk_flags: 19,980 more than the 20 that are kept"
+
+
+def test_s0_shown_query_is_the_one_that_was_written():
+    sql = "select\tid\nfrom pets"
+    result = review(DatasetAdvice.model_validate(answer(flag(sql))), FACTS)
+    assert result.advice["risk_flags"][0]["evidence_sql"] == sql
 
 
 def test_control_characters_are_removed():
     turned = "safe\u202egnihton\x07 \x9b31m\ud83d done"
     result = review(DatasetAdvice.model_validate(answer(suggested_action=turned)), FACTS)
-    assert result.advice["suggested_action"] == "safegnihton 31m\ufffd done"
+    assert result.advice["suggested_action"] == "safegnihton\ufffd \ufffd31m\ufffd done"
     endless = review(DatasetAdvice.model_validate(answer(reasoning_summary="x" * 99_999)), FACTS)
     assert len(endless.advice["reasoning_summary"]) == MAX_TEXT_CHARS + 1
 

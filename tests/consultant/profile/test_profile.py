@@ -28,6 +28,7 @@ from datasette_llm.consultant.profile import sampling
 from datasette_llm.consultant.profile.measure import Measurement, measure
 from datasette_llm.consultant.profile.profile import make_profile
 from datasette_llm.errors import ProfileError, TableNotFoundError
+from tests.support.openai_server import BOUND_S
 
 Profile = Callable[..., Awaitable[dict[str, Any]]]
 
@@ -473,6 +474,57 @@ async def test_exclude_of_other_tables_is_ignored(
     made = await profile(exclude=["u.a", "other.t.b", "c"])
 
     assert made["left_out"] == []
+
+
+@pytest.mark.parametrize("exclude", ["ssn", "people.SSN", "data.people.ssn"])
+async def test_s0_excluded_values_are_in_no_view_or_index(
+    connection: sqlite3.Connection, site: Datasette, exclude: str
+) -> None:
+    connection.executescript("""
+        create table people (id integer primary key, name text, ssn text);
+        insert into people values (1, 'ana', '111-22'), (2, 'ben', '111-22');
+        create table pets (name); insert into pets values ('111-22'), ('111-22');
+        create view renamed as select p.id, p.ssn as number from people as p join pets;
+        create view again as select number as other from [renamed];
+        create view of_pets as select name from pets;
+        create virtual table people_fts using fts5(name, ssn);
+        insert into people_fts (rowid, name, ssn) select id, name, ssn from people;
+        create virtual table "found" using fts5(ssn);
+        insert into found values ('111-22'), ('111-22');
+    """)
+    for table in ("people", "renamed", "again", "people_fts", "people_fts_content", "found"):
+        for values in ("top", "sample"):
+            settings = settings_with(exclude=[exclude], values=values)
+            made = await make_profile(site, "data", table, settings=settings)
+            assert "111-22" not in json.dumps(made), table
+    for table in ("pets", "of_pets"):
+        made = await make_profile(site, "data", table, settings=settings_with(exclude=[exclude]))
+        assert (made["values"], "111-22" in json.dumps(made)) == ("top", True)
+
+
+async def test_s0_one_profile_is_made_at_a_time(
+    connection: sqlite3.Connection, site: Datasette, profile: Profile
+) -> None:
+    rows_of(connection, 3)
+    running: list[Clock] = []
+    go_on = threading.Event()
+
+    class Waiting(Clock):
+        def __call__(self) -> float:
+            if self not in running:
+                running.append(self)
+                go_on.wait()
+            return super().__call__()
+
+    clocks = [Waiting() for _ in range(5)]
+    tasks = [asyncio.create_task(profile(clock=clock)) for clock in clocks]
+    # A page of the same site, while five profiles want the threads.
+    async with asyncio.timeout(BOUND_S):
+        assert len((await site.get_database("data").execute("select * from t")).rows) == 3
+        assert len(running) <= 1
+    go_on.set()
+    await asyncio.gather(*tasks)
+    assert len(running) == 5
 
 
 async def test_all_columns_may_be_excluded(

@@ -1,0 +1,137 @@
+"""Every address, for every kind of actor, by every method."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from datasette.tokens import TokenRestrictions
+
+from datasette_llm.console import routes
+from tests.support.consultant import answer, answering
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+SHOWS = ("GET", "HEAD")
+MANAGE, LOG, ANALYZE = "manage-llm", "view-llm-log", "analyze-table"
+# Of each address: the permissions of which one is needed, and the methods that it takes.
+ADDRESSES = {
+    "/-/llm/assign": ((MANAGE,), ("POST",)),
+    "/-/llm/test": ((MANAGE,), (*SHOWS, "POST")),
+    "/-/llm/test.json": ((MANAGE,), SHOWS),
+    **{
+        f"/-/llm{page}{twin}": ((MANAGE,), SHOWS)
+        for page in ("", "/models", "/purposes", "/explain", "/keys")
+        for twin in ("", ".json")
+    },
+    **{
+        f"/-/llm/docs{page}{twin}": ((MANAGE, LOG, ANALYZE), SHOWS)
+        for page in ("", "/keys")
+        for twin in ("", ".json")
+    },
+    **{f"/-/llm/log{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
+    **{f"/-/llm/log/CALL{twin}": ((LOG,), SHOWS) for twin in ("", ".json")},
+    **{
+        f"/-/llm/consultations{page}{twin}": ((ANALYZE,), SHOWS)
+        for page in ("", "/CONSULTATION")
+        for twin in ("", ".json")
+    },
+    **{f"/data/pets/-/llm-analyze{twin}": ((ANALYZE,), (*SHOWS, "POST")) for twin in ("", ".json")},
+}
+# Of each token of an actor who may do everything: what it is restricted to, and what it may do.
+ANY_TABLE = (ANALYZE, "view-table")
+TOKENS = {
+    "all": (None, {MANAGE, LOG, ANALYZE}),
+    "manage": (TokenRestrictions(all=[MANAGE]), {MANAGE}),
+    "log": (TokenRestrictions(all=[LOG]), {LOG}),
+    "analyze": (TokenRestrictions(all=[*ANY_TABLE]), {ANALYZE}),
+    "database": (TokenRestrictions(database={"data": [*ANY_TABLE]}), {ANALYZE}),
+    "table": (TokenRestrictions(resource={"data": {"pets": [*ANY_TABLE]}}), {ANALYZE}),
+    "no-view": (TokenRestrictions(all=[ANALYZE]), set()),
+    "other-table": (TokenRestrictions(resource={"data": {"secrets": [*ANY_TABLE]}}), set()),
+    "nothing": (TokenRestrictions(all=["view-instance"]), set()),
+}
+ACTORS = {
+    None: set(),
+    "stranger": set(),
+    "manager": {MANAGE},
+    "reader": {LOG},
+    "analyst": {ANALYZE},
+    "root": {MANAGE, LOG, ANALYZE},
+}
+# What may be seen with a permission for some table, though not for this one.
+ANY = ("/-/llm/docs", "/-/llm/consultations")
+
+
+@pytest.fixture
+async def site(start_site, register_models):
+    register_models(answering(*[answer()] * 40))
+    permissions = {
+        action: {"id": [actor for actor, may in ACTORS.items() if actor and action in may]}
+        for action in (MANAGE, LOG, ANALYZE)
+    }
+    site = await start_site(permissions=permissions, databases={})
+    made = await site.ask(actor={"id": "root"})
+    site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"]}
+    return site
+
+
+async def check(site, may, partial=False, methods=METHODS, **who):
+    """Ask for every address by every method.
+
+    Args:
+        site: the site.
+        may: the permissions of who asks.
+        partial: whether they may analyze some other table.
+        methods: the methods to try.
+        who: the actor or the header of a token.
+    """
+    tried = methods
+    for address, (needed, methods) in ADDRESSES.items():
+        for name, each in site.ids.items():
+            address = address.replace(name, each)
+        allowed = bool(may & set(needed)) or (partial and address.split(".")[0] in ANY)
+        allowed = allowed or (partial and address.startswith("/-/llm/docs"))
+        for method in tried:
+            body = {"content": "{}"} if method == "POST" else {}
+            if body and "analyze" in address and allowed and ".json" not in address:
+                body = {"data": {"digest": "x"}}
+            response = await site.datasette.client.request(method, address, **body, **who)
+            where = (method, address, response.status_code)
+            if not allowed:
+                assert response.status_code == (
+                    404 if site.ids["CONSULTATION"] in address else 403
+                ), where
+            elif method not in methods:
+                assert response.status_code == 405, where
+                assert response.headers["allow"] == ", ".join(methods), where
+            else:
+                # A POST that asks for nothing, or for what nobody has seen.
+                assert response.status_code in ({200} if method != "POST" else {201, 400, 409}), (
+                    where
+                )
+                framing = response.headers.get("content-security-policy")
+                page = "html" in response.headers["content-type"]
+                assert (framing == "frame-ancestors 'self'") is page, where
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+async def test_s9_actors_and_methods(site, actor):
+    who = {"actor": {"id": actor}} if actor else {}
+    await check(site, ACTORS[actor], **who)
+
+
+@pytest.mark.parametrize("token", TOKENS)
+async def test_s9_restricted_tokens_and_methods(site, token):
+    restrictions, may = TOKENS[token]
+    made = await site.datasette.create_token("root", restrictions=restrictions)
+    # Of some table: the docs, and the list of consultations, which is empty.
+    partial = token in ("no-view", "other-table")
+    await check(
+        site, may, partial, ("GET", "POST", "DELETE"), headers={"authorization": f"Bearer {made}"}
+    )
+
+
+def test_s9_every_route_is_in_the_table():
+    known = [address.replace("CALL", "x").replace("CONSULTATION", "x") for address in ADDRESSES]
+    for pattern, _ in routes.routes():
+        assert any(re.match(pattern, address) for address in known), pattern
