@@ -1,12 +1,18 @@
-"""Remove API keys from texts and exceptions."""
+"""Remove API keys from texts and exceptions.
+
+A text is cut by `shortened`, which cuts no key in half. Before its keys are known it is cut by
+`cut`, which puts a mark at the end: half a key next to a mark is removed, too.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
 import json
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
@@ -20,11 +26,12 @@ MAX_LEVELS = 20
 # One key or several, since fallbacks have their own.
 Keys = str | frozenset[str] | None
 
+# Stands where a text was cut.
+MARK = "…"
+_MARKS = (MARK, "...")  # the second is of others
 # What a text may be cut within: so many different characters are no key yet.
 _CUT_WORD = re.compile(r"[\w.~+/=-]*\Z", re.ASCII)
 _PLAIN_CHARS = 8
-# Characters that JSON and URLs do not escape; nearly every key has only these.
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~-]+")
 
 
 def redact(error: BaseException, key: Keys) -> BaseException:
@@ -42,23 +49,37 @@ def redact(error: BaseException, key: Keys) -> BaseException:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a text, without half a key at its end, which would not be known for one.
+    """The beginning of a text, without half a key at its end as far as that can be told.
 
     Args:
         text: may hold a key that is to be removed later.
-        size: how many characters are left at most.
+        size: how many characters are left at most, the mark included.
     """
     if len(text) <= size:
         return text
     start = text[: size - 1]
     found = _CUT_WORD.search(start)
     word = found[0] if found else ""
-    return (start.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else start) + "…"
+    return (start.removesuffix(word).rstrip() if len(set(word)) > _PLAIN_CHARS else start) + MARK
 
 
 def without_key(text: str, key: Keys) -> str:
     """A text with a key removed, in all spellings."""
-    return _cleared(text, spellings(key))
+    forms = spellings(key)
+    return _cleared(text, forms) if forms else text
+
+
+def shortened(text: str, key: Keys, longest: int) -> str:
+    """The beginning of a text with a key removed, also one that begins in it and ends later.
+
+    Args:
+        text: the text; no more of it is searched than is kept.
+        key: the key or keys, or None.
+        longest: the maximal number of characters.
+    """
+    if len(text) > longest:
+        text = text[: _end(text, spellings(key), longest)]
+    return without_key(text, key)[:longest]
 
 
 def without_keys(text: str, keys: Iterable[str]) -> str:
@@ -66,30 +87,43 @@ def without_keys(text: str, keys: Iterable[str]) -> str:
     return without_key(text, frozenset(keys))
 
 
+@functools.lru_cache(maxsize=128)
 def spellings(key: Keys) -> tuple[str, ...]:
-    """The spellings of a key: as it is, in JSON, in JSON within JSON, in a URL.
+    """The spellings of a key: as it is, in hex and base64, and all of these in JSON and URLs.
 
     The longest first, since one may contain another; empty if there is nothing to look for.
     """
-    if isinstance(key, frozenset):
-        if len(key) != 1:
-            return _longest_first(form for each in key for form in spellings(each))
-        (key,) = key
-    key = key.strip() if key else ""  # a key is sent without white space around it
-    if len(key) < SHORTEST_KEY_CHARS:
-        return ()
-    if _PLAIN_KEY.fullmatch(key):
-        return (key,)
-    in_json = [json.dumps(key)[1:-1], json.dumps(key, ensure_ascii=False)[1:-1]]
-    deeper = [json.dumps(text)[1:-1] for text in in_json]
+    keys = key if isinstance(key, frozenset) else {key or ""}
+    stripped = {each.strip() for each in keys}  # a key is sent without white space around it
+    forms = {
+        form
+        for each in stripped
+        if len(each) >= SHORTEST_KEY_CHARS
+        for coded in _coded(each)
+        for form in _written(coded)
+    }
+    return tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
+
+def _coded(key: str) -> Iterator[str]:
+    """A key as it is, in hex, and in base64 by where it begins in what is encoded."""
     raw = key.encode("utf-8", "surrogatepass")
-    in_url = [urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)]
-    lower = [re.sub("%..", lambda code: code[0].lower(), text) for text in in_url]
-    return _longest_first((key, *in_json, *deeper, *in_url, *lower))
+    yield from (key, raw.hex(), raw.hex().upper())
+    for before in range(3):
+        # Of `user:key` for example: the characters that depend on nothing but the key.
+        whole = slice(-(before * 8 // -6), (before + len(raw)) * 8 // 6)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            yield encode(b"\0" * before + raw).decode()[whole]
 
 
-def _longest_first(forms: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(forms), key=lambda form: (-len(form), form)))
+def _written(text: str) -> Iterator[str]:
+    """A text as it is, in JSON, in JSON within JSON, in a URL."""
+    in_json = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+    yield from (text, *in_json, text.replace("/", "\\/"))
+    yield from (json.dumps(each)[1:-1] for each in in_json)
+    raw = text.encode("utf-8", "surrogatepass")
+    for in_url in (urllib.parse.quote(raw, safe=""), urllib.parse.quote_plus(raw)):
+        yield from (in_url, re.sub("%..", lambda code: code[0].lower(), in_url))
 
 
 def _redacted(error: BaseException, forms: tuple[str, ...], seen: set[int]) -> BaseException:
@@ -142,11 +176,12 @@ def _clean_http(message: Any, forms: tuple[str, ...]) -> None:
     _clean_attribute(_attribute(message, "stream"), "_stream", forms)
     headers = _attribute(message, "headers")
     with contextlib.suppress(Exception):  # a third-party object, which may differ from httpx's
-        for name in [name for name, value in headers.items() if _written_in(str(value), forms)]:
-            headers[name] = _without(headers[name], forms)
+        for name, value in list(headers.items()):
+            if _shown_in(str(value), forms):
+                headers[name] = _cleared(str(value), forms)
     url = _attribute(message, "url")
     with contextlib.suppress(Exception):
-        if _written_in(str(url), forms):
+        if _shown_in(str(url), forms):
             message.url = type(url)(_cleared(str(url), forms, "removed"))
     request = _attribute(message, "request")
     if request is not message:
@@ -171,7 +206,7 @@ def _clean_attribute(thing: Any, name: str, forms: tuple[str, ...]) -> None:
 
 def _shows(error: BaseException, forms: tuple[str, ...]) -> bool:
     try:
-        return _written_in(str(error), forms) or _written_in(repr(error), forms)
+        return _shown_in(str(error), forms) or _shown_in(repr(error), forms)
     except Exception:  # a third-party __str__ or __repr__
         return False
 
@@ -183,9 +218,10 @@ def _without(value: Any, forms: tuple[str, ...], levels: int = MAX_LEVELS) -> An
     if isinstance(value, str):
         return _cleared(value, forms)
     if isinstance(value, bytes | bytearray):
-        for raw in (form.encode("utf-8", "surrogatepass") for form in forms):
-            value = value.replace(raw, REDACTED.encode()) if raw in value else value
-        return value
+        text = value.decode("utf-8", "surrogateescape")
+        if (kept := _cleared(text, forms)) is text:
+            return value
+        return type(value)(kept.encode("utf-8", "surrogateescape"))
     if type(value) in (list, tuple, set, frozenset):
         clean = [_without(item, forms, levels - 1) for item in value]
         same = all(a is b for a, b in zip(clean, value, strict=True))
@@ -203,11 +239,11 @@ def _shown_without(value: Any, forms: tuple[str, ...]) -> Any:
         text = repr(value)
     except Exception:  # a third-party __repr__
         return value
-    return _cleared(text, forms) if _written_in(text, forms) else value
+    return _cleared(text, forms) if _shown_in(text, forms) else value
 
 
-def _written_in(text: str, forms: tuple[str, ...]) -> bool:
-    return any(form in text for form in forms)
+def _shown_in(text: str, forms: tuple[str, ...]) -> bool:
+    return _cleared(text, forms) is not text
 
 
 def _cleared(text: str, forms: tuple[str, ...], instead: str = REDACTED) -> str:
@@ -215,4 +251,44 @@ def _cleared(text: str, forms: tuple[str, ...], instead: str = REDACTED) -> str:
     for form in forms:
         if form in text:
             text = text.replace(form, instead)
+    for mark in _MARKS:
+        if mark in text:
+            text = _without_halves(text, mark, forms, instead)
     return text
+
+
+def _without_halves(text: str, mark: str, forms: tuple[str, ...], instead: str) -> str:
+    """A text without first halves before a mark and second halves after one."""
+    for form in forms:
+        if form[:SHORTEST_KEY_CHARS] in text:
+            text = _without_half(text, mark, form, instead)
+        if form[-SHORTEST_KEY_CHARS:] in text:
+            backwards = text[::-1]
+            clean = _without_half(backwards, mark[::-1], form[::-1], instead[::-1])
+            text = text if clean is backwards else clean[::-1]
+    return text
+
+
+def _without_half(text: str, mark: str, form: str, instead: str) -> str:
+    """A text without first halves of a spelling before a mark; the same object if it has none."""
+    head, clean, done = form[:SHORTEST_KEY_CHARS], [], 0
+    start = text.find(head)
+    while start >= 0:
+        end = text.find(mark, start + len(head), start + len(form) + len(mark))
+        if end >= 0 and form.startswith(text[start:end]):
+            clean += [text[done:start], instead]
+            done = start = end
+        start = text.find(head, start + 1)
+    return "".join([*clean, text[done:]]) if clean else text
+
+
+def _end(text: str, forms: tuple[str, ...], end: int) -> int:
+    """Where to cut a text, so that none of these is cut in half."""
+    while across := [start for form in forms if (start := _across(text, form, end)) >= 0]:
+        end = min(across)
+    return end
+
+
+def _across(text: str, form: str, end: int) -> int:
+    """Where in a text a spelling begins before this end and goes beyond it; -1 for nowhere."""
+    return text.find(form, max(0, end - len(form) + 1), end + len(form) - 1)

@@ -10,12 +10,12 @@ from typing import Any
 
 from llm.utils import monotonic_ulid
 
-from .redaction import Keys, without_key
+from .redaction import Keys, shortened
 
 # Of a purpose, an id or an error in a table.
 MAX_TEXT_CHARS = 2_000
-# A text is cut before it is searched for keys, so many characters later than it will end: what is
-# left of a key at that place goes with them.
+# A text that is cut before it is searched for keys is cut so many characters later than it will
+# end, so that a key across its end is found.
 MARGIN_CHARS = 20_000
 # More tokens than any request has; the sum of a million calls still fits into 63 bits.
 MAX_COUNT = 10**12
@@ -29,7 +29,7 @@ _NO_LENGTHS: Mapping[str, int] = {}
 
 def brief(value: object, key: Keys = None) -> str:
     """A value as text, without a key, of at most `MAX_TEXT_CHARS` characters."""
-    return _beginning(message_of(value), key, MAX_TEXT_CHARS)
+    return well_formed(shortened(message_of(value), key, MAX_TEXT_CHARS))
 
 
 def as_json(
@@ -111,14 +111,6 @@ def _storable_value(value: Any) -> Any:
     return well_formed(value if isinstance(value, str) else message_of(value))
 
 
-def _beginning(text: str, key: Keys, longest: int) -> str:
-    """The first characters of a text without a key; a longer text is not copied or searched."""
-    if len(text) <= longest + MARGIN_CHARS:
-        return without_key(well_formed(text), key)[:longest]
-    start = well_formed(text[: longest + MARGIN_CHARS])
-    return without_key(start, key)[:-MARGIN_CHARS][:longest]
-
-
 class _Plain:
     """Values as JSON has them, with their texts redacted and shortened."""
 
@@ -145,16 +137,10 @@ class _Plain:
         return self.text(name if isinstance(name, str) else json.dumps(name))
 
     def text(self, text: str) -> str:
-        if self.longest is None:
-            return without_key(well_formed(text), self.key)
         length = self.lengths.get(text, len(text)) if self.lengths else len(text)
-        if length <= self.longest + MARGIN_CHARS:
-            text = without_key(well_formed(text), self.key)
-            length = len(text)
-        more = length - self.longest
-        if more <= 0:
-            return text
-        return f"{_beginning(text, self.key, self.longest)}… and {more:,} more characters"
+        longest = length if self.longest is None else self.longest
+        kept, more = well_formed(shortened(text, self.key, longest)), length - longest
+        return f"{kept}… and {more:,} more characters" if more > 0 else kept
 
 
 def _names(name: object) -> bool:

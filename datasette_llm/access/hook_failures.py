@@ -50,7 +50,7 @@ class HookFailures:
             The hook, its plugin and what it raised, as logged.
         """
         known = keys if isinstance(keys, frozenset) else {keys} if keys else ()
-        text = brief(one_line(error), environment_keys().union(known))
+        text = one_line(brief(error, environment_keys().union(known)))
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
         line = f"{hook} of plugin {plugin!r} raised {text}"
         logger.warning("%s", line)

@@ -61,8 +61,8 @@ class KeyName:
 class CallerKey(str):
     """A key that a caller gave, which is never taken for the name of a stored one.
 
-    llm's models look into keys.json for what they are given, and what a caller gives may be what a
-    user has typed. So this is found in no dictionary of names.
+    llm's models look into keys.json for what they are given, which may have changed since a name
+    was refused. So this is found in no dictionary of names.
     """
 
     __slots__ = ()
@@ -166,8 +166,7 @@ async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozens
 
 def environment_keys() -> frozenset[str]:
     """The secrets that the environment holds for datasette-secrets."""
-    names = [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]
-    return frozenset({_variable(name) for name in names} - {""})
+    return frozenset({_variable(ENVIRONMENT_PREFIX + name) for name in _environment_names()} - {""})
 
 
 def can_store(datasette: Datasette) -> bool:
@@ -188,7 +187,7 @@ async def find_key(
     Args:
         datasette: the Datasette instance.
         model: llm's model.
-        explicit: what the caller passed as `key=`, which is a key and never a name.
+        explicit: what the caller passed as `key=`; a key, not the name of one.
         secret_names: secrets that the configuration names for the model, in order.
         actor: the actor; datasette-secrets records who used a secret last.
 
@@ -197,10 +196,13 @@ async def find_key(
 
     Raises:
         llm.NeedsKeyException: no key is set, and the message lists where it can be set; or the
-            first that is set cannot be sent, and the message says where it is.
+            first that is set cannot be sent, and the message says where it is; or what the caller
+            passed is the name of a key.
     """
     if given := _stripped(explicit):
-        return CallerKey(_sendable(given, model, "what the caller passed as key="))
+        _sendable(given, model, "what the caller passed as key=")
+        await _refuse_name(datasette, given)
+        return CallerKey(given)
     if not model.needs_key:
         return None
     names = candidates(model, secret_names)
@@ -257,6 +259,18 @@ async def find_named_key(
     raise llm.NeedsKeyException(f"{message} ({problem})" if problem else message)
 
 
+async def _refuse_name(datasette: Datasette, given: str) -> None:
+    try:
+        status = await read_status(datasette)
+    except sqlite3.Error:  # a `CallerKey` is no name even so
+        status = KeyStatus()
+    if given in status.secrets | status.stored | _environment_names():
+        raise llm.NeedsKeyException(
+            "What the caller passed as key= is the name of a stored key, and not a key. Pass a "
+            "key, or the name as key_name="
+        )
+
+
 async def _decrypted(datasette: Datasette) -> list[str]:
     if not can_store(datasette):
         return []
@@ -305,6 +319,12 @@ async def _secret(datasette: Datasette, name: str, actor: Mapping[str, Any] | No
             f"set it again at /-/secrets/{name}"
         ) from None
     return _stripped(key)
+
+
+def _environment_names() -> set[str]:
+    """The names of the secrets that the environment holds for datasette-secrets."""
+    found = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX))
+    return {name.removeprefix(ENVIRONMENT_PREFIX) for name in found}
 
 
 def _place(secret: str) -> str:

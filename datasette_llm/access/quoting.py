@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..redaction import without_keys
+from ..redaction import shortened
 from ..sanitize import message_of, well_formed
 from .keys import every_key
 from .snapshot import snapshot_of
@@ -35,8 +35,8 @@ async def quoted(datasette: Datasette, text: str) -> str:
         datasette: the Datasette instance.
         text: the text.
     """
-    clean = well_formed(without_keys(text, await keys_of_site(datasette)))
-    return clean if len(clean) <= MAX_MESSAGE_CHARS else f"{clean[:MAX_MESSAGE_CHARS]}…"
+    clean = well_formed(shortened(text, await keys_of_site(datasette), MAX_MESSAGE_CHARS))
+    return clean if len(text) <= MAX_MESSAGE_CHARS else f"{clean}…"
 
 
 async def quoted_error(datasette: Datasette, error: Exception) -> str:

@@ -18,8 +18,8 @@ from ..events import FinishReason
 from ..facade import LLM
 from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
-from ..redaction import without_keys
-from ..sanitize import count, message_of, storable
+from ..redaction import shortened, without_keys
+from ..sanitize import count, message_of, well_formed
 from .explain import resolved_default
 
 if TYPE_CHECKING:
@@ -384,5 +384,6 @@ async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
 
 def _shown(text: str, keys: Iterable[str]) -> str:
     """Third-party text for display: without keys, of bounded length."""
-    clean = without_keys(str(storable({"text": text})["text"]), keys)
-    return clean if len(clean) <= MAX_TEXT_CHARS else f"{clean[:MAX_TEXT_CHARS]}…"
+    whole = well_formed(text)
+    clean = shortened(whole, frozenset(keys), MAX_TEXT_CHARS)
+    return clean if len(whole) <= MAX_TEXT_CHARS else f"{clean}…"

@@ -20,6 +20,7 @@ from llm.default_plugins.openai_models import AsyncChat, redact_data
 from llm.parts import Message, ReasoningPart, StreamEvent, ToolCallPart
 
 from ..errors import IncompleteAnswerError, ProviderError
+from ..redaction import MARK
 from .activity import QUIET_IDLE_TIMEOUTS, activity
 from .chat_reader import REASONING_DETAILS, REASONING_FIELD, ChatReader
 from .connections import Learned, PooledClient
@@ -181,11 +182,13 @@ async def _beginning(http_response: httpx2.Response) -> bytes:
         async with asyncio.timeout(REFUSAL_S):
             async for data in http_response.aiter_bytes():
                 body += data
-                if len(body) >= MAX_BODY_BYTES:
+                if len(body) > MAX_BODY_BYTES:
                     break
+            else:
+                return bytes(body)
     except (httpx2.HTTPError, TimeoutError):
         pass
-    return bytes(body[:MAX_BODY_BYTES])
+    return bytes(body[:MAX_BODY_BYTES]) + MARK.encode() if body else b""
 
 
 async def _read(

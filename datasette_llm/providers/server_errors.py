@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
-from ..redaction import cut
+from ..redaction import MARK, cut
 from ..sanitize import well_formed
 from .exceptions import causes
 
@@ -158,9 +158,9 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
     request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
     if isinstance(error, httpx2.TimeoutException):
         timed_out = openai.APITimeoutError(request)
-        timed_out.args, timed_out.message = (message[:MAX_REASON_CHARS],), message
+        timed_out.args, timed_out.message = (cut(message, MAX_REASON_CHARS),), message
         return timed_out
-    return openai.APIConnectionError(message=message[:MAX_REASON_CHARS], request=request)
+    return openai.APIConnectionError(message=cut(message, MAX_REASON_CHARS), request=request)
 
 
 def _cause(error: BaseException) -> str:
@@ -244,7 +244,7 @@ def body_of(body: bytes) -> Any:
     if text.startswith(("data:", "event:")):
         text = text.partition("data:")[2].split("\n\n")[0].strip() or text
     try:
-        return json.loads(text)
+        return json.loads(text.removesuffix(MARK))
     except (ValueError, RecursionError):
         return text or None
 

@@ -14,7 +14,8 @@ import llm
 from pydantic import BaseModel
 
 from ..errors import StructuredOutputError
-from ..sanitize import brief
+from ..redaction import cut
+from ..sanitize import well_formed
 from .json_extraction import UnfitError
 from .strict_schema import closed_schema
 from .validation import Shape
@@ -254,7 +255,7 @@ def _ended(response: llm.AsyncResponse) -> str | None:
 
 def _problems(response: llm.AsyncResponse, error: UnfitError) -> list[str]:
     ended = _ended(response)
-    said = brief(response.text_or_raise().strip())[:MAX_SAID_CHARS]
+    said = cut(well_formed(response.text_or_raise().strip()), MAX_SAID_CHARS)
     return [*([ended.format(said)] if ended else ()), *error.problems]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from ..errors import SchemaError
+from ..redaction import cut
 from .json_extraction import UnfitError, fitting
 from .schema import plain_schema, refuse_other_references
 from .strict_schema import closed_schema
@@ -104,7 +105,9 @@ def _data_validator(schema: dict[str, Any]) -> Callable[[str, Any], Any]:
         kind.check_schema(schema)
     except NotASchema as error:
         path = _path(error.absolute_path)
-        raise SchemaError(path, f"is not valid JSON schema: {_brief(error.message)}") from None
+        raise SchemaError(
+            path, f"is not valid JSON schema: {cut(error.message, MAX_PROBLEM_CHARS)}"
+        ) from None
     except RecursionError:
         raise SchemaError("", "is nested too deep to be checked") from None
     refuse_other_references(schema)
@@ -114,17 +117,13 @@ def _data_validator(schema: dict[str, Any]) -> Callable[[str, Any], Any]:
 
 def _sentence(path: Iterable[str | int], message: str) -> str:
     where = _path(path)
-    text = _brief(message).rstrip(".")
+    text = cut(message, MAX_PROBLEM_CHARS).rstrip(".")
     return f"{where}: {text}." if where else f"{text}."
 
 
 def _path(parts: Iterable[str | int]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".")
-
-
-def _brief(text: str) -> str:
-    return text if len(text) <= MAX_PROBLEM_CHARS else text[:MAX_PROBLEM_CHARS] + "…"
 
 
 def _too_deep() -> UnfitError:

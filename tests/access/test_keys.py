@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sqlite3
 import threading
 import traceback
 import urllib.parse
@@ -158,8 +159,8 @@ async def test_reference_by_alias_gives_its_key(
 
 @pytest.mark.parametrize(
     ("given", "used_key"),
-    [("sk-given", "sk-given"), ("work", "work"), ("bird", "bird"), (" sk-given\n", "sk-given")],
-    ids=["a key", "a name in keys.json", "the provider's name in keys.json", "a pasted key"],
+    [("sk-given", "sk-given"), (" sk-given\n", "sk-given")],
+    ids=["a key", "a pasted key"],
 )
 async def test_a_key_that_the_caller_gives_wins(
     make_datasette,
@@ -179,32 +180,47 @@ async def test_a_key_that_the_caller_gives_wins(
 
 
 class Resolves(llm.AsyncKeyModel):
-    """Looks up the key that it is given, as llm's OpenAI models do."""
+    """Looks up the key that it is given, as llm's models do, when a key of this name has come."""
 
     model_id = "resolves"
     needs_key = "bird"
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.keys: list[str | None] = []
 
     async def execute(self, prompt: Any, stream: Any, response: Any, conversation: Any, key: Any):
-        self.keys += [self.get_key(key), llm.get_key(key, "bird")]
+        self.path.write_text(json.dumps({str(key): "sk-stored"}))
+        self.keys += [self.get_key(key), llm.get_key(key, "bird"), llm.get_key(input=key)]
         yield f"Bearer {key}"
 
 
-async def test_s4_key_selects_no_stored_one(
+async def test_s4_name_that_appears_selects_no_key(
     make_datasette, register_models, llm_folder: Path
 ) -> None:
     """Not in llm's own code either, which takes a key for a name."""
-    model = Resolves()
+    model = Resolves(llm_folder / "keys.json")
     register_models(model)
-    (llm_folder / "keys.json").write_text('{"work": "sk-of-work", "bird": "sk-of-bird"}')
     ours = await LLM(make_datasette()).model("resolves")
 
-    for name in ["work", "bird"]:
-        assert await (await ours.prompt("hi", key=name)).text() == f"Bearer {name}"
+    assert await (await ours.prompt("hi", key="work")).text() == "Bearer work"
+    assert model.keys == ["work"] * 3
 
-    assert model.keys == ["work", "work", "bird", "bird"]
+    with pytest.raises(llm.NeedsKeyException, match="is the name of a stored key"):
+        await ours.prompt("hi", key="work")
+    assert model.keys == ["work"] * 3
+
+
+async def test_s4_unreadable_secrets_refuse_no_key(make_datasette, pelican, monkeypatch) -> None:
+    async def unreadable(datasette: Datasette) -> KeyStatus:
+        raise sqlite3.DatabaseError("file is not a database")
+
+    monkeypatch.setattr("datasette_llm.access.keys.read_status", unreadable)
+    model = await LLM(make_datasette({"require_keys": False})).model("pelican")
+
+    await (await model.prompt("hi", key="sk-given")).text()
+
+    assert pelican.calls[0].key == "sk-given"
 
 
 # Names of keys
@@ -267,6 +283,26 @@ async def test_e12_unknown_key_name_is_refused(
 
     with pytest.raises(llm.NeedsKeyException, match=re.escape(reason)):
         await model.prompt("hi", key_name=name)
+    assert not pelican.calls
+
+
+@pytest.mark.parametrize("name", ["BIRD_API_KEY", "CHAT_KEY", "work", " work\n"])
+async def test_s4_name_given_as_key_is_refused(named, pelican, name: str) -> None:
+    model = await named()
+    reason = "What the caller passed as key= is the name of a stored key, and not a key. Pass a key"
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    conversation = model.conversation()
+    started = [
+        lambda: model.prompt("hi", key=name),
+        lambda: conversation.prompt("hi", key=name),
+        lambda: model.chain("hi", key=name).text(),
+        lambda: model.structured("hi", schema=schema, key=name),
+    ]
+
+    for start in started:
+        with pytest.raises(llm.NeedsKeyException, match=f"^{reason}, or the name as key_name=$"):
+            await start()
+
     assert not pelican.calls
 
 
@@ -646,11 +682,12 @@ async def test_c8_keys_json_is_read_off_the_event_loop(
     await models.models()
     model = await models.model("pelican")
     await (await model.prompt("hi")).text()
-    await (await model.prompt("hi", key="bird")).text()
+    with pytest.raises(llm.NeedsKeyException, match="key_name="):
+        await model.prompt("hi", key="bird")
     await (await model.prompt("hi", key_name="bird")).text()
     await model.chain("hi").text()
 
-    assert len(threads) == 4
+    assert len(threads) == 5
     assert threading.get_ident() not in threads
 
 

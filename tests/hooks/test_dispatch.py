@@ -1,6 +1,7 @@
 """Calling the hooks: their order and arguments, and that no coroutine is left unawaited."""
 
 import asyncio
+import base64
 import gc
 import itertools
 import json
@@ -495,6 +496,23 @@ async def test_e2_context_error_is_kept_and_named(datasette: Datasette, plugin, 
     (warning,) = instance.of(datasette, HookFailures).warnings()
     assert warning.startswith(said)
     assert warning.endswith(", 2 times since the start)")
+
+
+async def test_s4_error_of_a_hook_shows_no_key(datasette, plugin, caplog, monkeypatch) -> None:
+    """Such as of its own request to a provider, in the header that it sends."""
+    key = "sk-" + "0a1B2c3D4e5F6g7H8"
+    monkeypatch.setenv("DATASETTE_SECRETS_BUDGET_API_KEY", key)
+    header = base64.b64encode(f"budget:{key}".encode()).decode()
+    plugin(broken("llm_prompt_context", ValueError(f"Basic {header} is refused")), name="budget")
+    model = await LLM(datasette).model()
+    with pytest.raises(ValueError, match="is refused"):
+        await model.prompt("hi")
+
+    (row,) = await flushed_rows(datasette)
+    (warning,) = instance.of(datasette, HookFailures).warnings()
+    for told in (str(row), caplog.text, warning):
+        assert "is refused" in told
+        assert header[10:20] not in told
 
 
 @pytest.mark.parametrize("when", ["before", "after", "at the exit"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import json
+import threading
 from typing import Any
 
 import llm
@@ -30,7 +32,8 @@ from ..support.dialects import (
     text,
     whole,
 )
-from ..support.openai_server import Cut, Raw, write_model
+from ..support.exceptions import all_texts
+from ..support.openai_server import Cut, Drop, Raw, write_model
 from ..support.waiting import soon
 
 HEAD = Raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
@@ -390,6 +393,68 @@ async def test_w4_no_exception_holds_the_request(server, model):
         await read(await model({"retries": 0}))
     assert caught.value.__cause__ is caught.value.__context__ is None
     assert "authorization" not in caught.value.request.headers
+
+
+KEY = "sk-" + "0a1B2c3D4e5F6g7H8"
+# How a server may repeat a key, at the places where a text is cut.
+REPEATED = {
+    "a reason": (500, lambda text: document({"error": {"message": text + "z" * 600}}, 400)),
+    "no JSON": (500, lambda text: sse(text.encode() + b"z" * 600 + b"\n\n", done=False)),
+    "an event": (500, lambda text: sse({"error": text + "z" * 600})),
+    "a long body": (64 * 1024, lambda text: http(f"{text} {'z' * 9}".encode(), status=500)),
+    "a call": (100, lambda text: sse(calls(piece("count", text + "z" * 99)), CALLED)),
+}
+
+
+@pytest.mark.parametrize("spell", [str, lambda key: base64.b64encode(key.encode()).decode()])
+@pytest.mark.parametrize("place", REPEATED)
+async def test_s4_no_cut_leaves_a_part_of_a_key(place, spell, server, model):
+    limit, answer = REPEATED[place]
+    asked, form = await model({"retries": 0}), spell(KEY)
+    parts = [form[n : n + 6] for n in range(3, len(form) - 9)]
+    for at in range(limit - len(form) - 5, limit + 2):
+        start = "data: {" if place == "no JSON" else ""
+        server.play([answer(start + "x " * (at // 2) + "-" * (at % 2) + form)])
+        with pytest.raises((openai.APIError, ProviderError)) as caught:
+            await read(asked, key=KEY)
+        found = all_texts(caught.value) + repr(getattr(caught.value, "response", None))
+        found += getattr(getattr(caught.value, "response", None), "text", "")
+        assert not [part for part in parts if part in found], (at, found)
+    found = repr(await rows(asked))
+    assert not [part for part in parts if part in found]
+
+
+@pytest.mark.parametrize("sent", [10, 17, 25])
+async def test_s4_broken_off_body_leaves_no_part(sent, server, model):
+    body = f"Bad key {KEY} in your request".encode()
+    head = f"HTTP/1.1 401 X\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    server.play([Raw(head + body[:sent]), Drop.CLOSE])
+    with pytest.raises(
+        openai.AuthenticationError, match="answered 401 Unauthorized: Bad"
+    ) as caught:
+        await read(await model({"retries": 0}), key=KEY)
+    found = all_texts(caught.value) + caught.value.response.text
+    assert KEY[:6] not in found
+
+
+async def test_c8_llms_own_models_read_no_keys(server, llm_folder, make_datasette, monkeypatch):
+    """keys.json is read in a thread, once a prompt, and not by llm on the event loop."""
+    write_model(llm_folder, server.url, api_key_name="openai")
+    (llm_folder / "keys.json").write_text('{"openai": "sk-of-the-file"}')
+    asked = await LLM(make_datasette()).model("wire")
+    threads = []
+    load_keys = llm.load_keys
+
+    def noted():
+        threads.append(threading.get_ident())
+        return load_keys()
+
+    monkeypatch.setattr(llm, "load_keys", noted)
+    server.play(["Hello"])
+    await read(asked)
+    assert [request.key for request in server.requests] == ["sk-of-the-file"]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 # Tools

@@ -65,7 +65,8 @@ HTTP_PACKAGES = ("httpx", "openai", "httpcore", "tests")
 
 
 def spellings(key: str) -> Iterator[str]:
-    """How a text may write a key: plain, in JSON, in a URL, in a repr, in base64."""
+    """How a text may write a key: plain, in JSON, in a URL, in a repr, in hex, in base64."""
+    yield from (key.encode().hex(), key.encode().hex().upper())
     yield from (key, json.dumps(key)[1:-1], json.dumps(json.dumps(key)[1:-1])[1:-1])
     yield from (urllib.parse.quote(key, safe=""), urllib.parse.quote_plus(key), repr(key)[1:-1])
     for shift in range(3):  # by where the key begins in what is encoded
@@ -279,6 +280,7 @@ def refusals(key: str) -> Iterator[list[Any]]:
     """What a server may answer, the credentials of the request repeated."""
     echo = {"x-should-retry": "false", "x-echo": f"Bearer {key}", "location": f"/?key={key}"}
     text = f"Bearer {key} is bad: {{key}}, {json.dumps(key)}, {urllib.parse.quote(key, safe='')}"
+    text += f", {key.encode().hex()}, Basic {base64.b64encode(f'user:{key}'.encode()).decode()}"
     for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 503):
         yield [Refuse(status, text, echo)]
     yield ["po", Refuse(429, text)]

@@ -243,6 +243,7 @@ class _Run:
 
     def _row(self) -> dict[str, Any]:
         request, prompts, group = self.request, self.prompts, self.group
+        keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
         actor_id = (self.actor or {}).get("id")
         row = {
             "id": str(monotonic_ulid()).lower(),
@@ -263,11 +264,10 @@ class _Run:
             "checks": [],
             "outcome": self.outcome,
             "error_type": type(self.error).__name__ if self.error else None,
-            "error_message": brief(self.error) if self.error else None,
+            "error_message": brief(self.error, keys) if self.error else None,
             "latency_ms": self.latency_ms,
             "call_id": _call_id(self.calls),
         }
-        keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
         return _redacted(row, keys) if keys else row
 
 
