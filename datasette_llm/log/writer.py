@@ -259,17 +259,23 @@ class Writer:
     def _add(self, write: _Write) -> None:
         self.used = True
         with self._lock, contextlib.suppress(RuntimeError):  # no event loop runs: see _check()
-            if self._bytes + write.weight <= MAX_WAITING_BYTES:
-                self._bytes += write.weight
-                if write.content is not None:
-                    self._contents[write.content] = None
-                    self._content_bytes += write.content.weight
-                self._drop_contents()
+            if self._admit(write):
                 (self._awaited if write.is_awaited else self._others).append(write)
                 self._started()
-                return
+            else:
+                self._answer([write], False)
+
+    def _admit(self, write: _Write) -> bool:
+        """Whether there is room for a write, which then counts; called with the lock."""
+        if self._bytes + write.weight > MAX_WAITING_BYTES:
             self.dropped += 1
-        self._answer([write], False)
+            return False
+        self._bytes += write.weight
+        if write.content is not None:
+            self._contents[write.content] = None
+            self._content_bytes += write.content.weight
+        self._drop_contents()
+        return True
 
     def _drop_contents(self) -> None:
         """Drop the newest contents until all that waits is light enough; called with the lock.

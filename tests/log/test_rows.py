@@ -102,7 +102,7 @@ async def test_s2_attachment_is_not_copied() -> None:
 
 @pytest.mark.parametrize("end", [MAX_TEXT_CHARS, MAX_TEXT_CHARS + MARGIN_CHARS])
 @pytest.mark.parametrize("overlap", [1, len(KEY) // 2, len(KEY) - 1])
-@pytest.mark.parametrize("keys_before", [0, 3_000])
+@pytest.mark.parametrize("keys_before", [0, 4_000])
 async def test_s4_key_where_a_text_is_cut_is_removed(
     end: int, overlap: int, keys_before: int
 ) -> None:
