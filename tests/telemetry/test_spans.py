@@ -464,7 +464,7 @@ async def test_blocked_call_has_no_span(model_of, plugin, spans, points):
 
 
 async def test_call_refused_by_required_log_has_no_span(model_of, spans, points, monkeypatch):
-    async def refuse(self, statement):
+    async def refuse(self, statement, weight):
         return False
 
     monkeypatch.setattr(Writer, "commit", refuse)
