@@ -231,8 +231,11 @@ class Attempt:
 
     async def _misfit(self) -> Exception | None:
         """Why `structured()` fails by a complete answer, or None."""
-        answer, self.response.answer = self.response.answer, None  # which refers back to it
-        return await answer.failure(self.response) if answer is not None else None
+        answer = self.response.answer
+        if answer is None:
+            return None
+        self.response.answer = None  # which refers back to it
+        return await answer.failure(self.response)
 
     async def _fill_in_time(self, state: StreamState, idle_timeout_s: float | None) -> None:
         timeout_s = self.call.route.target.call_policy.timeout_s

@@ -169,6 +169,8 @@ class CatalogSource:
         """
         builds_before = self._builds
         catalog = await self.current()
+        if catalog.canonical(name) in catalog.entries:
+            return catalog, catalog.get(name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_LIMIT_S):
                 while catalog.canonical(name) not in catalog.entries:
