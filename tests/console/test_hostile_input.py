@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import json
 from collections.abc import Callable
@@ -206,6 +207,31 @@ async def test_s5_hanging_purposes_are_named(start, plugin, monkeypatch, page):
         assert response.status_code == 200
         text = html.unescape(response.text)
         assert "register_llm_purposes of plugin 'sleepy' gave no answer in 0.01 s" in text
+
+
+async def test_s5_hook_that_swallows_cancellation(start, plugin, monkeypatch):
+    """Nor is it waited for again by the same page."""
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
+    end, asked = asyncio.Event(), []
+
+    class Plugin:
+        @hookimpl
+        async def llm_filter_models(self):
+            asked.append(1)
+            while not end.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await end.wait()
+
+    plugin(Plugin(), "stubborn")
+    datasette = await start({"default_model": "scripted"})
+
+    async with asyncio.timeout(BOUND_S):
+        shown = await get_json(datasette, "explain", model="scripted")
+    end.set()
+
+    said = "llm_filter_models of plugin 'stubborn' gave no answer in 0.01 s"
+    assert said in shown["decision"]["reason"]
+    assert len(asked) == 1
 
 
 async def test_s5_hanging_hook_only_limits_pages(start, plugin, monkeypatch):
