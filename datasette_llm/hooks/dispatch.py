@@ -56,6 +56,11 @@ def answered_in_time() -> Iterator[None]:
         _too_slow.reset(token)
 
 
+def page_waits_s() -> float | None:
+    """How many seconds a plugin may take here: those of a page, or None for any number."""
+    return None if _too_slow.get() is None else PAGE_WAITS_S
+
+
 def implemented(datasette: Datasette, hook: str) -> bool:
     """Whether any plugin implements a hook."""
     return bool(_caller(datasette, hook).get_hookimpls())
@@ -222,6 +227,12 @@ def failed(hook: str, plugin: str, error: Exception) -> HookError:
     return HookError(f"{hook} of plugin {plugin!r} raised {why}", hook, plugin)
 
 
+def too_late(hook: str, plugin: str) -> HookError:
+    """The error that says which plugin has kept a page waiting for too long."""
+    who = f"{hook} of plugin {plugin!r}"
+    return HookError(f"{who} gave no answer in {PAGE_WAITS_S:g} s", hook, plugin)
+
+
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
     """The error of third-party code that raised CancelledError without us being cancelled.
 
@@ -290,7 +301,7 @@ async def _bounded(hook: str, plugin: str, work: Coroutine[Any, Any, _T]) -> _T 
     except asyncio.CancelledError as error:
         return HookError(str(not_ours(error, who)), hook, plugin)
     except _TooSlowError:
-        return HookError(f"{who} gave no answer in {PAGE_WAITS_S:g} s", hook, plugin)
+        return too_late(hook, plugin)
     except Exception as error:  # third-party code
         return error
 

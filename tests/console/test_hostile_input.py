@@ -234,6 +234,48 @@ async def test_s5_hook_that_swallows_cancellation(start, plugin, monkeypatch):
     assert len(asked) == 1
 
 
+async def test_s5_hanging_context_does_not_hold_page(start, plugin, monkeypatch):
+    """Each has its own time, in the task that the contexts of a call share."""
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.05)
+    tasks = []
+
+    class Quick:
+        @hookimpl
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                tasks.append(asyncio.current_task())
+                try:
+                    yield
+                finally:
+                    tasks.append(asyncio.current_task())
+
+            return context
+
+    class Slow:
+        @hookimpl(trylast=True)
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                await asyncio.Event().wait()
+                yield
+
+            return context
+
+    plugin(Quick(), "quick")
+    plugin(Slow(), "slow")
+    datasette = await start({"default_model": "scripted"})
+
+    async with asyncio.timeout(BOUND_S):
+        response = await datasette.client.post(
+            f"{CONSOLE}/test", data={"model_id": "scripted"}, actor=ANA
+        )
+
+    said = "llm_prompt_context of plugin 'slow' gave no answer in 0.05 s"
+    assert said in html.unescape(response.text)
+    assert len(set(tasks)) == 1
+
+
 async def test_s5_hanging_hook_only_limits_pages(start, plugin, monkeypatch):
     """A prompt of a plugin waits as long as it takes, also inside a request of another page."""
     monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
