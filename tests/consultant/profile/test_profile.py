@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import math
+import re
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean, pstdev, quantiles
 from typing import Any
 from unittest.mock import patch
 
@@ -24,9 +26,9 @@ from hypothesis import strategies as st
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.settings import ConsultantSettings
 from datasette_llm.consultant.profile import measure as measuring
-from datasette_llm.consultant.profile import sampling
-from datasette_llm.consultant.profile.measure import Measurement, measure
-from datasette_llm.consultant.profile.profile import make_profile
+from datasette_llm.consultant.profile.measure import ColumnStats, Measurement, measure
+from datasette_llm.consultant.profile.profile import as_json, make_profile
+from datasette_llm.consultant.profile.table import ColumnMetadata
 from datasette_llm.errors import ProfileError, TableNotFoundError
 from tests.support.openai_server import BOUND_S
 
@@ -104,7 +106,7 @@ def measured_of(
     connection: sqlite3.Connection, clock: Any = None, exclude: Any = (), **settings: Any
 ) -> Measurement:
     return measure(
-        connection,
+        [connection],
         database="data",
         name="t",
         exclude=exclude,
@@ -158,13 +160,14 @@ async def test_stats_of_a_small_table_match_plain_sql(
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 CELLS = (
     st.none()
-    | st.sampled_from([0, 1, 1.0, -1, "", "a", "A", b"", b"a", "1"])
+    | st.sampled_from([0, 1, 1.0, -1, "", "a", "A", b"", b"a", "1", "a\0b", "\0", "A1-é", " 7.5 "])
     | INTEGERS
     | st.floats(allow_nan=False)
-    # SQLite's length() ends at NUL, and text with a lone surrogate is none.
-    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=90)
+    | st.floats(-1e6, 1e6).map(str)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=90)
     | st.binary(max_size=5)
 )
+NUMERIC = re.compile(r"[ \t\n\v\f\r]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t\n\v\f\r]*", re.ASCII)
 
 
 def naive(cells: list[Any]) -> dict[str, Any]:
@@ -173,20 +176,50 @@ def naive(cells: list[Any]) -> dict[str, Any]:
     types = Counter(kinds[None if cell is None else type(cell)] for cell in cells)
     numbers = [cell for cell in cells if isinstance(cell, int | float)]
     texts = [cell for cell in cells if isinstance(cell, str)]
+    blobs = [len(cell) for cell in cells if isinstance(cell, bytes)]
     counts = Counter(cell for cell in numbers + texts)
     ordered = [*sorted(numbers), *sorted(texts, key=str.encode)]
     often = [(count, value) for value, count in counts.items() if count > 1]
     return {
         "rows": len(cells),
         "observed_types": dict(types),
-        "null_fraction": types["null"] / len(cells) if cells else None,
-        "distinct": len({cell for cell in cells if cell is not None}),
+        "null_fraction": pytest.approx(types["null"] / len(cells)) if cells else None,
+        "empty_texts": texts.count(""),
+        "distinct": {"count": len({cell for cell in cells if cell is not None}), "exact": True},
         "min": cut(ordered[0]) if ordered else None,
         "max": cut(ordered[-1]) if ordered else None,
-        "lengths": [min(map(len, texts)), max(map(len, texts))] if texts else None,
+        "length": lengths_of([len(text) for text in texts]),
+        "blob_size": lengths_of(blobs),
+        "numeric_texts": numeric_of([float(text) for text in texts if NUMERIC.fullmatch(text)]),
+        "quartiles": quartiles_of(sorted(numbers)),
         "often": sorted((count for count, _ in often), reverse=True)[:10],
         "of": {cut(value): count for count, value in often},
     }
+
+
+def lengths_of(lengths: list[int]) -> dict[str, Any] | None:
+    if not lengths:
+        return None
+    mean = pytest.approx(sum(lengths) / len(lengths))
+    return {"min": min(lengths), "max": max(lengths), "mean": mean}
+
+
+def numeric_of(numbers: list[float]) -> dict[str, Any] | None:
+    if not numbers:
+        return None
+    low, high = (cut(end) for end in (min(numbers), max(numbers)))
+    return {"count": len(numbers), "min": near(low), "max": near(high)}
+
+
+def quartiles_of(numbers: list[float]) -> list[Any] | None:
+    if not numbers:
+        return None
+    found = quantiles(numbers, method="inclusive") if len(numbers) > 1 else numbers * 3
+    return [near(cut(each)) for each in found]
+
+
+def near(value: Any) -> Any:
+    return value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-9)
 
 
 def cut(value: Any) -> Any:
@@ -195,41 +228,61 @@ def cut(value: Any) -> Any:
     return "-Infinity" if value == -math.inf else "Infinity" if value == math.inf else value
 
 
-@hypothesis_settings(max_examples=60)
-@given(st.lists(CELLS, max_size=30), st.sampled_from(["", "collate nocase", "blob", "text"]))
-def test_stats_match_a_naive_profile(cells: list[Any], declared: str) -> None:
+def profiled_of(connection: sqlite3.Connection, clock: Any = None, **settings: Any) -> Any:
+    measured = measured_of(connection, clock, **settings)
+    return as_json("data", measured, ColumnMetadata(None, {}, {}, {}), ())
+
+
+@hypothesis_settings(max_examples=150)
+@given(
+    st.lists(CELLS, max_size=30),
+    st.sampled_from(["", "collate nocase", "blob", "text", "real", "integer"]),
+    st.booleans(),
+)
+def test_a5_stats_match_a_naive_profile(cells: list[Any], declared: str, wide: bool) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.text_factory = lambda value: str(value, "utf-8", "replace")
         connection.execute(f"create table t (c {declared})")
-        connection.executemany("insert into t values (?)", [(cell,) for cell in cells])
+        # Each row is a chunk of its own, or all are one.
+        rows = [(number * 1_000 if wide else number, cell) for number, cell in enumerate(cells)]
+        connection.executemany("insert into t (rowid, c) values (?, ?)", rows)
         stored = [row[0] for row in connection.execute("select c from t")]
-        exact = measured_of(connection)
-        sampled = sampled_of(connection)
+        with patch.object(measuring, "LOOK_ROWS", 1):  # so that others do not fit what it saw
+            made = profiled_of(connection)
 
-    assert (exact.exact, sampled.exact) == ({"c"}, set())
-    expected = naive(stored)
-    for stats in (exact.stats["c"], sampled.stats["c"]):
-        same = {name: stats[name] for name in ("rows", "observed_types", "min", "max")}
-        assert same == {name: expected[name] for name in same}
-        assert stats["null_fraction"] == pytest.approx(expected["null_fraction"])
-        assert stats["distinct"] == expected["distinct"]
-        length = stats["length"]
-        assert (length and [length["min"], length["max"]]) == expected["lengths"]
-        top = [(each["value"], each["count"]) for each in stats["top_values"]]
-        assert [count for _, count in top] == expected["often"]
-        assert all(expected["of"][value] == count for value, count in top)
+    expected, column = naive(stored), made["columns"][0]
+    often, of = expected.pop("often"), expected.pop("of")
+    finite = all(abs(cell) < 1e300 for cell in stored if isinstance(cell, int | float))
+    if not finite:  # which Python's quantiles() cannot interpolate
+        expected.pop("quartiles")
+    assert {name: column[name] for name in expected} == expected
+    assert (column["exact"], made["rows"]) == (True, {"count": len(cells), "exact": True})
+    top = [(each["value"], each["count"]) for each in column["top_values"]]
+    assert [count for _, count in top] == often
+    assert all(of[value] == count for value, count in top)
+    numbers = [float(cell) for cell in stored if isinstance(cell, int | float)]
+    if numbers and all(abs(number) < 1e100 for number in numbers):
+        error = max(map(abs, numbers)) * 1e-7
+        assert column["mean"] == pytest.approx(fmean(numbers), abs=error)
+        assert column["deviation"] == pytest.approx(pstdev(numbers), abs=error)
 
 
-def sampled_of(connection: sqlite3.Connection, **settings: Any) -> Measurement:
-    """A measurement whose time limit ends as soon as the sample was taken."""
-    clock = LeapingClock()
-    real = measuring.sample_results
+@hypothesis_settings(max_examples=40)
+@given(st.lists(st.integers(-50, 50) | st.none(), max_size=40, unique=True))
+def test_a5_unique_column_is_not_grouped(cells: list[int | None]) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("create table t (id integer primary key, c unique)")
+        connection.executemany("insert into t (c) values (?)", [(cell,) for cell in cells])
+        statements: list[str] = []
+        connection.set_trace_callback(statements.append)
+        columns = columns_of(profiled_of(connection))
 
-    def late(*args: Any, **kwargs: Any) -> Any:
-        clock.now = 1e9
-        return real(*args, **kwargs)
-
-    with patch.object(measuring, "sample_results", late):
-        return measured_of(connection, clock, **settings)
+    for name, values in (("id", list(range(1, len(cells) + 1))), ("c", cells)):
+        expected = naive(list(values))
+        assert columns[name]["quartiles"] == expected["quartiles"]
+        assert columns[name]["distinct"] == expected["distinct"]
+    grouped = [sql for sql in statements if "group by" in sql and "json_each" not in sql]
+    assert grouped == []
 
 
 async def test_column_without_time_is_sampled(
