@@ -97,7 +97,7 @@ def group(run: Run, rows: Rows, column: str, encoding: str, *, numbers: bool) ->
         f"select 'text', {text}, n, null, null, null, null, null from ({texts})",
         *([_QUARTILES] if numbers else []),
     ]
-    groups = f"select {v} collate binary as v, count(*) as n from {rows.source} group by 1"
+    groups = f"select {v} collate binary as v, count(*) as n from {rows.source(column)} group by 1"
     result = run(f"with g as ({groups}) {' union all '.join(parts)}", rows.parameters)
     of: dict[str, list[Sequence[Any]]] = {"top": [], "text": [], "quartiles": []}
     for kind, *values in result[1:]:
@@ -140,7 +140,7 @@ def group_unique(run: Run, rows: Rows, column: str, figures: Figures) -> Groups:
     filled, numbers = figures.filled, figures.numbers
     v, ends = column_ref(column), list[Any]()
     for quartile in (1, 2, 3) if numbers else ():
-        sql = f"select {v} from {rows.source} where +{v} < '' order by {v} limit 2 offset ?"
+        sql = f"select {v} from {rows.source(column)} where +{v} < '' order by {v} limit 2 offset ?"
         found = run(sql, (*rows.parameters, quartile * (numbers - 1) // 4))
         ends += (found[0][0], found[-1][0])
     quartiles = _quartiles(ends, numbers) if numbers else None

@@ -145,7 +145,7 @@ def measure(
         sample_rows = work.whole_rows(connection) if values == "sample" else []
         if work.errors and len(work.errors) == len(columns):
             read_table(connection, name)  # which was dropped between one query and the next
-            connection.execute(f"select 1 from {work.rows.all.source} limit 1").fetchone()
+            connection.execute(f"select 1 from {work.rows.all.source()} limit 1").fetchone()
     except sqlite3.Error as error:
         raise ProfileError(f"{name!r} cannot be read: {error}") from error
     stats = {each.name: work.stats(each) for each in columns}
@@ -241,7 +241,7 @@ class _Work:
         found = self._figures(connection, rows)
         counted = next(iter(found.values()), None)
         if counted is None:
-            sql = f"select count(1) from {rows.source}"
+            sql = f"select count(1) from {rows.source()}"
             with suppress(sqlite3.Error):
                 count = self._query(connection, sql, rows.parameters)[0][0]
                 self.chunks[index] = count, {}
@@ -318,7 +318,9 @@ class _Work:
             )
             with suppress(OutOfTimeError):
                 found = self._query(
-                    connection, f"select typeof({v}), {shown} from {rows.source}", rows.parameters
+                    connection,
+                    f"select typeof({v}), {shown} from {rows.source(name)}",
+                    rows.parameters,
                 )
                 cells[name] = [self._cell(*cell) for cell in found]
         return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=False)]

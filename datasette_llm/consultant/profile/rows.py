@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import heapq
 import json
+import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .table import Table, table_source
+from .table import Table, column_ref, table_source
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -36,12 +37,25 @@ class Rows:
     """Rows to read.
 
     Attributes:
-        source: a FROM clause, with the table as `t`.
+        table: the name of the table or view.
+        condition: a WHERE clause about `t`, or nothing.
         parameters: those of the clause.
+        limit: how many rows at most; None for all.
     """
 
-    source: str
+    table: str
+    condition: str = ""
     parameters: tuple[Any, ...] = ()
+    limit: int | None = None
+
+    def source(self, *columns: str) -> str:
+        """A FROM clause for a query about some columns, with the table as `t`."""
+        source = f"{table_source(self.table)} {self.condition}"
+        if self.limit is None:
+            return source
+        # No other column, since SQLite may fail to compute it.
+        selected = ", ".join(map(column_ref, columns)) or "1"
+        return f"(select {selected} from {source} limit {self.limit}) as t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +76,15 @@ class TableRows:
     @property
     def all(self) -> Rows:
         """All rows."""
-        return Rows(table_source(self.table.name))
+        return Rows(self.table.name)
 
     @property
     def chunks(self) -> list[Rows]:
         """The rows in parts; of a table without rowids some first rows, and then all."""
         if self.table.rowid is None:
             return [self._first(SAMPLE_ROWS), self.all]
-        source = f"{table_source(self.table.name)} where t.{self.table.rowid} between ? and ?"
-        return [Rows(source, span) for span in self.spans]
+        condition = f"where t.{self.table.rowid} between ? and ?"
+        return [Rows(self.table.name, condition, span) for span in self.spans]
 
     def share(self, chunks: Collection[int]) -> float:
         """The share of the table that some chunks are, by their rowids."""
@@ -83,12 +97,11 @@ class TableRows:
             return self._first(limit)
         found, count = self.sampled, min(limit, len(self.sampled))
         chosen = [found[len(found) * number // count] for number in range(count)]
-        source = table_source(self.table.name)
-        condition = f"t.{self.table.rowid} in (select value from json_each(?))"
-        return Rows(f"{source} where {condition}", (json.dumps(chosen),))
+        condition = f"where t.{self.table.rowid} in (select value from json_each(?))"
+        return Rows(self.table.name, condition, (json.dumps(chosen),))
 
     def _first(self, limit: int) -> Rows:
-        return Rows(f"(select * from {table_source(self.table.name)} limit {limit}) as t")
+        return Rows(self.table.name, limit=limit)
 
 
 def rows_of(connection: Connection, table: Table) -> TableRows:
@@ -121,10 +134,14 @@ def rows_of(connection: Connection, table: Table) -> TableRows:
             if first is not None and last is not None and first <= last:
                 heapq.heappush(heap, (first - last, first, last))
     spans = _spread(sorted(span[1:] for span in heap))
-    runs = spans[:SAMPLE_RUNS]
+    # Where a run begins in its range is random, but the same each time: values may be periodic.
+    chance = random.Random(0)
+    run_rows = -(-SAMPLE_ROWS // min(len(spans), SAMPLE_RUNS))
     sql = f"select t.{rowid} from {name} where t.{rowid} between ? and ? order by 1 limit ?"
-    run_rows = -(-SAMPLE_ROWS // len(runs))
-    sampled = [row[0] for span in runs for row in connection.execute(sql, (*span, run_rows))]
+    sampled = set[int]()
+    for low, high in spans[:SAMPLE_RUNS]:
+        start = chance.randint(low, max(high - run_rows + 1, low))
+        sampled.update(row[0] for row in connection.execute(sql, (start, high, run_rows)))
     return TableRows(table, tuple(spans), tuple(sorted(sampled)))
 
 

@@ -36,9 +36,9 @@ class Form(IntEnum):
     """What to ask of a column; the later ones fit more values, and cost more."""
 
     NUMBERS = 0
-    WORDS = 1  # texts that are neither empty nor begin like a number
-    TEXTS = 2  # texts that are neither empty nor a number
-    ANY_TEXTS = 3
+    WORDS = 1  # texts in ASCII that are neither empty nor begin like a number
+    TEXTS = 2  # texts in ASCII that are neither empty nor a number
+    ANY_TEXTS = 3  # texts without NUL
     ANYTHING = 4
 
 
@@ -54,6 +54,7 @@ class Figures:
         first, last: the beginnings of the extremes of the texts, in bytewise order.
         empty: the number of empty texts.
         shortest, longest, characters: the lengths of the texts, least, most and total.
+        octets: the size of the texts in bytes; 0 where it is that in characters.
         numeric: the number of texts that are a number.
         numeric_low, numeric_high: the extremes of these.
         smallest, largest, bytes: the sizes of the blobs, least, most and total.
@@ -74,6 +75,7 @@ class Figures:
     shortest: int | None = None
     longest: int | None = None
     characters: float = 0
+    octets: float = 0
     numeric: int = 0
     numeric_low: float | None = None
     numeric_high: float | None = None
@@ -98,7 +100,7 @@ class Figures:
             return Form.ANYTHING
         if not self.texts:
             return Form.NUMBERS
-        if self.numeric or self.empty:
+        if self.numeric or self.empty or self.octets > self.characters:
             return Form.ANY_TEXTS
         return Form.WORDS if (self.first or b"") >= _AFTER_DIGITS.encode() else Form.TEXTS
 
@@ -188,7 +190,9 @@ def _scan_batch(
     wanted = {name: _expressions(name, form, shifts[name]) for name, form in columns.items()}
     selected = [sql for expressions in wanted.values() for sql in expressions.values()]
     try:
-        result = run(f"select count(1), {', '.join(selected)} from {rows.source}", rows.parameters)
+        result = run(
+            f"select count(1), {', '.join(selected)} from {rows.source(*columns)}", rows.parameters
+        )
     except sqlite3.Error as error:
         names = list(columns)
         if len(names) == 1:
@@ -235,14 +239,11 @@ def _expressions(column: str, form: Form, shift: int) -> dict[str, str]:
             **_extremes(f"length({v})", "smallest", "largest", "bytes", f" filter (where {blob})"),
         }
     least, most = f"min({v} collate binary)", f"max({v} collate binary)"
-    fits = (
-        f"typeof({least}) in ('text', 'null') and typeof({most}) in ('text', 'null') "
-        f"and not total({_nul(v)})"
-    )
+    fits = f"typeof({least}) in ('text', 'null') and typeof({most}) in ('text', 'null')"
     texts = _texts(v, f"length({v})") | {"texts": f"count({v})"}
     if form is Form.ANY_TEXTS:
-        return {"fits": fits} | texts | _special_texts(v, is_numeric)
-    fits += f" and coalesce(min(length({v})), 1)"
+        return {"fits": f"{fits} and not total({_nul(v)})"} | texts | _special_texts(v, is_numeric)
+    fits += f" and total({_octets(v)}) = total(length({v})) and coalesce(min(length({v})), 1)"
     if form is Form.WORDS:
         return {"fits": f"{fits} and coalesce({least} >= '{_AFTER_DIGITS}', 1)"} | texts
     return {"fits": f"{fits} and not count(*) filter (where {is_numeric})"} | texts
@@ -268,8 +269,11 @@ def _special_texts(v: str, condition: str) -> dict[str, str]:
         f"{end}(cast({v} as numeric)) filter (where {condition})" for end in ("min", "max")
     )
     count = f"count(*) filter (where {condition})"
-    empty = f"count(*) filter (where {v} = '' collate binary)"
-    return {"empty": empty, "numeric": count, "numeric_low": low, "numeric_high": high}
+    return {
+        "empty": f"count(*) filter (where {v} = '' collate binary)",
+        "octets": f"total({_octets(v)}) filter (where typeof({v}) = 'text')",
+        **{"numeric": count, "numeric_low": low, "numeric_high": high},
+    }
 
 
 def _extremes(value: str, low: str, high: str, total: str, where: str) -> dict[str, str]:
@@ -278,6 +282,10 @@ def _extremes(value: str, low: str, high: str, total: str, where: str) -> dict[s
         high: f"max({value}){where}",
         total: f"total({value}){where}",
     }
+
+
+def _octets(v: str) -> str:
+    return f"length(cast({v} as blob))"
 
 
 def _nul(v: str) -> str:

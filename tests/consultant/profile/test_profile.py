@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.settings import ConsultantSettings
 from datasette_llm.consultant.profile import measure as measuring
-from datasette_llm.consultant.profile.measure import ColumnStats, Measurement, measure
+from datasette_llm.consultant.profile.measure import Measurement, measure
 from datasette_llm.consultant.profile.profile import as_json, make_profile
 from datasette_llm.consultant.profile.table import ColumnMetadata
 from datasette_llm.errors import ProfileError, TableNotFoundError
@@ -285,51 +285,71 @@ def test_a5_unique_column_is_not_grouped(cells: list[int | None]) -> None:
     assert grouped == []
 
 
-async def test_column_without_time_is_sampled(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
-    rows_of(connection, 6_000)
-    clock = LeapingClock()
-    real = measuring.sample_results
+def stopped_after(connection: sqlite3.Connection, chunks: int) -> LeapingClock:
+    """A clock whose time is over when so many chunks have been read."""
+    clock, left = LeapingClock(), itertools.count(chunks, -1)
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        clock.now = 1e9
-        return real(*args, **kwargs)
+    def see(sql: str) -> None:
+        if "count(1)" in sql and " between " in sql and next(left) < 0:
+            clock.now = 1e9
 
-    with patch.object(measuring, "sample_results", slow):
-        made = await profile(clock=clock)
+    connection.set_trace_callback(see)
+    return clock
 
-    assert made["rows"] == {"count": 6_000, "exact": True}
-    rows = made["sample"]["rows"]
-    assert made["sample"] == {"rows": rows, "of": 6_000}
-    assert 4_000 < rows <= 6_000
+
+def test_column_without_time_is_sampled(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 20_000)
+    made = profiled_of(connection, stopped_after(connection, chunks=32))
+
+    seen = made["sample"]["rows"]
+    assert 0 < seen < 5_000
+    assert made["sample"]["of"] == made["rows"]["count"] == pytest.approx(20_000, rel=0.01)
     columns = columns_of(made)
-    assert list(columns) == ["id", "name", "size"]
-    assert {column["exact"] for column in columns.values()} == {False}
-    assert {column["rows"] for column in columns.values()} == {rows}
-    assert columns["name"]["distinct"] == {"count": 7, "exact": False}
-    assert columns["id"]["mean"] == pytest.approx(3_000, rel=0.05)
-
-
-async def test_cheap_columns_come_first(connection: sqlite3.Connection, profile: Profile) -> None:
-    rows_of(connection, 100)
-    clock = LeapingClock()
-    real = measuring.stats_sql
-
-    def second_is_late(*args: Any, **kwargs: Any) -> str:
-        clock.now = 1e9 if queries else 0
-        queries.append(args)
-        return real(*args, **kwargs)
-
-    queries: list[Any] = []
-    with patch.object(measuring, "stats_sql", second_is_late):
-        columns = columns_of(await profile(clock=clock))
-
-    assert {name: column["exact"] for name, column in columns.items()} == {
-        "id": False,
-        "name": True,
-        "size": False,
+    assert {(column["exact"], column["rows"]) for column in columns.values()} == {(False, seen)}
+    for column in columns.values():
+        assert column["grouped"] == {"rows": 5_000, "exact": False}
+    assert columns["name"]["distinct"] == {
+        "count": 7,
+        "exact": False,
+        "at_least": 7,
+        "at_most": 7,
+        "estimator": "GEE (guaranteed-error estimator)",
     }
+    size = columns["size"]["distinct"]
+    assert size["at_least"] <= size["count"] <= 20_000 <= size["at_most"] * 1.01
+    assert columns["id"]["mean"] == pytest.approx(10_000, rel=0.15)
+    assert columns["id"]["quartiles"] == pytest.approx([5_000, 10_000, 15_000], rel=0.05)
+
+
+@pytest.mark.parametrize("different", [1, 3, 500, 10_000, 20_000])
+def test_a5_distinct_is_in_its_bracket(connection: sqlite3.Connection, different: int) -> None:
+    rows_of(connection, 0)
+    rows = [(f"name {number * 7_919 % different}",) for number in range(20_000)]
+    connection.execute("begin")
+    connection.executemany("insert into t (name) values (?)", rows)
+    connection.execute("commit")
+
+    distinct = columns_of(profiled_of(connection, stopped_after(connection, chunks=32)))["name"][
+        "distinct"
+    ]
+
+    assert distinct["exact"] is False
+    assert distinct["at_least"] <= different <= distinct["at_most"] * 1.01
+    assert distinct["at_least"] <= distinct["count"] <= distinct["at_most"]
+
+
+def test_cheap_columns_come_first(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 100)
+    grouped: list[str] = []
+
+    def see(sql: str) -> None:
+        if "group by" in sql and "json_each" not in sql:
+            grouped.append(sql.split("t.")[1].split()[0])
+
+    connection.set_trace_callback(see)
+    measured_of(connection)
+
+    assert grouped == ['"name"', '"size"']
 
 
 async def test_no_time_gives_columns_without_stats(
@@ -346,19 +366,15 @@ async def test_no_time_gives_columns_without_stats(
     assert [column["declared_type"] for column in made["columns"]] == ["INTEGER", "", "REAL"]
 
 
-async def test_counting_stops_and_count_is_estimated(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+def test_count_is_estimated_without_gaps(connection: sqlite3.Connection) -> None:
     rows_of(connection, 20_000)
-    connection.execute("delete from t where id % 4 = 0")
-    stopped = patch.object(measuring, "COUNT_SHARE", 0.0)
+    connection.execute("delete from t where id between 5000 and 15000 or id % 4 = 0")
 
-    with stopped:
-        made = await profile()
+    made = profiled_of(connection, stopped_after(connection, chunks=32))
 
+    count = connection.execute("select count(*) from t").fetchone()[0]
     assert made["rows"]["exact"] is False
-    assert made["rows"]["count"] == pytest.approx(15_000, rel=0.05)
-    assert made["sample"]["of"] == made["rows"]["count"]
+    assert made["rows"]["count"] == pytest.approx(count, rel=0.05)
 
 
 async def test_endless_view_stops_in_time(connection: sqlite3.Connection, profile: Profile) -> None:
@@ -370,8 +386,9 @@ async def test_endless_view_stops_in_time(connection: sqlite3.Connection, profil
     made = await profile(clock=Clock(step=0.001))
 
     assert (made["kind"], made["rows"]) == ("view", {"count": None, "exact": False})
-    assert made["sample"]["rows"] > 100
-    assert columns_of(made)["third"]["distinct"] == {"count": 3, "exact": False}
+    assert made["sample"]["rows"] == 5_000
+    third = columns_of(made)["third"]
+    assert (third["distinct"]["at_least"], third["grouped"]["rows"]) == (3, 5_000)
 
 
 async def test_view_without_first_row_stops_in_time(
@@ -386,6 +403,7 @@ async def test_view_without_first_row_stops_in_time(
 
     assert made["sample"] == {"rows": 0, "of": None}
     assert made["columns"][0]["rows"] == 0
+    assert made["columns"][0]["error"] is None
 
 
 async def test_connection_is_usable_after_a_stop(
@@ -397,56 +415,6 @@ async def test_connection_is_usable_after_a_stop(
 
     rows = await site.get_database("data").execute("select sum(id) from t, (values (1), (2))")
     assert rows.single_value() == 5_000 * 5_001
-
-
-@pytest.mark.parametrize(
-    "create",
-    [
-        "create table t (a, b)",
-        "create table t (a primary key, b) without rowid",
-        "create table u (a, b); create view t as select a, b from u",
-    ],
-    ids=["table", "without rowid", "view"],
-)
-def test_sample_is_spread_and_deterministic(connection: sqlite3.Connection, create: str) -> None:
-    connection.executescript(create)
-    connection.execute("begin")
-    rows = [(number, "x") for number in range(50_000)]
-    into = "u" if "view" in create else "t"
-    connection.executemany(f"insert into {into} values (?, ?)", rows)
-    connection.execute("commit")
-
-    first, second = (measured_of(connection).sample for _ in range(2))
-
-    assert first == second
-    numbers = [value for value, _ in first.cells("a")]
-    assert len(set(numbers)) == len(numbers) == first.rows >= 5_000
-    parts = Counter(number // 6_250 for number in numbers)
-    assert set(parts) == set(range(8))
-    assert max(parts.values()) <= min(parts.values()) * 1.1
-
-
-def test_sample_with_an_outlying_rowid(
-    connection: sqlite3.Connection,
-) -> None:
-    rows_of(connection, 20_000)
-    connection.execute(f"insert into t values ({2**63 - 1}, 'far', 0), ({-(2**63)}, 'off', 0)")
-
-    sample = measured_of(connection).sample
-
-    assert sample.rows == 5_000
-    assert max(value for value, _ in sample.cells("id")) > 17_000
-
-
-def test_stopped_sample_is_spread(connection: sqlite3.Connection) -> None:
-    rows_of(connection, 20_000)
-    # The clock is looked at for each row, and once for each thousand instructions.
-    measured = measured_of(connection, Clock(step=0.01))
-
-    numbers = [value for value, _ in measured.sample.cells("id")]
-    assert 0 < len(numbers) < 5_000
-    assert min(numbers) < 5_000
-    assert max(numbers) > 15_000
 
 
 async def test_values_none_has_no_values(connection: sqlite3.Connection, profile: Profile) -> None:
@@ -476,7 +444,6 @@ async def test_values_sample_has_a_few_whole_rows(
 
     assert [row["id"] for row in made["sample_rows"]] == [0, 2, 4, 6, 8]
     assert made["sample_rows"][0] == {"id": 0, "long": "x" * 80 + "…"}
-    assert made["sample"] == {"rows": 10, "of": 10}
     assert "sample_rows" not in await profile(values="top")
     blobs = await profile(values="sample")
     assert blobs["sample_rows"][0]["b"] == {"blob_size": 2}
@@ -664,8 +631,9 @@ async def test_column_too_large_to_sort_is_sampled(
     with patch.object(measuring, "MAX_SORTED_BYTES", 10_000):
         columns = columns_of(await profile())
 
-    assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, False)
-    assert columns["long"]["rows"] == 20
+    assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, True)
+    assert columns["long"]["grouped"] == {"rows": 20, "exact": False}
+    assert columns["long"]["distinct"]["at_least"] == 1
 
 
 async def test_invalid_utf8_has_replacement_characters(
@@ -805,19 +773,23 @@ async def test_missing_table_is_not_found(
         await make_profile(site, database, table, settings=settings_with())
 
 
-async def test_table_dropped_meanwhile_is_not_found(
-    connection: sqlite3.Connection, profile: Profile, path: Path
-) -> None:
+def test_table_dropped_meanwhile_is_not_found(connection: sqlite3.Connection) -> None:
     rows_of(connection, 10)
-    real = measuring.sample_results
 
-    def drop(*args: Any, **kwargs: Any) -> Any:
-        with closing(sqlite3.connect(path)) as another:
-            another.execute("drop table t")
-        return real(*args, **kwargs)
+    with pytest.raises(TableNotFoundError):
+        measured_of(connection, changing(connection, "drop table t"))
 
-    with patch.object(measuring, "sample_results", drop), pytest.raises(TableNotFoundError):
-        await profile()
+
+def changing(connection: sqlite3.Connection, sql: str) -> Callable[[], float]:
+    """A clock that changes the table when it is first looked at for a query."""
+    looks = itertools.count()
+
+    def clock() -> float:
+        if next(looks) == 1:
+            connection.execute(sql)
+        return 0.0
+
+    return clock
 
 
 async def test_view_of_a_missing_table_is_an_error(
@@ -827,14 +799,6 @@ async def test_view_of_a_missing_table_is_an_error(
 
     with pytest.raises(ProfileError, match="'t' cannot be read: no such table"):
         await profile()
-
-
-def test_sample_is_bounded_in_cells(connection: sqlite3.Connection) -> None:
-    rows_of(connection, 20_000)
-
-    sample = measured_of(connection).sample
-
-    assert sum(len(list(sample.cells(name))) for name in sample.names) <= sampling.MAX_SAMPLE_CELLS
 
 
 @pytest.mark.parametrize("name", ["g", "G", "t", "cells", "main"])
@@ -861,9 +825,9 @@ async def test_table_named_like_a_part_of_our_queries(
 def test_equal_integers_and_reals_are_counted(connection: sqlite3.Connection, sql: str) -> None:
     connection.executescript(sql)
 
-    measured = measured_of(connection)
+    column = profiled_of(connection)["columns"][0]
 
-    assert measured.stats["c"]["observed_types"] == {"integer": 1, "real": 2}
+    assert column["observed_types"] == {"integer": 1, "real": 2}
 
 
 @pytest.mark.parametrize(
@@ -880,22 +844,42 @@ def test_mean_is_within_the_extremes(
     connection.execute("create table t (c)")
     connection.executemany("insert into t values (?)", [(value,) for value in values])
 
-    assert measured_of(connection).stats["c"]["mean"] == mean
+    assert profiled_of(connection)["columns"][0]["mean"] == mean
 
 
-def test_column_dropped_meanwhile_is_an_error(
-    connection: sqlite3.Connection,
-) -> None:
+def test_a5_column_dropped_meanwhile_is_its_error(connection: sqlite3.Connection) -> None:
     rows_of(connection, 3)
-    looks = itertools.count()
 
-    def clock() -> float:
-        if next(looks) == 2:
-            connection.execute("alter table t drop column name")
-        return 0.0
+    made = profiled_of(connection, changing(connection, "alter table t drop column name"))
 
-    with pytest.raises(ProfileError, match=r"no such column: t\.name"):
-        measured_of(connection, clock)
+    errors = {name: column["error"] for name, column in columns_of(made).items()}
+    assert errors == {"id": None, "name": "no such column: t.name", "size": None}
+    assert columns_of(made)["size"]["max"] == 1.5
+
+
+@pytest.mark.parametrize("first_bad", [0, 150])
+async def test_a5_error_of_one_column_is_its_own(
+    connection: sqlite3.Connection, profile: Profile, first_bad: int
+) -> None:
+    connection.execute("create table u (n, doc)")
+    rows = [(n, "{" if n == first_bad else '{"a": 1}') for n in range(200)]
+    connection.executemany("insert into u values (?, ?)", rows)
+    connection.execute("create view t as select n, json_extract(doc, '$.a') as a, doc from u")
+    connection.execute("create table v (n, doc, a as (json_extract(doc, '$.a')))")
+    with pytest.raises(sqlite3.OperationalError, match="malformed JSON"):
+        connection.execute("select sum(a) from t").fetchall()
+
+    made = await profile()
+
+    columns = columns_of(made)
+    assert made["rows"] == {"count": 200, "exact": True}
+    assert {name: each["error"] for name, each in columns.items()} == {
+        "n": None,
+        "a": "malformed JSON",
+        "doc": None,
+    }
+    assert (columns["n"]["max"], columns["n"]["exact"]) == (199, True)
+    assert (columns["a"]["rows"], columns["a"]["min"], columns["a"]["grouped"]) == (0, None, None)
 
 
 def test_rows_of_megabytes_keep_the_time_limit(connection: sqlite3.Connection) -> None:
@@ -911,11 +895,11 @@ def test_rows_of_megabytes_keep_the_time_limit(connection: sqlite3.Connection) -
         "where i < 99) select read(i) as long, i from n"
     )
 
-    measured = measured_of(connection, clock)
+    made = profiled_of(connection, clock)
 
-    assert clock.now <= 2.0
-    assert 5 <= measured.sample.rows < 90
-    assert "long" not in measured.exact
+    assert clock.now <= 2.1
+    assert made["rows"]["exact"] is False
+    assert columns_of(made)["long"]["exact"] is False
 
 
 async def test_cancelled_profile_is_stopped(
