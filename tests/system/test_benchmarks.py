@@ -38,6 +38,7 @@ ROWS = [
     "log-totals",
     "log-csv",
     "profile",
+    "profile-no-values",
     "profile-budget",
     "http-lone",
     "http-at-once",

@@ -128,7 +128,7 @@ def _quartile_sql() -> str:
 _QUARTILES = _quartile_sql()
 
 
-def group_unique(run: Run, rows: Rows, column: str, figures: Figures) -> Groups:
+def group_unique(run: Run, rows: Rows, column: str, figures: Figures, *, numbers: bool) -> Groups:
     """The same for a column without duplicates, whose index has its values in order.
 
     Args:
@@ -136,14 +136,14 @@ def group_unique(run: Run, rows: Rows, column: str, figures: Figures) -> Groups:
         rows: all rows of the table.
         column: the name of the column.
         figures: of the column.
+        numbers: whether it has numbers, of which to compute quartiles.
     """
-    filled, numbers = figures.filled, figures.numbers
-    v, ends = column_ref(column), list[Any]()
+    v, ends, filled = column_ref(column), list[Any](), figures.filled
     for quartile in (1, 2, 3) if numbers else ():
         sql = f"select {v} from {rows.source(column)} where +{v} < '' order by {v} limit 2 offset ?"
-        found = run(sql, (*rows.parameters, quartile * (numbers - 1) // 4))
+        found = run(sql, (*rows.parameters, quartile * (figures.numbers - 1) // 4))
         ends += (found[0][0], found[-1][0])
-    quartiles = _quartiles(ends, numbers) if numbers else None
+    quartiles = _quartiles(ends, figures.numbers) if numbers else None
     return Groups(figures.rows, filled, filled, filled, (), quartiles)
 
 

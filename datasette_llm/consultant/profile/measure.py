@@ -24,13 +24,7 @@ from .groups import Groups, display_value, group, group_unique
 from .rows import LOOK_ROWS, SAMPLE_ROWS, Rows, TableRows, rows_of
 from .scan import Figures, Form, add_functions, decoded, exact_sum, merged, scan, shown_sql
 from .table import Column, Table, column_ref, columns_left_out, may_hold_excluded, read_table
-from .time_budget import (
-    FEW_INSTRUCTIONS_PER_CHECK,
-    INSTRUCTIONS_PER_CHECK,
-    Clock,
-    OutOfTimeError,
-    TimeBudget,
-)
+from .time_budget import MIN_INSTRUCTIONS, Clock, OutOfTimeError, TimeBudget, instructions_for
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -140,7 +134,7 @@ def measure(
         encoding = connection.execute("pragma encoding").fetchone()[0]
         for each in connections:
             add_functions(each, encoding)
-        work = _Work(rows_of(connection, table), columns, budget, encoding)
+        work = _Work(rows_of(connection, table), columns, budget, encoding, values != "none")
         work.run(connections)
         sample_rows = work.whole_rows(connection) if values == "sample" else []
         if work.errors and len(work.errors) == len(columns):
@@ -163,6 +157,7 @@ class _Work:
     columns: tuple[Column, ...]
     budget: TimeBudget
     encoding: str
+    shows_values: bool
     look: dict[str, Figures] = field(default_factory=dict)
     forms: dict[str, Form] = field(default_factory=dict)
     shifts: dict[str, int] = field(default_factory=dict)
@@ -170,7 +165,7 @@ class _Work:
     errors: dict[str, str] = field(default_factory=dict)
     sampled: dict[str, Groups] = field(default_factory=dict)
     grouped: dict[str, Groups] = field(default_factory=dict)
-    instructions: int = INSTRUCTIONS_PER_CHECK
+    instructions: int = MIN_INSTRUCTIONS
 
     def run(self, connections: Sequence[Connection]) -> None:
         """Do all of it, as far as the time allows."""
@@ -215,17 +210,15 @@ class _Work:
     def _query(
         self, connection: Connection, sql: str, parameters: Sequence[Any] = ()
     ) -> list[Sequence[Any]]:
-        with self.budget.limit(connection, instructions=self.instructions):
+        with self.budget.limit(connection, self.instructions):
             return connection.execute(sql, parameters).fetchall()
 
     def _look(self, connection: Connection) -> None:
         """Look at a few rows, to know how to read the others."""
         self.forms = {column.name: Form.ANYTHING for column in self.columns}
         self.shifts = dict.fromkeys(self.forms, 0)
-        self.instructions = FEW_INSTRUCTIONS_PER_CHECK
         self.look = self._figures(connection, self.rows.sample(LOOK_ROWS))
-        if sum(each.mean_size for each in self.look.values()) < LARGE_BYTES:
-            self.instructions = INSTRUCTIONS_PER_CHECK
+        self.instructions = instructions_for(self._row_size)
         for name, figures in self.look.items():
             self.forms[name], self.shifts[name] = figures.form, _shift(figures)
 
@@ -253,22 +246,27 @@ class _Work:
     def _group_sample(self, column: str, sample: Rows, connection: Connection) -> None:
         run = partial(self._query, connection)
         with suppress(sqlite3.Error):  # which the scan finds, and tells
-            self.sampled[column] = group(run, sample, column, self.encoding, numbers=True)
+            numbers = self.shows_values
+            self.sampled[column] = group(run, sample, column, self.encoding, numbers=numbers)
 
     def _group_all(self, column: Column, connection: Connection) -> None:
         run, rows, name = partial(self._query, connection), self.rows.all, column.name
         figures = self.figures(name)
+        numbers = figures.numbers > 0 and self.shows_values
         with suppress(sqlite3.Error):  # of sorting, such as a full disk
             if column.unique:
-                groups = group_unique(run, rows, name, figures)
+                groups = group_unique(run, rows, name, figures, numbers=numbers)
             else:
-                groups = group(run, rows, name, self.encoding, numbers=figures.numbers > 0)
+                groups = group(run, rows, name, self.encoding, numbers=numbers)
             self.grouped[name] = groups
+
+    @property
+    def _row_size(self) -> float:
+        return sum(each.mean_size for each in self.look.values())
 
     def _sample_size(self) -> int:
         cells = MAX_SAMPLE_CELLS // max(len(self.columns), 1)
-        row_size = sum(each.mean_size for each in self.look.values())
-        fitting = int(MAX_SAMPLE_BYTES / max(row_size, 1))
+        fitting = int(MAX_SAMPLE_BYTES / max(self._row_size, 1))
         return max(MIN_SAMPLE_ROWS, min(SAMPLE_ROWS, cells, fitting))
 
     def _affordable(self) -> list[Column]:

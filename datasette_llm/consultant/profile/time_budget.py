@@ -11,10 +11,12 @@ from datasette.utils.sqlite import sqlite3
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-# SQLite virtual machine instructions between two checks of the clock: less than a millisecond.
-INSTRUCTIONS_PER_CHECK = 10_000
+# SQLite virtual machine instructions between two checks of the clock: some milliseconds of them.
+# Each check takes Python's lock, which the event loop and other threads want too.
+MAX_INSTRUCTIONS = 200_000
 # The same where each instruction may read megabytes.
-FEW_INSTRUCTIONS_PER_CHECK = 20
+MIN_INSTRUCTIONS = 20
+_BYTES_PER_CHECK = 20_000_000
 # The share of the limit at which SQLite is stopped; the rest is for what is made of the results.
 STOP_SHARE = 0.95
 
@@ -23,6 +25,11 @@ Clock = Callable[[], float]
 
 class OutOfTimeError(Exception):
     """Work was stopped, or not started, because the time limit is used up."""
+
+
+def instructions_for(row_size: float) -> int:
+    """How many instructions SQLite may run between two checks, for rows of so many bytes."""
+    return min(max(int(_BYTES_PER_CHECK / max(row_size, 1)), MIN_INSTRUCTIONS), MAX_INSTRUCTIONS)
 
 
 class TimeBudget:
@@ -43,9 +50,7 @@ class TimeBudget:
         return self._clock() >= self._end
 
     @contextmanager
-    def limit(
-        self, connection: Connection, *, instructions: int = INSTRUCTIONS_PER_CHECK
-    ) -> Iterator[None]:
+    def limit(self, connection: Connection, instructions: int) -> Iterator[None]:
         """Interrupt SQLite in the block when the limit is used up.
 
         Args:
@@ -72,4 +77,4 @@ class TimeBudget:
                 raise OutOfTimeError from error
             raise
         finally:
-            connection.set_progress_handler(None, INSTRUCTIONS_PER_CHECK)
+            connection.set_progress_handler(None, 0)

@@ -377,13 +377,19 @@ def test_count_is_estimated_without_gaps(connection: sqlite3.Connection) -> None
     assert made["rows"]["count"] == pytest.approx(count, rel=0.05)
 
 
-async def test_endless_view_stops_in_time(connection: sqlite3.Connection, profile: Profile) -> None:
+def test_endless_view_stops_in_time(connection: sqlite3.Connection) -> None:
     connection.execute(
         "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
         "select i, i % 3 as third from n"
     )
+    clock = LeapingClock()
 
-    made = await profile(clock=Clock(step=0.001))
+    def see(sql: str) -> None:
+        if "count(1)" in sql and "limit" not in sql:  # when it begins to read all
+            clock.now = 1e9
+
+    connection.set_trace_callback(see)
+    made = profiled_of(connection, clock)
 
     assert (made["kind"], made["rows"]) == ("view", {"count": None, "exact": False})
     assert made["sample"]["rows"] == 5_000
@@ -522,29 +528,62 @@ async def test_s0_excluded_values_are_in_no_view_or_index(
         assert (made["values"], "111-22" in json.dumps(made)) == ("top", True)
 
 
-async def test_s0_one_profile_is_made_at_a_time(
-    connection: sqlite3.Connection, site: Datasette, profile: Profile
+async def test_a7_two_profiles_at_once_and_others_wait(
+    connection: sqlite3.Connection, site: Datasette
 ) -> None:
     rows_of(connection, 3)
     running: list[Clock] = []
-    go_on = threading.Event()
+    two_run, go_on = threading.Event(), threading.Event()
 
     class Waiting(Clock):
         def __call__(self) -> float:
             if self not in running:
                 running.append(self)
+                if len(running) == 2:
+                    two_run.set()
                 go_on.wait()
             return super().__call__()
 
-    clocks = [Waiting() for _ in range(5)]
-    tasks = [asyncio.create_task(profile(clock=clock)) for clock in clocks]
-    # A page of the same site, while five profiles want the threads.
+    clocks, words = [Waiting() for _ in range(5)], list[str]()
+    settings = settings_with()
+    tasks = [
+        asyncio.create_task(
+            make_profile(site, "data", "t", settings=settings, clock=clock, on_wait=words.append)
+        )
+        for clock in clocks
+    ]
     async with asyncio.timeout(BOUND_S):
-        assert len((await site.get_database("data").execute("select * from t")).rows) == 3
-        assert len(running) <= 1
+        await asyncio.to_thread(two_run.wait)
+        # Datasette's threads are for its pages, however many profiles there are.
+        pages = [site.get_database("data").execute("select * from t") for _ in range(8)]
+        assert {len(page.rows) for page in await asyncio.gather(*pages)} == {3}
+    assert len(running) == 2
     go_on.set()
     await asyncio.gather(*tasks)
     assert len(running) == 5
+    assert set(words) == {"Waiting for other profiles to end"}
+
+
+async def test_a7_connections_are_closed(
+    connection: sqlite3.Connection, site: Datasette, profile: Profile
+) -> None:
+    rows_of(connection, 3)
+    source = site.get_database("data")
+    opened: list[sqlite3.Connection] = []
+    real = source.connect
+
+    def connect(write: bool = False) -> sqlite3.Connection:
+        opened.append(real(write=write))
+        return opened[-1]
+
+    with patch.object(source, "connect", connect):
+        await profile()
+
+    assert len(opened) == 2
+    for each in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            each.execute("select 1")
+        assert not any(each is other for other in source._all_connections)  # noqa: SLF001
 
 
 async def test_all_columns_may_be_excluded(
@@ -757,10 +796,12 @@ async def test_metadata_is_in_the_profile(
     assert columns["mail"]["column_type"] == "email"
 
 
-async def test_profile_is_deterministic(connection: sqlite3.Connection, profile: Profile) -> None:
+async def test_a5_profile_is_deterministic(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
     rows_of(connection, 6_000)
 
-    made = [json.dumps(await profile(values="sample")) for _ in range(3)]
+    made = [json.dumps(await profile(values="sample")) for _ in range(10)]
 
     assert len(set(made)) == 1
 
@@ -932,3 +973,67 @@ async def test_cancelled_profile_is_stopped(
         await task
     await asyncio.to_thread(site.executor.shutdown, wait=True)
     assert next(looks) < 20_000
+
+
+async def test_a5_schema_facts_are_in_the_profile(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("""
+        create table t (
+            id integer primary key, code text not null unique, kind text check (kind in ('a', ')')),
+            size real, twice as (size * 2), secret text,
+            check (size > 0), -- check (no)
+            check (length(secret) < 9)
+        )
+    """)
+    connection.execute("create index i on t (kind, size)")
+    connection.execute("create unique index j on t (size) where kind = 'a'")
+
+    made = await profile(exclude=["secret"])
+
+    facts = ("not_null", "unique", "indexed", "generated")
+    assert {c["name"]: [fact for fact in facts if c[fact]] for c in made["columns"]} == {
+        "id": ["unique", "indexed"],
+        "code": ["not_null", "unique", "indexed"],
+        "kind": ["indexed"],
+        "size": [],
+        "twice": ["generated"],
+    }
+    assert made["checks"] == ["kind in ('a', ')')", "size > 0"]
+    assert (await profile(values="none"))["checks"] == []
+
+
+async def test_a5_numbers_in_text_have_their_range(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (price text, day text)")
+    rows = [("9", "2026-01-31"), ("10", "2026-02-28"), ("-2.5", "2026-02-31"), ("NA", "31/01/26")]
+    connection.executemany("insert into t values (?, ?)", rows)
+
+    columns = columns_of(await profile())
+
+    # As text "9" is the greatest number.
+    assert (columns["price"]["min"], columns["price"]["max"]) == ("-2.5", "NA")
+    assert columns["price"]["numeric_texts"] == {"count": 3, "min": -2.5, "max": 10}
+    assert columns["day"]["numeric_texts"] is None
+    assert columns["day"]["masks"] == {
+        "counts": [{"mask": "9999-99-99", "count": 3}, {"mask": "99/99/99", "count": 1}],
+        "dates": 2,
+        "texts": 4,
+        "exact": True,
+    }
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+def test_a5_texts_of_any_encoding(encoding: str) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute(f"pragma encoding = '{encoding}'")
+        connection.execute("create table t (c text)")
+        texts = ["a\0é", "ü" * 90, "ü" * 90, "7"]
+        connection.executemany("insert into t values (?)", [(text,) for text in texts])
+        column = profiled_of(connection)["columns"][0]
+
+    assert column["top_values"] == [{"value": "ü" * 80 + "…", "count": 2}]
+    assert (column["length"]["min"], column["length"]["max"]) == (1, 90)
+    assert column["length"]["mean"] == pytest.approx((3 + 180 + 1) / 4)
+    assert column["numeric_texts"] == {"count": 1, "min": 7, "max": 7}
