@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.sqlite import sqlite3
@@ -172,10 +173,13 @@ class _Work:
         with suppress(OutOfTimeError):
             self._look(connections[0])
         sample = self.rows.sample(self._sample_size())
-        jobs: list[Job] = [partial(self._group_sample, each.name, sample) for each in self.columns]
-        chunks = self.rows.chunks
-        jobs += [partial(self._scan, index, rows) for index, rows in enumerate(chunks)]
-        _in_threads(jobs, connections)
+        samples: list[Job] = [
+            partial(self._group_sample, each.name, sample) for each in self.columns
+        ]
+        scans = [partial(self._scan, index, rows) for index, rows in enumerate(self.rows.chunks)]
+        # By turns, since either may have no end in time: of many columns, of a large view.
+        by_turns = chain.from_iterable(zip_longest(scans[:-1], samples))
+        _in_threads([*filter(None, by_turns), *scans[-1:]], connections)
         if self.count[1]:
             _in_threads(
                 [partial(self._group_all, each) for each in self._affordable()], connections

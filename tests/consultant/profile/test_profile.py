@@ -573,8 +573,10 @@ async def test_a7_connections_are_closed(
     real = source.connect
 
     def connect(write: bool = False) -> sqlite3.Connection:
-        opened.append(real(write=write))
-        return opened[-1]
+        made = real(write=write)
+        if threading.current_thread().name.startswith("llm-profile"):
+            opened.append(made)
+        return made
 
     with patch.object(source, "connect", connect):
         await profile()
