@@ -149,11 +149,13 @@ def group_unique(run: Run, rows: Rows, column: str, figures: Figures, *, numbers
 
 def _quartiles(ends: Sequence[Any], numbers: int) -> tuple[float, float, float]:
     def quartile(number: int) -> float:
-        low: float = ends[2 * number - 2]
-        high: float = ends[2 * number - 1]
+        low, high = ends[2 * number - 2 : 2 * number]
         rest = number * (numbers - 1) % 4
-        # Not in the other case, where it would lose digits of large integers.
-        return low if not rest or low == high else low + (high - low) * rest / 4
+        if not rest or low == high:
+            return low  # type: ignore[no-any-return]  # an int or a float
+        if isinstance(low, int) and isinstance(high, int):
+            return (low * (4 - rest) + high * rest) / 4  # no digits of large integers are lost
+        return float(low * (1 - rest / 4) + high * (rest / 4))
 
     return quartile(1), quartile(2), quartile(3)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # The rows that a model sees whole, where the setting says so.
 WHOLE_ROWS = 5
+# SQLite returns at most 2,000 values at once, and a cell needs two.
+COLUMNS_PER_ROW = 500
 MIN_SAMPLE_ROWS = 25
 # Of all columns together.
 MAX_SAMPLE_CELLS = 50_000
@@ -136,8 +138,9 @@ def measure(
         for each in connections:
             add_functions(each, encoding)
         work = _Work(rows_of(connection, table), columns, budget, encoding, values != "none")
-        work.run(connections)
+        work.look_at(connection)
         sample_rows = work.whole_rows(connection) if values == "sample" else []
+        work.run(connections)
         if work.errors and len(work.errors) == len(columns):
             read_table(connection, name)  # which was dropped between one query and the next
             connection.execute(f"select 1 from {work.rows.all.source()} limit 1").fetchone()
@@ -168,10 +171,18 @@ class _Work:
     grouped: dict[str, Groups] = field(default_factory=dict)
     instructions: int = MIN_INSTRUCTIONS
 
+    def look_at(self, connection: Connection) -> None:
+        """Look at a few rows, to know how to read the others."""
+        self.forms = {column.name: Form.ANYTHING for column in self.columns}
+        self.shifts = dict.fromkeys(self.forms, 0)
+        with suppress(OutOfTimeError):
+            self.look = self._figures(connection, self.rows.sample(LOOK_ROWS))
+        self.instructions = instructions_for(self._row_size) if self.look else MIN_INSTRUCTIONS
+        for name, figures in self.look.items():
+            self.forms[name], self.shifts[name] = figures.form, _shift(figures)
+
     def run(self, connections: Sequence[Connection]) -> None:
         """Do all of it, as far as the time allows."""
-        with suppress(OutOfTimeError):
-            self._look(connections[0])
         sample = self.rows.sample(self._sample_size())
         samples: list[Job] = [
             partial(self._group_sample, each.name, sample) for each in self.columns
@@ -216,15 +227,6 @@ class _Work:
     ) -> list[Sequence[Any]]:
         with self.budget.limit(connection, self.instructions):
             return connection.execute(sql, parameters).fetchall()
-
-    def _look(self, connection: Connection) -> None:
-        """Look at a few rows, to know how to read the others."""
-        self.forms = {column.name: Form.ANYTHING for column in self.columns}
-        self.shifts = dict.fromkeys(self.forms, 0)
-        self.look = self._figures(connection, self.rows.sample(LOOK_ROWS))
-        self.instructions = instructions_for(self._row_size)
-        for name, figures in self.look.items():
-            self.forms[name], self.shifts[name] = figures.form, _shift(figures)
 
     def _figures(self, connection: Connection, rows: Rows) -> dict[str, Figures]:
         forms = {name: form for name, form in self.forms.items() if name not in self.errors}
@@ -310,22 +312,28 @@ class _Work:
 
     def whole_rows(self, connection: Connection) -> list[dict[str, Any]]:
         """A few whole rows, from all over the table."""
-        rows = self.rows.sample(WHOLE_ROWS)
-        cells: dict[str, list[Any]] = {}
-        for name in (each.name for each in self.columns if each.name not in self.errors):
-            v = column_ref(name)
-            shown = (
-                f"case typeof({v}) when 'text' then {shown_sql(f'cast({v} as blob)')} "
-                f"when 'blob' then length({v}) else {v} end"
-            )
-            with suppress(OutOfTimeError):
-                found = self._query(
-                    connection,
-                    f"select typeof({v}), {shown} from {rows.source(name)}",
-                    rows.parameters,
-                )
-                cells[name] = [self._cell(*cell) for cell in found]
-        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=False)]
+        names = [each.name for each in self.columns if each.name not in self.errors]
+        rows: list[dict[str, Any]] = [{} for _ in range(WHOLE_ROWS)]
+        for at in range(0, len(names), COLUMNS_PER_ROW):
+            batch = names[at : at + COLUMNS_PER_ROW]
+            with suppress(
+                OutOfTimeError, sqlite3.Error
+            ):  # what the look did not find, the scan does
+                for row, cells in zip(rows, self._cells(connection, batch), strict=False):
+                    row.update(cells)
+        return [row for row in rows if row]
+
+    def _cells(self, connection: Connection, columns: Sequence[str]) -> list[dict[str, Any]]:
+        rows, selected = self.rows.sample(WHOLE_ROWS), []
+        for v in map(column_ref, columns):
+            text, blob = shown_sql(f"cast({v} as blob)"), f"length({v})"
+            shown = f"case typeof({v}) when 'text' then {text} when 'blob' then {blob} else {v} end"
+            selected += [f"typeof({v})", shown]
+        sql = f"select {', '.join(selected)} from {rows.source(*columns)}"
+        return [
+            {name: self._cell(*row[2 * at : 2 * at + 2]) for at, name in enumerate(columns)}
+            for row in self._query(connection, sql, rows.parameters)
+        ]
 
     def _cell(self, kind: str, value: Any) -> Any:
         if kind == "blob":

@@ -21,8 +21,8 @@ from .table import column_ref
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-# SQLite returns at most 2,000 values at once.
-COLUMNS_PER_QUERY = 80
+# SQLite returns at most 2,000 values at once, and compares each aggregate with all others.
+COLUMNS_PER_QUERY = 20
 # The bytes of a text that are displayed, more than enough for `MAX_DISPLAY_CHARS` of any encoding.
 SHOWN_BYTES = 324
 # Whatever may begin a number, spaces included, sorts before it.
