@@ -901,6 +901,16 @@ def test_mean_is_within_the_extremes(
     assert profiled_of(connection)["columns"][0]["mean"] == mean
 
 
+def test_a5_deviation_of_large_numbers_keeps_its_digits(connection: sqlite3.Connection) -> None:
+    connection.execute("create table t (c)")
+    numbers = [1_700_000_000_123_456 + number % 10 for number in range(1_000)]
+    connection.executemany("insert into t values (?)", [(number,) for number in numbers])
+
+    column = profiled_of(connection)["columns"][0]
+
+    assert column["deviation"] == pytest.approx(pstdev(numbers), rel=1e-9)
+
+
 def test_a5_column_dropped_meanwhile_is_its_error(connection: sqlite3.Connection) -> None:
     rows_of(connection, 3)
 
