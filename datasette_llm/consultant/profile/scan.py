@@ -35,11 +35,12 @@ Run = Callable[[str, Sequence[Any]], Sequence[Any]]
 class Form(IntEnum):
     """What to ask of a column; the later ones fit more values, and cost more."""
 
-    NUMBERS = 0
-    WORDS = 1  # texts in ASCII that are neither empty nor begin like a number
-    TEXTS = 2  # texts in ASCII that are neither empty nor a number
-    ANY_TEXTS = 3  # texts without NUL
-    ANYTHING = 4
+    INTEGERS = 0
+    NUMBERS = 1
+    WORDS = 2  # texts in ASCII that are neither empty nor begin like a number
+    TEXTS = 3  # texts in ASCII that are neither empty nor a number
+    ANY_TEXTS = 4  # texts without NUL
+    ANYTHING = 5
 
 
 @dataclass(slots=True)
@@ -99,7 +100,7 @@ class Figures:
         if self.blobs or (self.numbers and self.texts):
             return Form.ANYTHING
         if not self.texts:
-            return Form.NUMBERS
+            return Form.NUMBERS if self.reals else Form.INTEGERS
         if self.numeric or self.empty or self.octets > self.characters:
             return Form.ANY_TEXTS
         return Form.WORDS if (self.first or b"") >= _AFTER_DIGITS.encode() else Form.TEXTS
@@ -196,7 +197,8 @@ def _scan_batch(
     except sqlite3.Error as error:
         names = list(columns)
         if len(names) == 1:
-            errors[names[0]] = str(error)
+            if columns[names[0]] is Form.ANYTHING:
+                errors[names[0]] = str(error)
             return
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             part = {name: columns[name] for name in half}
@@ -215,9 +217,13 @@ def _expressions(column: str, form: Form, shift: int) -> dict[str, str]:
     v = column_ref(column)
     real = f"count(*) filter (where typeof({v}) = 'real')"
     is_numeric = f"cast({v} as numeric) = {v}"
-    if form is Form.NUMBERS:
+    if form in (Form.INTEGERS, Form.NUMBERS):
         fits = f"typeof(max({v})) in ('integer', 'real', 'null')"  # numbers sort before the others
         figures = _numbers(v, shift) | {"integers": f"count({v}) - {real}", "reals": real}
+        if form is Form.INTEGERS:
+            total = f"sum({v} - {shift})"  # an integer if all are; it may overflow, unlike total()
+            fits += f" and typeof({total}) in ('integer', 'null')"
+            figures |= {"integers": f"count({v})", "reals": "0", "total": f"coalesce({total}, 0)"}
         return {"fits": fits} | {
             k: f"case when {fits} then {sql} end" for k, sql in figures.items()
         }
