@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Actor = Mapping[str, Any] | None
 
+# Of the other tables of a database this many are named.
+MAX_TABLES = 50
 REQUIRED_ACTIONS = ("view-table", ANALYZE)
 
 
@@ -32,6 +34,19 @@ async def may_analyze(datasette: Datasette, actor: Actor, database: str, table: 
     resource = TableResource(database, table)
     allowed: bool = await datasette.allowed(action=ANALYZE, resource=resource, actor=actor)
     return allowed
+
+
+async def viewable_tables(datasette: Datasette, actor: Actor, database: str) -> tuple[str, ...]:
+    """The first tables and views of a database that an actor may view, without hidden ones."""
+    if database not in datasette.databases:
+        return ()
+    await datasette.refresh_schemas()
+    hidden = set(await datasette.get_database(database).hidden_table_names())
+    page = await datasette.allowed_resources(
+        "view-table", actor, parent=database, limit=MAX_TABLES + len(hidden)
+    )
+    names = sorted(each.child for each in page.resources if each.child not in hidden)
+    return tuple(names[:MAX_TABLES])
 
 
 async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:

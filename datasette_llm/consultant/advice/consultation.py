@@ -27,6 +27,7 @@ from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
 from ..profile.profile import make_profile
+from ..table_access import viewable_tables
 from .dataset import TableFacts
 from .store import write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
@@ -126,15 +127,32 @@ async def consult(
         return await run.stored()
 
 
-async def profile_of(datasette: Datasette, request: ConsultationRequest) -> dict[str, Any]:
+async def profile_of(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    actor: Actor,
+    on_step: OnStep = lambda step: None,
+) -> dict[str, Any]:
     """The profile of the table, by the configured settings.
+
+    Args:
+        datasette: the Datasette instance.
+        request: which table, and what to leave out.
+        actor: who asks; of the other tables only those that they may view are named.
+        on_step: called with a sentence when it has to wait for other profiles.
 
     Raises:
         LLMError: the table is gone.
     """
     settings = (await settings_of(datasette)).consultant
     return await make_profile(
-        datasette, request.database, request.table, exclude=request.exclude, settings=settings
+        datasette,
+        request.database,
+        request.table,
+        exclude=request.exclude,
+        settings=settings,
+        other_tables=await viewable_tables(datasette, actor, request.database),
+        on_wait=on_step,
     )
 
 
@@ -183,7 +201,7 @@ class _Run:
         request = self.request
         if self.profile is None:
             self.on_step("Profiling the table")
-            self.profile = await profile_of(self.datasette, request)
+            self.profile = await profile_of(self.datasette, request, self.actor, self.on_step)
         self.prompts = prompts_to_send(request, self.profile, None)
         self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.actor)
         self.group.on_call = self.calls.append

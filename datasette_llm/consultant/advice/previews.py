@@ -100,7 +100,7 @@ async def make_preview(datasette: Datasette, request: ConsultationRequest, actor
         LLMError: the table is gone, or the configuration cannot be used.
     """
     profile, (model, models, problem) = await asyncio.gather(
-        profile_of(datasette, request), _choice(datasette, request, actor)
+        profile_of(datasette, request, actor), _choice(datasette, request, actor)
     )
     prompts = await asyncio.to_thread(prompts_to_send, request, profile, model)
     preview = Preview(

@@ -21,6 +21,7 @@ from datasette_llm.consultant.advice.consultation import PURPOSE, ConsultationRe
 from datasette_llm.consultant.advice.dataset import NOT_CHECKED, Review
 from datasette_llm.consultant.advice.store import migrate
 from datasette_llm.consultant.advice.types import Prompts, input_tokens, user_prompt
+from datasette_llm.consultant.profile.profile import make_profile
 from datasette_llm.log import schema as log_schema
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, GOOD_FLAG, answer, answering, flag
@@ -50,6 +51,36 @@ async def test_good_advice_is_stored(start_site, register_models):
     assert row["question"] == "Which are too light?"
     assert json.loads(row["profile"])["table"] == "pets"
     assert row["latency_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("actor", "others"),
+    [("ana", ["half_open", "light"]), ("eve", ["half_open", "light", "secrets"])],
+)
+async def test_a5_only_tables_that_the_actor_may_view_are_named(
+    start_site, register_models, actor, others
+):
+    register_models(answering(answer()))
+    site = await start_site()
+
+    found = await site.ask(actor={"id": actor})
+
+    assert found["profile"]["other_tables"] == others
+
+
+async def test_a7_consultation_waits_with_a_word(start_site, register_models, monkeypatch):
+    async def waiting(*args, on_wait, **kwargs):
+        on_wait("Waiting for other profiles to end")
+        return await make_profile(*args, **kwargs)
+
+    monkeypatch.setattr(consultation, "make_profile", waiting)
+    register_models(answering(answer()))
+    site, steps = await start_site(), []
+
+    request = ConsultationRequest("data", "pets")
+    await consult(site.datasette, request, ANA, on_step=steps.append)
+
+    assert steps[:2] == ["Profiling the table", "Waiting for other profiles to end"]
 
 
 async def test_consultation_links_to_the_call_log(start_site, register_models):
