@@ -1,0 +1,381 @@
+"""The findings of a table: its columns are read one by one, and every family is asked.
+
+All of it runs in a thread, on a connection of ours that can only read and stops at a time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import itertools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils.sqlite import sqlite3
+
+from ... import instance
+from ...errors import ProfileError
+from .. import evidence as counting
+from ..profile.table import columns_left_out, quote_identifier, read_table, table_source
+from ..profile.time_budget import Clock, OutOfTimeError, TimeBudget
+from ..table_access import may_view
+from . import missing, ranges, references, rows, texts
+from .column_values import ColumnValues, read_values
+from .finding import SEVERITIES, Finding
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+    from ..table_access import Actor
+
+# Of larger tables some rows are read, and what they show is counted in all.
+MAX_ROWS = 200_000
+MAX_CELLS = 2_000_000
+# Rows of larger tables are read in so many runs, spread over the rowids.
+RUNS = 64
+MAX_FINDINGS = 200
+# Shares of the time limit.
+READ_SHARE, TABLE_SHARE = 0.6, 0.8
+_FOREVER_S = 1e9
+
+_COLUMN_FAMILIES: tuple[Callable[[ColumnValues], Iterator[Finding]], ...] = (
+    texts.numbers_as_text,
+    texts.dates_as_text,
+    texts.mixed_date_formats,
+    texts.mixed_types,
+    texts.rare_patterns,
+    texts.edge_spaces,
+    texts.case_variants,
+    texts.mojibake,
+    texts.lost_leading_zeros,
+    texts.invalid_json,
+    missing.mostly_missing,
+    missing.disguised_missing,
+    missing.constant,
+    ranges.outliers,
+    ranges.gaps,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found in a table.
+
+    Attributes:
+        found: the findings as JSON, the most severe first.
+        unread: the columns that were not looked at, for want of time or as they cannot be read.
+        rows: the number of rows that were looked at; None where there was no time.
+        exact: whether these are all rows.
+    """
+
+    found: tuple[dict[str, Any], ...]
+    unread: tuple[str, ...] = ()
+    rows: int | None = None
+    exact: bool = True
+
+    @property
+    def note(self) -> str | None:
+        """What was not looked at, as a sentence; None where all was."""
+        parts = []
+        if not self.exact and self.rows is not None:
+            parts.append(f"{self.rows:,} rows were looked at, not all")
+        if self.unread:
+            names = ", ".join(self.unread[:10]) + ("…" if len(self.unread) > 10 else "")
+            parts.append(f"not looked at, for want of time or as they cannot be read: {names}")
+        return "; ".join(parts) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What the schema says of the table that findings need."""
+
+    name: str
+    rowid: str | None
+    is_view: bool
+    unique: frozenset[str]
+    keyed: bool
+    whole: bool
+
+
+async def find(
+    datasette: Datasette,
+    database: str,
+    profile: Mapping[str, Any],
+    actor: Actor,
+    *,
+    exclude: Collection[str] = (),
+    limit_s: float,
+    check_others: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Findings:
+    """Find what is remarkable about a table.
+
+    The caller checks that the actor may analyze the table.
+
+    Args:
+        datasette: the Datasette instance.
+        database: the name of the database.
+        profile: the profile of the table, whose columns are looked at and no others.
+        actor: who asks; references to tables that they may not view are not looked at.
+        exclude: the setting: no reference to such a column is looked at.
+        limit_s: the time limit in seconds.
+        check_others: whether `actor` is asked for; the command line has none, and may view all.
+        clock: gives the time in seconds.
+
+    Raises:
+        TableNotFoundError: the table is gone.
+        ProfileError: SQLite cannot read it.
+    """
+    db = datasette.get_database(database)
+    others = []
+    for other in await asyncio.to_thread(
+        _with_connection, db, partial(_other_tables, database, exclude)
+    ):
+        if not check_others or await may_view(datasette, actor, database, other.name):
+            others.append(other)
+    return await _in_thread(datasette, db, profile, others, limit_s, clock)
+
+
+class _TwoAtATime(asyncio.Semaphore):
+    """What findings are looked for under, so that they leave a processor to the pages."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+
+async def _in_thread(
+    datasette: Datasette,
+    db: Database,
+    profile: Mapping[str, Any],
+    others: Sequence[references.OtherTable],
+    limit_s: float,
+    clock: Clock,
+) -> Findings:
+    """Run the search in a thread, and stop it when the caller is cancelled."""
+    cancelled = False
+    calls = itertools.count()
+
+    def stoppable_clock() -> float:
+        return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
+
+    def work(connection: Connection) -> Findings:
+        try:
+            return search(
+                connection, profile, others, TimeBudget(connection, limit_s, stoppable_clock)
+            )
+        except sqlite3.Error as error:
+            raise ProfileError(f"{profile['table']!r} cannot be read: {error}") from error
+
+    async with instance.of(datasette, _TwoAtATime):
+        try:
+            return await asyncio.to_thread(_with_connection, db, work)
+        finally:
+            cancelled = True
+
+
+def _with_connection(db: Database, work: Callable[[Connection], Any]) -> Any:
+    """Run work on a connection of ours, which can only read."""
+    connection = db.connect()
+    try:
+        # A view may use the functions of plugins.
+        db.ds._prepare_connection(connection, db.name)  # noqa: SLF001  # it has no public name
+        connection.row_factory = None
+        connection.execute("pragma query_only = 1")
+        return work(connection)
+    finally:
+        connection.close()
+        with contextlib.suppress(ValueError):
+            db._all_connections.remove(connection)  # noqa: SLF001  # as execute_isolated_fn does
+
+
+def search(
+    connection: Connection,
+    profile: Mapping[str, Any],
+    others: Sequence[references.OtherTable],
+    budget: TimeBudget,
+    today: datetime.date | None = None,
+) -> Findings:
+    """Look for findings on a connection of ours.
+
+    Args:
+        connection: to the database.
+        profile: the profile of the table.
+        others: the tables that may be referred to.
+        budget: the time limit.
+        today: for dates in the future; None for the day that it is.
+
+    Raises:
+        TableNotFoundError: the table is gone.
+        sqlite3.Error: SQLite cannot read it.
+    """
+    counting.prepare(connection)
+    schema = _schema(connection, profile)
+    return _Search(connection, profile, schema, budget, today or datetime.date.today()).run(others)
+
+
+@dataclass(slots=True)
+class _Search:
+    """A running search."""
+
+    connection: Connection
+    profile: Mapping[str, Any]
+    schema: _Schema
+    budget: TimeBudget
+    today: datetime.date
+    found: list[Finding] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    columns: list[ColumnValues] = field(default_factory=list)
+
+    def run(self, others: Sequence[references.OtherTable]) -> Findings:
+        clause, exact = self._clause()
+        for column in self.profile["columns"]:
+            self._read(column, clause, exact)
+        if self.columns:
+            self._look_at_table(others)
+        return self._findings()
+
+    def _clause(self) -> tuple[str, bool]:
+        """Which rows to read, and whether these are all."""
+        limit = max(1, min(MAX_ROWS, MAX_CELLS // max(1, len(self.profile["columns"]))))
+        rows = (self.profile.get("rows") or {}).get("count")
+        if rows is not None and rows <= limit and self.profile["rows"].get("exact"):
+            return "", True
+        source = table_source(self.schema.name)
+        try:
+            with self.budget.until(READ_SHARE / 2):
+                if rows is None and self._at_most(source, limit):
+                    return "", True
+                return self._spread(source, limit), False
+        except OutOfTimeError:
+            return f"limit {limit}", False
+
+    def _at_most(self, source: str, limit: int) -> bool:
+        sql = f"select count(*) from (select 1 from {source} limit {limit + 1})"
+        return int(self.connection.execute(sql).fetchone()[0]) <= limit
+
+    def _spread(self, source: str, limit: int) -> str:
+        rowid = self.schema.rowid
+        if rowid is None:
+            return f"limit {limit}"
+        ends = f"select (select min({rowid}) from {source}), (select max({rowid}) from {source})"
+        low, high = self.connection.execute(ends).fetchone()
+        step = (high - low) // RUNS + 1
+        taken = limit // RUNS
+        if step <= taken:
+            return f"limit {limit}"
+        runs = (
+            f"{rowid} between {low + at * step} and {low + at * step + taken - 1}"
+            for at in range(RUNS)
+        )
+        return f"where {' or '.join(runs)}"
+
+    def _read(self, column: Mapping[str, Any], clause: str, exact: bool) -> None:
+        name = column["name"]
+        try:
+            with self.budget.until(READ_SHARE):
+                values = read_values(
+                    self.connection,
+                    self.schema.name,
+                    column,
+                    clause,
+                    exact=exact,
+                    unique=name in self.schema.unique,
+                    budget=self.budget,
+                )
+                found = [each for family in _COLUMN_FAMILIES for each in family(values)]
+                found += ranges.impossible_values(values, self.today)
+        except (OutOfTimeError, sqlite3.Error):
+            self.unread.append(name)
+            return
+        self.columns.append(values)
+        self.found += found
+
+    def _look_at_table(self, others: Sequence[references.OtherTable]) -> None:
+        columns, name, keyed = self.columns, self.schema.name, self.schema.keyed
+        whole = self.schema.whole and not self.unread
+        for family in (
+            rows.candidate_key(columns, name, keyed=keyed or self.schema.is_view),
+            rows.duplicate_keys(columns, name, keyed=keyed),
+            references.orphans(columns, others, self._count),
+            references.likely_foreign_key(columns, others, name, self._count),
+            rows.identical_columns(columns, self._count),
+            rows.duplicate_rows(columns, self._count, whole=whole),
+        ):
+            try:
+                self.found += family
+            except (OutOfTimeError, sqlite3.Error):
+                continue  # what was counted before is kept
+
+    def _count(self, evidence: counting.Evidence) -> int:
+        with self.budget.until(TABLE_SHARE):
+            return int(counting.count(self.connection, evidence, self.schema.name))
+
+    def _findings(self) -> Findings:
+        found = [each for each in map(self._counted, self.found) if each is not None]
+        found.sort(key=lambda each: (SEVERITIES.index(each.severity), -(each.rows or 0)))
+        values = self.profile.get("values", "none")
+        seen = max((each.rows for each in self.columns), default=None)
+        return Findings(
+            tuple(each.payload(values) for each in found[:MAX_FINDINGS]),
+            tuple(self.unread),
+            seen,
+            all(each.exact for each in self.columns),
+        )
+
+    def _counted(self, finding: Finding) -> Finding | None:
+        """The finding, counted in all rows where that was not done; None where there are none."""
+        if finding.exact:
+            return finding
+        try:
+            with self.budget.until(1):
+                rows = int(counting.count(self.connection, finding.evidence, self.schema.name))
+        except (OutOfTimeError, sqlite3.Error):
+            return finding if finding.rows else None
+        total = self._total(finding)
+        return finding.counted(rows, total) if rows else None
+
+    def _total(self, finding: Finding) -> int:
+        rows = (self.profile.get("rows") or {}).get("count")
+        return int(rows) if rows is not None else finding.of
+
+
+def _schema(connection: Connection, profile: Mapping[str, Any]) -> _Schema:
+    table = read_table(connection, profile["table"])
+    unique = set()
+    for row in connection.execute(f"pragma index_list({quote_identifier(table.name)})").fetchall():
+        if row[2] and not row[4]:
+            columns = connection.execute(
+                f"pragma index_info({quote_identifier(row[1])})"
+            ).fetchall()
+            unique |= {column[2] for column in columns} if len(columns) == 1 else set()
+    keys = [column.name for column in table.columns if column.primary_key]
+    names = {column["name"] for column in profile["columns"]}
+    return _Schema(
+        table.name,
+        table.rowid,
+        table.kind == "view",
+        frozenset(unique | (set(keys) if len(keys) == 1 else set())),
+        bool(keys),
+        names == {column.name for column in table.columns},
+    )
+
+
+def _other_tables(
+    database: str, exclude: Collection[str], connection: Connection
+) -> list[references.OtherTable]:
+    """The tables with a key of one column that is not excluded."""
+    sql = "select name from sqlite_master where type = 'table'"
+    found = []
+    for (name,) in connection.execute(sql).fetchall():
+        rows = connection.execute(f"pragma table_info({quote_identifier(name)})").fetchall()
+        keys = [row[1] for row in rows if row[5]]
+        if len(keys) == 1 and not columns_left_out(database, name, keys, exclude):
+            found.append(references.OtherTable(name, keys[0]))
+    return found
