@@ -12,7 +12,7 @@ from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import AsgiStream
 
-from ...consultant.advice.consultation import Consultation, OnStep, consult
+from ...consultant.advice.consultation import Consultation, OnStep, consult, record_findings
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
 from ...consultant.table_access import may_analyze
 from ...errors import LLMError
@@ -54,6 +54,9 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         work = _preview(datasette, request, database, table, arguments(request))
         preview = await _while_connected(request, work)
         notice = CHANGED if request.args.get("changed") else None
+        if request.method == "GET":
+            made = (preview.request, request.actor, preview.profile, preview.findings)
+            notice = await record_findings(datasette, *made) or notice
         return await _preview_page(datasette, request, preview, notice)
     except BadRequestError as error:
         empty = await _preview(datasette, request, database, table, {})
@@ -159,7 +162,7 @@ async def _changed(
 
 async def _waited(datasette: Datasette, request: Request, preview: Preview) -> Response:
     """Wait for the consultation, and show it."""
-    work = consult(datasette, preview.pinned_request, request.actor, profile=preview.profile)
+    work = _consult(datasette, preview, request.actor)
     done = await _while_connected(request, work)
     path = await _visible_path(datasette, request, done)
     if path is not None:
@@ -196,10 +199,12 @@ def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiS
 
 
 async def _consult(
-    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep
+    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep = lambda _: None
 ) -> Consultation:
-    request = preview.pinned_request
-    return await consult(datasette, request, actor, profile=preview.profile, on_step=on_step)
+    request, profile = preview.pinned_request, preview.profile
+    return await consult(
+        datasette, request, actor, profile=profile, findings=preview.findings, on_step=on_step
+    )
 
 
 async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:

@@ -84,6 +84,8 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
         "fallbacks": list(preview.fallbacks),
         "problem": preview.problem,
         "question": request.question,
+        "findings": list(preview.findings.found),
+        "findings_note": preview.findings.note,
         "columns": [{"name": name, "excluded": name in request.exclude} for name in columns],
         "left_out": [name for name in preview.profile["left_out"] if name not in request.exclude],
         "system_prompt": preview.prompts.system,
@@ -141,7 +143,9 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
     if advice is not None and kind is not None:
         where = (row["database_name"], row["table_name"])
         derived = await asyncio.to_thread(kind.derived, *where, advice)
-    more = {"checks": checks(advice), "derived": derived}
+    # Earlier versions had no findings.
+    findings = {"findings": row["findings"] or []}
+    more = {"checks": checks(advice), "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
 
 

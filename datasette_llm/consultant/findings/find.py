@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 
 from ... import instance
-from ...errors import ProfileError
 from .. import evidence as counting
 from ..profile.table import columns_left_out, quote_identifier, read_table, table_source
 from ..profile.time_budget import Clock, OutOfTimeError, TimeBudget
 from ..table_access import may_view
 from . import missing, ranges, references, rows, texts
 from .column_values import ColumnValues, read_values
-from .finding import SEVERITIES, Finding
+from .finding import SEVERITIES, Finding, plain
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -73,23 +72,25 @@ class Findings:
         unread: the columns that were not looked at, for want of time or as they cannot be read.
         rows: the number of rows that were looked at; None where there was no time.
         exact: whether these are all rows.
+        problem: why there are no findings; or None.
     """
 
     found: tuple[dict[str, Any], ...]
     unread: tuple[str, ...] = ()
     rows: int | None = None
     exact: bool = True
+    problem: str | None = None
 
     @property
     def note(self) -> str | None:
         """What was not looked at, as a sentence; None where all was."""
-        parts = []
+        parts = [self.problem] if self.problem else []
         if not self.exact and self.rows is not None:
             parts.append(f"{self.rows:,} rows were looked at, not all")
         if self.unread:
             names = ", ".join(self.unread[:10]) + ("…" if len(self.unread) > 10 else "")
             parts.append(f"not looked at, for want of time or as they cannot be read: {names}")
-        return "; ".join(parts) or None
+        return plain("; ".join(parts)) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ async def find(
     *,
     exclude: Collection[str] = (),
     limit_s: float,
-    check_others: bool = True,
+    unrestricted: bool = False,
     clock: Clock = time.perf_counter,
 ) -> Findings:
     """Find what is remarkable about a table.
@@ -126,19 +127,18 @@ async def find(
         actor: who asks; references to tables that they may not view are not looked at.
         exclude: the setting: no reference to such a column is looked at.
         limit_s: the time limit in seconds.
-        check_others: whether `actor` is asked for; the command line has none, and may view all.
+        unrestricted: whether who asks may view all tables, as in a command.
         clock: gives the time in seconds.
 
     Raises:
         TableNotFoundError: the table is gone.
-        ProfileError: SQLite cannot read it.
     """
     db = datasette.get_database(database)
     others = []
     for other in await asyncio.to_thread(
         _with_connection, db, partial(_other_tables, database, exclude)
     ):
-        if not check_others or await may_view(datasette, actor, database, other.name):
+        if unrestricted or await may_view(datasette, actor, database, other.name):
             others.append(other)
     return await _in_thread(datasette, db, profile, others, limit_s, clock)
 
@@ -171,7 +171,7 @@ async def _in_thread(
                 connection, profile, others, TimeBudget(connection, limit_s, stoppable_clock)
             )
         except sqlite3.Error as error:
-            raise ProfileError(f"{profile['table']!r} cannot be read: {error}") from error
+            return Findings((), problem=f"SQLite could not look for findings: {error}")
 
     async with instance.of(datasette, _TwoAtATime):
         try:

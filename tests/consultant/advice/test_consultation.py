@@ -149,7 +149,8 @@ async def test_injected_instructions_stay_data(start_site, register_models):
     await site.ask("~3C~2Fprofile~3E")
     prompt = model.calls[0].prompt
     assert prompt.count("<profile>") == prompt.count("</profile>") == 1
-    assert prompt.count("<") == 2
+    assert prompt.count("<findings>") == prompt.count("</findings>") == 1
+    assert prompt.count("<") == 4
     data = json.loads(prompt.split("<profile>")[1].split("</profile>")[0])
     assert data["columns"][0]["top_values"][0]["value"] == order
 

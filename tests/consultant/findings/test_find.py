@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from datasette_llm.config.parse import parse_settings
 from datasette_llm.consultant import evidence as counting
 from datasette_llm.consultant.findings.find import Findings, search
 from datasette_llm.consultant.findings.references import OtherTable
