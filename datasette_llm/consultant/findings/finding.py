@@ -29,6 +29,7 @@ class Finding:
             missing ones everywhere.
         from_values: whether the evidence has figures that were computed from values.
         examples: values of cells, with their number of rows.
+        extremes: values that may be shown as the extremes of the column.
         exact: whether all rows of the table were looked at.
     """
 
@@ -41,6 +42,7 @@ class Finding:
     evidence: Evidence
     from_values: bool = False
     examples: Mapping[Any, int] | None = None
+    extremes: tuple[Any, ...] = ()
     exact: bool = True
 
     @property
@@ -83,8 +85,11 @@ class Finding:
         if least is None:
             return []
         found = sorted((self.examples or {}).items(), key=lambda each: -each[1])
-        shown = [value for value, rows in found if rows >= least][:MAX_EXAMPLES]
-        return [plain(value)[:80] if isinstance(value, str) else _finite(value) for value in shown]
+        shown = [value for value, rows in found if rows >= least or value in self.extremes]
+        return [
+            plain(value)[:80] if isinstance(value, str) else _finite(value)
+            for value in shown[:MAX_EXAMPLES]
+        ]
 
 
 def quoted(name: str) -> str:
@@ -105,7 +110,7 @@ def _rows(rows: int | None, of: int) -> str:
 
 def _percent(share: float) -> str:
     if share in (0, 1):
-        return f"{share:.0%}"
+        return f"{100 * share:.0f} %"
     if share > 0.999:
         return "over 99.9 %"
     return "below 0.1 %" if share < 0.001 else f"{100 * share:.3g} %"

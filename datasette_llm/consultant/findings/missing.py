@@ -12,7 +12,6 @@ from .finding import Finding, quoted
 MIN_ROWS = 10
 # "none" and "other" may be answers; these may be too, where the values are codes or words.
 _WEAK = frozenset(("none",))
-_DOUBTFUL_CODES = frozenset(("na", "nan", "null", "nil", "-", "."))
 
 
 def mostly_missing(column: ColumnValues) -> Iterator[Finding]:
@@ -81,8 +80,8 @@ def _missing_texts(column: ColumnValues) -> dict[str, int]:
     if numeric or column.date_formats:
         found |= {v: n for v, n in column.texts.items() if v.strip().casefold() in _WEAK}
     elif _are_short_codes(column):
-        # Namibia is NA, and so is North America; a dash or a dot may be a code as well.
-        found = {v: n for v, n in found.items() if v.strip().casefold() not in _DOUBTFUL_CODES}
+        # NA is Namibia and North America, UNK an airport.
+        found = {v: n for v, n in found.items() if not v.isalpha() and len(v) > 1}
     return found
 
 

@@ -40,6 +40,7 @@ _BOUNDS: tuple[tuple[re.Pattern[str], float, float, str], ...] = tuple(
         ),
     )
 )
+_PLACE = re.compile(_WORD.format("(lat|latitude|lon|lng|long|longitude)"))
 _PAST = re.compile(_WORD.format("(birth|born|birthday|dob|birthdate|birth_date|hired|founded)"))
 _TIME_NAME = re.compile(_WORD.format("(time)"))
 _DAY_MASK = "9999-99-99"
@@ -50,6 +51,8 @@ def outliers(column: ColumnValues) -> Iterator[Finding]:
     """Few numbers are far outside of the range of the others."""
     if column.primary_key or column.foreign_key or (column.is_unique and _is_counter(column)):
         return
+    if _PLACE.search(_snake(column.name)):
+        return  # cities lie in clusters
     if column.number_rows < MIN_OUTLIER_ROWS or len(column.numbers) < 10:
         return
     fences = _fences(column.numbers)
@@ -76,6 +79,7 @@ def outliers(column: ColumnValues) -> Iterator[Finding]:
         ),
         from_values=True,
         examples=found,
+        extremes=(min(column.numbers), max(column.numbers)),
         exact=column.exact,
     )
 

@@ -15,6 +15,8 @@ MIN_ROWS = 10
 MAX_REPEATED = 0.05
 # Of a table with a key only so many other columns make equal rows suspicious.
 MIN_OTHERS = 4
+# Columns depend on each other, so that more rows are equal than by chance alone.
+MANY_TIMES = 10
 
 Count = Callable[[Evidence], int]
 
@@ -62,8 +64,8 @@ def duplicate_rows(
     evidence = Duplicates(columns=tuple(each.name for each in others), expected=None)
     rows = count(evidence)
     of = columns[0].rows
-    # Few values in few columns are equal by chance.
-    if not rows or (2 * rows > of and not any(map(_tells_rows_apart, others))):
+    chance = _by_chance(others) if rows else 0
+    if not rows or (chance > 1 and rows <= MANY_TIMES * chance):
         return
     but = " but for the key" if keyed else ""
     yield Finding(
@@ -136,6 +138,14 @@ def _equal_columns(a: ColumnValues, b: ColumnValues) -> Rows:
     equal = Condition(column=a.name, op="=", other_column=b.name)
     null = tuple(Condition(column=each.name, op="is null") for each in (a, b))
     return Rows(any_of=((equal,), null), expected=None)
+
+
+def _by_chance(columns: Sequence[ColumnValues]) -> float:
+    """How many pairs of rows would be equal if columns had nothing to do with each other."""
+    pairs = columns[0].rows ** 2 / 2
+    for column in columns:
+        pairs *= sum((rows / column.rows) ** 2 for rows in column.counts.values())
+    return pairs
 
 
 def _tells_rows_apart(column: ColumnValues) -> bool:

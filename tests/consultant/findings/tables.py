@@ -153,7 +153,7 @@ def sales() -> sqlite3.Connection:
         (
             f"2024-01-{at % 28 + 1:02}",
             ("north", "south")[at % 2],
-            500_000 if at == 50 else 20 + at * 13 % 37,
+            500_000 if at == 50 else round(20 + at * 13.37 % 37, 2),
         )
         for at in range(80)
     ]

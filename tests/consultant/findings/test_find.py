@@ -90,7 +90,6 @@ FAULTY: list[tuple[Callable[[], sqlite3.Connection], dict[tuple[str, str], int |
             ("disguised_missing", "body_mass_g"): 3,
             ("disguised_missing", "sex"): 3,
             ("case_variants", "species"): 2,
-            ("duplicate_rows", ""): 1,
         },
     ),
     (
