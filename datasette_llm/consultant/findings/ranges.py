@@ -16,6 +16,7 @@ from .finding import Finding, quoted
 
 MIN_OUTLIER_ROWS = 20
 MIN_SERIES = 12
+MIN_BOUNDED_ROWS = 4
 # Tukey's far fences; of logarithms nearer ones, since these are less spread.
 _FAR, _FAR_OF_LOGARITHMS = 3.0, 2.0
 
@@ -158,11 +159,11 @@ def _quartiles(numbers: Mapping[float, int]) -> tuple[float, float]:
 def _out_of_bounds(column: ColumnValues) -> Iterator[Finding]:
     name = _snake(column.name)
     for pattern, low, high, noun in _BOUNDS:
-        if not pattern.search(name) or column.number_rows < 5:
+        if not pattern.search(name) or column.number_rows < MIN_BOUNDED_ROWS:
             continue
         found = {v: n for v, n in column.numbers.items() if not low <= v <= high}
         rows = sum(found.values())
-        if rows and rows <= max(2, 0.05 * column.number_rows):
+        if 0 < 2 * rows < column.number_rows and rows <= max(2, 0.05 * column.number_rows):
             limits = [Condition(column=column.name, op="<", value=low)]
             if math.isfinite(high):
                 limits.append(Condition(column=column.name, op=">", value=high))
