@@ -44,6 +44,9 @@ PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
 # The errors of a blocked call, besides what a plugin raises before the request.
 _BLOCKS = (ModelNotAllowedError, NotRecordedError, HookError)
 
+# Findings take their time after the profile, as many times as its limit.
+FINDINGS_TIME = 1.5
+
 OnStep = Callable[[str], None]
 
 
@@ -153,7 +156,7 @@ async def findings_of(
         profile,
         actor,
         exclude=settings.exclude,
-        limit_s=settings.time_limit_ms / 1_000,
+        limit_s=FINDINGS_TIME * settings.time_limit_ms / 1_000,
         unrestricted=request.unrestricted,
     )
 
