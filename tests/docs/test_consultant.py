@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import yaml
 
 from datasette_llm import web
 from datasette_llm.consultant.advice import dataset
 from datasette_llm.consultant.advice import types as prompting
+from datasette_llm.consultant.advice.consultation import FINDINGS_TIME
+from datasette_llm.consultant.findings.find import KINDS
 
 from ..support.consultant import answer as advice_answer
 from .examples import (
@@ -39,6 +42,13 @@ async def test_post_gets_advice_with_permission_shown(
     assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
     assert [check["status"] for check in found["checks"]] == ["unchecked"]
     assert "Timothy" not in found["user_prompt"]
+
+
+def test_a1_documented_kinds_are_those_of_the_code():
+    section = DOCS["consultant"].split("## Findings")[1].split("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == KINDS
+    assert FINDINGS_TIME == 1.5
+    assert "one and a half times `consultant.time_limit_ms`" in " ".join(section.split())
 
 
 def test_bounds_are_those_of_the_code():

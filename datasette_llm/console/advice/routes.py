@@ -64,7 +64,7 @@ async def table_links(
     if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what would be sent to a language model, and get advice."
+    description = "See what is remarkable about it, and get advice from a language model."
     return [{"href": href, "label": "Analyze with AI", "description": description}]
 
 

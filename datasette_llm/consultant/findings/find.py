@@ -63,6 +63,20 @@ _COLUMN_FAMILIES: tuple[Callable[[ColumnValues], Iterator[Finding]], ...] = (
     ranges.outliers,
     ranges.gaps,
 )
+# The kinds of findings: each family is named as what it finds.
+KINDS = tuple(
+    family.__name__
+    for family in (
+        *_COLUMN_FAMILIES,
+        ranges.impossible_values,
+        rows.candidate_key,
+        rows.duplicate_keys,
+        references.orphans,
+        references.likely_foreign_key,
+        rows.identical_columns,
+        rows.duplicate_rows,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
