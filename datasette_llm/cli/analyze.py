@@ -136,12 +136,17 @@ def _echo_preview(payload: dict[str, Any]) -> None:
 
 
 def _echo_findings(consultation: dict[str, Any]) -> None:
+    dismissed = [each for each in consultation["findings"] if each.get("dismissed")]
     for each in consultation["findings"]:
+        if each in dismissed:
+            continue
         echo(f"{each['severity']}: {printable(each['kind'])}: {printable(each['sentence'])}")
         if each["examples"]:
             echo(f"    such as {printable(', '.join(map(str, each['examples'])))}")
     if not consultation["findings"] and consultation["outcome"] == "ok":
         echo("Nothing remarkable was found")
+    if dismissed:
+        echo(f"({len(dismissed)} more were dismissed)")
     if consultation["findings_note"]:
         echo(printable(f"({consultation['findings_note']})"))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
-from ...consultant.advice.dataset import checks
+from ...consultant.advice.dataset import checks, plain
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import type_named, types
+from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
+from ...consultant.findings.find import KINDS
 from ...consultant.table_access import analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
@@ -66,6 +69,36 @@ def _single(fields: Mapping[str, list[str]], name: str) -> str | None:
     if len(values) > 1:
         raise BadRequestError(f"{name}: give it once")
     return values[0] if values else None
+
+
+def finding_named(fields: Mapping[str, str]) -> tuple[str, str]:
+    """The kind and the columns of the finding that a form or a JSON body names.
+
+    Raises:
+        BadRequestError: a field is invalid.
+    """
+    kind = fields.get("kind", "")
+    if kind not in KINDS:
+        raise BadRequestError("kind: there is no such kind of findings")
+    try:
+        columns = json.loads(fields.get("columns", "[]"))
+    except (ValueError, RecursionError):
+        columns = None
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise BadRequestError("columns: expected the finding's columns as a JSON list, in a text")
+    return kind, key_of(columns)
+
+
+def reason_of(fields: Mapping[str, str]) -> str:
+    """Why a finding is dismissed.
+
+    Raises:
+        BadRequestError: there is no reason, or a long one.
+    """
+    reason = plain(fields.get("reason", "").strip())
+    if not 0 < len(reason) <= MAX_REASON_CHARS:
+        raise BadRequestError(f"reason: say why, in at most {MAX_REASON_CHARS} characters")
+    return reason
 
 
 async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:

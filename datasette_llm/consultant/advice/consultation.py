@@ -24,6 +24,7 @@ from ...facade import LLM
 from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
+from ..findings.dismissals import with_dismissals
 from ..findings.find import Findings, find
 from ..profile.profile import make_profile
 from .dataset import TableFacts
@@ -150,7 +151,7 @@ async def findings_of(
         LLMError: the table is gone.
     """
     settings = (await settings_of(datasette)).consultant
-    return await find(
+    findings = await find(
         datasette,
         request.database,
         profile,
@@ -159,6 +160,7 @@ async def findings_of(
         limit_s=FINDINGS_TIME * settings.time_limit_ms / 1_000,
         unrestricted=request.unrestricted,
     )
+    return await with_dismissals(datasette, request.database, request.table, findings)
 
 
 async def record_findings(

@@ -140,7 +140,8 @@ def user_prompt(
     No text of the data can contain a delimiter: its angle brackets are escaped.
     """
     line = f"The person's question: {_as_json(question)}\n\n" if question else ""
-    found = [{name: each[name] for name in _SENT if name in each} for each in findings]
+    open_ = (each for each in findings if not each.get("dismissed"))
+    found = [{name: each[name] for name in _SENT if name in each} for each in open_]
     more = f"<findings>\n{_as_json(found)}\n</findings>\n" if found else ""
     return f"{line}{_BEGIN}\n{_as_json(profile)}\n{_END}\n{more}"
 

@@ -509,6 +509,46 @@ async def test_a2_hostile_cells_and_names_are_harmless(start_site, register_mode
     assert not Page(stored).all("img")
 
 
+async def test_a1_dismissed_finding_stays_dismissed(start_site, register_models):
+    model = answering(answer())
+    register_models(model)
+    site = await start_site(schema=DIRTY)
+    address = f"{PETS}/dismiss"
+    body = {"kind": "edge_spaces", "columns": '["name"]', "reason": f"They are real {HOSTILE}"}
+    post = site.datasette.client.post
+    for actor, status in ((None, 403), (BEN, 403), (ANA, 200)):
+        assert (await post(address, json=body, actor=actor)).status_code == status
+    for _ in range(2):
+        found = {each["kind"]: each["dismissed"] for each in (await site.preview())["findings"]}
+        assert found["case_variants"] is None
+        assert (found["edge_spaces"]["by"], found["edge_spaces"]["reason"]) == (
+            "ana",
+            f"They are real {HOSTILE}",
+        )
+    page = await previewed(site)
+    assert not page.all("img")
+    (again,) = [each for each in page.all("input") if each.get("name") == "restore"]
+    await site.ask()
+    assert "edge_spaces" not in model.calls[0].prompt
+    assert "case_variants" in model.calls[0].prompt
+    form = {"kind": "edge_spaces", "columns": '["name"]', "restore": again["value"]}
+    back = await post(address, data=form, actor=ANA, headers={"accept": "text/html"})
+    assert (back.status_code, back.headers["location"]) == (303, f"{PETS}#llm-findings")
+    assert {each["dismissed"] for each in (await site.preview())["findings"]} == {None}
+
+
+async def test_a1_dismissal_needs_kind_and_reason(start_site):
+    site = await start_site({}, schema=DIRTY)
+    good = {"kind": "edge_spaces", "columns": '["name"]', "reason": "x"}
+    for wrong in ({"kind": "x"}, {"columns": "{"}, {"columns": "[1]"}, {"reason": " "}):
+        answered = await site.datasette.client.post(f"{PETS}/dismiss", json=good | wrong, actor=ANA)
+        assert (answered.status_code, next(iter(wrong)) in answered.text) == (400, True)
+    long = good | {"reason": "x" * 501}
+    refused = await site.datasette.client.post(f"{PETS}/dismiss", json=long, actor=ANA)
+    assert refused.status_code == 400
+    await site.get(f"{PETS}/dismiss", 405)
+
+
 # Untrusted names and texts
 
 ODD = 'o\'pets "<img src=x onerror=alert(1)>" 50% a/b.c~\U0001f436'
