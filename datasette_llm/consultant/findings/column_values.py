@@ -35,9 +35,8 @@ class ColumnValues:
         name: its name.
         declared_type: its declared type.
         primary_key: whether it is part of the primary key.
-        foreign_key: the table that it refers to, as declared; or None.
+        foreign_key: the table that it refers to, as declared, and the column, where it is named.
         unique: whether the schema says that its values differ.
-        only_key: whether it is the primary key alone.
         counts: the rows of each number and each text of at most `MAX_CHARS` characters.
         nulls: the number of rows without a value.
         blobs: the number of rows with a blob.
@@ -49,7 +48,7 @@ class ColumnValues:
     name: str
     declared_type: str
     primary_key: bool
-    foreign_key: str | None
+    foreign_key: tuple[str, str | None] | None
     unique: bool
     counts: Mapping[Any, int]
     nulls: int
@@ -201,7 +200,7 @@ def read_values(
         name=name,
         declared_type=column.get("declared_type") or "",
         primary_key=bool(column.get("primary_key")),
-        foreign_key=key["table"] if key else None,
+        foreign_key=(key["table"], key.get("column")) if key else None,
         unique=unique,
         counts=counts,
         nulls=nulls,

@@ -28,6 +28,7 @@ class Finding:
         evidence: how the rows are counted; it has no value of a cell but those that stand for
             missing ones everywhere.
         from_values: whether the evidence has figures that were computed from values.
+        hint: another sentence, from values.
         examples: values of cells, with their number of rows.
         extremes: values that may be shown as the extremes of the column.
         exact: whether all rows of the table were looked at.
@@ -41,6 +42,7 @@ class Finding:
     of: int
     evidence: Evidence
     from_values: bool = False
+    hint: str = ""
     examples: Mapping[Any, int] | None = None
     extremes: tuple[Any, ...] = ()
     exact: bool = True
@@ -67,7 +69,7 @@ class Finding:
             "kind": self.kind,
             "columns": [well_formed(name) for name in self.columns],
             "severity": self.severity,
-            "sentence": plain(self.text()),
+            "sentence": plain(self.text(hint=values != "none")),
             "rows": self.rows,
             "share": None if share is None else float(f"{share:.4g}"),
             "exact": self.exact,
@@ -75,9 +77,10 @@ class Finding:
             "evidence": None if hidden else _well_formed(self.evidence.model_dump(mode="json")),
         }
 
-    def text(self) -> str:
-        """The sentence with its figures."""
-        return self.sentence.format(rows=_rows(self.rows, self.of), of=f"{self.of:,}")
+    def text(self, *, hint: bool) -> str:
+        """The sentence with its figures, and the hint."""
+        text = self.sentence.format(rows=_rows(self.rows, self.of), of=f"{self.of:,}")
+        return f"{text} {self.hint}" if hint and self.hint else text
 
     def _shown(self, values: str) -> list[Any]:
         # As in profiles: a value of a single row may identify a person.

@@ -105,7 +105,7 @@ def gaps(column: ColumnValues) -> Iterator[Finding]:
         (column.name,),
         "info",
         f"{quoted(column.name)} has a row for nearly every {noun}, but none for {missing:,} of "
-        f"them; the first is {first}.",
+        "them.",
         None,
         column.rows,
         Rows(
@@ -118,6 +118,7 @@ def gaps(column: ColumnValues) -> Iterator[Finding]:
             expected=0,
         ),
         from_values=True,
+        hint=f"The first is {first}.",
     )
 
 

@@ -35,8 +35,9 @@ def orphans(
     """Declared references that lead to no row."""
     by_name = {other.name.casefold(): other for other in others}
     for column in columns:
-        other = by_name.get((column.foreign_key or "").casefold())
-        if other is None:
+        table, key = column.foreign_key or ("", None)
+        other = by_name.get(table.casefold())
+        if other is None or (key or other.key).casefold() != other.key.casefold():
             continue
         evidence = Orphans(
             column=column.name, other_table=other.name, other_column=other.key, expected=None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from .. import text_forms
 from ..evidence import Condition, Duplicates, Pattern, Rows
 from .column_values import ColumnValues
-from .finding import Finding, Severity, quoted
+from .finding import Finding, quoted
 
 MIN_ROWS = 8
 # From this share on the texts of a column are of one kind, and the others are faults.
@@ -234,6 +234,7 @@ def mojibake(column: ColumnValues) -> Iterator[Finding]:
         rows,
         column.rows,
         Rows(any_of=tuple((each,) for each in conditions), expected=rows),
+        from_values=True,
         examples=found,
         # Of text that is not well-formed, SQLite finds no part.
         exact=column.exact and "\ufffd" not in signs,
@@ -354,19 +355,17 @@ def _rare_pattern(column: ColumnValues, of: str, usual: tuple[str, ...], rest: i
             for v, n in column.texts.items()
             if text_forms.shape(text_forms.mask(v)) not in usual
         }
-    severity: Severity = "warning"
-    # A mask has characters of the values, as they are.
-    shown = " or ".join(usual).replace("{", "{{").replace("}", "}}")
     return Finding(
         "rare_patterns",
         (column.name,),
-        severity,
-        f"{quoted(column.name)} looks like {shown} nearly everywhere (9 is a digit, a and A are "
-        "letters), but not in {rows}.",
+        "warning",
+        f"{quoted(column.name)} has texts of one form nearly everywhere, but not in {{rows}}.",
         rest,
         column.rows,
         Pattern.model_validate({"column": column.name, "of": of, "usual": usual, "expected": rest}),
         from_values=True,
+        # A mask has characters of the values, as they are.
+        hint=f"The form is {' or '.join(usual)}, where 9 is a digit, and a and A are letters.",
         examples=texts,
         exact=column.exact,
     )
