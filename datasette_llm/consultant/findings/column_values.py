@@ -228,10 +228,12 @@ def _is_short(column: Mapping[str, Any]) -> bool:
 
 
 def _shortened(cell: str) -> str:
-    return (
-        f"case typeof({cell}) when 'text' then substr({cell}, 1, {MAX_CHARS + 1}) "
-        f"when 'blob' then x'' else {cell} end"
+    # substr() ends at a NUL character, as length() of a text does.
+    text = (
+        f"case when length(cast({cell} as blob)) <= {4 * MAX_CHARS} then {cell} "
+        f"else substr({cell}, 1, {MAX_CHARS + 1}) end"
     )
+    return f"case typeof({cell}) when 'text' then {text} when 'blob' then x'' else {cell} end"
 
 
 def _is_common(texts: Mapping[str, int], test: Any) -> bool:

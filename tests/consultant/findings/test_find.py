@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import sqlite3
 import time
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from datasette_llm.consultant import evidence as counting
+from datasette_llm.consultant.findings import find
 from datasette_llm.consultant.findings.find import KINDS, Findings, search
 from datasette_llm.consultant.findings.references import OtherTable
 from datasette_llm.consultant.profile.time_budget import TimeBudget
@@ -160,3 +164,88 @@ def test_a1_evidence_counts_what_was_said(make):
 def test_a1_every_family_has_a_fixture():
     shown = {kind for _, expected in FAULTY for kind, _ in expected}
     assert shown == set(KINDS)
+
+
+CELLS = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.binary(max_size=4),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    st.sampled_from(["NA", "?", "", " ", "Paris", "paris ", "PARIS", "12", "1,234.50", "$5"]),
+    st.sampled_from(["5'9\"", ">9000", "2024-01-31", "2024-02-30", "31/12/2024", "24:00", "07:30"]),
+    st.sampled_from(["{}", "{", "02134", "2134", "\x00", "a\x00", "Z\u00c3\u00bcrich", "{0} %s"]),
+    st.sampled_from(["'; drop table t; --", "\ufffd", "\u0130", "x" * 201, "[" + "1," * 400]),
+    st.sampled_from([-999, 9999, 230, 91.5, 2400, float("inf"), -float("inf")]),
+)
+NAMES = st.sampled_from(
+    ["id", "zip", "age", "latitude", "dep_time", "birth_date", "t", 'a"b', "{x}", "`", "%s", "o'p"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=NAMES,
+    declared=st.sampled_from(["", "text", "integer", "real", "blob"]),
+    cells=st.lists(CELLS, min_size=1, max_size=8).flatmap(
+        lambda few: st.lists(st.sampled_from(few), max_size=40)
+    ),
+)
+def test_a1_any_column_agrees_with_its_evidence(name, declared, cells):
+    """Whatever is in a column, SQLite counts as many rows as Python."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        quoted = '"' + name.replace('"', '""') + '"'
+        connection.execute(f"create table t ({quoted} {declared}, other)")
+        connection.executemany("insert into t values (?, 1)", [(cell,) for cell in cells])
+        before = connection.total_changes
+        findings = found_in(connection, "t")
+        json.dumps(findings.found, allow_nan=False)
+        assert findings.note is None
+        for each in findings.found:
+            evidence = EVIDENCE.validate_python(each["evidence"])
+            found = counting.count(connection, evidence, "t")
+            assert found == evidence.expected, each
+            if evidence.kind in ("rows", "pattern", "duplicates") and each["kind"] != "gaps":
+                assert found == each["rows"] > 0, each
+        assert connection.total_changes == before
+
+
+def test_a1_large_tables_are_counted_whole(monkeypatch):
+    """Some rows show what there is, and all rows are counted."""
+    monkeypatch.setattr(find, "MAX_ROWS", 640)
+    rows = [(at, "NA" if at % 5 == 0 else at * 7 % 1000) for at in range(5_000)]
+    with closing(tables.table("big", "id integer primary key, size", rows)) as connection:
+        findings = found_in(connection, "big")
+    (missing,) = findings.found
+    assert (missing["kind"], missing["rows"], missing["exact"]) == ("disguised_missing", 1000, True)
+    assert missing["share"] == 0.2
+    assert findings.note == "of some columns not all rows were looked at, but at most 640"
+
+
+def test_a1_sparse_rowids_are_read_too(monkeypatch):
+    monkeypatch.setattr(find, "MAX_ROWS", 640)
+    rows = [(at * 2**45 % (2**62 - 1), "NA" if at % 5 == 0 else at) for at in range(1_000)]
+    with closing(tables.table("big", "id integer primary key, size", rows)) as connection:
+        (missing,) = found_in(connection, "big").found
+    assert (missing["kind"], missing["rows"]) == ("disguised_missing", 200)
+
+
+def test_a1_no_time_is_said():
+    """And a column that cannot be read leaves the others as they are."""
+    with closing(tables.weather()) as connection:
+        profile = profile_of(connection, "weather")
+        late = search(connection, profile, [], TimeBudget(connection, 0, time.perf_counter))
+        assert (late.found, late.rows) == ((), None)
+        assert "not looked at" in late.note
+        connection.execute("create view v as select day, abs(-9223372036854775808) x from weather")
+        findings = found_in(connection, "v")
+    assert findings.unread == ("x",)
+    assert ("gaps", "day") in kinds(findings)
+
+
+def test_a1_text_that_is_not_well_formed_is_read():
+    with closing(tables.weather()) as connection:
+        connection.execute("update weather set temperature = cast(x'ff4e' as text) where rain > 8")
+        findings = found_in(connection, "weather")
+    assert ("mixed_types", "temperature") in kinds(findings)
+    assert ("disguised_missing", "temperature") in kinds(findings)
