@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Of texts no more is read; longer ones count as prose.
 MAX_CHARS = 200
-_CHUNK_ROWS = 2_000
+# So few that the garbage collector does not run, which would block the event loop.
+_CHUNK_ROWS = 500
 # Whether a column has dates at all is decided by so many of its values.
 _TRIED = 400
 SENTINELS = (-99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from ..evidence import Evidence
 Severity = Literal["problem", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "info")
 MAX_EXAMPLES = 5
+MAX_EXAMPLE_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,10 @@ class Finding:
         least = {"sample": 1, "top": 2}.get(values)
         if least is None:
             return []
-        found = sorted((self.examples or {}).items(), key=lambda each: -each[1])
-        shown = [value for value, rows in found if rows >= least or value in self.extremes]
-        return [
-            plain(value)[:80] if isinstance(value, str) else _finite(value)
-            for value in shown[:MAX_EXAMPLES]
-        ]
+        examples = (self.examples or {}).items()
+        allowed = (each for each in examples if each[1] >= least or each[0] in self.extremes)
+        found = heapq.nlargest(MAX_EXAMPLES, allowed, key=lambda each: each[1])
+        return [_example(value) for value, _ in found]
 
 
 def quoted(name: str) -> str:
@@ -117,6 +117,10 @@ def _percent(share: float) -> str:
     if share > 0.999:
         return "over 99.9 %"
     return "below 0.1 %" if share < 0.001 else f"{100 * share:.3g} %"
+
+
+def _example(value: Any) -> Any:
+    return plain(value)[:MAX_EXAMPLE_CHARS] if isinstance(value, str) else _finite(value)
 
 
 def _finite(value: Any) -> Any:
