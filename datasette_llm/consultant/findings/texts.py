@@ -68,8 +68,8 @@ def dates_as_text(column: ColumnValues) -> Iterator[Finding]:
         "dates_as_text",
         (column.name,),
         "warning",
-        f"{quoted(column.name)} has dates as {name}, which neither sort nor compare as dates: "
-        "{rows}.",
+        f"{quoted(column.name)} has dates as {_explained(name)}, which neither sort nor compare as "
+        "dates: {rows}.",
         rows,
         column.rows,
         _condition(column, rows, op="parses as", value="date"),
@@ -88,12 +88,12 @@ def mixed_date_formats(column: ColumnValues) -> Iterator[Finding]:
         return
     usual = max(named, key=lambda name: named[name])
     rows = sum(n for name, n in named.items() if name != usual)
-    others = ", ".join(name for name, _ in named.most_common(6) if name != usual)
+    others = ", ".join(_explained(name) for name, _ in named.most_common(6) if name != usual)
     yield Finding(
         "mixed_date_formats",
         (column.name,),
         "problem",
-        f"{quoted(column.name)} has dates in {len(named)} formats: most are {usual}, but {{rows}} "
+        f"{quoted(column.name)} has dates in {len(named)} formats: most are {_explained(usual)}, but {{rows}} "
         f"are {others}.",
         rows,
         column.rows,
@@ -174,8 +174,8 @@ def edge_spaces(column: ColumnValues) -> Iterator[Finding]:
         "edge_spaces",
         (column.name,),
         "warning",
-        f"{quoted(column.name)} begins or ends with space, which is seen nowhere and matched "
-        "by no search: {rows}.",
+        f"{quoted(column.name)} begins or ends with space, so that it equals no text without: "
+        "{rows}.",
         rows,
         column.rows,
         _condition(column, rows, op="has edge spaces"),
@@ -310,10 +310,10 @@ def _are_codes(column: ColumnValues, parsed: Iterable[str]) -> bool:
     digits = [text for text in parsed if text.isdigit()]
     if any(text.startswith("0") and len(text) > 1 for text in digits):
         return True
-    if 2 * len(digits) < len(column.parsed_numbers):
-        return False
+    if _CODE_NAME.search(column.name.casefold()):
+        return True
     one_length = len({len(text) for text in digits}) == 1 and len(digits[0]) > 2
-    return one_length or bool(_CODE_NAME.search(column.name.casefold()))
+    return one_length and 2 * len(digits) > len(column.parsed_numbers)
 
 
 def _merged(formats: Counter[str]) -> Counter[str]:
@@ -334,6 +334,10 @@ def _unmerged(name: str, formats: Counter[str]) -> str:
     ]
     known = [each for each in options if each in formats]
     return max(known, key=lambda each: formats[each]) if known else name
+
+
+def _explained(name: str) -> str:
+    return f"{name} (a day and a month in unknown order)" if name.startswith("NN") else name
 
 
 def _usual(found: Counter[str], least: float) -> tuple[str, ...]:
