@@ -152,23 +152,23 @@ def _echo_findings(consultation: dict[str, Any]) -> None:
 
 
 def _echo_consultation(consultation: dict[str, Any]) -> None:
-    advice, derived = consultation["advice"], consultation["derived"]
+    advice = consultation["advice"] or {}
     if consultation["outcome"] != "ok":
         _echo_text(f"{consultation['outcome']}: {consultation['error_message']}")
-    if advice is None:
-        return
     for title in ("suggested_action", "reasoning_summary"):
-        if advice.get(title):
-            echo(f"\n{title.replace('_', ' ')}:")
-            _echo_text(advice[title])
-    for title, text in (derived or {}).items():
-        if text:
-            echo(f"\n{title.replace('_', ' ')}:")
-            _echo_text(text)
+        _echo_titled(title, advice.get(title))
+    for title, text in (consultation["derived"] or {}).items():
+        _echo_titled(title, text)
     for flag in advice.get("risk_flags", ()):
         _echo_flag(flag)
     for sentence in consultation["rejected"]:
         echo(f"rejected: {printable(sentence)}")
+
+
+def _echo_titled(title: str, text: str | None) -> None:
+    if text:
+        echo(f"\n{title.replace('_', ' ')}:")
+        _echo_text(text)
 
 
 def _echo_flag(flag: dict[str, Any]) -> None:

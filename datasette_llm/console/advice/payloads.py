@@ -11,7 +11,7 @@ from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.dataset import checks, plain
 from ...consultant.advice.previews import Preview
-from ...consultant.advice.types import type_named, types
+from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
 from ...consultant.findings.find import KINDS
 from ...consultant.table_access import analyzable_tables
@@ -106,8 +106,11 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
     request = preview.request
     columns = await datasette.get_database(request.database).table_columns(request.table)
     cost = preview.cost.cost_nanodollars
+    config = preview.findings.config
     return {
         "ok": True,
+        "suggested_config": config,
+        "derived": await _derived(request.kind.name, request.database, request.table, config),
         "database": request.database,
         "table": request.table,
         "type": request.kind.name,
@@ -170,16 +173,27 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
     Args:
         row: its row, with JSON columns as values.
     """
-    kind = type_named(row["type"])
-    advice = row["advice"]
-    derived = None
-    if advice is not None and kind is not None:
-        where = (row["database_name"], row["table_name"])
+    advice, where = row["advice"], (row["database_name"], row["table_name"])
+    kind, derived = type_named(row["type"]), None
+    if advice is None:
+        derived = await _derived(row["type"], *where, row["suggested_config"])
+    elif kind is not None:
         derived = await asyncio.to_thread(kind.derived, *where, advice)
     # Earlier versions had no findings.
     findings = {"findings": row["findings"] or []}
     more = {"checks": checks(advice), "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
+
+
+async def _derived(
+    kind_name: str, database: str, table: str, config: Mapping[str, Any] | None
+) -> Payload | None:
+    """What is shown of a configuration that was suggested by rule."""
+    # Only the advice about tables has a configuration.
+    if config is None or kind_name != DATASET_ANALYSIS.name:
+        return None
+    advice = {"suggested_config": config}
+    return await asyncio.to_thread(DATASET_ANALYSIS.derived, database, table, advice)
 
 
 def _renamed(row: Mapping[str, Any]) -> Payload:

@@ -27,7 +27,7 @@ from ...structured import prompt_text
 from ..findings.dismissals import with_dismissals
 from ..findings.find import Findings, find
 from ..profile.profile import make_profile
-from .dataset import TableFacts
+from .dataset import SuggestedConfig, TableFacts, reviewed_config
 from .store import has_findings, write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
 
@@ -160,6 +160,10 @@ async def findings_of(
         limit_s=FINDINGS_TIME * settings.time_limit_ms / 1_000,
         unrestricted=request.unrestricted,
     )
+    if findings.config is not None:
+        facts = await table_facts(datasette, request.database, request.table)
+        config, _ = reviewed_config(SuggestedConfig.model_validate(findings.config), facts)
+        findings = replace(findings, config=config.model_dump())
     return await with_dismissals(datasette, request.database, request.table, findings)
 
 
@@ -334,6 +338,7 @@ class _Run:
             "latency_ms": self.latency_ms,
             "call_id": _call_id(self.calls),
             "findings": list(self.findings.found) if self.findings else None,
+            "suggested_config": self.findings.config if self.findings else None,
             "findings_note": self.findings.note if self.findings else None,
         }
         keys = frozenset[str]().union(*(call.used_keys for call in self.calls))

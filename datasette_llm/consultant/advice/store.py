@@ -42,8 +42,17 @@ COLUMNS = (
     "call_id",
     "findings",
     "findings_note",
+    "suggested_config",
 )
-JSON_COLUMNS = ("exclude", "profile", "advice", "rejected", "checks", "findings")
+JSON_COLUMNS = (
+    "exclude",
+    "profile",
+    "advice",
+    "rejected",
+    "checks",
+    "findings",
+    "suggested_config",
+)
 _LONG_COLUMNS = (*JSON_COLUMNS, "findings_note", "system_prompt", "user_prompt", "raw_answer")
 LIST_COLUMNS = tuple(name for name in COLUMNS if name not in _LONG_COLUMNS)
 _INSERT = (
@@ -107,6 +116,7 @@ def m002_calls(db: Database) -> None:
 def m003_findings(db: Database) -> None:
     db.execute("alter table llm_consultations add column findings text")
     db.execute("alter table llm_consultations add column findings_note text")
+    db.execute("alter table llm_consultations add column suggested_config text")
 
 
 def migrate(connection: sqlite3.Connection) -> None:

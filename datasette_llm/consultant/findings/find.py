@@ -24,6 +24,7 @@ from ..profile.time_budget import Clock, OutOfTimeError, TimeBudget
 from ..table_access import may_view
 from . import missing, ranges, references, rows, texts
 from .column_values import ColumnValues, read_values
+from .configuration import suggested_config
 from .finding import SEVERITIES, Finding, plain
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Findings:
         rows: the number of rows that were looked at; None where there was no time.
         exact: whether these are all rows.
         problem: why there are no findings; or None.
+        config: how Datasette should show the table; None where nothing was looked at.
     """
 
     found: tuple[dict[str, Any], ...]
@@ -96,6 +98,7 @@ class Findings:
     rows: int | None = None
     exact: bool = True
     problem: str | None = None
+    config: dict[str, Any] | None = None
 
     @property
     def note(self) -> str | None:
@@ -358,6 +361,7 @@ class _Search:
             tuple(self.unread),
             seen,
             all(each.exact for each in self.columns),
+            config=suggested_config(self.columns, is_view=self.schema.is_view),
         )
 
     def _counted(self, finding: Finding) -> Finding | None:

@@ -268,6 +268,7 @@ def _impossible(
         column.rows,
         Rows(any_of=any_of, expected=rows),
         examples=found,
+        extremes=(min(column.numbers), max(column.numbers)) if column.numbers else (),
         exact=column.exact,
     )
 

@@ -93,8 +93,8 @@ def mixed_date_formats(column: ColumnValues) -> Iterator[Finding]:
         "mixed_date_formats",
         (column.name,),
         "problem",
-        f"{quoted(column.name)} has dates in {len(named)} formats: most are {_explained(usual)}, but {{rows}} "
-        f"are {others}.",
+        f"{quoted(column.name)} has dates in {len(named)} formats: most are {_explained(usual)}, "
+        f"but {{rows}} are {others}.",
         rows,
         column.rows,
         Pattern(

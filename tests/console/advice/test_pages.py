@@ -407,6 +407,23 @@ async def test_a2_page_has_findings_without_a_model(start_site):
     assert "2 of 8 rows (25 %)" in text
 
 
+async def test_a1_configuration_needs_no_model(start_site):
+    """It is shown before a model is asked, and is part of the consultation without one."""
+    schema = "create table places (id integer primary key, name text, kind text);" + "".join(
+        f"insert into places values ({at}, 'Place {at}', '{'ab'[at % 2]}');" for at in range(20)
+    )
+    site = await start_site({}, schema=schema)
+    shown = await site.preview("places")
+    assert shown["suggested_config"]["facets"] == ["kind"]
+    assert "label_column: name" in shown["derived"]["datasette_yaml"]
+    address = "/data/places/-/llm-analyze"
+    assert "label_column: name" in (await site.get(address)).text.split("Ask a model")[0]
+    (row,) = await site.rows(asked=False)
+    stored = (await site.get(f"{PATH}/{row['id']}.json")).json()["consultation"]
+    assert stored["derived"] == shown["derived"]
+    assert "label_column: name" in (await site.get(f"{PATH}/{row['id']}")).text
+
+
 async def test_a2_opened_page_is_recorded_once(start_site):
     """Until the findings change; a page that is asked for by HEAD or as JSON is not."""
     site = await start_site({}, schema=DIRTY)

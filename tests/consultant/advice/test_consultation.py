@@ -528,7 +528,7 @@ async def test_a2_earlier_consultations_are_still_shown(start_site, register_mod
     internal = site.datasette.get_internal_database()
 
     def back(connection):
-        for column in ("findings", "findings_note"):
+        for column in ("findings", "findings_note", "suggested_config"):
             connection.execute(f"alter table llm_consultations drop column {column}")
         connection.execute("delete from _sqlite_migrations where name = 'm003_findings'")
 
