@@ -21,7 +21,7 @@ from ... import instance
 from .. import evidence as counting
 from ..profile.table import columns_left_out, quote_identifier, read_table, table_source
 from ..profile.time_budget import Clock, OutOfTimeError, TimeBudget
-from ..table_access import may_view
+from ..table_access import viewable_tables
 from . import missing, ranges, references, rows, texts
 from .column_values import ColumnValues, read_values
 from .configuration import suggested_config
@@ -38,13 +38,15 @@ if TYPE_CHECKING:
 # Of larger tables some rows are read, and what they show is counted in all.
 MAX_ROWS = 200_000
 MAX_CELLS = 2_000_000
+# To read a column, SQLite steps over those before it, for each column and row.
+MAX_STEPS = 1_000_000_000
 # Rows of larger tables are read in so many runs, spread over the rowids.
 RUNS = 64
 MAX_FINDINGS = 200
 # Shares of the time limit.
-READ_SHARE, LATE_SHARE, TABLE_SHARE = 0.65, 0.75, 0.9
+READ_SHARE, LATE_SHARE, TABLE_SHARE = 0.65, 0.8, 0.9
 # Of a column that there was no time for.
-FEW_ROWS = 2_000
+LEAST_ROWS, FEW_ROWS, FEW_CELLS = 100, 2_000, 200_000
 _FOREVER_S = 1e9
 
 _COLUMN_FAMILIES: tuple[Callable[[ColumnValues], Iterator[Finding]], ...] = (
@@ -153,12 +155,11 @@ async def find(
         TableNotFoundError: the table is gone.
     """
     db = datasette.get_database(database)
-    others = []
-    for other in await asyncio.to_thread(
-        _with_connection, db, partial(_other_tables, database, exclude)
-    ):
-        if unrestricted or await may_view(datasette, actor, database, other.name):
-            others.append(other)
+    read = partial(_other_tables, database, exclude)
+    others = await asyncio.to_thread(_with_connection, db, read)
+    if others and not unrestricted:
+        viewable = await viewable_tables(datasette, actor, database)
+        others = [other for other in others if other.name in viewable]
     return await _in_thread(datasette, db, profile, others, limit_s, clock)
 
 
@@ -258,7 +259,8 @@ class _Search:
         late = [each for each in columns if not self._read(each, clause, exact, READ_SHARE)]
         if late:
             # A few rows of each, rather than nothing of many.
-            few = f"limit {FEW_ROWS}" if exact else self._spread_in_time(FEW_ROWS)
+            limit = max(LEAST_ROWS, min(FEW_ROWS, FEW_CELLS // len(columns)))
+            few = self._spread_in_time(limit)
             late = [each for each in late if not self._read(each, few, False, LATE_SHARE)]
         self.unread += [each["name"] for each in late]
         if self.columns:
@@ -267,7 +269,8 @@ class _Search:
 
     def _clause(self) -> tuple[str, bool]:
         """Which rows to read, and whether these are all."""
-        limit = max(1, min(MAX_ROWS, MAX_CELLS // max(1, len(self.profile["columns"]))))
+        columns = max(1, len(self.profile["columns"]))
+        limit = max(1, min(MAX_ROWS, MAX_CELLS // columns, MAX_STEPS // columns**2))
         rows = (self.profile.get("rows") or {}).get("count")
         if rows is not None and rows <= limit and self.profile["rows"].get("exact"):
             return "", True
@@ -374,7 +377,7 @@ class _Search:
         except (OutOfTimeError, sqlite3.Error):
             return finding if finding.rows else None
         total = self._total(finding)
-        return finding.counted(rows, total) if rows else None
+        return finding.counted(rows, total) if 0 < rows <= finding.most * total else None
 
     def _total(self, finding: Finding) -> int:
         rows = (self.profile.get("rows") or {}).get("count")

@@ -34,6 +34,7 @@ class Finding:
         examples: values of cells, with their number of rows.
         extremes: values that may be shown as the extremes of the column.
         exact: whether all rows of the table were looked at.
+        most: the share of rows above which it is no finding.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Finding:
     examples: Mapping[Any, int] | None = None
     extremes: tuple[Any, ...] = ()
     exact: bool = True
+    most: float = 1
 
     @property
     def share(self) -> float | None:

@@ -18,6 +18,8 @@ MIN_OUTLIER_ROWS = 20
 MIN_SERIES = 12
 MAX_SORTED = 20_000
 MIN_BOUNDED_ROWS = 4
+# Up to this share of the numbers may be far away.
+RARE = 0.01
 # Tukey's far fences; of logarithms nearer ones, since these are less spread.
 _FAR, _FAR_OF_LOGARITHMS = 3.0, 2.0
 
@@ -63,7 +65,7 @@ def outliers(column: ColumnValues) -> Iterator[Finding]:
     low, high = fences
     found = {v: n for v, n in column.numbers.items() if not low <= v <= high}
     rows = sum(found.values())
-    if not rows or rows > max(2, 0.01 * column.number_rows):
+    if not rows or rows > max(2, RARE * column.number_rows):
         return
     yield Finding(
         "outliers",
@@ -83,6 +85,7 @@ def outliers(column: ColumnValues) -> Iterator[Finding]:
         examples=found,
         extremes=(min(column.numbers), max(column.numbers)),
         exact=column.exact,
+        most=RARE,
     )
 
 

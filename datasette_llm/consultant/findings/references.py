@@ -60,23 +60,19 @@ def likely_foreign_key(
     columns: Sequence[ColumnValues], others: Sequence[OtherTable], table: str, count: Count
 ) -> Iterator[Finding]:
     """Values that are keys of another table, whose name the column has."""
+    named = {name: other for other in others for name in _names(other) if other.name != table}
     for column in columns:
-        filled = column.rows - column.nulls
-        if column.foreign_key or column.primary_key or filled < MIN_ROWS:
+        filled, other = column.rows - column.nulls, named.get(column.name.casefold())
+        if other is None or column.foreign_key or column.primary_key or filled < MIN_ROWS:
             continue
         if column.distinct < MIN_DISTINCT:
             continue
-        for other in others:
-            if other.name == table or not _refers_by_name(column.name, other):
-                continue
-            evidence = Orphans(
-                column=column.name, other_table=other.name, other_column=other.key, expected=None
-            )
-            rows = count(evidence)
-            if rows > MAX_ORPHANS * filled:
-                continue
+        evidence = Orphans(
+            column=column.name, other_table=other.name, other_column=other.key, expected=None
+        )
+        rows = count(evidence)
+        if rows <= MAX_ORPHANS * filled:
             yield _likely(column, other, evidence, rows)
-            break
 
 
 def _likely(column: ColumnValues, other: OtherTable, evidence: Orphans, rows: int) -> Finding:
@@ -94,14 +90,13 @@ def _likely(column: ColumnValues, other: OtherTable, evidence: Orphans, rows: in
     )
 
 
-def _refers_by_name(column: str, other: OtherTable) -> bool:
-    name, table, key = (each.casefold() for each in (column, other.name, other.key))
+def _names(other: OtherTable) -> set[str]:
+    """The names of columns that refer to a table."""
+    table, key = other.name.casefold(), other.key.casefold()
     singular = {table, table.removesuffix("s"), table.removesuffix("es")}
     singular |= {f"{table.removesuffix('ies')}y"} if table.endswith("ies") else set()
     named = {
         f"{each}{joint}{end}" for each in singular for joint in ("_", "") for end in (key, "id")
     }
     # A key such as `iata` says itself what it is; `id` and `name` do not.
-    return name in named | singular or (
-        name == key and len(key) > 4 and key not in ("title", "label")
-    )
+    return named | singular | ({key} if len(key) > 4 and key not in ("title", "label") else set())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
+from typing import Any
 
 from ..evidence import Aggregate, Condition, Duplicates, Evidence, Rows
 from .column_values import ColumnValues
@@ -26,12 +28,15 @@ _KEY_NAME = re.compile(r"^(id|key|code|uuid|guid|sku|isbn|email|e_mail|ref|refer
 def identical_columns(columns: Sequence[ColumnValues], count: Count) -> Iterator[Finding]:
     """Two columns have the same value in every row."""
     seen: set[str] = set()
-    for a, b in combinations(columns, 2):
-        if b.name in seen or not _may_be_identical(a, b):
+    groups: defaultdict[Any, list[ColumnValues]] = defaultdict(list)
+    for column in filter(_may_have_copies, columns):
+        groups[column.nulls, column.distinct].append(column)
+    for a, b in chain.from_iterable(combinations(group, 2) for group in groups.values()):
+        if b.name in seen or a.name in seen or a.counts != b.counts:
             continue
         evidence = _equal_columns(a, b)
         rows = count(evidence)
-        if rows < a.rows or not a.exact:
+        if rows < a.rows:
             continue
         seen.add(b.name)
         yield Finding(
@@ -127,11 +132,9 @@ def candidate_key(columns: Sequence[ColumnValues], table: str, *, keyed: bool) -
         return
 
 
-def _may_be_identical(a: ColumnValues, b: ColumnValues) -> bool:
+def _may_have_copies(column: ColumnValues) -> bool:
     # Two columns with few values may agree by chance.
-    if a.rows < MIN_ROWS or a.distinct < 3 or not (a.is_whole and b.is_whole):
-        return False
-    return (a.nulls, a.distinct) == (b.nulls, b.distinct) and a.counts == b.counts
+    return column.rows >= MIN_ROWS and column.distinct >= 3 and column.is_whole
 
 
 def _equal_columns(a: ColumnValues, b: ColumnValues) -> Rows:

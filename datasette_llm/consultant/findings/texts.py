@@ -14,6 +14,8 @@ from .finding import Finding, quoted
 MIN_ROWS = 8
 # From this share on the texts of a column are of one kind, and the others are faults.
 MOST = 0.8
+# Up to this share of the texts may look unlike the others.
+RARE = 0.05
 _CODE_NAME = re.compile(
     r"(^|_)(id|ids|key|code|codes|zip|zipcode|zip_code|postal|postcode|plz|phone|tel|fax|mobile|"
     r"fips|isbn|issn|ean|upc|gtin|sku|ssn|iban|account|uuid|hash|version|no|nr|number|serial|year)$"
@@ -158,7 +160,7 @@ def rare_patterns(column: ColumnValues) -> Iterator[Finding]:
     for of, found, least in (("mask", column.masks, 0.95), ("shape", column.shapes, 0.5)):
         usual = _usual(found, least)
         rest = column.text_rows - sum(found[each] for each in usual)
-        if usual and 0 < rest <= max(1, 0.05 * column.text_rows):
+        if usual and 0 < rest <= max(1, RARE * column.text_rows):
             yield _rare_pattern(column, "mask" if of == "mask" else "shape", usual, rest)
             return
 
@@ -372,6 +374,7 @@ def _rare_pattern(column: ColumnValues, of: str, usual: tuple[str, ...], rest: i
         hint=f"The form is {' or '.join(usual)}, where 9 is a digit, and a and A are letters.",
         examples=texts,
         exact=column.exact,
+        most=RARE,
     )
 
 
