@@ -63,7 +63,7 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         work = _preview(datasette, request, database, table, arguments(request))
         preview = await _while_connected(request, work)
         notice = CHANGED if request.args.get("changed") else None
-        if request.method == "GET":
+        if request.method == "GET" and not request.args:
             made = (preview.request, request.actor, preview.profile, preview.findings)
             notice = await record_findings(datasette, *made) or notice
         return await _preview_page(datasette, request, preview, notice)
