@@ -41,7 +41,7 @@ async def analyzable_tables(datasette: Datasette, actor: Actor) -> str:
     return json.dumps(sorted(set.intersection(*sets)))
 
 
-async def viewable_tables(datasette: Datasette, actor: Actor, database: str) -> set[str]:
+async def all_viewable_tables(datasette: Datasette, actor: Actor, database: str) -> set[str]:
     """The names of the existing tables of a database that an actor may view."""
     await datasette.refresh_schemas()
     found = await _allowed_tables(datasette, actor, "view-table")

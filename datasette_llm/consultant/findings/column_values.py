@@ -17,7 +17,7 @@ from ..profile.table import column_ref, table_source
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-    from ..profile.time_budget import TimeBudget
+    from .time_limit import TimeLimit
 
 # Of texts no more is read; longer ones count as prose.
 MAX_CHARS = 200
@@ -163,7 +163,7 @@ def read_values(
     *,
     exact: bool,
     unique: bool,
-    budget: TimeBudget,
+    budget: TimeLimit,
 ) -> ColumnValues:
     """Read the values of a column.
 
@@ -177,7 +177,7 @@ def read_values(
         budget: the time limit, within `until`.
 
     Raises:
-        OutOfTimeError: it takes too long.
+        LateError: it takes too long.
         sqlite3.Error: the column cannot be read.
     """
     name = column["name"]
@@ -212,7 +212,7 @@ def read_values(
     )
 
 
-def _counts(connection: Connection, sql: str, budget: TimeBudget) -> Counter[Any]:
+def _counts(connection: Connection, sql: str, budget: TimeLimit) -> Counter[Any]:
     counts: Counter[Any] = Counter()
     cursor = connection.execute(sql)
     while rows := cursor.fetchmany(_CHUNK_ROWS):

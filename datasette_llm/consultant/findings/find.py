@@ -20,12 +20,12 @@ from datasette.utils.sqlite import sqlite3
 from ... import instance
 from .. import evidence as counting
 from ..profile.table import columns_left_out, quote_identifier, read_table, table_source
-from ..profile.time_budget import Clock, OutOfTimeError, TimeBudget
-from ..table_access import viewable_tables
+from ..table_access import all_viewable_tables
 from . import missing, ranges, references, rows, texts
 from .column_values import ColumnValues, read_values
 from .configuration import suggested_config
 from .finding import SEVERITIES, Finding, plain
+from .time_limit import Clock, LateError, TimeLimit
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -158,7 +158,7 @@ async def find(
     read = partial(_other_tables, database, exclude)
     others = await asyncio.to_thread(_with_connection, db, read)
     if others and not unrestricted:
-        viewable = await viewable_tables(datasette, actor, database)
+        viewable = await all_viewable_tables(datasette, actor, database)
         others = [other for other in others if other.name in viewable]
     return await _in_thread(datasette, db, profile, others, limit_s, clock)
 
@@ -188,7 +188,7 @@ async def _in_thread(
     def work(connection: Connection) -> Findings:
         try:
             return search(
-                connection, profile, others, TimeBudget(connection, limit_s, stoppable_clock)
+                connection, profile, others, TimeLimit(connection, limit_s, stoppable_clock)
             )
         except sqlite3.Error as error:
             return Findings((), problem=f"SQLite could not look for findings: {error}")
@@ -219,7 +219,7 @@ def search(
     connection: Connection,
     profile: Mapping[str, Any],
     others: Sequence[references.OtherTable],
-    budget: TimeBudget,
+    budget: TimeLimit,
     today: datetime.date | None = None,
 ) -> Findings:
     """Look for findings on a connection of ours.
@@ -247,7 +247,7 @@ class _Search:
     connection: Connection
     profile: Mapping[str, Any]
     schema: _Schema
-    budget: TimeBudget
+    budget: TimeLimit
     today: datetime.date
     found: list[Finding] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -282,7 +282,7 @@ class _Search:
         try:
             with self.budget.until(LATE_SHARE):
                 return self._spread(table_source(self.schema.name), limit)
-        except OutOfTimeError:
+        except LateError:
             return f"limit {limit}"
 
     def _at_most(self, source: str, limit: int) -> bool:
@@ -290,7 +290,7 @@ class _Search:
         try:
             with self.budget.until(READ_SHARE / 2):
                 return int(self.connection.execute(sql).fetchone()[0]) <= limit
-        except OutOfTimeError:
+        except LateError:
             return False
 
     def _spread(self, source: str, limit: int) -> str:
@@ -328,7 +328,7 @@ class _Search:
                 )
                 found = [each for family in _COLUMN_FAMILIES for each in family(values)]
                 found += ranges.impossible_values(values, self.today)
-        except (OutOfTimeError, sqlite3.Error):
+        except (LateError, sqlite3.Error):
             return False
         self.columns.append(values)
         self.found += found
@@ -347,7 +347,7 @@ class _Search:
         ):
             try:
                 self.found += family
-            except (OutOfTimeError, sqlite3.Error):
+            except (LateError, sqlite3.Error):
                 continue  # what was counted before is kept
 
     def _count(self, evidence: counting.Evidence) -> int:
@@ -374,7 +374,7 @@ class _Search:
         try:
             with self.budget.until(1):
                 rows = int(counting.count(self.connection, finding.evidence, self.schema.name))
-        except (OutOfTimeError, sqlite3.Error):
+        except (LateError, sqlite3.Error):
             return finding if finding.rows else None
         total = self._total(finding)
         return finding.counted(rows, total) if 0 < rows <= finding.most * total else None

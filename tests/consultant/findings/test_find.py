@@ -19,7 +19,7 @@ from datasette_llm.consultant import evidence as counting
 from datasette_llm.consultant.findings import find
 from datasette_llm.consultant.findings.find import KINDS, Findings, search
 from datasette_llm.consultant.findings.references import OtherTable
-from datasette_llm.consultant.profile.time_budget import TimeBudget
+from datasette_llm.consultant.findings.time_limit import TimeLimit
 
 from . import tables
 
@@ -49,7 +49,7 @@ def profile_of(connection: sqlite3.Connection, name: str, values: str = "sample"
 def found_in(
     connection: sqlite3.Connection, name: str, values: str = "sample", **more: Any
 ) -> Findings:
-    budget = TimeBudget(connection, 30, time.perf_counter)
+    budget = TimeLimit(connection, 30, time.perf_counter)
     others = [OtherTable("customers", "id")]
     today = datetime.date(2024, 6, 1)
     profile = profile_of(connection, name, values) | more
@@ -234,7 +234,7 @@ def test_a1_no_time_is_said():
     """And a column that cannot be read leaves the others as they are."""
     with closing(tables.weather()) as connection:
         profile = profile_of(connection, "weather")
-        late = search(connection, profile, [], TimeBudget(connection, 0, time.perf_counter))
+        late = search(connection, profile, [], TimeLimit(connection, 0, time.perf_counter))
         assert (late.found, late.rows) == ((), None)
         assert "not looked at" in late.note
         connection.execute("create view v as select day, abs(-9223372036854775808) x from weather")
