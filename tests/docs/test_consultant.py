@@ -56,5 +56,6 @@ def test_bounds_are_those_of_the_code():
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
     assert f"the first {dataset.MAX_CLAIMS} claims" in section
+    assert f"The {prompting.MAX_FINDINGS} most severe findings" in section
     assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
     assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ...log.cost import cost_columns
@@ -31,7 +32,8 @@ HOW = (
 )
 
 _BEGIN, _END = "<profile>", "</profile>"
-# What a model gets of a finding.
+# What a model gets of a finding, and of how many: the most severe ones.
+MAX_FINDINGS = 40
 _SENT = ("kind", "columns", "severity", "sentence", "examples")
 
 _SYSTEM = """\
@@ -141,7 +143,8 @@ def user_prompt(
     """
     line = f"The person's question: {_as_json(question)}\n\n" if question else ""
     open_ = (each for each in findings if not each.get("dismissed"))
-    found = [{name: each[name] for name in _SENT if name in each} for each in open_]
+    first = islice(open_, MAX_FINDINGS)
+    found = [{name: each[name] for name in _SENT if name in each} for each in first]
     more = f"<findings>\n{_as_json(found)}\n</findings>\n" if found else ""
     return f"{line}{_BEGIN}\n{_as_json(profile)}\n{_END}\n{more}"
 

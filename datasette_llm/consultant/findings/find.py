@@ -44,7 +44,7 @@ MAX_STEPS = 1_000_000_000
 RUNS = 64
 MAX_FINDINGS = 200
 # Shares of the time limit.
-READ_SHARE, LATE_SHARE, TABLE_SHARE = 0.65, 0.8, 0.9
+READ_SHARE, LATE_SHARE, TABLE_SHARE = 0.75, 0.85, 0.93
 # Of a column that there was no time for.
 LEAST_ROWS, FEW_ROWS, FEW_CELLS = 100, 2_000, 200_000
 _FOREVER_S = 1e9
@@ -91,6 +91,7 @@ class Findings:
         unread: the columns that were not looked at, for want of time or as they cannot be read.
         rows: the number of rows that were looked at; None where there was no time.
         exact: whether these are all rows.
+        more: the number of findings that were left out.
         problem: why there are no findings; or None.
         config: how Datasette should show the table; None where nothing was looked at.
     """
@@ -99,6 +100,7 @@ class Findings:
     unread: tuple[str, ...] = ()
     rows: int | None = None
     exact: bool = True
+    more: int = 0
     problem: str | None = None
     config: dict[str, Any] | None = None
 
@@ -106,6 +108,8 @@ class Findings:
     def note(self) -> str | None:
         """What was not looked at, as a sentence; None where all was."""
         parts = [self.problem] if self.problem else []
+        if self.more:
+            parts.append(f"{self.more:,} findings more, of less severity, are left out")
         if not self.exact and self.rows is not None:
             parts.append(f"of some columns not all rows were looked at, but at most {self.rows:,}")
         if self.unread:
@@ -155,7 +159,7 @@ async def find(
         TableNotFoundError: the table is gone.
     """
     db = datasette.get_database(database)
-    read = partial(_other_tables, database, exclude)
+    read = partial(other_tables, database, exclude)
     others = await asyncio.to_thread(_with_connection, db, read)
     if others and not unrestricted:
         viewable = await all_viewable_tables(datasette, actor, database)
@@ -299,6 +303,8 @@ class _Search:
             return f"limit {limit}"
         ends = f"select (select min({rowid}) from {source}), (select max({rowid}) from {source})"
         low, high = self.connection.execute(ends).fetchone()
+        if low is None:  # all rows were deleted meanwhile
+            return ""
         step = (high - low) // RUNS + 1
         taken = limit // RUNS
         if step <= taken:
@@ -364,6 +370,7 @@ class _Search:
             tuple(self.unread),
             seen,
             all(each.exact for each in self.columns),
+            more=max(0, len(found) - MAX_FINDINGS),
             config=suggested_config(self.columns, is_view=self.schema.is_view),
         )
 
@@ -405,14 +412,17 @@ def _schema(connection: Connection, profile: Mapping[str, Any]) -> _Schema:
     )
 
 
-def _other_tables(
+def other_tables(
     database: str, exclude: Collection[str], connection: Connection
 ) -> list[references.OtherTable]:
     """The tables with a key of one column that is not excluded."""
     sql = "select name from sqlite_master where type = 'table'"
     found = []
     for (name,) in connection.execute(sql).fetchall():
-        rows = connection.execute(f"pragma table_info({quote_identifier(name)})").fetchall()
+        try:
+            rows = connection.execute(f"pragma table_info({quote_identifier(name)})").fetchall()
+        except sqlite3.Error:  # a virtual table whose module is not there
+            continue
         keys = [row[1] for row in rows if row[5]]
         if len(keys) == 1 and not columns_left_out(database, name, keys, exclude):
             found.append(references.OtherTable(name, keys[0]))

@@ -249,3 +249,23 @@ def test_a1_text_that_is_not_well_formed_is_read():
         findings = found_in(connection, "weather")
     assert ("mixed_types", "temperature") in kinds(findings)
     assert ("disguised_missing", "temperature") in kinds(findings)
+
+
+def test_a1_a_broken_table_beside_it_does_not_matter():
+    with closing(tables.orders()) as connection:
+        connection.executescript("""
+            pragma writable_schema = on;
+            insert into sqlite_master values
+                ('table', 'broken', 'broken', 0, 'create virtual table broken using gone(a)');
+            pragma writable_schema = reset;
+        """)
+        others = find.other_tables("data", (), connection)
+    assert others == [OtherTable("customers", "id"), OtherTable("orders", "id")]
+
+
+def test_a1_so_many_findings_are_kept(monkeypatch):
+    monkeypatch.setattr(find, "MAX_FINDINGS", 2)
+    with closing(tables.members()) as connection:
+        findings = found_in(connection, "members")
+    assert len(findings.found) == 2
+    assert findings.note == "3 findings more, of less severity, are left out"
