@@ -176,8 +176,8 @@ def edge_spaces(column: ColumnValues) -> Iterator[Finding]:
         "edge_spaces",
         (column.name,),
         "warning",
-        f"{quoted(column.name)} begins or ends with space, so that it equals no text without: "
-        "{rows}.",
+        f"{quoted(column.name)} has texts that begin or end with space, and so equal none without "
+        "it: {rows}.",
         rows,
         column.rows,
         _condition(column, rows, op="has edge spaces"),
