@@ -44,9 +44,20 @@ COLUMNS = (
     "error_message",
     "latency_ms",
     "call_id",
+    "findings",
+    "findings_note",
+    "suggested_config",
 )
-JSON_COLUMNS = ("exclude", "profile", "advice", "rejected", "checks")
-_LONG_COLUMNS = (*JSON_COLUMNS, "system_prompt", "user_prompt", "raw_answer")
+JSON_COLUMNS = (
+    "exclude",
+    "profile",
+    "advice",
+    "rejected",
+    "checks",
+    "findings",
+    "suggested_config",
+)
+_LONG_COLUMNS = (*JSON_COLUMNS, "findings_note", "system_prompt", "user_prompt", "raw_answer")
 LIST_COLUMNS = tuple(name for name in COLUMNS if name not in _LONG_COLUMNS)
 _INSERT = (
     f"insert into llm_consultations ({', '.join(COLUMNS)}) "
@@ -118,6 +129,13 @@ def m002_retention(db: Database) -> None:
 @migrations()
 def m003_calls(db: Database) -> None:
     db.execute("create index llm_consultations_call on llm_consultations (call_id)")
+
+
+@migrations()
+def m004_findings(db: Database) -> None:
+    db.execute("alter table llm_consultations add column findings text")
+    db.execute("alter table llm_consultations add column findings_note text")
+    db.execute("alter table llm_consultations add column suggested_config text")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -198,6 +216,27 @@ async def read_page(datasette: Datasette, tables: str, before: str | None, limit
     return await _read(datasette, LIST_COLUMNS, f"{where} order by id desc limit :limit", values)
 
 
+async def has_findings(datasette: Datasette, row: Mapping[str, Any]) -> bool:
+    """True if the last findings of a table without a model, for the same actor, are these.
+
+    Args:
+        datasette: the Datasette instance.
+        row: as for `write`.
+    """
+    where = """id = (
+        select max(id) from llm_consultations where database_name = :database_name
+        and table_name = :table_name and actor_id is :actor_id and exclude = :exclude
+        and user_prompt is null and outcome = 'ok'
+    ) and findings = :findings"""
+    texts = {name: _json(row[name]) for name in ("exclude", "findings")}
+    names = ("database_name", "table_name", "actor_id")
+    values = storable({name: row[name] for name in names} | texts)
+    try:
+        return bool(await _read(datasette, ("id",), where, values))
+    except sqlite3.OperationalError:  # the table is of an earlier version, without findings
+        return False
+
+
 async def tables_of_call(datasette: Datasette, call_id: str) -> set[tuple[str, str]]:
     """The tables that a call in the call log was about, as (database, table).
 
@@ -222,7 +261,10 @@ async def _read(
     def read(connection: sqlite3.Connection) -> list[Row]:
         if not _has_table(connection):
             return []  # before the first consultation
-        sql = f"select {', '.join(columns)} from llm_consultations where {where}"
+        # An earlier version's table has no findings until the next consultation is stored.
+        known = {row[1] for row in connection.execute("pragma table_info(llm_consultations)")}
+        selected = ", ".join(name if name in known else "null" for name in columns)
+        sql = f"select {selected} from llm_consultations where {where}"
         rows = connection.execute(sql, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
