@@ -37,9 +37,11 @@ _COLUMNS = "id, assigned_at, purpose, model_id, actor_id"
 _INSERT = (
     "insert into llm_assignments (assigned_at, purpose, model_id, actor_id) values (?, ?, ?, ?)"
 )
+# A row that no version has written; everything else in these columns is text.
+_ODD = "'blob' in (typeof(assigned_at), typeof(purpose), typeof(model_id), typeof(actor_id))"
 _NEWEST = (
     f"select {_COLUMNS} from llm_assignments "
-    "where id in (select max(id) from llm_assignments group by purpose)"
+    f"where id in (select max(id) from llm_assignments where not {_ODD} group by purpose)"
 )
 _NONE: Mapping[str, Assignment] = MappingProxyType({})
 
@@ -135,9 +137,7 @@ class Assignments:
     async def _make_table(self, datasette: Datasette) -> None:
         if not self._has_table:
             database = datasette.get_internal_database()
-            await database.execute_write_fn(
-                lambda connection: migrate(connection, migrations, "llm_assignments")
-            )
+            await database.execute_write_fn(_update_table)
             self._has_table = True
 
     async def _write(self, datasette: Datasette, row: tuple[str | None, ...]) -> None:
@@ -164,7 +164,10 @@ async def history(datasette: Datasette) -> list[Assignment]:
     Raises:
         sqlite3.Error: the database cannot be read.
     """
-    sql = f"select {_COLUMNS} from llm_assignments order by id desc limit {HISTORY_ROWS}"
+    sql = (
+        f"select {_COLUMNS} from llm_assignments where not {_ODD} "
+        f"order by id desc limit {HISTORY_ROWS}"
+    )
     rows: list[Assignment] = await datasette.get_internal_database().execute_fn(
         lambda connection: _rows(connection, sql)
     )
@@ -191,9 +194,21 @@ def m001_assignments(db: Database) -> None:
 
 def newest_rows(connection: sqlite3.Connection, unless: int | None = None) -> list[Assignment]:
     """The newest choice of each purpose; nothing if `unless` is the newest id of all."""
-    (newest_id,) = connection.execute("select max(id) from llm_assignments").fetchone()
+    newest = f"select max(id) from llm_assignments where not {_ODD}"
+    (newest_id,) = connection.execute(newest).fetchone()
     return [] if newest_id == unless else _rows(connection, _NEWEST)
 
 
 def _rows(connection: sqlite3.Connection, sql: str) -> list[Assignment]:
     return [Assignment(*row) for row in connection.execute(sql)]
+
+
+def _update_table(connection: sqlite3.Connection) -> None:
+    migrate(connection, migrations, "llm_assignments")
+    _warn_of_odd_rows(connection)
+
+
+def _warn_of_odd_rows(connection: sqlite3.Connection) -> None:
+    sql = f"select id from llm_assignments where {_ODD} limit {HISTORY_ROWS}"
+    for (each,) in connection.execute(sql):
+        logger.warning("The row %d of llm_assignments is ignored, since it has bytes", each)

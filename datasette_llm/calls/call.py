@@ -156,6 +156,8 @@ class Call(CallContext):
             if not stopped:
                 error = self.error = await self._note_refusal(error)
         self._leaving = True
+        if dispatch.page_waits_s() is not None:
+            self.hurry()
         for response in self.result.responses:
             if response.stream_state is not None:
                 response.stream_state.wake_readers()  # those inside must not wait for the end

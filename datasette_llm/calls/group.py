@@ -223,8 +223,12 @@ class Group(Generic[_Model]):
         """Wait for a hook; only for a while once the caller was cancelled."""
         hurried = asyncio.create_task(self._hurried.wait())
         try:
-            await asyncio.wait([hook, hurried], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([hook], timeout=EXIT_HOOKS_S)
+            waits_s = dispatch.page_waits_s()
+            await asyncio.wait(
+                [hook, hurried], return_when=asyncio.FIRST_COMPLETED, timeout=waits_s
+            )
+            if hurried.done():
+                await asyncio.wait([hook], timeout=EXIT_HOOKS_S)
         finally:
             hurried.cancel()
         if not hook.done():

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ..errors import HookError, ResponseCancelledError
+from ..hooks import dispatch
 from .prompt_result import CallbackOwners, Factory, PromptResult
 from .task import contained, opening
 
@@ -78,14 +79,32 @@ class Contexts:
         Raises:
             Exception: what a hook raised before its `yield`, which blocks the call.
         """
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                await self._open(hooks, result, owners, limit)
+        except TimeoutError as error:
+            if limit.expired() and self._opening is not None:
+                raise dispatch.too_late("llm_prompt_context", self._opening) from error
+            raise
+
+    async def _open(
+        self,
+        hooks: Iterable[tuple[str, Callable[[], Any]]],
+        result: PromptResult,
+        owners: CallbackOwners,
+        limit: asyncio.Timeout,
+    ) -> None:
         factories = []
         for plugin, call in hooks:
             self._opening = plugin
+            _restart(limit)
             factory = await make_factory(plugin, call)
             if factory is not None:
                 factories.append((plugin, factory))
         for number, (plugin, factory) in enumerate(factories):
             self._opening = owners.plugin = plugin
+            _restart(limit)
             opening.set(number)
             context = await make_context(plugin, factory, result)
             await context.__aenter__()
@@ -176,3 +195,11 @@ class Contexts:
                 f"{type(raised).__name__}: {raised}"
             )
         return error
+
+
+def _restart(limit: asyncio.Timeout) -> None:
+    """Give a hook that a page waits for its time."""
+    seconds = dispatch.page_waits_s()
+    if seconds is not None:
+        opening.set(None)  # this is no timeout of a context's own
+        limit.reschedule(asyncio.get_running_loop().time() + seconds)

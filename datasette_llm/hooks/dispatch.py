@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -35,19 +35,30 @@ Answers = list[tuple[str, Any]]
 _names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # How long a plugin may keep a page waiting, in seconds.
 PAGE_WAITS_S = 10.0
-# How long a plugin may take to answer, in seconds; None for as long as it likes.
-_limit_s: ContextVar[float | None] = ContextVar("datasette_llm_hook_limit", default=None)
+# The hooks that have kept a page waiting for too long, with their plugins; None outside of pages,
+# where a plugin may take as long as it likes.
+_too_slow: ContextVar[set[tuple[str, str]] | None] = ContextVar(
+    "datasette_llm_too_slow", default=None
+)
 _asking_for_default: ContextVar[Sequence[bool]] = ContextVar("datasette_llm_default", default=())
 
 
 @contextmanager
 def answered_in_time() -> Iterator[None]:
-    """In the block a plugin that takes longer than `PAGE_WAITS_S` to answer has failed."""
-    token = _limit_s.set(PAGE_WAITS_S)
+    """In the block a plugin that takes longer than `PAGE_WAITS_S` to answer has failed.
+
+    It is not waited for again, however often the block asks.
+    """
+    token = _too_slow.set(set())
     try:
         yield
     finally:
-        _limit_s.reset(token)
+        _too_slow.reset(token)
+
+
+def page_waits_s() -> float | None:
+    """How many seconds a plugin may take here: those of a page, or None for any number."""
+    return None if _too_slow.get() is None else PAGE_WAITS_S
 
 
 def implemented(datasette: Datasette, hook: str) -> bool:
@@ -216,6 +227,12 @@ def failed(hook: str, plugin: str, error: Exception) -> HookError:
     return HookError(f"{hook} of plugin {plugin!r} raised {why}", hook, plugin)
 
 
+def too_late(hook: str, plugin: str) -> HookError:
+    """The error that says which plugin has kept a page waiting for too long."""
+    who = f"{hook} of plugin {plugin!r}"
+    return HookError(f"{who} gave no answer in {PAGE_WAITS_S:g} s", hook, plugin)
+
+
 def not_ours(error: asyncio.CancelledError, who: str) -> HookError:
     """The error of third-party code that raised CancelledError without us being cancelled.
 
@@ -248,7 +265,7 @@ def _filters(
     models: Sequence[AnyModel],
     purpose: str | None,
     actor: Mapping[str, Any] | None,
-) -> Iterator[tuple[str, Callable[[], Awaitable[frozenset[str] | None]]]]:
+) -> Iterator[tuple[str, Callable[[], Coroutine[Any, Any, frozenset[str] | None]]]]:
     known = frozenset(model.model_id for model in models)
     arguments = {"purpose": purpose, "actor": actor}
     for plugin, call in _implementations(datasette, "llm_filter_models", arguments):
@@ -263,7 +280,7 @@ async def _filtered_ids(
     return None if answer is None else _ids_of(plugin, answer) & known
 
 
-async def _named(hook: str, plugin: str, work: Awaitable[_T]) -> _T:
+async def _named(hook: str, plugin: str, work: Coroutine[Any, Any, _T]) -> _T:
     """What a plugin answers.
 
     Raises:
@@ -275,19 +292,44 @@ async def _named(hook: str, plugin: str, work: Awaitable[_T]) -> _T:
     return answer
 
 
-async def _bounded(hook: str, plugin: str, work: Awaitable[_T]) -> _T | Exception:
-    who = f"{hook} of plugin {plugin!r}"
-    limit_s = _limit_s.get()
-    limit = asyncio.timeout(limit_s)
+async def _bounded(hook: str, plugin: str, work: Coroutine[Any, Any, _T]) -> _T | Exception:
+    who, too_slow = f"{hook} of plugin {plugin!r}", _too_slow.get()
     try:
-        async with limit:
+        if too_slow is None:
             return await work
+        return await _in_time(work, (hook, plugin), too_slow)
     except asyncio.CancelledError as error:
         return HookError(str(not_ours(error, who)), hook, plugin)
+    except _TooSlowError:
+        return too_late(hook, plugin)
     except Exception as error:  # third-party code
-        if limit.expired():
-            return HookError(f"{who} gave no answer in {limit_s:g} s", hook, plugin)
         return error
+
+
+class _TooSlowError(Exception):
+    """A plugin has not answered in time."""
+
+
+async def _in_time(
+    work: Coroutine[Any, Any, _T], who: tuple[str, str], too_slow: set[tuple[str, str]]
+) -> _T:
+    """What a plugin answers in time; in a task, which a plugin may keep from being cancelled.
+
+    Raises:
+        _TooSlowError: it does not.
+    """
+    if who in too_slow:
+        work.close()
+        raise _TooSlowError
+    task = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=PAGE_WAITS_S)
+    finally:
+        task.cancel()
+    if not done:
+        too_slow.add(who)
+        raise _TooSlowError
+    return task.result()
 
 
 async def _awaited(call: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import reduce
@@ -35,6 +36,12 @@ _FILTER_COLUMNS = {
     "group": "group_id",
 } | {name: name for name in CLOSED}
 COLUMNS = tuple(name for name in STARTED_COLUMNS + FINISHED_COLUMNS if name != "session_id")
+NUMBERS = frozenset(
+    name
+    for name in COLUMNS
+    if name.endswith(("_ms", "_chars", "_count", "_tokens", "_nanodollars"))
+    or name in ("streaming", "attempt", "chain_step")
+)
 
 
 class BadFilterError(LLMError):
@@ -260,10 +267,25 @@ def _known(name: str, value: str | None) -> str | None:
     return value
 
 
+def text_of(value: Any) -> str | None:
+    """A text as any version has written it; also of bytes, which only others write."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value of a row, of the type of its column; None for a number that is none."""
+    if name not in NUMBERS:
+        return text_of(value)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _rows(
     connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in connection.execute(sql, values)]
+    rows = [
+        {name: _shown(name, value) for name, value in zip(COLUMNS, row, strict=True)}
+        for row in connection.execute(sql, values)
+    ]
     for row in rows:
         row["outcome"] = row["outcome"] or RUNNING
     return rows

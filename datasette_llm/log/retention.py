@@ -41,6 +41,8 @@ MAX_BATCH = 250
 # 100 ms.
 PAUSE_S = 0.1
 DAY_MS = 24 * 60 * 60 * 1000
+# What corrects a clock that runs well, from one look to the next.
+STEADY_MS = 60_000
 
 _CALLS = f"select 0 as kind, id from llm_calls where id < :below and {REMOVABLE}"
 _CONSULTATIONS = "select 1 as kind, id from llm_consultations where id < :below"
@@ -90,6 +92,7 @@ class Clock:
         self._keep_ms = keep_days * DAY_MS
         self._wall_ms = self._now_ms()
         self._monotonic_ms = self._steady_since_ms = time.monotonic() * 1000
+        self._jumped_ms = 0.0  # in all, since it was last steady for a day
         self._jumped = False
         self._warned = False
 
@@ -117,9 +120,14 @@ class Clock:
         wall_ms, monotonic_ms = self._now_ms(), time.monotonic() * 1000
         jump_ms = (wall_ms - self._wall_ms) - (monotonic_ms - self._monotonic_ms)
         self._wall_ms, self._monotonic_ms = wall_ms, monotonic_ms
-        if abs(jump_ms) > self._keep_ms:
-            self._jumped, self._warned, self._steady_since_ms = True, False, monotonic_ms
+        if abs(jump_ms) > STEADY_MS:
+            self._steady_since_ms = monotonic_ms
+        self._jumped_ms += jump_ms
+        if abs(self._jumped_ms) > self._keep_ms:
+            self._jumped, self._warned, self._jumped_ms = True, False, 0.0
         steady = monotonic_ms - self._steady_since_ms >= DAY_MS
+        if steady:
+            self._jumped, self._jumped_ms = False, 0.0
         gap = _is_gap(wall_ms, newest, self._keep_ms) or _is_gap(
             wall_ms, older, self._keep_ms + DAY_MS
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from datasette.utils.sqlite import sqlite3
 
-from .queries import RUNNING, Filter, first_id, moment, time_of
+from .queries import RUNNING, Filter, first_id, moment, text_of, time_of
 from .schema import OUTCOMES
 from .totals_cache import QueryCache, Rows
 
@@ -193,7 +194,7 @@ def percentile(counts: Mapping[int, int], percent: int) -> int | None:
 
 
 def _whole(sum_of: float | None) -> int | None:
-    return None if sum_of is None else int(sum_of)
+    return None if sum_of is None or not math.isfinite(sum_of) else int(sum_of)
 
 
 def _plus(a: int | None, b: int | None) -> int | None:
@@ -213,7 +214,7 @@ def _choices(connection: sqlite3.Connection, column: str) -> dict[str, Any]:
         )
         select value from found where value is not null limit {MAX_CHOICES + 1}
     """
-    values = [row[0] for row in connection.execute(sql)]
+    values = [text_of(row[0]) for row in connection.execute(sql)]
     none = connection.execute(f"select 1 from llm_calls where {column} is null limit 1")
     return {
         "values": values[:MAX_CHOICES],
@@ -291,7 +292,8 @@ def _sums_query(
 def _values(rows: Rows, measure: Measure) -> dict[str | None, int | None]:
     """The value of each series."""
     values: dict[str | None, int | None] = {}
-    for name, _, _, calls, _, *known in rows:
+    for odd_name, _, _, calls, _, *known in rows:
+        name = text_of(odd_name)
         input_tokens, output_tokens, cost = map(_whole, known)
         tokens = _plus(input_tokens, output_tokens)
         value = {"calls": calls, "tokens": tokens, "cost": cost}[measure]

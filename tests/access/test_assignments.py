@@ -75,6 +75,25 @@ async def test_choice_counts_at_once_for_its_purpose(make_datasette: Make) -> No
     assert (await LLM(datasette).models(purpose="chat"))[0].model_id == "heron"
 
 
+async def test_s3_odd_choice_is_ignored(
+    make_datasette: Make, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that no version has written, newer than one of ours, hides nothing; it is named."""
+    datasette, chosen = await started(make_datasette, {"default_model": "pelican"}, internal=path)
+    await chosen.assign(datasette, "chat", "heron", "ana")
+    sql = "insert into llm_assignments (assigned_at, purpose, model_id) values ('x', ?, ?)"
+    internal = datasette.get_internal_database()
+    await internal.execute_write(sql, ["chat", b"\xff"])
+    await internal.execute_write(sql, [b"chat", "heron"])
+
+    datasette, _ = await started(make_datasette, {"default_model": "pelican"}, internal=path)
+
+    assert await default(datasette, "chat") == "heron"
+    assert [row.id for row in await history(datasette)] == [1]
+    for number in (2, 3):
+        assert f"The row {number} of llm_assignments is ignored" in caplog.text
+
+
 async def test_choice_ranks_after_hooks(make_datasette: Make, plugin: Callable[..., Any]) -> None:
     """An assignment ranks after the caller's id and the hooks, before the configuration."""
     config = {"purposes": {"chat": {"model": "pelican"}}}

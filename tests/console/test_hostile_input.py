@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import json
 from collections.abc import Callable
@@ -206,6 +207,73 @@ async def test_s5_hanging_purposes_are_named(start, plugin, monkeypatch, page):
         assert response.status_code == 200
         text = html.unescape(response.text)
         assert "register_llm_purposes of plugin 'sleepy' gave no answer in 0.01 s" in text
+
+
+async def test_s5_hook_that_swallows_cancellation(start, plugin, monkeypatch):
+    """Nor is it waited for again by the same page."""
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.01)
+    end, asked = asyncio.Event(), []
+
+    class Plugin:
+        @hookimpl
+        async def llm_filter_models(self):
+            asked.append(1)
+            while not end.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await end.wait()
+
+    plugin(Plugin(), "stubborn")
+    datasette = await start({"default_model": "scripted"})
+
+    async with asyncio.timeout(BOUND_S):
+        shown = await get_json(datasette, "explain", model="scripted")
+    end.set()
+
+    said = "llm_filter_models of plugin 'stubborn' gave no answer in 0.01 s"
+    assert said in shown["decision"]["reason"]
+    assert len(asked) == 1
+
+
+async def test_s5_hanging_context_does_not_hold_page(start, plugin, monkeypatch):
+    """Each has its own time, in the task that the contexts of a call share."""
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.05)
+    tasks = []
+
+    class Quick:
+        @hookimpl
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                tasks.append(asyncio.current_task())
+                try:
+                    yield
+                finally:
+                    tasks.append(asyncio.current_task())
+
+            return context
+
+    class Slow:
+        @hookimpl(trylast=True)
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                await asyncio.Event().wait()
+                yield
+
+            return context
+
+    plugin(Quick(), "quick")
+    plugin(Slow(), "slow")
+    datasette = await start({"default_model": "scripted"})
+
+    async with asyncio.timeout(BOUND_S):
+        response = await datasette.client.post(
+            f"{CONSOLE}/test", data={"model_id": "scripted"}, actor=ANA
+        )
+
+    said = "llm_prompt_context of plugin 'slow' gave no answer in 0.05 s"
+    assert said in html.unescape(response.text)
+    assert len(set(tasks)) == 1
 
 
 async def test_s5_hanging_hook_only_limits_pages(start, plugin, monkeypatch):

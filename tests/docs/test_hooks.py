@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import re
+import threading
 
 import llm
 import pytest
@@ -118,6 +119,35 @@ async def test_s7_budget_is_reserved_and_settled(source, site, register_models):
         while await spent("cid") == [1_000]:  # noqa: ASYNC110  # the plugin sets no event
             await asyncio.sleep(0.01)
     assert await spent("cid") == [12]
+
+
+@shows(source="budget.py")
+async def test_s7_budget_is_settled_if_hung_up_early(source, site, register_models):
+    """By a caller who goes away while the reservation is written, too."""
+    slow = ScriptedModel("slow", [asyncio.Event()])
+    register_models(slow)
+    datasette = site(None, budget=source)
+    await datasette.invoke_startup()
+    internal, written = datasette.get_internal_database(), threading.Event()
+    model = await LLM(datasette).model("slow", actor={"id": "ana"})
+    before = asyncio.create_task(internal.execute_write_fn(lambda _: written.wait(BOUND_S)))
+    prompt = asyncio.create_task(model.prompt("x"))
+    await asyncio.sleep(0.05)  # the reservation waits for the write before it
+    prompt.cancel()
+    await asyncio.sleep(0)
+    written.set()
+    with pytest.raises(asyncio.CancelledError):
+        await prompt
+    await before
+    async with asyncio.timeout(BOUND_S):
+        while await reserved(internal):  # noqa: ASYNC110  # the plugin sets no event
+            await asyncio.sleep(0.01)
+    assert not slow.calls
+
+
+async def reserved(internal):
+    found = await internal.execute("select coalesce(max(tokens), 1000) from spent")
+    return found.single_value() == 1_000
 
 
 @shows(source="budget.py", view="greet.py")

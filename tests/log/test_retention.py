@@ -304,6 +304,30 @@ def test_s3_second_jump_begins_the_day_again(times: Times) -> None:
     assert clock.is_trusted(*RECENT)
 
 
+def test_s3_unsteady_day_does_not_count(times: Times) -> None:
+    """A day in which the clock was corrected by less than `keep_days`."""
+    clock = retention.Clock(7)
+    times.wall_ms += 8 * DAY_MS
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(23 * HOUR_MS)
+    times.wall_ms -= 2 * DAY_MS
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(23 * HOUR_MS)
+    assert not clock.is_trusted(*RECENT)
+    times.pass_(HOUR_MS)
+    assert clock.is_trusted(*RECENT)
+    times.wall_ms -= 2 * DAY_MS
+    assert clock.is_trusted(*RECENT)
+
+
+def test_s3_several_jumps_add_up(times: Times) -> None:
+    clock = retention.Clock(7)
+    for trusted in (True, False):
+        times.wall_ms += 4 * DAY_MS
+        assert clock.is_trusted(times.wall_ms, times.wall_ms - 2 * DAY_MS) is trusted
+        times.pass_(HOUR_MS)
+
+
 def test_s3_small_jump_is_trusted(times: Times) -> None:
     clock = retention.Clock(7)
     times.wall_ms += 7 * DAY_MS

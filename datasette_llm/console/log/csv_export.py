@@ -24,7 +24,9 @@ CSV_COLUMNS = (*COLUMNS, "cost_dollars")
 # Where a formula of a spreadsheet may begin: the start of a cell, also of one that results from
 # another separator than the comma.
 _FORMULA = re.compile(
-    r'^(?=[\t\r\n])|(?:^|(?<=[;\t\r\n]))(?=[\s"]*[=+\-@\uff1d\uff0b\uff0d\uff20])'
+    r"^(?=[\t\r\n])|(?:^|(?<=[;\t\r\n]))"
+    # Also after what a spreadsheet may leave out.
+    r'(?=[\s"\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])'
 )
 
 

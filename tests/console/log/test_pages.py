@@ -737,6 +737,25 @@ async def test_unknown_call_is_404(start: Start, call_id: str) -> None:
     assert found.json()["error"].startswith("The call log has no call ")
 
 
+@pytest.mark.parametrize("odd", ["abc", b"\xff\x00", float("inf")], ids=["text", "blob", "inf"])
+async def test_s3_odd_rows_are_shown(start: Start, odd: object) -> None:
+    """Values that no version has written, each in a row of its own; the other rows are there."""
+    rows = []
+    for name in sorted({*COLUMNS} - {"id", "outcome"}):
+        rows.append(call_row(NOW, group_id="g", purpose="p") | {name: odd})
+    rows.append(call_row(NOW, group_id="g", purpose="p", input_tokens=3))
+    datasette = await start(*rows)
+
+    shown = await get_json(datasette, limit=len(rows))
+
+    assert [row["id"] for row in shown["rows"]] == [row["id"] for row in rows[::-1]]
+    assert shown["rows"][0]["input_tokens"] == 3
+    for address in (LOG, f"{LOG}.csv", *(f"{LOG}/{row['id']}" for row in rows)):
+        await get(datasette, address)
+    for measure in ("cost", "tokens"):
+        await get(datasette, measure=measure, by="model")
+
+
 # CSV
 
 
@@ -753,7 +772,9 @@ async def test_csv_has_all_columns_of_all_calls(start: Start) -> None:
     assert exported[0]["cost_dollars"] == "0.000000010"
 
 
-@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "  =", "\uff1d"])
+@pytest.mark.parametrize(
+    "sign", ["=", "+", "-", "@", "\t", "\r", "\n", "  =", "\uff1d", "\ufeff=", "\x1b="]
+)
 async def test_csv_has_no_formulas(start: Start, sign: str) -> None:
     formula = f"{sign}cmd|'/c calc'!A0"
     columns = ("model_id", "purpose", "actor_id", "group_id", "error_message", "resolved_model")
