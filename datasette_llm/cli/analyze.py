@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..console.advice import payloads
-from ..consultant.advice.consultation import consult
+from ..consultant.advice.consultation import ConsultationRequest, consult
 from ..consultant.advice.dataset import MALFORMED, NOT_CHECKED
 from ..consultant.advice.previews import make_preview
 from .site import Site, run, site_options
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", "model_id", help="Model id or alias; otherwise the default")
 @click.option("-q", "--question", help="What you want to know in particular")
 @click.option("--exclude", multiple=True, metavar="COLUMN", help="Leave a column out")
+@click.option("--no-model", is_flag=True, help="Show what code finds, and ask no model")
 @click.option("--preview", "preview_only", is_flag=True, help="Show what would be sent, only")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as a JSON object")
 @site_options
@@ -33,11 +37,12 @@ def analyze_command(
     model_id: str | None,
     question: str | None,
     exclude: tuple[str, ...],
+    no_model: bool,
     preview_only: bool,
     as_json: bool,
     site: Site,
 ) -> None:
-    """Ask a model about a table, and check its advice
+    """Find what is remarkable about a table, and ask a model for advice
 
     DATABASE is a SQLite file. No permissions are checked: a user who can read the file may analyze
     all of it. The consultation is stored in the internal database. The exit status is 1 when there
@@ -45,43 +50,58 @@ def analyze_command(
 
     \b
     Example:
-        datasette llm analyze pets.db pets --preview
+        datasette llm analyze pets.db pets --no-model
     """
+    if no_model and (model_id or question or preview_only):
+        raise click.UsageError("--no-model sends nothing: leave out -m, -q and --preview")
     fields = {"exclude": list(exclude)}
     fields |= {k: [v] for k, v in (("model_id", model_id), ("question", question)) if v}
     payload: dict[str, Any] = {}
-    run(_analyze(site, database, table, fields, payload, preview_only, as_json))
+    work = _preview if preview_only else partial(_consult, with_model=not no_model)
+    run(_analyze(site, database, table, fields, partial(work, payload=payload, quiet=as_json)))
     if as_json:
         echo_json(payload, indent=2)
     if not preview_only and payload["consultation"]["outcome"] != "ok":
         raise click.exceptions.Exit(1)
 
 
+Work = Callable[["Datasette", ConsultationRequest], Awaitable[None]]
+
+
 async def _analyze(
-    site: Site,
-    path: Path,
-    table: str,
-    fields: dict[str, list[str]],
-    payload: dict[str, Any],
-    preview_only: bool,
-    quiet: bool,
+    site: Site, path: Path, table: str, fields: dict[str, list[str]], work: Work
 ) -> None:
     async with site.started(str(path)) as datasette:
         database = await _database(datasette, path, table)
         request = await payloads.consultation_request(datasette, database, table, fields)
-        if preview_only:
-            preview = await make_preview(datasette, request, None)
-            payload |= await payloads.preview_payload(datasette, preview)
-            if not quiet:
-                _echo_preview(payload)
-            return
-        on_step = _ignore if quiet else _echo_step
-        done = await consult(datasette, request, None, on_step=on_step)
-        payload |= await payloads.consultation_payload(done.row)
-        if done.unrecorded is not None:
-            echo(done.unrecorded, err=True)
-        if not quiet:
-            _echo_consultation(payload["consultation"])
+        await work(datasette, replace(request, unrestricted=True))
+
+
+async def _preview(
+    datasette: Datasette, request: ConsultationRequest, *, payload: dict[str, Any], quiet: bool
+) -> None:
+    preview = await make_preview(datasette, request, None)
+    payload |= await payloads.preview_payload(datasette, preview)
+    if not quiet:
+        _echo_preview(payload)
+
+
+async def _consult(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    *,
+    with_model: bool,
+    payload: dict[str, Any],
+    quiet: bool,
+) -> None:
+    on_step = _ignore if quiet else _echo_step
+    done = await consult(datasette, request, None, with_model=with_model, on_step=on_step)
+    payload |= await payloads.consultation_payload(done.row)
+    if done.unrecorded is not None:
+        echo(done.unrecorded, err=True)
+    if not quiet:
+        _echo_findings(payload["consultation"])
+        _echo_consultation(payload["consultation"])
 
 
 async def _database(datasette: Datasette, path: Path, table: str) -> str:
@@ -115,24 +135,40 @@ def _echo_preview(payload: dict[str, Any]) -> None:
         echo(printable(payload["problem"]), err=True)
 
 
+def _echo_findings(consultation: dict[str, Any]) -> None:
+    dismissed = [each for each in consultation["findings"] if each.get("dismissed")]
+    for each in consultation["findings"]:
+        if each in dismissed:
+            continue
+        echo(f"{each['severity']}: {printable(each['kind'])}: {printable(each['sentence'])}")
+        if each["examples"]:
+            echo(f"    such as {printable(', '.join(map(str, each['examples'])))}")
+    if not consultation["findings"] and consultation["outcome"] == "ok":
+        echo("Nothing remarkable was found")
+    if dismissed:
+        echo(f"({len(dismissed)} more were dismissed)")
+    if consultation["findings_note"]:
+        echo(printable(f"({consultation['findings_note']})"))
+
+
 def _echo_consultation(consultation: dict[str, Any]) -> None:
-    advice, derived = consultation["advice"], consultation["derived"]
+    advice = consultation["advice"] or {}
     if consultation["outcome"] != "ok":
         _echo_text(f"{consultation['outcome']}: {consultation['error_message']}")
-    if advice is None:
-        return
     for title in ("suggested_action", "reasoning_summary"):
-        if advice.get(title):
-            echo(f"\n{title.replace('_', ' ')}:")
-            _echo_text(advice[title])
-    for title, text in (derived or {}).items():
-        if text:
-            echo(f"\n{title.replace('_', ' ')}:")
-            _echo_text(text)
+        _echo_titled(title, advice.get(title))
+    for title, text in (consultation["derived"] or {}).items():
+        _echo_titled(title, text)
     for flag in advice.get("risk_flags", ()):
         _echo_flag(flag)
     for sentence in consultation["rejected"]:
         echo(f"rejected: {printable(sentence)}")
+
+
+def _echo_titled(title: str, text: str | None) -> None:
+    if text:
+        echo(f"\n{title.replace('_', ' ')}:")
+        _echo_text(text)
 
 
 def _echo_flag(flag: dict[str, Any]) -> None:

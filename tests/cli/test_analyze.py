@@ -85,3 +85,24 @@ def test_preview_names_the_fallbacks(analyze):
     ours = {"default_model": "scripted", "fallbacks": ["rude", "nobody"]}
     analyze.config.write_text(json.dumps({"plugins": {"datasette-llm": ours}}))
     assert "when that fails: rude\n" in analyze("pets", "--preview").stdout
+
+
+def test_a2_findings_need_no_model(analyze):
+    analyze.config.write_text("{}")
+    output = analyze("pets", "--no-model").stdout
+    assert "problem: impossible_values: `weight` has values" in output
+    assert "1 of 4 rows (25 %)" in output
+    found = json.loads(analyze("pets", "--no-model", "--json").stdout)["consultation"]
+    assert found["findings"][0]["evidence"]["kind"] == "rows"
+    assert (found["outcome"], found["model_id"], found["advice"]) == ("ok", None, None)
+    connection = sqlite3.connect(analyze.internal)
+    rows = connection.execute("select outcome, call_id, findings from llm_consultations").fetchall()
+    connection.close()
+    assert [(outcome, call) for outcome, call, _ in rows] == [("ok", None)] * 2
+    assert json.loads(rows[0][2]) == found["findings"]
+    assert analyze.model.calls == []
+
+
+def test_a2_no_model_refuses_what_is_sent(analyze):
+    for more in (["-m", "rude"], ["-q", "Why?"], ["--preview"]):
+        assert "--no-model sends nothing" in analyze("pets", "--no-model", *more, status=2).output

@@ -35,6 +35,7 @@ ADDRESSES = {
         for page in ("", "/CONSULTATION")
         for twin in ("", ".json")
     },
+    "/data/pets/-/llm-analyze/dismiss": ((ANALYZE,), ("POST",)),
     **{f"/data/pets/-/llm-analyze{twin}": ((ANALYZE,), (*SHOWS, "POST")) for twin in ("", ".json")},
 }
 # Of each token of an actor who may do everything: what it is restricted to, and what it may do.

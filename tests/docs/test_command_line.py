@@ -108,7 +108,8 @@ def test_commands_preview_and_analyze(commands, config, zoo, register_models, an
     model = claude("claude-haiku-4.5", [json.dumps(advice_answer(ZOO_FLAG))])
     register_models(model)
     Path("datasette.yaml").write_text(config, "utf-8")
-    first, second = (shlex.split(line)[1:] for line in commands.splitlines())
+    found, first, second = (shlex.split(line)[1:] for line in commands.splitlines())
+    assert CliRunner().invoke(cli, found).exit_code == 0
     assert "Dumbo" in CliRunner().invoke(cli, first).stdout
     assert model.calls == []
     assert "not checked" in CliRunner().invoke(cli, second).stdout

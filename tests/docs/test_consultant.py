@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import yaml
 
 from datasette_llm import web
 from datasette_llm.consultant.advice import dataset
 from datasette_llm.consultant.advice import types as prompting
+from datasette_llm.consultant.advice.consultation import FINDINGS_TIME
+from datasette_llm.consultant.findings.find import KINDS
 
 from ..support.consultant import answer as advice_answer
 from .examples import (
@@ -41,10 +44,18 @@ async def test_post_gets_advice_with_permission_shown(
     assert "Timothy" not in found["user_prompt"]
 
 
+def test_a1_documented_kinds_are_those_of_the_code():
+    section = DOCS["consultant"].split("## Findings")[1].split("\n## ")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == KINDS
+    assert FINDINGS_TIME == 1.5
+    assert "one and a half times `consultant.time_limit_ms`" in " ".join(section.split())
+
+
 def test_bounds_are_those_of_the_code():
     section = DOCS["consultant"]
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
     assert f"the first {dataset.MAX_CLAIMS} claims" in section
+    assert f"The {prompting.MAX_FINDINGS} most severe findings" in section
     assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
     assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section

@@ -95,9 +95,11 @@ class ConsultingSite:
             f"/data/{table}/-/llm-analyze", data=fields, actor=actor, headers=headers
         )
 
-    async def rows(self) -> list[dict[str, Any]]:
+    async def rows(self, *, asked: bool = True) -> list[dict[str, Any]]:
+        """The stored consultations that asked a model, or those that did not."""
         internal = self.datasette.get_internal_database()
-        found = await internal.execute("select * from llm_consultations order by id")
+        where = f"{'not ' if asked else ''}(user_prompt is null and outcome = 'ok')"
+        found = await internal.execute(f"select * from llm_consultations where {where} order by id")
         return [dict(row) for row in found.rows]
 
 

@@ -40,6 +40,7 @@ ROWS = [
     "log-totals",
     "log-csv",
     "profile",
+    "profile-no-values",
     "profile-budget",
     "http-lone",
     "http-at-once",

@@ -230,6 +230,7 @@ async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
         await page.goto("/data/pets")
         await page.locator(".actions-menu-links summary").click()
         await page.get_by_role("menuitem", name="Analyze with AI").click()
+        await page.get_by_role("heading", name="Findings").wait_for()
         await picture(page, "consultant-preview")
         prompt = page.get_by_role("region", name="User prompt")
         assert "Pancakes" in await page.content() or "Cleo" in await prompt.inner_text()
@@ -255,7 +256,7 @@ async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
         assert "sort_desc: weight" in yaml
         assert await page.get_by_text("not checked").count() == 2
         await page.get_by_role("link", name="AI advice", exact=True).last.click()
-        await page.get_by_role("cell", name="data: pets").wait_for()
+        await page.get_by_role("cell", name="data: pets").first.wait_for()
         await picture(page, "consultant-list")
 
 

@@ -11,14 +11,23 @@ from urllib.parse import parse_qs, urlencode
 from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import AsgiStream
+from datasette.utils.sqlite import sqlite3
 
-from ...consultant.advice.consultation import Consultation, OnStep, consult
+from ...consultant.advice.consultation import Consultation, OnStep, consult, record_findings
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
+from ...consultant.findings.dismissals import dismiss, restore
 from ...consultant.table_access import may_analyze
-from ...errors import LLMError
+from ...errors import LLMError, NewerDatabaseError
 from ...hooks import dispatch
 from ...permissions import ANALYZE
-from ...web import READ_METHODS, client_disconnected, method_not_allowed
+from ...web import (
+    READ_METHODS,
+    PostError,
+    client_disconnected,
+    method_not_allowed,
+    posted,
+    wants_html,
+)
 from ..navigation import ADVICE
 from . import payloads
 from .payloads import FIELDS, BadRequestError
@@ -55,6 +64,9 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         work = _preview(datasette, request, database, table, arguments(request))
         preview = await _while_connected(request, work)
         notice = CHANGED if request.args.get("changed") else None
+        if request.method == "GET" and not request.args:
+            made = (preview.request, request.actor, preview.profile, preview.findings)
+            notice = await record_findings(datasette, *made) or notice
         return await _preview_page(datasette, request, preview, notice)
     except BadRequestError as error:
         empty = await _preview(datasette, request, database, table, {})
@@ -85,6 +97,29 @@ async def analyze_json(datasette: Datasette, request: Request) -> Response:
         return Response.json(payload | {"ok": False, "error": done.unrecorded}, status=503)
     location = {"location": datasette.urls.path(f"{ADVICE}/{done.row['id']}.json")}
     return Response.json(payload, status=201, headers=location)
+
+
+async def dismiss_finding(datasette: Datasette, request: Request) -> Response:
+    """Dismiss a finding, or restore it with `restore`; then the page again, or JSON."""
+    database, table = await _permitted_table(datasette, request)
+    if request.method != "POST":
+        return method_not_allowed(("POST",))
+    try:
+        fields = await posted(request)
+        finding = payloads.finding_named(fields)
+        if fields.get("restore"):
+            await restore(datasette, database, table, finding)
+        else:
+            reason = payloads.reason_of(fields)
+            await dismiss(datasette, database, table, finding, request.actor, reason)
+    except (PostError, BadRequestError) as error:
+        return Response.error(str(error), 400)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        return Response.error(f"The internal database cannot be written: {error}", 503)
+    if wants_html(request):
+        path = f"{analyze_path(datasette, database, table)}#llm-findings"
+        return Response.redirect(path, status=303)
+    return Response.json({"ok": True})
 
 
 def arguments(request: Request) -> dict[str, list[str]]:
@@ -160,7 +195,7 @@ async def _changed(
 
 async def _waited(datasette: Datasette, request: Request, preview: Preview) -> Response:
     """Wait for the consultation, and show it."""
-    work = consult(datasette, preview.pinned_request, request.actor, profile=preview.profile)
+    work = _consult(datasette, preview, request.actor)
     done = await _while_connected(request, work)
     path = await _visible_path(datasette, request, done)
     if path is not None:
@@ -197,11 +232,13 @@ def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiS
 
 
 async def _consult(
-    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep
+    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep = lambda _: None
 ) -> Consultation:
-    request = preview.pinned_request
+    request, profile = preview.pinned_request, preview.profile
     with dispatch.answered_in_time():
-        return await consult(datasette, request, actor, profile=preview.profile, on_step=on_step)
+        return await consult(
+            datasette, request, actor, profile=profile, findings=preview.findings, on_step=on_step
+        )
 
 
 async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
-from ...consultant.advice.dataset import checks
+from ...consultant.advice.dataset import checks, plain
 from ...consultant.advice.previews import Preview
-from ...consultant.advice.types import type_named, types
+from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
+from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
+from ...consultant.findings.find import KINDS
 from ...consultant.table_access import analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
@@ -68,13 +71,46 @@ def _single(fields: Mapping[str, list[str]], name: str) -> str | None:
     return values[0] if values else None
 
 
+def finding_named(fields: Mapping[str, str]) -> tuple[str, str]:
+    """The kind and the columns of the finding that a form or a JSON body names.
+
+    Raises:
+        BadRequestError: a field is invalid.
+    """
+    kind = fields.get("kind", "")
+    if kind not in KINDS:
+        raise BadRequestError("kind: there is no such kind of findings")
+    try:
+        columns = json.loads(fields.get("columns", "[]"))
+    except (ValueError, RecursionError):
+        columns = None
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise BadRequestError("columns: expected the finding's columns as a JSON list, in a text")
+    return kind, key_of(columns)
+
+
+def reason_of(fields: Mapping[str, str]) -> str:
+    """Why a finding is dismissed.
+
+    Raises:
+        BadRequestError: there is no reason, or a long one.
+    """
+    reason = plain(fields.get("reason", "").strip())
+    if not 0 < len(reason) <= MAX_REASON_CHARS:
+        raise BadRequestError(f"reason: say why, in at most {MAX_REASON_CHARS} characters")
+    return reason
+
+
 async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
     """A preview as JSON."""
     request = preview.request
     columns = await datasette.get_database(request.database).table_columns(request.table)
     cost = preview.cost.cost_nanodollars
+    config = preview.findings.config
     return {
         "ok": True,
+        "suggested_config": config,
+        "derived": await _derived(request.kind.name, request.database, request.table, config),
         "database": request.database,
         "table": request.table,
         "type": request.kind.name,
@@ -84,6 +120,8 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
         "fallbacks": list(preview.fallbacks),
         "problem": preview.problem,
         "question": request.question,
+        "findings": list(preview.findings.found),
+        "findings_note": preview.findings.note,
         "columns": [{"name": name, "excluded": name in request.exclude} for name in columns],
         "left_out": [name for name in preview.profile["left_out"] if name not in request.exclude],
         "system_prompt": preview.prompts.system,
@@ -135,14 +173,27 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
     Args:
         row: its row, with JSON columns as values.
     """
-    kind = type_named(row["type"])
-    advice = row["advice"]
-    derived = None
-    if advice is not None and kind is not None:
-        where = (row["database_name"], row["table_name"])
+    advice, where = row["advice"], (row["database_name"], row["table_name"])
+    kind, derived = type_named(row["type"]), None
+    if advice is None:
+        derived = await _derived(row["type"], *where, row["suggested_config"])
+    elif kind is not None:
         derived = await asyncio.to_thread(kind.derived, *where, advice)
-    more = {"checks": checks(advice), "derived": derived}
+    # Earlier versions had no findings.
+    findings = {"findings": row["findings"] or []}
+    more = {"checks": checks(advice), "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
+
+
+async def _derived(
+    kind_name: str, database: str, table: str, config: Mapping[str, Any] | None
+) -> Payload | None:
+    """What is shown of a configuration that was suggested by rule."""
+    # Only the advice about tables has a configuration.
+    if config is None or kind_name != DATASET_ANALYSIS.name:
+        return None
+    advice = {"suggested_config": config}
+    return await asyncio.to_thread(DATASET_ANALYSIS.derived, database, table, advice)
 
 
 def _renamed(row: Mapping[str, Any]) -> Payload:

@@ -16,7 +16,7 @@ from ...permissions import ANALYZE
 from ...web import DEFAULT_LIMIT, READ_METHODS, ArgumentError, method_not_allowed
 from ..navigation import ADVICE
 from . import payloads
-from .analyze import analyze_json, analyze_page, arguments
+from .analyze import analyze_json, analyze_page, arguments, dismiss_finding
 from .payloads import BadRequestError
 from .rendering import analyze_path, render_consultation, render_list
 
@@ -35,6 +35,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
     return [
         (rf"{table}$", analyze_page),
         (rf"{table}\.json$", analyze_json),
+        (rf"{table}/dismiss$", dismiss_finding),
         (rf"^{ADVICE}$", _only_shown(list_page)),
         (rf"^{ADVICE}\.json$", _only_shown(list_json)),
         (rf"^{ADVICE}/(?P<id>[0-9a-z]+)\.json$", _only_shown(consultation_json)),
@@ -64,7 +65,7 @@ async def table_links(
     if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what would be sent to a language model, and get advice."
+    description = "See what is remarkable about it, and get advice from a language model."
     return [{"href": href, "label": "Analyze with AI", "description": description}]
 
 

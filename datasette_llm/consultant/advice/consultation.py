@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.sqlite import sqlite3
@@ -26,9 +26,12 @@ from ...lifecycle import UnfinishedTasks
 from ...redaction import without_keys
 from ...sanitize import brief, now
 from ...structured import prompt_text
+from ..findings.dismissals import with_dismissals
+from ..findings.find import Findings, find
 from ..profile.profile import make_profile
-from .dataset import TableFacts
-from .store import write
+from ..table_access import viewable_tables
+from .dataset import SuggestedConfig, TableFacts, reviewed_config
+from .store import has_findings, write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
 # The errors of a blocked call, besides what a plugin raises before the request.
 _BLOCKS = (ModelNotAllowedError, NotRecordedError, HookError)
 
+# Findings take their time after the profile, as many times as its limit.
+FINDINGS_TIME = 1.5
+
 OnStep = Callable[[str], None]
 
 
@@ -59,6 +65,7 @@ class ConsultationRequest:
         question: a question about the table, or None.
         exclude: the columns to leave out of the profile.
         kind: the type of consultation.
+        unrestricted: whether who asks may view all tables, as in a command.
     """
 
     database: str
@@ -67,6 +74,7 @@ class ConsultationRequest:
     question: str | None = None
     exclude: tuple[str, ...] = ()
     kind: ConsultationType = DATASET_ANALYSIS
+    unrestricted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,11 @@ async def consult(
     actor: Actor,
     *,
     profile: Mapping[str, Any] | None = None,
-    on_step: OnStep = lambda step: None,
+    findings: Findings | None = None,
+    with_model: bool = True,
+    on_step: OnStep = lambda _: None,
 ) -> Consultation:
-    """Ask a model about a table, check the answer, and store the consultation.
+    """Look for findings, ask a model, check its answer, and store the consultation.
 
     A failure is the outcome of the consultation, and not raised.
 
@@ -104,15 +114,17 @@ async def consult(
         request: what to ask.
         actor: who asks; the caller checks that they may analyze the table.
         profile: the profile of the preview; without one it is made now.
+        findings: those of the preview; without them they are looked for now.
+        with_model: whether to ask a model; otherwise the findings are all.
         on_step: called with a sentence when the next step begins.
 
     Raises:
         CancelledError: the caller was cancelled; the consultation is stored as cancelled.
     """
-    run = _Run(datasette, request, actor, on_step, profile)
+    run = _Run(datasette, request, actor, on_step, profile, findings)
     with instance.of(datasette, UnfinishedTasks).current():
         try:
-            await run.all_steps()
+            await run.all_steps(with_model)
         except Exception as error:  # of a provider, a hook, or the table is gone: the outcome
             run.fail(error)
         except BaseException:  # the caller was cancelled
@@ -126,23 +138,91 @@ async def consult(
         return await run.stored()
 
 
-async def profile_of(datasette: Datasette, request: ConsultationRequest) -> dict[str, Any]:
+async def profile_of(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    actor: Actor,
+    on_step: OnStep = lambda step: None,
+) -> dict[str, Any]:
     """The profile of the table, by the configured settings.
+
+    Args:
+        datasette: the Datasette instance.
+        request: which table, and what to leave out.
+        actor: who asks; of the other tables only those that they may view are named.
+        on_step: called with a sentence when it has to wait for other profiles.
 
     Raises:
         LLMError: the table is gone.
     """
     settings = (await settings_of(datasette)).consultant
     return await make_profile(
-        datasette, request.database, request.table, exclude=request.exclude, settings=settings
+        datasette,
+        request.database,
+        request.table,
+        exclude=request.exclude,
+        settings=settings,
+        other_tables=await viewable_tables(datasette, actor, request.database),
+        on_wait=on_step,
     )
 
 
+async def findings_of(
+    datasette: Datasette, request: ConsultationRequest, actor: Actor, profile: Mapping[str, Any]
+) -> Findings:
+    """What is remarkable about the table, by the configured settings.
+
+    Raises:
+        LLMError: the table is gone.
+    """
+    settings = (await settings_of(datasette)).consultant
+    findings = await find(
+        datasette,
+        request.database,
+        profile,
+        actor,
+        exclude=settings.exclude,
+        limit_s=FINDINGS_TIME * settings.time_limit_ms / 1_000,
+        unrestricted=request.unrestricted,
+    )
+    if findings.config is not None:
+        facts = await table_facts(datasette, request.database, request.table)
+        config, _ = reviewed_config(SuggestedConfig.model_validate(findings.config), facts)
+        findings = replace(findings, config=config.model_dump())
+    return await with_dismissals(datasette, request.database, request.table, findings)
+
+
+async def record_findings(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    actor: Actor,
+    profile: Mapping[str, Any],
+    findings: Findings,
+) -> str | None:
+    """Store findings as a consultation without a model, unless the last one has the same.
+
+    Returns:
+        Why they could not be stored; None where they are.
+    """
+    run = _Run(datasette, replace(request, question=None, model_id=None), actor, _no_step)
+    run.profile, run.findings = profile, findings
+    row = run.row()
+    try:
+        if not await has_findings(datasette, row):
+            await write(datasette, row)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        return f"The findings could not be recorded: {error}"
+    return None
+
+
 def prompts_to_send(
-    request: ConsultationRequest, profile: Mapping[str, Any], model: WrappedAsyncModel | None
+    request: ConsultationRequest,
+    profile: Mapping[str, Any],
+    findings: Findings,
+    model: WrappedAsyncModel | None,
 ) -> Prompts:
     """The exact prompts; for a model without schemas they include the schema."""
-    prompts = request.kind.prompts(profile, request.question)
+    prompts = request.kind.prompts(profile, request.question, findings.found)
     if model is None:
         return prompts
     return Prompts(prompts.system, prompt_text(model, prompts.user, request.kind.schema) or "")
@@ -160,6 +240,10 @@ async def table_facts(datasette: Datasette, database: str, table: str) -> TableF
     )
 
 
+def _no_step(step: str) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class _Run:
     """A running consultation, with its results so far."""
@@ -168,7 +252,8 @@ class _Run:
     request: ConsultationRequest
     actor: Actor
     on_step: OnStep
-    profile: Mapping[str, Any] | None
+    profile: Mapping[str, Any] | None = None
+    findings: Findings | None = None
     outcome: str = "ok"
     error: BaseException | None = None
     prompts: Prompts | None = None
@@ -179,28 +264,38 @@ class _Run:
     group: Group[WrappedAsyncModel] | None = None
     calls: list[Call] = field(default_factory=list)
 
-    async def all_steps(self) -> None:
+    async def all_steps(self, with_model: bool) -> None:
         request = self.request
         if self.profile is None:
             self.on_step("Profiling the table")
-            self.profile = await profile_of(self.datasette, request)
-        self.prompts = prompts_to_send(request, self.profile, None)
+            self.profile = await profile_of(self.datasette, request, self.actor, self.on_step)
+        if self.findings is None:
+            self.on_step("Looking for findings")
+            self.findings = await findings_of(self.datasette, request, self.actor, self.profile)
+        if with_model:
+            await self._advise(self.profile, self.findings)
+
+    async def _advise(self, profile: Mapping[str, Any], findings: Findings) -> None:
+        request = self.request
+        self.prompts = prompts_to_send(request, profile, findings, None)
         self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.actor)
         self.group.on_call = self.calls.append
         started = time.monotonic()
         try:
-            answer = await self._ask(self.group, self.profile)
+            answer = await self._ask(self.group, profile, findings)
         finally:
             self.latency_ms = round((time.monotonic() - started) * 1000, 1)
         await self._review(answer)
 
-    async def _ask(self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any]) -> Any:
+    async def _ask(
+        self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any], findings: Findings
+    ) -> Any:
         kind = self.request.kind
         self.on_step("Looking for the model")
         async with group as model:
-            self.prompts = prompts_to_send(self.request, profile, model)
+            self.prompts = prompts_to_send(self.request, profile, findings, model)
             self.on_step(f"Waiting for the answer of {model.model_id}")
-            text = kind.prompts(profile, self.request.question).user
+            text = kind.prompts(profile, self.request.question, findings.found).user
             result = await model.structured(text, schema=kind.schema, system=self.prompts.system)
             self.raw_answer = result.response.text_or_raise()
         return result.value
@@ -234,14 +329,15 @@ class _Run:
 
     async def stored(self) -> Consultation:
         """Write the row; if that fails, the advice is returned all the same."""
-        row = self._row()
+        row = self.row()
         try:
             await write(self.datasette, row)
         except (sqlite3.Error, NewerDatabaseError) as error:
             return Consultation(row, f"The consultation could not be recorded: {error}")
         return Consultation(row)
 
-    def _row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
+        """The row of the table of consultations."""
         request, prompts, group = self.request, self.prompts, self.group
         keys = frozenset[str]().union(*(call.used_keys for call in self.calls))
         actor_id = (self.actor or {}).get("id")
@@ -267,6 +363,9 @@ class _Run:
             "error_message": brief(self.error, keys) if self.error else None,
             "latency_ms": self.latency_ms,
             "call_id": _call_id(self.calls),
+            "findings": list(self.findings.found) if self.findings else None,
+            "suggested_config": self.findings.config if self.findings else None,
+            "findings_note": self.findings.note if self.findings else None,
         }
         return _redacted(row, keys) if keys else row
 

@@ -17,7 +17,14 @@ from ... import instance
 from ...access.snapshot import snapshot_of
 from ...errors import ModelNotFoundError
 from ...facade import LLM
-from .consultation import PURPOSE, ConsultationRequest, profile_of, prompts_to_send
+from ..findings.find import Findings
+from .consultation import (
+    PURPOSE,
+    ConsultationRequest,
+    findings_of,
+    profile_of,
+    prompts_to_send,
+)
 from .types import Estimate, Prompts, estimate
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ class Preview:
         models: the ids of all models to choose from.
         problem: why there is no model, or no choice; or None.
         cost: the estimated cost.
+        findings: what is remarkable about the table.
         fallbacks: the ids of the models that they may be sent to when the first one fails.
     """
 
@@ -56,6 +64,7 @@ class Preview:
     models: tuple[str, ...]
     problem: str | None
     cost: Estimate
+    findings: Findings
     fallbacks: tuple[str, ...] = ()
 
     @property
@@ -99,10 +108,10 @@ async def make_preview(datasette: Datasette, request: ConsultationRequest, actor
     Raises:
         LLMError: the table is gone, or the configuration cannot be used.
     """
-    profile, (model, models, problem) = await asyncio.gather(
-        profile_of(datasette, request), _choice(datasette, request, actor)
+    (profile, findings), (model, models, problem) = await asyncio.gather(
+        _measured(datasette, request, actor), _choice(datasette, request, actor)
     )
-    prompts = await asyncio.to_thread(prompts_to_send, request, profile, model)
+    prompts = await asyncio.to_thread(prompts_to_send, request, profile, findings, model)
     preview = Preview(
         request,
         profile,
@@ -111,6 +120,7 @@ async def make_preview(datasette: Datasette, request: ConsultationRequest, actor
         models,
         problem,
         await _estimate(datasette, request, prompts, model),
+        findings,
         await _fallbacks(datasette, model),
     )
     instance.of(datasette, PreviewCache).add(preview)
@@ -122,6 +132,13 @@ def cached_preview(
 ) -> Preview | None:
     """The preview of exactly this request with this digest, if it is cached."""
     return instance.of(datasette, PreviewCache).get(request, digest)
+
+
+async def _measured(
+    datasette: Datasette, request: ConsultationRequest, actor: Actor
+) -> tuple[Mapping[str, Any], Findings]:
+    profile = await profile_of(datasette, request, actor)
+    return profile, await findings_of(datasette, request, actor, profile)
 
 
 async def _estimate(

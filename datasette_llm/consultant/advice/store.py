@@ -44,13 +44,25 @@ COLUMNS = (
     "error_message",
     "latency_ms",
     "call_id",
+    "findings",
+    "findings_note",
+    "suggested_config",
 )
-JSON_COLUMNS = ("exclude", "profile", "advice", "rejected", "checks")
+JSON_COLUMNS = (
+    "exclude",
+    "profile",
+    "advice",
+    "rejected",
+    "checks",
+    "findings",
+    "suggested_config",
+)
 _REQUIRED_JSON = {"exclude", "rejected", "checks"}
-_JSON_TYPES: Mapping[str, type] = {
-    name: list if name in _REQUIRED_JSON else dict for name in JSON_COLUMNS
-}
-_LONG_COLUMNS = (*JSON_COLUMNS, "system_prompt", "user_prompt", "raw_answer")
+# Of the columns that every version has.
+_JSON_TYPES: Mapping[str, type] = {"profile": dict, "advice": dict} | dict.fromkeys(
+    _REQUIRED_JSON, list
+)
+_LONG_COLUMNS = (*JSON_COLUMNS, "findings_note", "system_prompt", "user_prompt", "raw_answer")
 LIST_COLUMNS = tuple(name for name in COLUMNS if name not in _LONG_COLUMNS)
 _INSERT = (
     f"insert into llm_consultations ({', '.join(COLUMNS)}) "
@@ -60,9 +72,11 @@ _IN_TABLES = (
     "(database_name, table_name) in "
     "(select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:tables))"
 )
+# Earlier versions have no columns from here on.
+_FINDINGS = COLUMNS.index("findings")
 # A row that no version has written; everything else in these columns is of their types.
 _ODD = (
-    f"('blob' in ({', '.join(f'typeof({name})' for name in COLUMNS)}) "
+    f"('blob' in ({', '.join(f'typeof({name})' for name in COLUMNS[:_FINDINGS])}) "
     "or typeof(latency_ms) = 'text')"
 )
 MAX_WARNINGS = 100
@@ -128,6 +142,13 @@ def m002_retention(db: Database) -> None:
 @migrations()
 def m003_calls(db: Database) -> None:
     db.execute("create index llm_consultations_call on llm_consultations (call_id)")
+
+
+@migrations()
+def m004_findings(db: Database) -> None:
+    db.execute("alter table llm_consultations add column findings text")
+    db.execute("alter table llm_consultations add column findings_note text")
+    db.execute("alter table llm_consultations add column suggested_config text")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -196,7 +217,7 @@ def _parsed(row: Row) -> Row | None:
         values = {name: json.loads(text) for name, text in texts.items()}
     except (ValueError, TypeError, RecursionError):
         values = {}
-    kinds = {name: type(value) for name, value in values.items()}
+    kinds = {name: type(values[name]) for name in _JSON_TYPES.keys() & values.keys()}
     if dict(_JSON_TYPES) | kinds != _JSON_TYPES or _REQUIRED_JSON - values.keys():
         _warn(row["id"])
         return None
@@ -224,6 +245,27 @@ async def read_page(datasette: Datasette, tables: str, before: str | None, limit
     return await _read(datasette, LIST_COLUMNS, f"{where} order by id desc limit :limit", values)
 
 
+async def has_findings(datasette: Datasette, row: Mapping[str, Any]) -> bool:
+    """True if the last findings of a table without a model, for the same actor, are these.
+
+    Args:
+        datasette: the Datasette instance.
+        row: as for `write`.
+    """
+    where = """id = (
+        select max(id) from llm_consultations where database_name = :database_name
+        and table_name = :table_name and actor_id is :actor_id and exclude = :exclude
+        and user_prompt is null and outcome = 'ok'
+    ) and findings = :findings"""
+    texts = {name: _json(row[name]) for name in ("exclude", "findings")}
+    names = ("database_name", "table_name", "actor_id")
+    values = storable({name: row[name] for name in names} | texts)
+    try:
+        return bool(await _read(datasette, ("id",), where, values))
+    except sqlite3.OperationalError:  # the table is of an earlier version, without findings
+        return False
+
+
 async def tables_of_call(datasette: Datasette, call_id: str) -> set[tuple[str, str]]:
     """The tables that a call in the call log was about, as (database, table).
 
@@ -248,7 +290,10 @@ async def _read(
     def read(connection: sqlite3.Connection) -> list[Row]:
         if not _has_table(connection):
             return []  # before the first consultation
-        sql = f"select {', '.join(columns)} from llm_consultations where not {_ODD} and {where}"
+        # An earlier version's table has no findings until the next consultation is stored.
+        known = {row[1] for row in connection.execute("pragma table_info(llm_consultations)")}
+        selected = ", ".join(name if name in known else "null" for name in columns)
+        sql = f"select {selected} from llm_consultations where not {_ODD} and {where}"
         rows = connection.execute(sql, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 

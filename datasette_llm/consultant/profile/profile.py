@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import instance
 from ...errors import TableNotFoundError
-from .column_stats import display_value
-from .measure import Measurement, measure
-from .sampling import Sample
+from .groups import Groups, display_value
+from .measure import ColumnStats, Measurement, measure
+from .scan import Figures, decoded
 from .table import Column, ColumnMetadata, read_metadata
 from .time_budget import Clock
 
 if TYPE_CHECKING:
+    from sqlite3 import Connection
+
     from datasette.app import Datasette
 
     from ...config.settings import ConsultantSettings
 
-SAMPLE_ROWS = 5
+# Profiles at once, and the connections of each. They are not those of Datasette's pages.
+PROFILES = 2
+CONNECTIONS = 2
+WAITING = "Waiting for other profiles to end"
+GEE = "GEE (guaranteed-error estimator)"
+UNIQUE = "a unique column has as many as values"
 _FOREVER_S = 1e9
 
 
@@ -33,7 +43,9 @@ async def make_profile(
     *,
     exclude: Collection[str] = (),
     settings: ConsultantSettings,
+    other_tables: Sequence[str] = (),
     clock: Clock = time.perf_counter,
+    on_wait: Callable[[str], None] = lambda word: None,
 ) -> dict[str, Any]:
     """Profile a table or view, within a time limit.
 
@@ -47,12 +59,16 @@ async def make_profile(
         exclude: columns to leave out besides those of the configuration, in the same forms; names
             that match no column are ignored.
         settings: which values may be included, the time limit and the columns to leave out.
+        other_tables: the names of other tables that the reader may view.
         clock: gives the time in seconds.
+        on_wait: called with a sentence where too many profiles are being made.
 
     Returns:
         JSON data; the same for the same table, unless the time limit was reached. `rows.count` is
-        None where it is unknown, `sample` is None where no sample was used. A column's `rows` is
-        the number of rows behind its statistics, and `exact` says whether these are all rows.
+        None where it is unknown. A column's `rows` is the number of rows behind its nulls, types,
+        extremes, mean, deviation and lengths, and `exact` says whether these are all rows;
+        `grouped` says the same of its distinct and frequent values and its quartiles. A `distinct`
+        that is not exact is between `at_least` and `at_most`, which is None where it is unknown.
 
     Raises:
         TableNotFoundError: there is no such database, table or view.
@@ -68,18 +84,25 @@ async def make_profile(
         exclude=(*settings.exclude, *exclude),
         settings=settings,
     )
-    measured = await _in_read_thread(datasette, database, work, clock)
-    return _profile(database, measured, metadata)
+    running = instance.of(datasette, _Running)
+    if running.locked():
+        on_wait(WAITING)
+    async with running:
+        measured = await _in_own_thread(datasette, database, work, clock)
+    return as_json(database, measured, metadata, other_tables)
 
 
-class _OneAtATime(asyncio.Lock):
-    """The lock that a profile is made under."""
+class _Running(asyncio.Semaphore):
+    """The profiles that are being made."""
+
+    def __init__(self) -> None:
+        super().__init__(PROFILES)
 
 
-async def _in_read_thread(
+async def _in_own_thread(
     datasette: Datasette, database: str, work: Callable[..., Measurement], clock: Clock
 ) -> Measurement:
-    """Run the work in a read thread, and stop it when the caller is cancelled."""
+    """Run the work in a thread of its own, and stop it when the caller is cancelled."""
     cancelled = False
     calls = itertools.count()
 
@@ -87,55 +110,210 @@ async def _in_read_thread(
         # The first call sets the start of the time limit.
         return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
 
+    def run(connections: int) -> Measurement:
+        with _connections(datasette, database, connections) as opened:
+            return work(opened, clock=stoppable_clock)
+
+    if datasette.executor is None:  # it is set to use no threads
+        return run(1)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="llm-profile")
     try:
-        # One at a time, so that profiles leave Datasette's other reading threads to its pages.
-        async with instance.of(datasette, _OneAtATime):
-            measured: Measurement = await datasette.get_database(database).execute_fn(
-                lambda connection: work(connection, clock=stoppable_clock)
-            )
+        return await asyncio.get_running_loop().run_in_executor(thread, run, CONNECTIONS)
     finally:
         cancelled = True
-    return measured
+        thread.shutdown(wait=False)
 
 
-def _profile(database: str, measured: Measurement, metadata: ColumnMetadata) -> dict[str, Any]:
-    sample, columns = measured.sample, measured.columns
-    with_rows = measured.values == "sample"
-    sampled = with_rows or len(measured.exact) < len(columns)
+@contextmanager
+def _connections(datasette: Datasette, database: str, count: int) -> Iterator[list[Connection]]:
+    """Connections for reading, as Datasette's own are: with its extensions and functions."""
+    source = datasette.get_database(database)
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            connection = source.connect()
+            stack.callback(_close, source, connection)
+            # Plugins add the functions that views use; Datasette has no public name for it.
+            datasette._prepare_connection(connection, database)  # noqa: SLF001
+            connection.row_factory = None
+            opened.append(connection)
+        yield opened
+
+
+def _close(source: Any, connection: Connection) -> None:
+    connection.close()
+    # Else Datasette would keep it until it shuts down; it does the same for those it closes.
+    if connection in source._all_connections:  # noqa: SLF001
+        source._all_connections.remove(connection)  # noqa: SLF001
+
+
+def as_json(
+    database: str, measured: Measurement, metadata: ColumnMetadata, other_tables: Sequence[str]
+) -> dict[str, Any]:
+    """The profile that `make_profile` returns, from what was measured."""
+    table, shows_values = measured.table, measured.values != "none"
     profile = {
         "database": database,
-        "table": measured.table.name,
-        "kind": measured.table.kind,
+        "table": table.name,
+        "kind": table.kind,
         "description": metadata.description,
-        "rows": {"count": sample.table_rows, "exact": measured.count is not None},
-        "sample": {"rows": sample.rows, "of": sample.table_rows} if sampled else None,
-        "columns": [_column(column, measured, metadata) for column in columns],
+        "rows": {"count": measured.count, "exact": measured.exact},
+        "sample": None if measured.exact else {"rows": measured.seen, "of": measured.count},
+        "columns": [_column(column, measured, metadata) for column in measured.columns],
+        "checks": _checks(measured) if shows_values else [],
+        "other_tables": [name for name in other_tables if name != table.name],
         "left_out": list(measured.left_out),
         "values": measured.values,
     }
-    return profile | ({"sample_rows": _sample_rows(sample)} if with_rows else {})
+    return profile | ({"sample_rows": measured.sample_rows} if measured.values == "sample" else {})
+
+
+def _checks(measured: Measurement) -> list[str]:
+    """The table's conditions, but those that may be about a column that is left out."""
+    hidden = [name.casefold() for name in measured.left_out]
+    return [
+        check for check in measured.table.checks if not any(n in check.casefold() for n in hidden)
+    ]
 
 
 def _column(column: Column, measured: Measurement, metadata: ColumnMetadata) -> dict[str, Any]:
-    stats = dict(measured.stats[column.name])
-    exact = column.name in measured.exact
-    rows, distinct = stats.pop("rows"), stats.pop("distinct")
-    return {
+    stats = measured.stats[column.name]
+    figures, groups = stats.figures, stats.groups
+    made = {
         "name": column.name,
         "declared_type": column.declared_type,
-        "observed_types": stats.pop("observed_types"),
+        "observed_types": _observed_types(figures),
         "primary_key": column.primary_key,
         "foreign_key": _foreign_key(column),
         "full_text_search": column.full_text_search,
+        "not_null": column.not_null,
+        "unique": column.unique,
+        "indexed": column.indexed,
+        "generated": column.generated,
         "description": metadata.columns.get(column.name),
         "unit": metadata.units.get(column.name),
         "column_type": metadata.column_types.get(column.name),
-        "null_fraction": stats.pop("null_fraction"),
-        "distinct": {"count": distinct, "exact": exact},
-        **stats,
-        "exact": exact,
-        "rows": rows,
+        "null_fraction": _fraction(figures.rows - figures.filled, figures.rows),
+        "empty_texts": figures.empty,
+        "distinct": _distinct(column, measured),
+        **_values(stats),
+        "length": _length(figures),
+        "blob_size": _blob_size(figures),
+        "exact": stats.exact,
+        "rows": figures.rows,
+        "grouped": {"rows": groups.rows, "exact": stats.groups_exact} if groups else None,
+        "error": stats.error,
     }
+    return made if measured.values != "none" else made | _HIDDEN_VALUES
+
+
+def _values(stats: ColumnStats) -> dict[str, Any]:
+    figures, groups = stats.figures, stats.groups
+    first, last = (
+        end if end is None else decoded(end, stats.encoding)
+        for end in (figures.first, figures.last)
+    )
+    numeric = {
+        "count": figures.numeric,
+        "min": display_value(figures.numeric_low),
+        "max": display_value(figures.numeric_high),
+    }
+    return {
+        # As SQLite orders values: numbers before texts.
+        "min": display_value(first if figures.low is None else figures.low),
+        "max": display_value(figures.high if last is None else last),
+        "mean": display_value(stats.mean),
+        "deviation": stats.deviation,
+        "quartiles": [display_value(each) for each in (groups and groups.quartiles) or ()] or None,
+        "numeric_texts": numeric if figures.numeric else None,
+        "top_values": [
+            {"value": display_value(value), "count": count}
+            for value, count in (groups.top if groups else ())
+        ],
+        "masks": _masks(groups, stats.masks_exact) if groups else None,
+    }
+
+
+_HIDDEN_VALUES: dict[str, Any] = {
+    **dict.fromkeys(["min", "max", "mean", "deviation", "quartiles", "numeric_texts", "masks"]),
+    "top_values": [],
+}
+
+
+def _masks(groups: Groups, exact: bool) -> dict[str, Any] | None:
+    masks = groups.masks
+    if masks is None or not masks.texts:
+        return None
+    counts = [{"mask": mask, "count": count} for mask, count in masks.counts]
+    return {"counts": counts, "dates": masks.dates, "texts": masks.texts, "exact": exact}
+
+
+def _distinct(column: Column, measured: Measurement) -> dict[str, Any]:
+    """The number of different values, or the bracket that it is in, and how it was estimated."""
+    stats = measured.stats[column.name]
+    figures, groups = stats.figures, stats.groups
+    if stats.groups_exact and groups:
+        return {"count": groups.distinct, "exact": True}
+    values = _expected_values(figures, measured)
+    if column.unique:
+        if stats.exact:
+            return {"count": figures.filled, "exact": True}
+        return _bracket(values, figures.filled, values, UNIQUE)
+    if groups is None or not groups.filled:
+        return _bracket(None, min(figures.filled, 1), values, GEE)
+    # Each value that the sample has once stands for up to this many that it has not.
+    times = max(values / groups.filled, 1.0) if values is not None else None
+    if times is None:
+        return _bracket(None, groups.distinct, None, GEE)
+    others = groups.distinct - groups.single
+    most = round(others + times * groups.single)
+    if figures.integers == figures.filled and figures.low is not None and stats.exact:
+        most = min(most, int(figures.high or 0) - int(figures.low) + 1)
+    estimate = min(round(others + math.sqrt(times) * groups.single), most)
+    return _bracket(max(estimate, groups.distinct), groups.distinct, most, GEE)
+
+
+def _bracket(
+    count: int | None, at_least: int, at_most: int | None, estimator: str
+) -> dict[str, Any]:
+    bracket = {"at_least": at_least, "at_most": at_most, "estimator": estimator}
+    return {"count": count, "exact": False} | bracket
+
+
+def _expected_values(figures: Figures, measured: Measurement) -> int | None:
+    """How many values of a column are not null, in the whole table; None where it is unknown."""
+    if measured.count is None or not figures.rows:
+        return None
+    return round(measured.count * figures.filled / figures.rows)
+
+
+def _observed_types(figures: Figures) -> dict[str, int]:
+    counts = {
+        "null": figures.rows - figures.filled,
+        "integer": figures.integers,
+        "real": figures.reals,
+        "text": figures.texts,
+        "blob": figures.blobs,
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _length(figures: Figures) -> dict[str, Any] | None:
+    if not figures.texts:
+        return None
+    mean = _fraction(figures.characters, figures.texts)
+    return {"min": figures.shortest, "max": figures.longest, "mean": mean}
+
+
+def _blob_size(figures: Figures) -> dict[str, Any] | None:
+    if not figures.blobs:
+        return None
+    mean = _fraction(figures.bytes, figures.blobs)
+    return {"min": figures.smallest, "max": figures.largest, "mean": mean}
+
+
+def _fraction(part: float, whole: int) -> float | None:
+    return float(f"{part / whole:.12g}") if whole else None
 
 
 def _foreign_key(column: Column) -> dict[str, str | None] | None:
@@ -143,15 +321,3 @@ def _foreign_key(column: Column) -> dict[str, str | None] | None:
         return None
     table, other = column.foreign_key
     return {"table": table, "column": other}
-
-
-def _sample_rows(sample: Sample) -> list[dict[str, Any]]:
-    """A few whole rows, spread over the sample."""
-    count = min(SAMPLE_ROWS, sample.rows)
-    indexes = [sample.rows * number // count for number in range(count)]
-    columns = {name: list(sample.cells(name)) for name in sample.names}
-    return [{name: _display(*cells[index]) for name, cells in columns.items()} for index in indexes]
-
-
-def _display(value: Any, length: int | None) -> Any:
-    return {"blob_size": length} if isinstance(value, bytes) else display_value(value)

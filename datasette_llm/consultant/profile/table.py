@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from datasette.utils import detect_fts, get_outbound_foreign_keys
 from datasette.utils.sqlite import sqlite3
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 # In pragma table_xinfo: a column of a virtual table that `select *` leaves out too.
 _HIDDEN = 1
+# In the same: a generated column, virtual or stored.
+_GENERATED = (2, 3)
+_CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
+# A comment, a quoted text or name, a parenthesis.
+_TOKEN = re.compile(
+    r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^]]*\]|[()]""", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,11 @@ class Column:
     """A column as declared.
 
     Attributes:
-        untyped: it stores values without conversion, so that 1 and 1.0 may both occur.
         foreign_key: the referenced table and column; the column is None for the primary key.
+        not_null: whether the schema forbids null.
+        unique: whether the schema forbids the same value twice.
+        indexed: whether it is the first column of an index, or the rowid.
+        generated: whether it is computed from other columns.
     """
 
     name: str
@@ -36,7 +46,10 @@ class Column:
     primary_key: bool
     foreign_key: tuple[str, str | None] | None
     full_text_search: bool
-    untyped: bool
+    not_null: bool = False
+    unique: bool = False
+    indexed: bool = False
+    generated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +58,14 @@ class Table:
 
     Attributes:
         rowid: the name of its rowid; None where it has none that can be used.
+        checks: the conditions of its CHECK constraints.
     """
 
     name: str
     kind: Literal["table", "view"]
     columns: tuple[Column, ...]
     rowid: str | None
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +147,7 @@ def may_hold_excluded(
         if kind == "view" or table in virtual or any(table.startswith(f"{v}_") for v in virtual):
             made_of_others[table] = _unquoted(text)
         else:
-            columns = [column for column, *_ in _declared(connection, table)]
+            columns = [each.name for each in _declared(connection, table)]
             if found := columns_left_out(database, table, columns, exclude):
                 suspicious |= {_unquoted(table), *map(_unquoted, found)}
     while name in made_of_others:
@@ -160,11 +175,28 @@ def read_table(connection: Connection, name: str) -> Table:
     if found is None:
         raise TableNotFoundError(name)
     kind, definition = found
-    virtual = (definition or "").lstrip().upper().startswith("CREATE VIRTUAL")
+    definition = definition or ""
+    virtual = definition.lstrip().upper().startswith("CREATE VIRTUAL")
     ordinary = kind == "table" and not virtual
-    columns = _columns(connection, name, typed=ordinary)
-    rowid = _rowid(connection, name, {column.name for column in columns}) if ordinary else None
-    return Table(name, kind, columns, rowid)
+    declared = _declared(connection, name)
+    rowid = _rowid(connection, name, {each.name for each in declared}) if ordinary else None
+    columns = _columns(connection, name, declared, has_rowid=rowid is not None)
+    return Table(name, kind, columns, rowid, checks_of(definition) if ordinary else ())
+
+
+def checks_of(definition: str) -> tuple[str, ...]:
+    """The conditions of the CHECK constraints in a CREATE TABLE statement."""
+    checks, opened, start = [], 0, 0
+    constraints = {match.end() - 1 for match in _CHECK.finditer(definition)}
+    for token in _TOKEN.finditer(definition):
+        if token[0] == "(":
+            if opened or token.start() in constraints:
+                opened, start = opened + 1, start if opened else token.end()
+        elif token[0] == ")" and opened:
+            opened -= 1
+            if not opened:
+                checks.append(definition[start : token.start()].strip())
+    return tuple(checks)
 
 
 async def read_metadata(datasette: Datasette, database: str, table: str) -> ColumnMetadata:
@@ -181,42 +213,71 @@ async def read_metadata(datasette: Datasette, database: str, table: str) -> Colu
     )
 
 
-def _columns(connection: Connection, table: str, *, typed: bool) -> tuple[Column, ...]:
+class _Declared(NamedTuple):
+    """A row of pragma table_xinfo, without the number of the column."""
+
+    name: str
+    type: str
+    not_null: int
+    default: str | None
+    key: int
+    hidden: int
+
+
+def _columns(
+    connection: Connection, table: str, declared: Sequence[_Declared], *, has_rowid: bool
+) -> tuple[Column, ...]:
     keys = {
         key["column"].casefold(): (key["other_table"], key["other_column"])
         for key in get_outbound_foreign_keys(connection, table)
     }
     searchable = _searchable_columns(connection, table)
+    unique, indexed = _indexed(connection, table)
+    primary = [each for each in declared if each.key]
+    if has_rowid and len(primary) == 1 and (primary[0].type or "").upper() == "INTEGER":
+        unique.add(primary[0].name)
+        indexed.add(primary[0].name)
     return tuple(
         Column(
-            name,
-            declared or "",
-            bool(key),
-            keys.get(name.casefold()),
-            name in searchable,
-            untyped=not typed or _is_untyped(declared or ""),
+            each.name,
+            each.type or "",
+            bool(each.key),
+            keys.get(each.name.casefold()),
+            each.name in searchable,
+            bool(each.not_null),
+            each.name in unique,
+            each.name in indexed,
+            each.hidden in _GENERATED,
         )
-        for name, declared, key, hidden in _declared(connection, table)
-        if hidden != _HIDDEN
+        for each in declared
+        if each.hidden != _HIDDEN
     )
 
 
-def _is_untyped(declared: str) -> bool:
-    # A column of type ANY converts nothing in a STRICT table.
-    kind = declared.upper()
-    return kind in ("", "ANY") or ("BLOB" in kind and "INT" not in kind)
+def _indexed(connection: Connection, table: str) -> tuple[set[str], set[str]]:
+    """The columns whose values are unique, and those that an index begins with."""
+    unique, indexed = set[str](), set[str]()
+    indexes = connection.execute(f"pragma index_list({quote_identifier(table)})").fetchall()
+    for _, index, is_unique, _, partial in indexes:
+        columns = connection.execute(f"pragma index_info({quote_identifier(index)})").fetchall()
+        if partial or columns[0][2] is None:  # of some rows, of an expression
+            continue
+        indexed.add(columns[0][2])
+        if is_unique and len(columns) == 1:
+            unique.add(columns[0][2])
+    return unique, indexed
 
 
-def _declared(connection: Connection, table: str) -> list[tuple[str, str, int, int]]:
+def _declared(connection: Connection, table: str) -> list[_Declared]:
     rows = connection.execute(f"pragma table_xinfo({quote_identifier(table)})").fetchall()
-    return [(name, declared, key, hidden) for _, name, declared, _, _, key, hidden in rows]
+    return [_Declared(*row[1:]) for row in rows]
 
 
 def _searchable_columns(connection: Connection, table: str) -> set[str]:
     index = detect_fts(connection, table)
     if index is None:
         return set()
-    return {name for name, _, _, hidden in _declared(connection, index) if hidden != _HIDDEN}
+    return {each.name for each in _declared(connection, index) if each.hidden != _HIDDEN}
 
 
 def _rowid(connection: Connection, table: str, taken: Collection[str]) -> str | None:

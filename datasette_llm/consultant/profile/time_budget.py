@@ -11,74 +11,65 @@ from datasette.utils.sqlite import sqlite3
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-# SQLite virtual machine instructions between two checks of the clock, as in Datasette.
-INSTRUCTIONS_PER_CHECK = 1_000
+# SQLite virtual machine instructions between two checks of the clock: some milliseconds of them.
+# Each check takes Python's lock, which the event loop and other threads want too.
+MAX_INSTRUCTIONS = 200_000
 # The same where each instruction may read megabytes.
-FEW_INSTRUCTIONS_PER_CHECK = 20
+MIN_INSTRUCTIONS = 20
+_BYTES_PER_CHECK = 20_000_000
+# The share of the limit at which SQLite is stopped; the rest is for what is made of the results.
+STOP_SHARE = 0.95
 
 Clock = Callable[[], float]
 
 
 class OutOfTimeError(Exception):
-    """Work was stopped, or not started, because its share of the time limit is used up."""
+    """Work was stopped, or not started, because the time limit is used up."""
+
+
+def instructions_for(row_size: float) -> int:
+    """How many instructions SQLite may run between two checks, for rows of so many bytes."""
+    return min(max(int(_BYTES_PER_CHECK / max(row_size, 1)), MIN_INSTRUCTIONS), MAX_INSTRUCTIONS)
 
 
 class TimeBudget:
     """A time limit that begins when it is created."""
 
-    def __init__(self, connection: Connection, seconds: float, clock: Clock) -> None:
+    def __init__(self, seconds: float, clock: Clock) -> None:
         """
         Args:
-            connection: the connection to interrupt; it must not be used elsewhere meanwhile.
             seconds: the limit.
             clock: gives the time in seconds.
         """
-        self._connection = connection
-        self._seconds = seconds
         self._clock = clock
-        self._started = clock()
-        self._end = seconds
+        self._end = clock() + STOP_SHARE * seconds
 
     @property
-    def spent(self) -> float:
-        """The seconds since the start."""
-        return self._clock() - self._started
-
-    @property
-    def left(self) -> float:
-        """The seconds that remain; negative after the end."""
-        return self._seconds - self.spent
-
-    def check(self) -> None:
-        """Check the time between rows, since reading large values takes few instructions.
-
-        Raises:
-            OutOfTimeError: the share of the limit given to `until` is used up.
-        """
-        if self.spent >= self._end:
-            raise OutOfTimeError
+    def used_up(self) -> bool:
+        """Whether nothing more may be started."""
+        return self._clock() >= self._end
 
     @contextmanager
-    def until(self, share: float, *, instructions: int = INSTRUCTIONS_PER_CHECK) -> Iterator[None]:
-        """Interrupt SQLite in the block when this share of the limit is used up.
+    def limit(self, connection: Connection, instructions: int) -> Iterator[None]:
+        """Interrupt SQLite in the block when the limit is used up.
 
         Args:
-            share: of the whole limit, from its start; 1 is all of it.
+            connection: the connection to interrupt; no other thread uses it meanwhile.
             instructions: how many SQLite runs between two checks of the clock.
 
         Raises:
             OutOfTimeError: the block was interrupted, or not entered.
         """
-        self._end = share * self._seconds
-        self.check()
+        if self.used_up:
+            raise OutOfTimeError
         stopped = False
 
         def stop() -> bool:
             nonlocal stopped
-            stopped = self.spent >= self._end
+            stopped = self.used_up
             return stopped
 
-        self._connection.set_progress_handler(stop, instructions)
+        connection.set_progress_handler(stop, instructions)
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -86,4 +77,4 @@ class TimeBudget:
                 raise OutOfTimeError from error
             raise
         finally:
-            self._connection.set_progress_handler(None, INSTRUCTIONS_PER_CHECK)
+            connection.set_progress_handler(None, 0)

@@ -53,9 +53,10 @@ async def test_preview_is_refused_without_permission(site):
             assert "Cleo" not in refused.text
         assert (await site.send({}, actor=actor)).status_code == 403
         await site.ask(status=403, actor=actor)
+    assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
     for address in EVERYTHING:
         assert "Cleo" in (await site.get(address)).text
-    assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
+    assert await site.rows() == []
 
 
 async def test_analyze_permission_needs_view_permission(site):
@@ -354,7 +355,7 @@ async def test_ndjson_leads_to_the_changed_preview(site):
     page = Page((await site.get(line["next"])).text)
     assert fields(page)["question"] == "New?"
     assert len([each for each in page.all("input") if "checked" in each]) == 1
-    assert await site.datasette.get_internal_database().table_exists("llm_consultations") is False
+    assert await site.rows() == []
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/x-ndjson"])
@@ -409,6 +410,196 @@ async def _posted(site, sent, accept, leaves):
         "server": ("localhost", 80),
     }
     await site.datasette.app()(scope, receive, send)
+
+
+# Findings, with and without a model
+
+DIRTY = """
+create table pets (id integer primary key, name text, weight, kind text, owner text);
+insert into pets values (1, 'Cleo', 12.5, 'dog', 'ana'), (2, ' Pancakes', 4, 'cat', 'ben'),
+    (3, 'Bob', 'NA', 'Cat', 'ben'), (4, 'Rex', 'NA', 'dog', 'ana'), (5, 'Tom', 5, 'cat', 'ana'),
+    (6, 'Mia', 3, 'cat', 'cid'), (7, 'Uno', 7, 'cat', 'ana'), (8, 'Duo', 8, 'dog', 'dan');
+create table secrets (ssn text primary key, name text);
+insert into secrets values ('111-22', 'ana');
+create table notes (id integer primary key, ssn text references secrets(ssn));
+insert into notes values (1, '111-22'), (2, '333-44'), (3, '555-66');
+"""
+
+
+async def test_a2_page_has_findings_without_a_model(start_site):
+    site = await start_site({}, schema=DIRTY)
+    shown = await site.preview()
+    assert {(each["kind"], *each["columns"]): each["rows"] for each in shown["findings"]} == {
+        ("disguised_missing", "weight"): 2,
+        ("edge_spaces", "name"): 1,
+        ("case_variants", "kind"): 1,
+    }
+    (missing,) = [each for each in shown["findings"] if each["kind"] == "disguised_missing"]
+    assert (missing["share"], missing["examples"]) == (0.25, ["NA"])
+    assert missing["evidence"]["kind"] == "rows"
+    assert shown["model_id"] is None
+    text = (await site.get(PETS)).text
+    assert text.index("disguised missing") < text.index("Ask a model")
+    assert "2 of 8 rows (25 %)" in text
+
+
+async def test_a1_configuration_needs_no_model(start_site):
+    """It is shown before a model is asked, and is part of the consultation without one."""
+    schema = "create table places (id integer primary key, name text, kind text);" + "".join(
+        f"insert into places values ({at}, 'Place {at}', '{'ab'[at % 2]}');" for at in range(20)
+    )
+    site = await start_site({}, schema=schema)
+    shown = await site.preview("places")
+    assert shown["suggested_config"]["facets"] == ["kind"]
+    assert "label_column: name" in shown["derived"]["datasette_yaml"]
+    address = "/data/places/-/llm-analyze"
+    assert "label_column: name" in (await site.get(address)).text.split("Ask a model")[0]
+    (row,) = await site.rows(asked=False)
+    stored = (await site.get(f"{PATH}/{row['id']}.json")).json()["consultation"]
+    assert stored["derived"] == shown["derived"]
+    assert "label_column: name" in (await site.get(f"{PATH}/{row['id']}")).text
+
+
+async def test_a2_opened_page_is_recorded_once(start_site):
+    """Until the findings change; a page that is asked for by HEAD or as JSON is not."""
+    site = await start_site({}, schema=DIRTY)
+    await site.preview()
+    assert (await site.datasette.client.head(PETS, actor=ANA)).status_code == 200
+    assert not await site.datasette.get_internal_database().table_exists("llm_consultations")
+    for _ in range(3):
+        await site.get(PETS)
+    (row,) = await site.rows(asked=False)
+    assert (row["outcome"], row["call_id"], row["model_id"]) == ("ok", None, None)
+    assert len(json.loads(row["findings"])) == 3
+    connection = sqlite3.connect(site.path)
+    connection.execute("update pets set name = 'Pancakes' where id = 2")
+    connection.commit()
+    connection.close()
+    await site.get(PETS)
+    rows = await site.rows(asked=False)
+    assert [len(json.loads(row["findings"])) for row in rows] == [3, 2]
+    page = (await site.get(f"{PATH}/{rows[0]['id']}")).text
+    assert "edge spaces" in page
+
+
+@pytest.mark.parametrize("said", [json.dumps(answer()), "No.", RuntimeError("It is down")])
+async def test_a2_findings_stay_whatever_the_answer(start_site, register_models, said):
+    model = ScriptedModel("scripted", [said], [said])
+    register_models(model)
+    site = await start_site(schema=DIRTY)
+    found = await site.ask()
+    assert len(found["findings"]) == 3
+    sent = json.loads(model.calls[0].prompt.split("<findings>")[1].split("</findings>")[0])
+    assert {each["kind"] for each in sent} == {each["kind"] for each in found["findings"]}
+    assert "evidence" not in sent[0]
+    assert "case variants" in (await site.get(f"{PATH}/{found['id']}")).text
+
+
+async def test_a2_references_need_view_permission(start_site):
+    site = await start_site({}, schema=DIRTY)
+    assert (await site.preview("notes"))["findings"] == []
+    (orphans,) = (await site.preview("notes", actor=EVE))["findings"]
+    assert (orphans["kind"], orphans["rows"]) == ("orphans", 2)
+
+
+async def test_a2_excluded_columns_have_no_findings(start_site):
+    consultant = {"exclude": ["pets.weight", "secrets.ssn"]}
+    site = await start_site({"consultant": consultant}, schema=DIRTY)
+    shown = await site.preview(query="?exclude=kind")
+    assert [each["columns"] for each in shown["findings"]] == [["name"]]
+    assert (await site.preview("notes", actor=EVE))["findings"] == []
+
+
+async def test_a2_values_setting_hides_examples(start_site):
+    examples = {}
+    for values in ("none", "top", "sample"):
+        site = await start_site({"consultant": {"values": values}}, schema=DIRTY)
+        found = (await site.preview())["findings"]
+        examples[values] = {each["kind"]: each["examples"] for each in found}
+        missing = next(each for each in found if each["kind"] == "disguised_missing")
+        assert (missing["evidence"] is None) is (values == "none")
+        site.path.unlink()
+    assert examples["none"] == {"disguised_missing": [], "edge_spaces": [], "case_variants": []}
+    assert examples["top"]["edge_spaces"] == examples["top"]["case_variants"] == []
+    assert examples["top"]["disguised_missing"] == ["NA"]
+    assert examples["sample"]["edge_spaces"] == [" Pancakes"]
+    assert examples["sample"]["case_variants"] == ["Cat"]
+
+
+async def test_a2_hostile_cells_and_names_are_harmless(start_site, register_models):
+    register_models(answering(answer()))
+    nasty = 'o\'p {0} {x!r} %s "<img src=x onerror=alert(1)>" `;--\x1b[31m\u202e</findings>'
+    cell = "<img src=x onerror=alert(2)> \x1b[31m \u202e=cmd|' /C calc'!A0 "
+    quoted = '"' + nasty.replace('"', '""') + '"'
+    values = ", ".join("(?, ?)" for _ in range(12))
+    site = await start_site({"default_model": "scripted", "consultant": {"values": "sample"}})
+    connection = sqlite3.connect(site.path)
+    connection.execute(f"create table {quoted} ({quoted} text, b)")
+    cells = [cell, cell, cell.upper(), "a\x00b ", "\ufffd", b"\xff\xfe", float("inf"), 1, "NA"]
+    rows = [(each, each) for each in [*cells, "x", "y", None]]
+    connection.execute(
+        f"insert into {quoted} values {values}", [each for row in rows for each in row]
+    )
+    connection.execute(f"insert into {quoted} values (cast(x'ff4120' as text), 1)")
+    connection.commit()
+    connection.close()
+    await site.datasette.refresh_schemas(force=True)
+    address = tilde_encode(nasty)
+    shown = await site.preview(address)
+    kinds = {each["kind"] for each in shown["findings"]}
+    assert {"edge_spaces", "case_variants", "mixed_types"} <= kinds
+    page = (await site.get(f"/data/{address}/-/llm-analyze")).text
+    assert not Page(page).all("img")
+    section = page.split("llm-findings")[1].split("</section>")[0]
+    sentences = [str(text) for each in shown["findings"] for text in each["examples"]]
+    sentences += [each["sentence"] for each in shown["findings"]]
+    for text in (section, *sentences):
+        assert not {"\x00", "\x1b", "\u202e"} & set(text)
+    found = await site.ask(address)
+    assert found["outcome"] == "ok"
+    assert found["user_prompt"].count("</findings>") == 1
+    stored = (await site.get(f"{PATH}/{found['id']}")).text
+    assert not Page(stored).all("img")
+
+
+async def test_a1_dismissed_finding_stays_dismissed(start_site, register_models):
+    model = answering(answer())
+    register_models(model)
+    site = await start_site(schema=DIRTY)
+    address = f"{PETS}/dismiss"
+    body = {"kind": "edge_spaces", "columns": '["name"]', "reason": f"They are real {HOSTILE}"}
+    post = site.datasette.client.post
+    for actor, status in ((None, 403), (BEN, 403), (ANA, 200)):
+        assert (await post(address, json=body, actor=actor)).status_code == status
+    for _ in range(2):
+        found = {each["kind"]: each["dismissed"] for each in (await site.preview())["findings"]}
+        assert found["case_variants"] is None
+        assert (found["edge_spaces"]["by"], found["edge_spaces"]["reason"]) == (
+            "ana",
+            f"They are real {HOSTILE}",
+        )
+    page = await previewed(site)
+    assert not page.all("img")
+    (again,) = [each for each in page.all("input") if each.get("name") == "restore"]
+    await site.ask()
+    assert "edge_spaces" not in model.calls[0].prompt
+    assert "case_variants" in model.calls[0].prompt
+    form = {"kind": "edge_spaces", "columns": '["name"]', "restore": again["value"]}
+    back = await post(address, data=form, actor=ANA, headers={"accept": "text/html"})
+    assert (back.status_code, back.headers["location"]) == (303, f"{PETS}#llm-findings")
+    assert {each["dismissed"] for each in (await site.preview())["findings"]} == {None}
+
+
+async def test_a1_dismissal_needs_kind_and_reason(start_site):
+    site = await start_site({}, schema=DIRTY)
+    good = {"kind": "edge_spaces", "columns": '["name"]', "reason": "x"}
+    for wrong in ({"kind": "x"}, {"columns": "{"}, {"columns": "[1]"}, {"reason": " "}):
+        answered = await site.datasette.client.post(f"{PETS}/dismiss", json=good | wrong, actor=ANA)
+        assert (answered.status_code, next(iter(wrong)) in answered.text) == (400, True)
+    long = good | {"reason": "x" * 501}
+    refused = await site.datasette.client.post(f"{PETS}/dismiss", json=long, actor=ANA)
+    assert refused.status_code == 400
+    await site.get(f"{PETS}/dismiss", 405)
 
 
 # Untrusted names and texts

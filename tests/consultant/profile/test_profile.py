@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import math
+import re
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean, pstdev, quantiles
 from typing import Any
 from unittest.mock import patch
 
@@ -24,9 +26,9 @@ from hypothesis import strategies as st
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.config.settings import ConsultantSettings
 from datasette_llm.consultant.profile import measure as measuring
-from datasette_llm.consultant.profile import sampling
 from datasette_llm.consultant.profile.measure import Measurement, measure
-from datasette_llm.consultant.profile.profile import make_profile
+from datasette_llm.consultant.profile.profile import as_json, make_profile
+from datasette_llm.consultant.profile.table import ColumnMetadata
 from datasette_llm.errors import ProfileError, TableNotFoundError
 from tests.support.openai_server import BOUND_S
 
@@ -104,7 +106,7 @@ def measured_of(
     connection: sqlite3.Connection, clock: Any = None, exclude: Any = (), **settings: Any
 ) -> Measurement:
     return measure(
-        connection,
+        [connection],
         database="data",
         name="t",
         exclude=exclude,
@@ -158,13 +160,14 @@ async def test_stats_of_a_small_table_match_plain_sql(
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 CELLS = (
     st.none()
-    | st.sampled_from([0, 1, 1.0, -1, "", "a", "A", b"", b"a", "1"])
+    | st.sampled_from([0, 1, 1.0, -1, "", "a", "A", b"", b"a", "1", "a\0b", "\0", "A1-é", " 7.5 "])
     | INTEGERS
     | st.floats(allow_nan=False)
-    # SQLite's length() ends at NUL, and text with a lone surrogate is none.
-    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=90)
+    | st.floats(-1e6, 1e6).map(str)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=90)
     | st.binary(max_size=5)
 )
+NUMERIC = re.compile(r"[ \t\n\v\f\r]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t\n\v\f\r]*", re.ASCII)
 
 
 def naive(cells: list[Any]) -> dict[str, Any]:
@@ -173,20 +176,53 @@ def naive(cells: list[Any]) -> dict[str, Any]:
     types = Counter(kinds[None if cell is None else type(cell)] for cell in cells)
     numbers = [cell for cell in cells if isinstance(cell, int | float)]
     texts = [cell for cell in cells if isinstance(cell, str)]
+    # Others Python's quantiles() cannot interpolate.
+    finite = all(abs(cell) < 1e300 for cell in numbers)
+    blobs = [len(cell) for cell in cells if isinstance(cell, bytes)]
     counts = Counter(cell for cell in numbers + texts)
     ordered = [*sorted(numbers), *sorted(texts, key=str.encode)]
     often = [(count, value) for value, count in counts.items() if count > 1]
     return {
         "rows": len(cells),
         "observed_types": dict(types),
-        "null_fraction": types["null"] / len(cells) if cells else None,
-        "distinct": len({cell for cell in cells if cell is not None}),
+        "null_fraction": pytest.approx(types["null"] / len(cells)) if cells else None,
+        "empty_texts": texts.count(""),
+        "distinct": {"count": len({cell for cell in cells if cell is not None}), "exact": True},
         "min": cut(ordered[0]) if ordered else None,
         "max": cut(ordered[-1]) if ordered else None,
-        "lengths": [min(map(len, texts)), max(map(len, texts))] if texts else None,
+        "length": lengths_of([len(text) for text in texts]),
+        "blob_size": lengths_of(blobs),
+        "numeric_texts": numeric_of([float(text) for text in texts if NUMERIC.fullmatch(text)]),
+        "quartiles": quartiles_of(sorted(numbers)) if finite else None,
         "often": sorted((count for count, _ in often), reverse=True)[:10],
         "of": {cut(value): count for count, value in often},
     }
+
+
+def lengths_of(lengths: list[int]) -> dict[str, Any] | None:
+    if not lengths:
+        return None
+    mean = pytest.approx(sum(lengths) / len(lengths))
+    return {"min": min(lengths), "max": max(lengths), "mean": mean}
+
+
+def numeric_of(numbers: list[float]) -> dict[str, Any] | None:
+    if not numbers:
+        return None
+    low, high = (cut(end) for end in (min(numbers), max(numbers)))
+    return {"count": len(numbers), "min": near(low), "max": near(high)}
+
+
+def quartiles_of(numbers: list[float]) -> list[Any] | None:
+    if not numbers:
+        return None
+    found = quantiles(numbers, method="inclusive") if len(numbers) > 1 else numbers * 3
+    error = max(map(abs, numbers)) * 1e-12
+    return [pytest.approx(each, rel=1e-9, abs=error) for each in found]
+
+
+def near(value: Any) -> Any:
+    return value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-9)
 
 
 def cut(value: Any) -> Any:
@@ -195,88 +231,136 @@ def cut(value: Any) -> Any:
     return "-Infinity" if value == -math.inf else "Infinity" if value == math.inf else value
 
 
-@hypothesis_settings(max_examples=60)
-@given(st.lists(CELLS, max_size=30), st.sampled_from(["", "collate nocase", "blob", "text"]))
-def test_stats_match_a_naive_profile(cells: list[Any], declared: str) -> None:
+def profiled_of(connection: sqlite3.Connection, clock: Any = None, **settings: Any) -> Any:
+    measured = measured_of(connection, clock, **settings)
+    return as_json("data", measured, ColumnMetadata(None, {}, {}, {}), ())
+
+
+@hypothesis_settings(max_examples=150)
+@given(
+    st.lists(CELLS, max_size=30),
+    st.sampled_from(["", "collate nocase", "blob", "text", "real", "integer"]),
+    st.booleans(),
+)
+def test_a5_stats_match_a_naive_profile(cells: list[Any], declared: str, wide: bool) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.text_factory = lambda value: str(value, "utf-8", "replace")
         connection.execute(f"create table t (c {declared})")
-        connection.executemany("insert into t values (?)", [(cell,) for cell in cells])
+        # Each row is a chunk of its own, or all are one.
+        rows = [(number * 1_000 if wide else number, cell) for number, cell in enumerate(cells)]
+        connection.executemany("insert into t (rowid, c) values (?, ?)", rows)
         stored = [row[0] for row in connection.execute("select c from t")]
-        exact = measured_of(connection)
-        sampled = sampled_of(connection)
+        with patch.object(measuring, "LOOK_ROWS", 1):  # so that others do not fit what it saw
+            made = profiled_of(connection)
 
-    assert (exact.exact, sampled.exact) == ({"c"}, set())
-    expected = naive(stored)
-    for stats in (exact.stats["c"], sampled.stats["c"]):
-        same = {name: stats[name] for name in ("rows", "observed_types", "min", "max")}
-        assert same == {name: expected[name] for name in same}
-        assert stats["null_fraction"] == pytest.approx(expected["null_fraction"])
-        assert stats["distinct"] == expected["distinct"]
-        length = stats["length"]
-        assert (length and [length["min"], length["max"]]) == expected["lengths"]
-        top = [(each["value"], each["count"]) for each in stats["top_values"]]
-        assert [count for _, count in top] == expected["often"]
-        assert all(expected["of"][value] == count for value, count in top)
-
-
-def sampled_of(connection: sqlite3.Connection, **settings: Any) -> Measurement:
-    """A measurement whose time limit ends as soon as the sample was taken."""
-    clock = LeapingClock()
-    real = measuring.sample_results
-
-    def late(*args: Any, **kwargs: Any) -> Any:
-        clock.now = 1e9
-        return real(*args, **kwargs)
-
-    with patch.object(measuring, "sample_results", late):
-        return measured_of(connection, clock, **settings)
+    expected, column = naive(stored), made["columns"][0]
+    often, of = expected.pop("often"), expected.pop("of")
+    if expected["quartiles"] is None and column["quartiles"] is not None:
+        del expected["quartiles"]
+    assert {name: column[name] for name in expected} == expected
+    assert (column["exact"], made["rows"]) == (True, {"count": len(cells), "exact": True})
+    top = [(each["value"], each["count"]) for each in column["top_values"]]
+    assert [count for _, count in top] == often
+    assert all(of[value] == count for value, count in top)
+    numbers = [float(cell) for cell in stored if isinstance(cell, int | float)]
+    if numbers and all(abs(number) < 1e100 for number in numbers):
+        error = max(map(abs, numbers)) * 1e-7 + 1e-150
+        assert column["mean"] == pytest.approx(fmean(numbers), abs=error)
+        assert column["deviation"] == pytest.approx(pstdev(numbers), abs=error)
 
 
-async def test_column_without_time_is_sampled(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
-    rows_of(connection, 6_000)
-    clock = LeapingClock()
-    real = measuring.sample_results
+@hypothesis_settings(max_examples=40)
+@given(st.lists(st.integers(-50, 50) | st.none(), max_size=40, unique=True))
+def test_a5_unique_column_is_not_grouped(cells: list[int | None]) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("create table t (id integer primary key, c unique)")
+        connection.executemany("insert into t (c) values (?)", [(cell,) for cell in cells])
+        statements: list[str] = []
+        connection.set_trace_callback(statements.append)
+        columns = columns_of(profiled_of(connection))
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        clock.now = 1e9
-        return real(*args, **kwargs)
+    for name, values in (("id", list(range(1, len(cells) + 1))), ("c", cells)):
+        expected = naive(list(values))
+        assert columns[name]["quartiles"] == expected["quartiles"]
+        assert columns[name]["distinct"] == expected["distinct"]
+    grouped = [sql for sql in statements if "group by" in sql and "json_each" not in sql]
+    assert grouped == []
 
-    with patch.object(measuring, "sample_results", slow):
-        made = await profile(clock=clock)
 
-    assert made["rows"] == {"count": 6_000, "exact": True}
-    rows = made["sample"]["rows"]
-    assert made["sample"] == {"rows": rows, "of": 6_000}
-    assert 4_000 < rows <= 6_000
+def stopped_after(connection: sqlite3.Connection, chunks: int) -> LeapingClock:
+    """A clock whose time is over when so many chunks have been read."""
+    clock, left = LeapingClock(), itertools.count(chunks, -1)
+
+    def see(sql: str) -> None:
+        if "count(1)" in sql and " between " in sql and next(left) < 0:
+            clock.now = 1e9
+
+    connection.set_trace_callback(see)
+    return clock
+
+
+def test_column_without_time_is_sampled(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 20_000)
+    made = profiled_of(connection, stopped_after(connection, chunks=32))
+
+    seen = made["sample"]["rows"]
+    assert 0 < seen < 5_000
+    assert made["sample"]["of"] == made["rows"]["count"] == pytest.approx(20_000, rel=0.01)
     columns = columns_of(made)
-    assert list(columns) == ["id", "name", "size"]
-    assert {column["exact"] for column in columns.values()} == {False}
-    assert {column["rows"] for column in columns.values()} == {rows}
-    assert columns["name"]["distinct"] == {"count": 7, "exact": False}
-    assert columns["id"]["mean"] == pytest.approx(3_000, rel=0.05)
-
-
-async def test_cheap_columns_come_first(connection: sqlite3.Connection, profile: Profile) -> None:
-    rows_of(connection, 100)
-    clock = LeapingClock()
-    real = measuring.stats_sql
-
-    def second_is_late(*args: Any, **kwargs: Any) -> str:
-        clock.now = 1e9 if queries else 0
-        queries.append(args)
-        return real(*args, **kwargs)
-
-    queries: list[Any] = []
-    with patch.object(measuring, "stats_sql", second_is_late):
-        columns = columns_of(await profile(clock=clock))
-
-    assert {name: column["exact"] for name, column in columns.items()} == {
-        "id": False,
-        "name": True,
-        "size": False,
+    assert {(column["exact"], column["rows"]) for column in columns.values()} == {(False, seen)}
+    for column in columns.values():
+        assert column["grouped"] == {"rows": 5_000, "exact": False}
+    assert columns["name"]["distinct"] == {
+        "count": 7,
+        "exact": False,
+        "at_least": 7,
+        "at_most": 7,
+        "estimator": "GEE (guaranteed-error estimator)",
     }
+    size = columns["size"]["distinct"]
+    assert size["at_least"] <= size["count"] <= 20_000 <= size["at_most"] * 1.01
+    assert columns["id"]["mean"] == pytest.approx(10_000, rel=0.15)
+    assert columns["id"]["quartiles"] == pytest.approx([5_000, 10_000, 15_000], rel=0.05)
+
+
+@pytest.mark.parametrize("different", [1, 3, 500, 10_000, 20_000])
+def test_a5_distinct_is_in_its_bracket(connection: sqlite3.Connection, different: int) -> None:
+    rows_of(connection, 0)
+    rows = [(f"name {number * 7_919 % different}",) for number in range(20_000)]
+    connection.execute("begin")
+    connection.executemany("insert into t (name) values (?)", rows)
+    connection.execute("commit")
+
+    distinct = columns_of(profiled_of(connection, stopped_after(connection, chunks=32)))["name"][
+        "distinct"
+    ]
+
+    assert distinct["exact"] is False
+    assert distinct["at_least"] <= different <= distinct["at_most"] * 1.01
+    assert distinct["at_least"] <= distinct["count"] <= distinct["at_most"]
+
+
+def test_whole_rows_need_no_time_that_is_left(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 20_000)
+
+    made = profiled_of(connection, stopped_after(connection, chunks=1), values="sample")
+
+    ids = [row["id"] for row in made["sample_rows"]]
+    assert ids == pytest.approx([0, 4_000, 8_000, 12_000, 16_000], abs=200)
+
+
+def test_cheap_columns_come_first(connection: sqlite3.Connection) -> None:
+    rows_of(connection, 100)
+    grouped: list[str] = []
+
+    def see(sql: str) -> None:
+        if "group by" in sql and "json_each" not in sql:
+            grouped.append(sql.split("t.")[1].split()[0])
+
+    connection.set_trace_callback(see)
+    measured_of(connection)
+
+    assert grouped == ['"name"', '"size"']
 
 
 async def test_no_time_gives_columns_without_stats(
@@ -293,32 +377,35 @@ async def test_no_time_gives_columns_without_stats(
     assert [column["declared_type"] for column in made["columns"]] == ["INTEGER", "", "REAL"]
 
 
-async def test_counting_stops_and_count_is_estimated(
-    connection: sqlite3.Connection, profile: Profile
-) -> None:
+def test_count_is_estimated_without_gaps(connection: sqlite3.Connection) -> None:
     rows_of(connection, 20_000)
-    connection.execute("delete from t where id % 4 = 0")
-    stopped = patch.object(measuring, "COUNT_SHARE", 0.0)
+    connection.execute("delete from t where id between 5000 and 15000 or id % 4 = 0")
 
-    with stopped:
-        made = await profile()
+    made = profiled_of(connection, stopped_after(connection, chunks=32))
 
+    count = connection.execute("select count(*) from t").fetchone()[0]
     assert made["rows"]["exact"] is False
-    assert made["rows"]["count"] == pytest.approx(15_000, rel=0.05)
-    assert made["sample"]["of"] == made["rows"]["count"]
+    assert made["rows"]["count"] == pytest.approx(count, rel=0.05)
 
 
-async def test_endless_view_stops_in_time(connection: sqlite3.Connection, profile: Profile) -> None:
+def test_endless_view_stops_in_time(connection: sqlite3.Connection) -> None:
     connection.execute(
         "create view t as with recursive n(i) as (select 1 union all select i + 1 from n) "
         "select i, i % 3 as third from n"
     )
+    clock = LeapingClock()
 
-    made = await profile(clock=Clock(step=0.001))
+    def see(sql: str) -> None:
+        if "count(1)" in sql and "limit" not in sql:  # when it begins to read all
+            clock.now = 1e9
+
+    connection.set_trace_callback(see)
+    made = profiled_of(connection, clock)
 
     assert (made["kind"], made["rows"]) == ("view", {"count": None, "exact": False})
-    assert made["sample"]["rows"] > 100
-    assert columns_of(made)["third"]["distinct"] == {"count": 3, "exact": False}
+    assert made["sample"]["rows"] == 5_000
+    third = columns_of(made)["third"]
+    assert (third["distinct"]["at_least"], third["grouped"]["rows"]) == (3, 5_000)
 
 
 async def test_view_without_first_row_stops_in_time(
@@ -333,6 +420,7 @@ async def test_view_without_first_row_stops_in_time(
 
     assert made["sample"] == {"rows": 0, "of": None}
     assert made["columns"][0]["rows"] == 0
+    assert made["columns"][0]["error"] is None
 
 
 async def test_connection_is_usable_after_a_stop(
@@ -344,56 +432,6 @@ async def test_connection_is_usable_after_a_stop(
 
     rows = await site.get_database("data").execute("select sum(id) from t, (values (1), (2))")
     assert rows.single_value() == 5_000 * 5_001
-
-
-@pytest.mark.parametrize(
-    "create",
-    [
-        "create table t (a, b)",
-        "create table t (a primary key, b) without rowid",
-        "create table u (a, b); create view t as select a, b from u",
-    ],
-    ids=["table", "without rowid", "view"],
-)
-def test_sample_is_spread_and_deterministic(connection: sqlite3.Connection, create: str) -> None:
-    connection.executescript(create)
-    connection.execute("begin")
-    rows = [(number, "x") for number in range(50_000)]
-    into = "u" if "view" in create else "t"
-    connection.executemany(f"insert into {into} values (?, ?)", rows)
-    connection.execute("commit")
-
-    first, second = (measured_of(connection).sample for _ in range(2))
-
-    assert first == second
-    numbers = [value for value, _ in first.cells("a")]
-    assert len(set(numbers)) == len(numbers) == first.rows >= 5_000
-    parts = Counter(number // 6_250 for number in numbers)
-    assert set(parts) == set(range(8))
-    assert max(parts.values()) <= min(parts.values()) * 1.1
-
-
-def test_sample_with_an_outlying_rowid(
-    connection: sqlite3.Connection,
-) -> None:
-    rows_of(connection, 20_000)
-    connection.execute(f"insert into t values ({2**63 - 1}, 'far', 0), ({-(2**63)}, 'off', 0)")
-
-    sample = measured_of(connection).sample
-
-    assert sample.rows == 5_000
-    assert max(value for value, _ in sample.cells("id")) > 17_000
-
-
-def test_stopped_sample_is_spread(connection: sqlite3.Connection) -> None:
-    rows_of(connection, 20_000)
-    # The clock is looked at for each row, and once for each thousand instructions.
-    measured = measured_of(connection, Clock(step=0.01))
-
-    numbers = [value for value, _ in measured.sample.cells("id")]
-    assert 0 < len(numbers) < 5_000
-    assert min(numbers) < 5_000
-    assert max(numbers) > 15_000
 
 
 async def test_values_none_has_no_values(connection: sqlite3.Connection, profile: Profile) -> None:
@@ -423,7 +461,6 @@ async def test_values_sample_has_a_few_whole_rows(
 
     assert [row["id"] for row in made["sample_rows"]] == [0, 2, 4, 6, 8]
     assert made["sample_rows"][0] == {"id": 0, "long": "x" * 80 + "…"}
-    assert made["sample"] == {"rows": 10, "of": 10}
     assert "sample_rows" not in await profile(values="top")
     blobs = await profile(values="sample")
     assert blobs["sample_rows"][0]["b"] == {"blob_size": 2}
@@ -502,29 +539,64 @@ async def test_s0_excluded_values_are_in_no_view_or_index(
         assert (made["values"], "111-22" in json.dumps(made)) == ("top", True)
 
 
-async def test_s0_one_profile_is_made_at_a_time(
-    connection: sqlite3.Connection, site: Datasette, profile: Profile
+async def test_a7_two_profiles_at_once_and_others_wait(
+    connection: sqlite3.Connection, site: Datasette
 ) -> None:
     rows_of(connection, 3)
     running: list[Clock] = []
-    go_on = threading.Event()
+    two_run, go_on = threading.Event(), threading.Event()
 
     class Waiting(Clock):
         def __call__(self) -> float:
             if self not in running:
                 running.append(self)
+                if len(running) == 2:
+                    two_run.set()
                 go_on.wait()
             return super().__call__()
 
-    clocks = [Waiting() for _ in range(5)]
-    tasks = [asyncio.create_task(profile(clock=clock)) for clock in clocks]
-    # A page of the same site, while five profiles want the threads.
+    clocks, words = [Waiting() for _ in range(5)], list[str]()
+    settings = settings_with()
+    tasks = [
+        asyncio.create_task(
+            make_profile(site, "data", "t", settings=settings, clock=clock, on_wait=words.append)
+        )
+        for clock in clocks
+    ]
     async with asyncio.timeout(BOUND_S):
-        assert len((await site.get_database("data").execute("select * from t")).rows) == 3
-        assert len(running) <= 1
+        await asyncio.to_thread(two_run.wait)
+        # Datasette's threads are for its pages, however many profiles there are.
+        pages = [site.get_database("data").execute("select * from t") for _ in range(8)]
+        assert {len(page.rows) for page in await asyncio.gather(*pages)} == {3}
+    assert len(running) == 2
     go_on.set()
     await asyncio.gather(*tasks)
     assert len(running) == 5
+    assert set(words) == {"Waiting for other profiles to end"}
+
+
+async def test_a7_connections_are_closed(
+    connection: sqlite3.Connection, site: Datasette, profile: Profile
+) -> None:
+    rows_of(connection, 3)
+    source = site.get_database("data")
+    opened: list[sqlite3.Connection] = []
+    real = source.connect
+
+    def connect(write: bool = False) -> sqlite3.Connection:
+        made = real(write=write)
+        if threading.current_thread().name.startswith("llm-profile"):
+            opened.append(made)
+        return made
+
+    with patch.object(source, "connect", connect):
+        await profile()
+
+    assert len(opened) == 2
+    for each in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            each.execute("select 1")
+        assert not any(each is other for other in source._all_connections)  # noqa: SLF001
 
 
 async def test_all_columns_may_be_excluded(
@@ -611,8 +683,9 @@ async def test_column_too_large_to_sort_is_sampled(
     with patch.object(measuring, "MAX_SORTED_BYTES", 10_000):
         columns = columns_of(await profile())
 
-    assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, False)
-    assert columns["long"]["rows"] == 20
+    assert (columns["id"]["exact"], columns["long"]["exact"]) == (True, True)
+    assert columns["long"]["grouped"] == {"rows": 20, "exact": False}
+    assert columns["long"]["distinct"]["at_least"] == 1
 
 
 async def test_invalid_utf8_has_replacement_characters(
@@ -736,10 +809,12 @@ async def test_metadata_is_in_the_profile(
     assert columns["mail"]["column_type"] == "email"
 
 
-async def test_profile_is_deterministic(connection: sqlite3.Connection, profile: Profile) -> None:
+async def test_a5_profile_is_deterministic(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
     rows_of(connection, 6_000)
 
-    made = [json.dumps(await profile(values="sample")) for _ in range(3)]
+    made = [json.dumps(await profile(values="sample")) for _ in range(10)]
 
     assert len(set(made)) == 1
 
@@ -752,19 +827,23 @@ async def test_missing_table_is_not_found(
         await make_profile(site, database, table, settings=settings_with())
 
 
-async def test_table_dropped_meanwhile_is_not_found(
-    connection: sqlite3.Connection, profile: Profile, path: Path
-) -> None:
+def test_table_dropped_meanwhile_is_not_found(connection: sqlite3.Connection) -> None:
     rows_of(connection, 10)
-    real = measuring.sample_results
 
-    def drop(*args: Any, **kwargs: Any) -> Any:
-        with closing(sqlite3.connect(path)) as another:
-            another.execute("drop table t")
-        return real(*args, **kwargs)
+    with pytest.raises(TableNotFoundError):
+        measured_of(connection, changing(connection, "drop table t"))
 
-    with patch.object(measuring, "sample_results", drop), pytest.raises(TableNotFoundError):
-        await profile()
+
+def changing(connection: sqlite3.Connection, sql: str) -> Callable[[], float]:
+    """A clock that changes the table when it is first looked at for a query."""
+    looks = itertools.count()
+
+    def clock() -> float:
+        if next(looks) == 1:
+            connection.execute(sql)
+        return 0.0
+
+    return clock
 
 
 async def test_view_of_a_missing_table_is_an_error(
@@ -774,14 +853,6 @@ async def test_view_of_a_missing_table_is_an_error(
 
     with pytest.raises(ProfileError, match="'t' cannot be read: no such table"):
         await profile()
-
-
-def test_sample_is_bounded_in_cells(connection: sqlite3.Connection) -> None:
-    rows_of(connection, 20_000)
-
-    sample = measured_of(connection).sample
-
-    assert sum(len(list(sample.cells(name))) for name in sample.names) <= sampling.MAX_SAMPLE_CELLS
 
 
 @pytest.mark.parametrize("name", ["g", "G", "t", "cells", "main"])
@@ -808,9 +879,9 @@ async def test_table_named_like_a_part_of_our_queries(
 def test_equal_integers_and_reals_are_counted(connection: sqlite3.Connection, sql: str) -> None:
     connection.executescript(sql)
 
-    measured = measured_of(connection)
+    column = profiled_of(connection)["columns"][0]
 
-    assert measured.stats["c"]["observed_types"] == {"integer": 1, "real": 2}
+    assert column["observed_types"] == {"integer": 1, "real": 2}
 
 
 @pytest.mark.parametrize(
@@ -827,22 +898,52 @@ def test_mean_is_within_the_extremes(
     connection.execute("create table t (c)")
     connection.executemany("insert into t values (?)", [(value,) for value in values])
 
-    assert measured_of(connection).stats["c"]["mean"] == mean
+    assert profiled_of(connection)["columns"][0]["mean"] == mean
 
 
-def test_column_dropped_meanwhile_is_an_error(
-    connection: sqlite3.Connection,
-) -> None:
+def test_a5_deviation_of_large_numbers_keeps_its_digits(connection: sqlite3.Connection) -> None:
+    connection.execute("create table t (c)")
+    numbers = [1_700_000_000_123_456 + number % 10 for number in range(1_000)]
+    connection.executemany("insert into t values (?)", [(number,) for number in numbers])
+
+    column = profiled_of(connection)["columns"][0]
+
+    assert column["deviation"] == pytest.approx(pstdev(numbers), rel=1e-9)
+
+
+def test_a5_column_dropped_meanwhile_is_its_error(connection: sqlite3.Connection) -> None:
     rows_of(connection, 3)
-    looks = itertools.count()
 
-    def clock() -> float:
-        if next(looks) == 2:
-            connection.execute("alter table t drop column name")
-        return 0.0
+    made = profiled_of(connection, changing(connection, "alter table t drop column name"))
 
-    with pytest.raises(ProfileError, match=r"no such column: t\.name"):
-        measured_of(connection, clock)
+    errors = {name: column["error"] for name, column in columns_of(made).items()}
+    assert errors == {"id": None, "name": "no such column: t.name", "size": None}
+    assert columns_of(made)["size"]["max"] == 1.5
+
+
+@pytest.mark.parametrize("first_bad", [0, 150])
+async def test_a5_error_of_one_column_is_its_own(
+    connection: sqlite3.Connection, profile: Profile, first_bad: int
+) -> None:
+    connection.execute("create table u (n, doc)")
+    rows = [(n, "{" if n == first_bad else '{"a": 1}') for n in range(200)]
+    connection.executemany("insert into u values (?, ?)", rows)
+    connection.execute("create view t as select n, json_extract(doc, '$.a') as a, doc from u")
+    connection.execute("create table v (n, doc, a as (json_extract(doc, '$.a')))")
+    with pytest.raises(sqlite3.OperationalError, match="malformed JSON"):
+        connection.execute("select sum(a) from t").fetchall()
+
+    made = await profile()
+
+    columns = columns_of(made)
+    assert made["rows"] == {"count": 200, "exact": True}
+    assert {name: each["error"] for name, each in columns.items()} == {
+        "n": None,
+        "a": "malformed JSON",
+        "doc": None,
+    }
+    assert (columns["n"]["max"], columns["n"]["exact"]) == (199, True)
+    assert (columns["a"]["rows"], columns["a"]["min"], columns["a"]["grouped"]) == (0, None, None)
 
 
 def test_rows_of_megabytes_keep_the_time_limit(connection: sqlite3.Connection) -> None:
@@ -858,11 +959,11 @@ def test_rows_of_megabytes_keep_the_time_limit(connection: sqlite3.Connection) -
         "where i < 99) select read(i) as long, i from n"
     )
 
-    measured = measured_of(connection, clock)
+    made = profiled_of(connection, clock)
 
-    assert clock.now <= 2.0
-    assert 5 <= measured.sample.rows < 90
-    assert "long" not in measured.exact
+    assert clock.now <= 2.1
+    assert made["rows"]["exact"] is False
+    assert columns_of(made)["long"]["exact"] is False
 
 
 async def test_cancelled_profile_is_stopped(
@@ -895,3 +996,67 @@ async def test_cancelled_profile_is_stopped(
         await task
     await asyncio.to_thread(site.executor.shutdown, wait=True)
     assert next(looks) < 20_000
+
+
+async def test_a5_schema_facts_are_in_the_profile(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("""
+        create table t (
+            id integer primary key, code text not null unique, kind text check (kind in ('a', ')')),
+            size real, twice as (size * 2), secret text,
+            check (size > 0), -- check (no)
+            check (length(secret) < 9)
+        )
+    """)
+    connection.execute("create index i on t (kind, size)")
+    connection.execute("create unique index j on t (size) where kind = 'a'")
+
+    made = await profile(exclude=["secret"])
+
+    facts = ("not_null", "unique", "indexed", "generated")
+    assert {c["name"]: [fact for fact in facts if c[fact]] for c in made["columns"]} == {
+        "id": ["unique", "indexed"],
+        "code": ["not_null", "unique", "indexed"],
+        "kind": ["indexed"],
+        "size": [],
+        "twice": ["generated"],
+    }
+    assert made["checks"] == ["kind in ('a', ')')", "size > 0"]
+    assert (await profile(values="none"))["checks"] == []
+
+
+async def test_a5_numbers_in_text_have_their_range(
+    connection: sqlite3.Connection, profile: Profile
+) -> None:
+    connection.execute("create table t (price text, day text)")
+    rows = [("9", "2026-01-31"), ("10", "2026-02-28"), ("-2.5", "2026-02-31"), ("NA", "31/01/26")]
+    connection.executemany("insert into t values (?, ?)", rows)
+
+    columns = columns_of(await profile())
+
+    # As text "9" is the greatest number.
+    assert (columns["price"]["min"], columns["price"]["max"]) == ("-2.5", "NA")
+    assert columns["price"]["numeric_texts"] == {"count": 3, "min": -2.5, "max": 10}
+    assert columns["day"]["numeric_texts"] is None
+    assert columns["day"]["masks"] == {
+        "counts": [{"mask": "9999-99-99", "count": 3}, {"mask": "99/99/99", "count": 1}],
+        "dates": 2,
+        "texts": 4,
+        "exact": True,
+    }
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+def test_a5_texts_of_any_encoding(encoding: str) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute(f"pragma encoding = '{encoding}'")
+        connection.execute("create table t (c text)")
+        texts = ["a\0é", "ü" * 90, "ü" * 90, "7"]
+        connection.executemany("insert into t values (?)", [(text,) for text in texts])
+        column = profiled_of(connection)["columns"][0]
+
+    assert column["top_values"] == [{"value": "ü" * 80 + "…", "count": 2}]
+    assert (column["length"]["min"], column["length"]["max"]) == (1, 90)
+    assert column["length"]["mean"] == pytest.approx((3 + 180 + 1) / 4)
+    assert column["numeric_texts"] == {"count": 1, "min": 7, "max": 7}

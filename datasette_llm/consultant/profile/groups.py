@@ -1,0 +1,215 @@
+"""The distribution of one column: its distinct and frequent values, quartiles and masks.
+
+The values are grouped, which is the expensive part; everything else comes from the groups. Values
+are compared byte by byte, whatever collation the column has. No blob leaves SQLite, and no more of
+a text than is displayed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from .rows import Rows
+from .scan import Figures, decoded, shown_sql
+from .table import column_ref
+
+MAX_DISPLAY_CHARS = 80
+TRUNCATION_MARK = "…"
+TOP_VALUES = 10
+TOP_MASKS = 20
+# Masks are of all texts only where there are no more different ones than this.
+MASKED_TEXTS = 5_000
+# SQLite orders values: NULL, numbers, texts, blobs. The unary plus removes the column's affinity,
+# by which a number could be compared as text, or the reverse.
+_NUMBERS, _TEXTS = "+v < ''", "+v >= '' and +v < x''"
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)", re.ASCII)
+
+Run = Callable[[str, Sequence[Any]], list[Sequence[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The patterns of texts: 9 for a digit, a and A for a letter, other characters as they are.
+
+    Attributes:
+        texts: the number of texts that they are of.
+        counts: the most frequent masks, with their number of texts.
+        dates: how many of the texts begin with a date such as 2026-03-31.
+    """
+
+    texts: int
+    counts: tuple[tuple[str, int], ...]
+    dates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The values of a column, grouped.
+
+    Attributes:
+        rows: the number of rows.
+        filled: the number of values that are not null.
+        distinct: the number of different ones; numbers that are equal are the same.
+        single: the number of values that only one row has.
+        top: the most frequent numbers and texts with their number of rows, of two or more.
+        quartiles: of the numbers, by linear interpolation as in `statistics.quantiles` with the
+            method "inclusive"; None where there are none, or they were not asked for.
+        masks: of the texts; None where these are too many.
+    """
+
+    rows: int
+    filled: int
+    distinct: int
+    single: int
+    top: tuple[tuple[float | str, int], ...] = ()
+    quartiles: tuple[float, float, float] | None = None
+    masks: Masks | None = None
+
+
+def group(run: Run, rows: Rows, column: str, encoding: str, *, numbers: bool) -> Groups:
+    """Group the values of a column.
+
+    Args:
+        run: executes a query with parameters, and returns its rows.
+        rows: what to read.
+        column: the name of the column.
+        encoding: that of the database.
+        numbers: whether to compute quartiles.
+
+    Raises:
+        OutOfTimeError, sqlite3.Error: by `run`.
+    """
+    v = column_ref(column)
+    text = f"iif(typeof(v) = 'text', {shown_sql('cast(v as blob)')}, v)"
+    # A value of a single row is not frequent, and may identify a person.
+    top = f"select v, n from g where n > 1 and +v < x'' order by n desc, +v limit {TOP_VALUES}"
+    texts = f"select v, n from g where {_TEXTS} limit {MASKED_TEXTS + 1}"
+    parts = [
+        "select 'all', total(n), total(n) filter (where v is not null), count(v), "
+        "count(v) filter (where n = 1), null, null, null from g",
+        f"select 'top', {text}, n, null, null, null, null, null from ({top})",
+        f"select 'text', {text}, n, null, null, null, null, null from ({texts})",
+        *([_QUARTILES] if numbers else []),
+    ]
+    groups = f"select {v} collate binary as v, count(*) as n from {rows.source(column)} group by 1"
+    result = run(f"with g as ({groups}) {' union all '.join(parts)}", rows.parameters)
+    of: dict[str, list[Sequence[Any]]] = {"top": [], "text": [], "quartiles": []}
+    for kind, *values in result[1:]:
+        of[kind].append(values)
+    rows_read, filled, distinct, single = (int(figure) for figure in result[0][1:5])
+    top_values, masked = (
+        [(decoded(v, encoding) if isinstance(v, bytes) else v, n) for v, n, *_ in of[kind]]
+        for kind in ("top", "text")
+    )
+    masks = masks_of(masked) if len(masked) <= MASKED_TEXTS else None
+    quartiles = next((_quartiles(row[1:], row[0]) for row in of["quartiles"] if row[0]), None)
+    return Groups(rows_read, filled, distinct, single, tuple(top_values), quartiles, masks)
+
+
+def _quartile_sql() -> str:
+    """The number of numbers, and for each quartile the two numbers between which it is."""
+    ends = [
+        f"min(v) filter (where upto > {quartile} * (numbers - 1) / 4 + {further})"
+        for quartile in (1, 2, 3)
+        for further in (0, 1)
+    ]
+    running = "sum(n) over (order by v rows unbounded preceding)"
+    upto = f"select v, {running} as upto from g where {_NUMBERS}"
+    total = f"select sum(n) as numbers from g where {_NUMBERS}"
+    return f"select 'quartiles', max(numbers), {', '.join(ends)} from ({upto}), ({total})"
+
+
+_QUARTILES = _quartile_sql()
+
+
+def group_unique(run: Run, rows: Rows, column: str, figures: Figures, *, numbers: bool) -> Groups:
+    """The same for a column without duplicates, whose index has its values in order.
+
+    Args:
+        run: as for `group`.
+        rows: all rows of the table.
+        column: the name of the column.
+        figures: of the column.
+        numbers: whether it has numbers, of which to compute quartiles.
+    """
+    v, ends, filled = column_ref(column), list[Any](), figures.filled
+    for quartile in (1, 2, 3) if numbers else ():
+        sql = f"select {v} from {rows.source(column)} where +{v} < '' order by {v} limit 2 offset ?"
+        found = run(sql, (*rows.parameters, quartile * (figures.numbers - 1) // 4))
+        ends += (found[0][0], found[-1][0])
+    quartiles = _quartiles(ends, figures.numbers) if numbers else None
+    return Groups(figures.rows, filled, filled, filled, (), quartiles)
+
+
+def _quartiles(ends: Sequence[Any], numbers: int) -> tuple[float, float, float]:
+    def quartile(number: int) -> float:
+        low, high = ends[2 * number - 2 : 2 * number]
+        rest = number * (numbers - 1) % 4
+        if not rest or low == high:
+            return low  # type: ignore[no-any-return]  # an int or a float
+        if isinstance(low, int) and isinstance(high, int):
+            return (low * (4 - rest) + high * rest) / 4  # no digits of large integers are lost
+        return float(low * (1 - rest / 4) + high * (rest / 4))
+
+    return quartile(1), quartile(2), quartile(3)
+
+
+def masks_of(texts: Iterable[tuple[str, int]]) -> Masks:
+    """The masks of texts.
+
+    Args:
+        texts: each text, or its beginning, with its number of rows.
+    """
+    counts, rows, dates = Counter[str](), 0, 0
+    for text, count in texts:
+        rows += count
+        counts[truncated(text).translate(_MASK)] += count
+        dates += count if _is_date(text) else 0
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    return Masks(rows, tuple(ordered[:TOP_MASKS]), dates)
+
+
+_CACHED = 0x250
+
+
+class _Mask(dict[int, str]):
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        letter = "A" if character.isupper() else "a"
+        mask = "9" if character.isdigit() else letter if character.isalpha() else character
+        if code < _CACHED:
+            self[code] = mask
+        return mask
+
+
+_MASK = _Mask()
+
+
+def _is_date(text: str) -> bool:
+    if not _ISO_DATE.match(text):
+        return False
+    try:
+        date.fromisoformat(text[:10])
+    except ValueError:
+        return False
+    return True
+
+
+def truncated(text: str) -> str:
+    """A text as displayed."""
+    return text if len(text) <= MAX_DISPLAY_CHARS else text[:MAX_DISPLAY_CHARS] + TRUNCATION_MARK
+
+
+def display_value(value: Any) -> Any:
+    """A value of a cell as JSON has it: long texts truncated, infinity as text, NaN as None."""
+    if isinstance(value, str):
+        return truncated(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
