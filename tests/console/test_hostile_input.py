@@ -13,7 +13,7 @@ import pytest
 from datasette import hookimpl
 from datasette.app import Datasette
 
-from datasette_llm import LLM
+from datasette_llm import LLM, HookError
 from datasette_llm.access.quoting import MAX_MESSAGE_CHARS, quoted
 from datasette_llm.console.explain import ActorError, parse_actor
 from datasette_llm.hooks import dispatch
@@ -274,6 +274,50 @@ async def test_s5_hanging_context_does_not_hold_page(start, plugin, monkeypatch)
     said = "llm_prompt_context of plugin 'slow' gave no answer in 0.05 s"
     assert said in html.unescape(response.text)
     assert len(set(tasks)) == 1
+
+
+async def test_s5_hanging_end_of_context_does_not_hold_page(
+    start, plugin, register_models, monkeypatch
+):
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.05)
+
+    class Plugin:
+        @hookimpl
+        def llm_prompt_context(self):
+            @contextlib.asynccontextmanager
+            async def context(result):
+                yield
+                await asyncio.Event().wait()
+
+            return context
+
+    plugin(Plugin(), "slow")
+    register_models(ScriptedModel("keyless", ["x"]))
+    datasette = await start({"default_model": "keyless"})
+
+    async with asyncio.timeout(BOUND_S):
+        response = await datasette.client.post(
+            f"{CONSOLE}/test", data={"model_id": "keyless"}, actor=ANA
+        )
+
+    said = "llm_prompt_context of plugin 'slow' did not finish its cleanup in time"
+    assert said in response.json()["error"]["message"]
+
+
+async def test_s5_hanging_group_exit_does_not_hold_page(start, plugin, monkeypatch):
+    monkeypatch.setattr(dispatch, "PAGE_WAITS_S", 0.05)
+
+    class Plugin:
+        @hookimpl
+        async def llm_group_exit(self):
+            await asyncio.Event().wait()
+
+    plugin(Plugin(), "slow")
+    datasette = await start({"default_model": "scripted"})
+
+    with dispatch.answered_in_time(), pytest.raises(HookError, match="'slow' did not finish"):
+        async with asyncio.timeout(BOUND_S), LLM(datasette).group("scripted"):
+            pass
 
 
 async def test_s5_hanging_hook_only_limits_pages(start, plugin, monkeypatch):

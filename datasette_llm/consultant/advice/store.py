@@ -57,6 +57,11 @@ JSON_COLUMNS = (
     "findings",
     "suggested_config",
 )
+_REQUIRED_JSON = {"exclude", "rejected", "checks"}
+# Of the columns that every version has.
+_JSON_TYPES: Mapping[str, type] = {"profile": dict, "advice": dict} | dict.fromkeys(
+    _REQUIRED_JSON, list
+)
 _LONG_COLUMNS = (*JSON_COLUMNS, "findings_note", "system_prompt", "user_prompt", "raw_answer")
 LIST_COLUMNS = tuple(name for name in COLUMNS if name not in _LONG_COLUMNS)
 _INSERT = (
@@ -67,6 +72,14 @@ _IN_TABLES = (
     "(database_name, table_name) in "
     "(select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(:tables))"
 )
+# Earlier versions have no columns from here on.
+_FINDINGS = COLUMNS.index("findings")
+# A row that no version has written; everything else in these columns is of their types.
+_ODD = (
+    f"('blob' in ({', '.join(f'typeof({name})' for name in COLUMNS[:_FINDINGS])}) "
+    "or typeof(latency_ms) = 'text')"
+)
+MAX_WARNINGS = 100
 
 Row = dict[str, Any]
 
@@ -149,6 +162,7 @@ async def update(datasette: Datasette) -> None:
     try:
         if await database.execute_fn(_has_table):
             await database.execute_write_fn(migrate)
+            await database.execute_fn(_warn_of_odd_rows)
     except (sqlite3.Error, NewerDatabaseError) as error:
         logger.error("The consultations cannot be brought up to date: %s", error)
 
@@ -193,10 +207,25 @@ async def read_one(datasette: Datasette, consultation_id: str, tables: str) -> R
     """
     where = f"id = :id and {_IN_TABLES}"
     rows = await _read(datasette, COLUMNS, where, {"id": consultation_id, "tables": tables})
-    if not rows:
+    return _parsed(rows[0]) if rows else None
+
+
+def _parsed(row: Row) -> Row | None:
+    """A row with its JSON as values; None, with a warning, for one that no version has written."""
+    try:
+        texts = {name: row[name] for name in JSON_COLUMNS if row[name] is not None}
+        values = {name: json.loads(text) for name, text in texts.items()}
+    except (ValueError, TypeError, RecursionError):
+        values = {}
+    kinds = {name: type(values[name]) for name in _JSON_TYPES.keys() & values.keys()}
+    if dict(_JSON_TYPES) | kinds != _JSON_TYPES or _REQUIRED_JSON - values.keys():
+        _warn(row["id"])
         return None
-    row = rows[0]
-    return row | {name: json.loads(row[name]) for name in JSON_COLUMNS if row[name] is not None}
+    return row | values
+
+
+def _warn(consultation_id: object) -> None:
+    logger.warning("The row %.80r of llm_consultations is ignored: it is odd", consultation_id)
 
 
 async def read_page(datasette: Datasette, tables: str, before: str | None, limit: int) -> list[Row]:
@@ -264,12 +293,18 @@ async def _read(
         # An earlier version's table has no findings until the next consultation is stored.
         known = {row[1] for row in connection.execute("pragma table_info(llm_consultations)")}
         selected = ", ".join(name if name in known else "null" for name in columns)
-        sql = f"select {selected} from llm_consultations where {where}"
+        sql = f"select {selected} from llm_consultations where not {_ODD} and {where}"
         rows = connection.execute(sql, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
     found: list[Row] = await datasette.get_internal_database().execute_fn(read)
     return found
+
+
+def _warn_of_odd_rows(connection: sqlite3.Connection) -> None:
+    sql = f"select id from llm_consultations where {_ODD} limit {MAX_WARNINGS}"
+    for (each,) in connection.execute(sql):
+        _warn(each)
 
 
 def _has_table(connection: sqlite3.Connection) -> bool:

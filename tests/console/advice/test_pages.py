@@ -13,7 +13,7 @@ from datasette.utils import tilde_encode
 from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
 from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
-from datasette_llm.consultant.advice import previews
+from datasette_llm.consultant.advice import previews, store
 from datasette_llm.testing import ScriptedModel
 from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
 from tests.support.openai_server import BOUND_S
@@ -110,6 +110,28 @@ async def test_list_pages_are_full_despite_hidden_rows(site):
     first = Page((await site.get(f"{PATH}?limit=2")).text)
     (older,) = [link for link in first.links() if "next=" in link]
     assert ids[2] in (await site.get(older)).text
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("question", b"\xff"), ("latency_ms", "soon"), ("advice", "[1]"), ("rejected", "abc")],
+)
+async def test_s3_odd_consultation_is_ignored(site, caplog, column, value):
+    """A row that no version has written breaks no page, and hides no other; it is named."""
+    good = (await site.ask())["id"]
+    (row,) = await site.rows()
+    row |= {"id": "z" * 26, column: value}
+    internal = site.datasette.get_internal_database()
+    places = ", ".join("?" * len(row))
+    sql = f"insert into llm_consultations ({', '.join(row)}) values ({places})"
+    await internal.execute_write(sql, list(row.values()))
+
+    for suffix in ("", ".json"):
+        await site.get(f"{PATH}/{'z' * 26}{suffix}", 404)
+        assert good in (await site.get(f"{PATH}{suffix}?limit=1&next={'z' * 25}y")).text
+        await site.get(f"{PATH}/{good}{suffix}")
+    await store.update(site.datasette)
+    assert f"The row '{'z' * 26}' of llm_consultations is ignored" in caplog.text
 
 
 async def test_list_limit_is_50_by_default_500_at_most(site):
