@@ -1,7 +1,7 @@
 """What is left to do when an event loop ends: inside it if it ends in order, else from a thread.
 
 `asyncio.run()` closes asynchronous generators before it closes its loop. A loop that is closed in
-another way tells nobody, so a thread looks at the loops of unfinished things once a second.
+another way calls nothing, so a thread looks at the loops of unfinished things once a second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _thread: threading.Thread | None = None
 
 
 class LoopEnd:
-    """Awaits something at the end of each event loop that was told to it."""
+    """Awaits something at the end of each event loop that it expects."""
 
     def __init__(self, finish: Callable[[], Awaitable[object]]) -> None:
         """

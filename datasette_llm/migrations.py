@@ -16,7 +16,7 @@ logger = logging.getLogger("datasette_llm")
 
 
 def migrate(connection: sqlite3.Connection, migrations: Migrations, *tables: str) -> None:
-    """Apply the pending migrations, and make tables again that somebody has dropped.
+    """Apply the pending migrations, and make tables again that were dropped.
 
     The caller's write transaction keeps processes that start at the same time from applying
     them twice; no other transaction is opened around them.

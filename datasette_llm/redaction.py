@@ -49,7 +49,7 @@ def redact(error: BaseException, key: Keys) -> BaseException:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a text, without half a key at its end as far as that can be told.
+    """The beginning of a text, without half a key at its end as far as that can be known.
 
     Args:
         text: may hold a key that is to be removed later.

@@ -128,7 +128,7 @@ def prepare(connection: Connection) -> None:
     """Define the functions that the SQL of evidence uses.
 
     Args:
-        connection: one of ours, which nobody else runs SQL on.
+        connection: one of ours, used for nothing else.
     """
     encoding = connection.execute("pragma encoding").fetchone()[0]
     for name, function in _FUNCTIONS.items():

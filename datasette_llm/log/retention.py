@@ -81,7 +81,7 @@ class Clock:
 
     Not after a jump of more than `keep_days`, until it has run as steadily as the monotonic clock
     for a day. From before this process a jump shows as a gap in the call log, as does a site that
-    nobody used.
+    no one used.
     """
 
     def __init__(self, keep_days: int) -> None:

@@ -1,4 +1,4 @@
-"""What a request tells whoever times it: that its server is alive, where llm has no event."""
+"""Signs of life of a request for its timeouts, where llm has no event."""
 
 from __future__ import annotations
 

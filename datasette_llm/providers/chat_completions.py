@@ -38,7 +38,7 @@ from .tool_calls import EXTRA
 
 # How long a finished answer waits for its usage, and for the end of the connection's turn.
 LINGER_S = 0.8
-# How long the body of a refusal may take; what has come then is told.
+# How long the body of a refusal may take; what has come by then is shown.
 REFUSAL_S = 2.0
 
 # How much may come, in events of any kind, without a part of the answer.
@@ -200,9 +200,9 @@ async def _read(
     try:
         async for frame in _frames(http_response, reader):
             if frame.name == "error":
-                told = frame.event or frame.text
-                failure, begun = reason_of(told) or "it gave no reason", reader.said_something
-                raise failed_answer(failure, told, target.place, begun=begun)
+                said = frame.event or frame.text
+                failure, begun = reason_of(said) or "it gave no reason", reader.said_something
+                raise failed_answer(failure, said, target.place, begun=begun)
             if frame.event is not None:
                 for event in reader.feed(frame.event):
                     yield event

@@ -143,8 +143,8 @@ class ChatReader:
             return
         self.finish_reason = reason
         if _is_broken(reason):
-            told = reason_of(given) if isinstance(given, Mapping) else ""
-            cause = f'the finish_reason "{cut(reason, _MAX_REASON_CHARS)}"' + (told and f": {told}")
+            more = reason_of(given) if isinstance(given, Mapping) else ""
+            cause = f'the finish_reason "{cut(reason, _MAX_REASON_CHARS)}"' + (more and f": {more}")
             raise IncompleteAnswerError(
                 f"The answer broke off: the server gave up, with {cause}"
                 if self.said_something

@@ -129,7 +129,7 @@ def refusal(response: httpx2.Response, body: bytes, place: Place) -> openai.APIS
 
 
 def _readable(response: httpx2.Response, body: bytes) -> httpx2.Response:
-    """A response with its body, for whoever looks into the exception; without the key."""
+    """A response with its body, for code that looks into the exception; without the key."""
     hidden = ("content-encoding", "content-length", "transfer-encoding", "set-cookie")
     headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in hidden]
     request = httpx2.Request(response.request.method, response.request.url)
@@ -144,17 +144,17 @@ def unreachable(error: Exception, place: Place) -> openai.APIConnectionError:
         place: where the request went.
     """
     reasons = dict.fromkeys(filter(None, map(_cause, causes(error, suppressed=True))))
-    told = "; ".join(_telling(list(reasons))) or _SILENT.get(type(error), type(error).__name__)
+    reason = "; ".join(_telling(list(reasons))) or _SILENT.get(type(error), type(error).__name__)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-        message = f"Could not connect to the server at {place.host}: {told}"
-        advice = _connecting_advice(told, place)
+        message = f"Could not connect to the server at {place.host}: {reason}"
+        advice = _connecting_advice(reason, place)
         message = f"{message}. {advice}" if advice else message
     elif isinstance(error, httpx2.ReadTimeout):
         message = f"The server at {place.host} sent nothing for too long"
     elif isinstance(error, httpx2.DecodingError):
-        message = f"The answer of the server at {place.host} cannot be decompressed: {told}"
+        message = f"The answer of the server at {place.host} cannot be decompressed: {reason}"
     else:
-        message = f"The connection to the server at {place.host} broke: {told}"
+        message = f"The connection to the server at {place.host} broke: {reason}"
     request = httpx2.Request("POST", f"http://{place.host}/")  # without headers, and so keys
     if isinstance(error, httpx2.TimeoutException):
         timed_out = openai.APITimeoutError(request)
@@ -177,13 +177,13 @@ def _cause(error: BaseException) -> str:
     return _NUMBER.sub("", str(error)).strip()
 
 
-def _connecting_advice(told: str, place: Place) -> str:
+def _connecting_advice(reason: str, place: Place) -> str:
     """What to do about a connection that failed, where the likely mistake is known."""
     if not place.is_endpoint:
         return ""
-    if _NO_TLS.search(told):
+    if _NO_TLS.search(reason):
         return "It probably speaks plain HTTP: set api_base to http://…"
-    if _UNTRUSTED.search(told):
+    if _UNTRUSTED.search(reason):
         return "If this is the right server, set ca_file to the certificate to trust"
     return ""
 
@@ -260,8 +260,8 @@ def reason_of(value: object) -> str:
 
 def refuses_stream_options(error: openai.APIStatusError) -> bool:
     """Whether a server does not know the option that asks for the usage of a stream."""
-    told = str(error)
-    about = _STREAM_OPTIONS.search(told) and _UNKNOWN.search(told)
+    reason = str(error)
+    about = _STREAM_OPTIONS.search(reason) and _UNKNOWN.search(reason)
     return error.status_code not in (401, 403, 429) and bool(about)
 
 
@@ -305,10 +305,10 @@ def _reason(value: object, level: int) -> str:
         found = [reason for each in value[:5] if (reason := _reason(each, level + 1))]
         return "; ".join(dict.fromkeys(found))
     if isinstance(value, Mapping):
-        told = next(
+        reason = next(
             (text for name in _REASONS if (text := _reason(value.get(name), level + 1))), ""
         )
-        return _with_more(value, told, level) if told else _code(value)
+        return _with_more(value, reason, level) if reason else _code(value)
     return ""
 
 
@@ -341,19 +341,19 @@ def _plain(markup: str) -> str:
     return " ".join(html.unescape(_TAG.sub(" ", markup)).split())
 
 
-def _with_more(value: Mapping[str, Any], told: str, level: int) -> str:
+def _with_more(value: Mapping[str, Any], reason: str, level: int) -> str:
     """A reason with what OpenRouter's provider said, or with the field that it is about."""
     metadata = value.get("metadata")
     cause = _reason(metadata.get("raw"), level + 1) if isinstance(metadata, Mapping) else ""
-    if cause and cause not in told:
-        return f"{told}: {cause}"
+    if cause and cause not in reason:
+        return f"{reason}: {cause}"
     for name in _LOCATION:
         where = value.get(name)
         if isinstance(where, list):
             where = ".".join(str(each) for each in where)
         if isinstance(where, str) and where:
-            return f"{told} ({where})"
-    return told
+            return f"{reason} ({where})"
+    return reason
 
 
 def _code(value: Mapping[str, Any]) -> str:

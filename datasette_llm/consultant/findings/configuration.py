@@ -28,16 +28,16 @@ def suggested_config(columns: Sequence[ColumnValues], *, is_view: bool) -> dict[
     Returns:
         The same keys as a model's suggestion has.
     """
-    told = [each for each in columns if each.rows >= MIN_ROWS]
-    facets = sorted(filter(_is_facet, told), key=lambda each: each.distinct)[:MAX_FACETS]
+    measured = [each for each in columns if each.rows >= MIN_ROWS]
+    facets = sorted(filter(_is_facet, measured), key=lambda each: each.distinct)[:MAX_FACETS]
     names = [each.name for each in facets]
     return {
         "facets": [each.name for each in columns if each.name in names],
         "sort": None,
-        "sort_desc": next((each.name for each in told if _tells_when(each)), None),
-        "label_column": None if is_view else _label(told),
+        "sort_desc": next((each.name for each in measured if _tells_when(each)), None),
+        "label_column": None if is_view else _label(measured),
         "columns": [],
-        "full_text_columns": [] if is_view else [e.name for e in told if _is_searched(e)],
+        "full_text_columns": [] if is_view else [e.name for e in measured if _is_searched(e)],
         "hidden_columns": [],
     }
 

@@ -301,7 +301,7 @@ def _day_gap(column: ColumnValues) -> tuple[str, str, int, str] | None:
         if found:
             first, last, missing = found
             bounds = (datetime.date.fromordinal(each).isoformat() for each in (first, last))
-            return (*bounds, missing, noun)  # type: ignore[return-value]
+            return (*bounds, missing, noun)  # type: ignore[return-value]  # the query gives these types
     return None
 
 

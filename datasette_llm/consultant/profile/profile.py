@@ -134,7 +134,7 @@ def _connections(datasette: Datasette, database: str, count: int) -> Iterator[li
             connection = source.connect()
             stack.callback(_close, source, connection)
             # Plugins add the functions that views use; Datasette has no public name for it.
-            datasette._prepare_connection(connection, database)  # noqa: SLF001
+            datasette._prepare_connection(connection, database)  # noqa: SLF001  # has no public name
             connection.row_factory = None
             opened.append(connection)
         yield opened
