@@ -394,7 +394,7 @@ class PromptResponse(llm.AsyncResponse):
         short = copy.copy(self)
         # Another one of its own class; llm joins whole texts.
         events, lengths = shortened(self._stream_events, max_chars)
-        short._stream_events = events  # noqa: SLF001
+        short._stream_events = events  # noqa: SLF001  # as above
         return short.messages_so_far(), lengths
 
     @property

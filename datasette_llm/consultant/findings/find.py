@@ -6,7 +6,6 @@ All of it runs in a thread, on a connection of ours that can only read and stops
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import itertools
 import time
@@ -19,6 +18,7 @@ from datasette.utils.sqlite import sqlite3
 
 from ... import instance
 from .. import evidence as counting
+from ..connections import own_connections
 from ..profile.table import columns_left_out, quote_identifier, read_table, table_source
 from ..table_access import all_viewable_tables
 from . import missing, ranges, references, rows, texts
@@ -206,17 +206,9 @@ async def _in_thread(
 
 def _with_connection(db: Database, work: Callable[[Connection], Any]) -> Any:
     """Run work on a connection of ours, which can only read."""
-    connection = db.connect()
-    try:
-        # A view may use the functions of plugins.
-        db.ds._prepare_connection(connection, db.name)  # noqa: SLF001  # it has no public name
-        connection.row_factory = None
+    with own_connections(db, 1) as [connection]:
         connection.execute("pragma query_only = 1")
         return work(connection)
-    finally:
-        connection.close()
-        with contextlib.suppress(ValueError):
-            db._all_connections.remove(connection)  # noqa: SLF001  # as execute_isolated_fn does
 
 
 def search(

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import instance
 from ...errors import TableNotFoundError
+from ..connections import own_connections
 from .groups import Groups, display_value
 from .measure import ColumnStats, Measurement, measure
 from .scan import Figures, decoded
@@ -21,8 +21,6 @@ from .table import Column, ColumnMetadata, read_metadata
 from .time_budget import Clock
 
 if TYPE_CHECKING:
-    from sqlite3 import Connection
-
     from datasette.app import Datasette
 
     from ...config.settings import ConsultantSettings
@@ -111,7 +109,7 @@ async def _in_own_thread(
         return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
 
     def run(connections: int) -> Measurement:
-        with _connections(datasette, database, connections) as opened:
+        with own_connections(datasette.get_database(database), connections) as opened:
             return work(opened, clock=stoppable_clock)
 
     if datasette.executor is None:  # it is set to use no threads
@@ -122,29 +120,6 @@ async def _in_own_thread(
     finally:
         cancelled = True
         thread.shutdown(wait=False)
-
-
-@contextmanager
-def _connections(datasette: Datasette, database: str, count: int) -> Iterator[list[Connection]]:
-    """Connections for reading, as Datasette's own are: with its extensions and functions."""
-    source = datasette.get_database(database)
-    with ExitStack() as stack:
-        opened = []
-        for _ in range(count):
-            connection = source.connect()
-            stack.callback(_close, source, connection)
-            # Plugins add the functions that views use; Datasette has no public name for it.
-            datasette._prepare_connection(connection, database)  # noqa: SLF001  # has no public name
-            connection.row_factory = None
-            opened.append(connection)
-        yield opened
-
-
-def _close(source: Any, connection: Connection) -> None:
-    connection.close()
-    # Else Datasette would keep it until it shuts down; it does the same for those it closes.
-    if connection in source._all_connections:  # noqa: SLF001
-        source._all_connections.remove(connection)  # noqa: SLF001
 
 
 def as_json(
