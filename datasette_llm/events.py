@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 import llm
 
 from .errors import FailureKind, ModelNotAllowedError
-from .redaction import Keys
-from .sanitize import as_json, brief, count, new_id
+from .redaction import Keys, shortened
+from .sanitize import as_json, brief, count, new_id, one_line
 
 # More than any provider reports about its tokens.
 MAX_DETAILS_CHARS = 20_000
+# Of an id that a provider or a gateway gave.
+MAX_ID_CHARS = 200
+# A million; more for one call is a mistake.
+MAX_DOLLARS = 1e6
 
 
 class Outcome(StrEnum):
@@ -39,6 +43,24 @@ class FinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
     REFUSAL = "refusal"
     OTHER = "other"
+
+
+class Receipt(NamedTuple):
+    """What a provider, and a gateway before it, call a request: as they sent it, unchecked.
+
+    Attributes:
+        response_id: the provider's id of its answer, or None.
+        request_id: the provider's id of the request, or None.
+        gateway_call_id: the gateway's id of the request, or None.
+        gateway_model_id: the gateway's id of the deployment that it chose, or None.
+        gateway_cost: what the gateway says that it cost, in dollars, or None.
+    """
+
+    response_id: object = None
+    request_id: object = None
+    gateway_call_id: object = None
+    gateway_model_id: object = None
+    gateway_cost: object = None
 
 
 class RequestStarted(NamedTuple):
@@ -104,6 +126,11 @@ class RequestFinished(NamedTuple):
         resolved_model: the model that the provider says it used, or None.
         finish_reason: why the answer ended, as the provider says, or None.
         failure_kind: what kind of failure it was; None for a success, a cancellation or a loss.
+        response_id: the provider's id of its answer, or None.
+        request_id: the provider's id of the request, or None.
+        gateway_call_id: a gateway's id of the request, or None.
+        gateway_model_id: a gateway's id of the deployment that it chose, or None.
+        gateway_cost_dollars: what a gateway says that it cost, or None.
     """
 
     id: str
@@ -120,6 +147,11 @@ class RequestFinished(NamedTuple):
     resolved_model: str | None = None
     finish_reason: FinishReason | None = None
     failure_kind: FailureKind | None = None
+    response_id: str | None = None
+    request_id: str | None = None
+    gateway_call_id: str | None = None
+    gateway_model_id: str | None = None
+    gateway_cost_dollars: float | None = None
 
 
 def never_sent(
@@ -208,6 +240,7 @@ def request_finished(
     finish_reason: FinishReason | None = None,
     failure_kind: FailureKind | None = None,
     message: str | None = None,
+    receipt: Receipt | None = None,
 ) -> RequestFinished:
     """How a request ended.
 
@@ -223,6 +256,7 @@ def request_finished(
         finish_reason: why the answer ended, or None.
         failure_kind: the kind of the failure, or None.
         message: the error for people to read; None for its own message.
+        receipt: what the provider and a gateway call it, or None.
     """
     details, resolved = response.token_details, response.resolved_model
     return RequestFinished(
@@ -240,6 +274,7 @@ def request_finished(
         brief(resolved, keys) if resolved else None,
         finish_reason,
         failure_kind,
+        *(_cleaned(receipt, keys) if receipt is not None else _UNNAMED),
     )
 
 
@@ -291,6 +326,33 @@ def _details(details: object, keys: Keys) -> str:
     if len(text) > MAX_DETAILS_CHARS:
         return as_json(f"More than {MAX_DETAILS_CHARS:,} characters, too much to keep", None)
     return text
+
+
+_Names = tuple[str | None, str | None, str | None, str | None, float | None]
+_UNNAMED: _Names = (None, None, None, None, None)
+
+
+def _cleaned(receipt: Receipt, keys: Keys) -> _Names:
+    response, request, call, model, cost = receipt
+    return _id(response, keys), _id(request, keys), _id(call, keys), _id(model, keys), _dollars(cost)
+
+
+def _id(value: object, keys: Keys) -> str | None:
+    """An id of a provider on one line; None where it is no text."""
+    if not isinstance(value, str):
+        return None
+    return one_line(shortened(value, keys, MAX_ID_CHARS)).strip() or None
+
+
+def _dollars(value: object) -> float | None:
+    """A cost that a gateway has sent, as a text or a number; None if it is no plausible one."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        dollars = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return dollars if 0 <= dollars <= MAX_DOLLARS else None
 
 
 def _float(value: object) -> float | None:
