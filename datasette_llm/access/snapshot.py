@@ -43,6 +43,8 @@ class ModelRoute:
         price: its configured price, or None.
         exact_price: whether a public price needs an exact match of the name, since the model
             may be self-hosted.
+        caller_fields: the fields of a request in which an endpoint gets something about the
+            caller.
     """
 
     model: AsyncLLM
@@ -52,6 +54,7 @@ class ModelRoute:
     log: LogPolicy | None
     price: PriceSettings | None
     exact_price: bool
+    caller_fields: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,8 @@ class PurposeSnapshot:
             self._log_policy(),
             self.prices.get(model_id),
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
+            # By attribute, as the secret.
+            caller_fields=getattr(model, "caller_fields", frozenset()),
         )
 
     def _log_policy(self) -> LogPolicy | None:

@@ -209,6 +209,10 @@ class EndpointSettings(CallSettings):
     """Accepts audio."""
     reasoning: bool = Field(default=False, title="bool")
     """Supports the option `reasoning_effort`."""
+    send_user: bool = Field(default=False, title="bool")
+    """Send a pseudonym of the actor as `user`, never the id."""
+    send_tags: bool = Field(default=False, title="bool")
+    """Send the tags of a call as LiteLLM's `metadata.tags`."""
 
 
 def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
