@@ -1,4 +1,4 @@
-"""What the client of a request has for its attempt, where llm has no event: signs of life, headers."""
+"""What the client of a request has for its attempt beside llm's events: signs of life, headers."""
 
 from __future__ import annotations
 

@@ -15,8 +15,10 @@ from .finish_reasons import parts_of
 
 # The provider's own, which LiteLLM passes on, before one of the server that was asked. Of OpenAI
 # and most others, Anthropic, AWS and Azure.
-_REQUEST_IDS = ("llm_provider-x-request-id", "llm_provider-request-id", "x-request-id")
-_REQUEST_IDS += ("request-id", "x-amzn-requestid", "apim-request-id", "x-ms-request-id")
+_REQUEST_IDS = (
+    *("llm_provider-x-request-id", "llm_provider-request-id"),
+    *("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id", "x-ms-request-id"),
+)
 # In an answer; the second is Gemini's, the others are Cohere's.
 _RESPONSE_IDS = ("id", "responseId", "response_id", "generation_id")
 

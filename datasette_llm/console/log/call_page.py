@@ -95,7 +95,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Failed afterwards", call["hook_error"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
-        ("Gateway's cost", gateway_cost and dollars(gateway_cost)),
+        ("Gateway's cost", dollars(call["gateway_cost_dollars"]) or None),
         ("Gateway's call", call["gateway_call_id"]),
         ("Gateway's model", call["gateway_model_id"]),
         ("Response id", call["response_id"]),
