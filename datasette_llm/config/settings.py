@@ -154,7 +154,7 @@ class LogSettings(Section):
     prices: Annotated[Mapping[str, PriceSettings], _READ_ONLY] = Field(
         default={}, validate_default=True, title="mapping of ids to prices"
     )
-    """`{input, output, cached_input}` in dollars a million tokens, before public prices."""
+    """`{input, output, cached_input}` in dollars a million tokens, before all other prices."""
 
 
 class PurposeLogSettings(Section):

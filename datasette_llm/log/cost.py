@@ -39,8 +39,9 @@ def cost_columns(
     uncounted = row["input_tokens"] is None and row["output_tokens"] is None
     if price is not None and not uncounted:
         return _columns(_configured_price(price, _usage(row)), "configuration")
-    if row["gateway_cost_nanodollars"] is not None:
-        return {"cost_nanodollars": row["gateway_cost_nanodollars"], "price_source": "gateway"}
+    of_gateway = row.get("gateway_cost_nanodollars")
+    if of_gateway is not None:
+        return {"cost_nanodollars": of_gateway, "price_source": "gateway"}
     if uncounted:
         return UNKNOWN
     usage = _usage(row)

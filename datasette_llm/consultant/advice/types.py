@@ -176,7 +176,7 @@ async def estimate(
     if model_id is None:
         return Estimate(tokens, ANSWER_TOKENS, None)
     row: dict[str, Any] = {"input_tokens": tokens, "output_tokens": ANSWER_TOKENS}
-    row |= {"token_details": None, "resolved_model": None, "gateway_cost_nanodollars": None}
+    row |= {"token_details": None, "resolved_model": None}
     # In a thread, since the price table is slow to load.
     cost = await asyncio.to_thread(cost_columns, row, model_id, price, exact=exact)
     return Estimate(tokens, ANSWER_TOKENS, cost["cost_nanodollars"])
