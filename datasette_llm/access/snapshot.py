@@ -45,6 +45,7 @@ class ModelRoute:
             may be self-hosted.
         caller_fields: the fields of a request in which an endpoint gets something about the
             caller.
+        credentials: what an endpoint's headers hold that must not be shown.
     """
 
     model: AsyncLLM
@@ -55,6 +56,7 @@ class ModelRoute:
     price: PriceSettings | None
     exact_price: bool
     caller_fields: frozenset[str]
+    credentials: frozenset[str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class PurposeSnapshot:
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
             # By attribute, as the secret.
             caller_fields=getattr(model, "caller_fields", frozenset()),
+            credentials=getattr(model, "credentials", frozenset()),
         )
 
     def _log_policy(self) -> LogPolicy | None:

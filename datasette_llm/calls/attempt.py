@@ -91,7 +91,7 @@ class Attempt:
         self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
         self._end: float | None = None
-        self._headers: Mapping[str, str] | None = None  # of the response, where they are known
+        self._headers: list[Mapping[str, str]] = []  # of its responses, where they are known
         self._started: RequestStarted | None = None
         self._waited_s: float | None = None
 
@@ -262,6 +262,9 @@ class Attempt:
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, response.caller_key)
         self._keys = self.call.used_keys or self._keys
+        if self.route.target.credentials:
+            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
+            self._keys = self.route.target.credentials.union(given)
         if isinstance(model, llm.AsyncKeyModel):
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
@@ -272,7 +275,7 @@ class Attempt:
             arguments["about_caller"] = self._about_caller()
         on_event = response.stream_state.on_event if response.stream_state else None
         idle_timeout_s = self.route.target.call_policy.idle_timeout_s
-        activity.set(Activity.of(on_event, idle_timeout_s, self._answered))
+        activity.set(Activity.of(on_event, idle_timeout_s, self._headers))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
@@ -302,14 +305,6 @@ class Attempt:
             found["metadata"] = {"tags": [f"{name}:{value}" for name, value in tags.items()]}
         return found
 
-    def _answered(self, headers: Mapping[str, str]) -> None:
-        self._headers = headers
-        # Of an endpoint, which may repeat them: what its headers hold.
-        credentials: frozenset[str] = getattr(self.route.target.model, "credentials", frozenset())
-        if credentials:
-            keys = frozenset({self._keys}) if isinstance(self._keys, str) else self._keys
-            self._keys = credentials | (keys or frozenset())
-
     # How it ended
 
     def _finished(
@@ -337,7 +332,10 @@ class Attempt:
             failure_kind=kind,
             message=None if error is None else failure_message(error, kind),
             receipt=receipt_of(
-                self._headers, self.response.response_json, error, streamed=self.response.stream
+                self._headers[-1] if self._headers else None,
+                self.response.response_json,
+                error,
+                streamed=self.response.stream,
             ),
         )
 
