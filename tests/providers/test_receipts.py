@@ -217,7 +217,7 @@ async def test_k3_configured_price_precedes_the_gateways(server: Any, start: Any
 async def test_k3_failures_have_ids_each_attempt_its_own(server: Any, start: Any) -> None:
     """A refusal, a broken stream, one without an answer, and then the answer."""
     refused = {"x-request-id": "req-1", "x-litellm-call-id": "call-1"}
-    refused |= {"x-litellm-response-cost": "0"}
+    refused |= {"x-litellm-response-cost": "0.5"}  # of no answer
     broken = http(events(text("") | {"id": "chatcmpl-2"}, done=False), "x-request-id: req-2")
     server.play(
         [Refuse(500, "No", refused)],
@@ -233,6 +233,17 @@ async def test_k3_failures_have_ids_each_attempt_its_own(server: Any, start: Any
         (None, None, None, None),
         ("chatcmpl-1", "req-4", None, None),
     ]
+
+
+async def test_k3_names_are_those_of_the_answer(server: Any, start: Any) -> None:
+    """Not of the refusal before it: the server does not know `stream_options`."""
+    refused = {"x-request-id": "no", "x-litellm-call-id": "no"}
+    server.play(
+        [Refuse(400, "Unknown parameter: stream_options", refused)], [stream("x-request-id: req-1")]
+    )
+    datasette = await start()
+    assert await ask(datasette) == "Hi"
+    assert await recorded(datasette, *IDS) == [("chatcmpl-1", "req-1", None, None)]
 
 
 async def test_k3_cancelled_stream_has_its_ids(server: Any, start: Any) -> None:
@@ -355,8 +366,15 @@ async def test_k3_callers_own_options_win(server: Any, start: Any) -> None:
         await ask(datasette, user="u-7")
     assert sent(server.requests[0]) == mine
     assert sent(server.requests[1]) == {"user": "u-7", "metadata": {"tags": ["job:12"]}}
-    with pytest.raises(ValueError, match="user"):  # which other endpoints do not have
-        await ask(datasette, "plain", user="u-7")
+    for model_id, name, value in (
+        ("plain", "user", "u-7"),  # which other endpoints do not have
+        ("team", "user", 7),
+        ("team", "metadata", "job"),
+        ("team", "metadata", {"job": object()}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            await ask(datasette, model_id, **{name: value})
+    assert len(server.requests) == 2
 
 
 async def test_k3_retries_fallbacks_and_steps_are_sent_it(server: Any, start: Any) -> None:
