@@ -7,7 +7,6 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils.sqlite import sqlite3
@@ -107,9 +106,7 @@ def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
 
 
 def _listed(list_request: LogListRequest, page: Row | None) -> Row:
-    given = asdict(list_request.filter)
-    filters = {name: value for name, value in given.items() if value is not None}
-    return {"filter": filters} | (page or _EMPTY_PAGE)
+    return {"filter": list_request.filter.given()} | (page or _EMPTY_PAGE)
 
 
 def _covered(given: Filter, covered: Filter) -> Row:
