@@ -23,9 +23,9 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
+from datasette_llm.console.log import call_page, csv_export, formatting, list_request
 from datasette_llm.console.log.chart import Chart
-from datasette_llm.log import queries, totals
+from datasette_llm.log import queries, totals, writer
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.totals_cache import QueryCache
@@ -979,7 +979,7 @@ async def test_page_waits_a_bounded_time_for_writes(start: Start, monkeypatch) -
     async def flush() -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(payloads, "FLUSH_S", 0.01)
+    monkeypatch.setattr(writer, "FLUSH_WAIT_S", 0.01)
     monkeypatch.setattr(Recorder.of(datasette).writer, "flush", flush)
 
     found = await get_json(datasette)
