@@ -108,7 +108,8 @@ class Attempt:
             NotRecordedError: it cannot be recorded, and the configuration requires it.
         """
         clean: BaseException | None = None
-        self.call.row_id, self._end = self.id, end
+        self._end = end
+        self.call.result.begin(self.id)
         try:
             if self.route.target.call_policy.limits:
                 await self._acquire_permit()
@@ -229,9 +230,9 @@ class Attempt:
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
-            span.end(self._finished(error), streaming=self.response.stream, detach=detach)
+            span.end(self._ended(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(misfit)
+        finished = self._ended(misfit)
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
 
@@ -306,6 +307,12 @@ class Attempt:
         return found
 
     # How it ended
+
+    def _ended(self, error: BaseException | None) -> RequestFinished:
+        """How a request ended that was sent; noted for the hooks."""
+        finished = self._finished(error)
+        self.call.result.end(finished, self.model.model_id, self.route.target)
+        return finished
 
     def _finished(
         self,

@@ -259,6 +259,7 @@ async def test_newer_database_is_ignored_without_log(make_datasette, path):
 
 def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     before = connection.execute("select * from llm_calls order by id").fetchall()
+    ours = [migration.name for migration in schema.migrations.pending(Database(memory=True))]
     later = Migrations("datasette_llm")
     later._migrations = list(schema.migrations._migrations)
 

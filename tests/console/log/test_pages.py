@@ -23,9 +23,9 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
+from datasette_llm.console.log import call_page, csv_export, formatting, list_request
 from datasette_llm.console.log.chart import Chart
-from datasette_llm.log import queries, totals
+from datasette_llm.log import queries, totals, writer
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.totals_cache import QueryCache
@@ -373,6 +373,7 @@ async def test_refused_page_keeps_the_form(start: Start) -> None:
         "finish_reason": "bored",
         "failure_kind": "",
         "group": "g1",
+        "tag": "",
         "since": "yesterday",
         "until": "2026-01-01",
         "limit": "many",
@@ -978,7 +979,7 @@ async def test_page_waits_a_bounded_time_for_writes(start: Start, monkeypatch) -
     async def flush() -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(payloads, "FLUSH_S", 0.01)
+    monkeypatch.setattr(writer, "FLUSH_WAIT_S", 0.01)
     monkeypatch.setattr(Recorder.of(datasette).writer, "flush", flush)
 
     found = await get_json(datasette)
@@ -1006,7 +1007,8 @@ async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict
 
 async def test_hostile_text_is_escaped_on_call_page(start: Start) -> None:
     texts = [name for name in COLUMNS if name not in NOT_FREE]
-    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
+    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE)
+    row |= {"outcome": "error", "tags": json.dumps({HOSTILE: HOSTILE})}
     datasette = await start(row)
     for part in ("request", "response"):
         await datasette.get_internal_database().execute_write(
