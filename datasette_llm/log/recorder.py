@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import instance
 from ..events import RequestFinished, RequestStarted
 from ..sanitize import new_id, now, storable
+from . import search
 from .cost import cost_columns
 from .rows import Content, finished_row, row_bytes, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
@@ -118,6 +119,7 @@ class Recorder:
 
     def _open(self, connection: Any) -> None:
         migrate(connection)
+        search.migrate(connection)
         self._session.open(connection, now())
 
 
@@ -131,5 +133,7 @@ def _write_end(
     finished = connection.execute(_FINISH, storable(row | cost()))
     # Without its first part, which memory may have had no room for, content belongs to no row.
     if content is not None and finished.rowcount:
-        for statement in content.statements():
+        statements = content.statements()
+        for statement in statements:
             connection.execute(*statement)
+        search.try_add(connection, row["id"], [values["content"] for _, values in statements])
