@@ -49,7 +49,7 @@ async def start(datasette: Datasette) -> None:
         await _open_log(datasette)
         await _recall_reasons(datasette, settings.endpoints)
         _start_retention(datasette, settings.log.keep_days)
-        datasette.add_background_task(search.index_older, name="datasette-llm search")
+        datasette.add_background_task(search.keep_indexing, name="datasette-llm search")
     else:
         await _update_log(datasette)
     await _load_assignments(datasette)

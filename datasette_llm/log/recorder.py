@@ -133,7 +133,6 @@ def _write_end(
     finished = connection.execute(_FINISH, storable(row | cost()))
     # Without its first part, which memory may have had no room for, content belongs to no row.
     if content is not None and finished.rowcount:
-        statements = content.statements()
-        for statement in statements:
+        for statement in content.statements():
             connection.execute(*statement)
-        search.try_add(connection, row["id"], [values["content"] for _, values in statements])
+        search.enqueue(connection, row["id"])

@@ -4,8 +4,9 @@ An index is an FTS5 table for the calls of one week, so that retention drops it 
 SQLite before 3.43 cannot delete from an index that has no copy of its text. `llm_search_calls` has
 the call of each row of an index; the rows' numbers are in the order in which the calls began.
 
-An index is made of what is recorded, and can be made again. So its failure is no failure of the
-call log: what cannot be indexed is recorded all the same.
+The calls to be indexed stand in `llm_search_queue`, from the transaction that records their
+content on. A background task takes them in batches, which is cheaper than one by one and keeps no
+call waiting.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from sqlite_utils import Database, Migrations
 from ulid import ULID
 
 from .. import migrations as database
-from ..errors import NewerDatabaseError
-from ..sanitize import message_of
 from .queries import COLUMNS, BadFilterError, Filter
 
 if TYPE_CHECKING:
@@ -37,9 +36,11 @@ MAX_CHARS = 100_000
 MAX_QUERY_CHARS = 500
 MAX_WORDS = 20
 WEEK_MS = 7 * 24 * 60 * 60 * 1000
-# Content of earlier versions is indexed in batches that do not delay calls for long.
+# Small enough not to delay calls that wait for their row.
 MAX_BATCH = 100
+# Between two batches, and between two looks at an empty queue.
 PAUSE_S = 0.1
+POLL_S = 1.0
 RETRY_S = 60.0
 
 _PREFIX = "llm_search_week_"
@@ -56,67 +57,79 @@ migrations = Migrations("datasette_llm_search")
 def m001_search(db: Database) -> None:
     for statement in (
         "create table llm_search_calls (row integer primary key, call_id text not null)",
-        # Below which call there is content that is still to be indexed.
-        """
-        create table llm_search_older (
-            id integer primary key check (id = 1),
-            below_id text not null
-        )
-        """,
-        "insert into llm_search_older select 1, coalesce(max(call_id) || '~', '') "
-        "from llm_call_content",
+        "create table llm_search_queue (call_id text primary key) without rowid",
+        # What earlier versions recorded.
+        "insert into llm_search_queue select distinct call_id from llm_call_content",
     ):
         db.execute(statement)
 
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date, as `migrations.migrate`; those of the call log have to be."""
-    database.migrate(connection, migrations, "llm_search_calls", "llm_search_older")
+    database.migrate(connection, migrations, "llm_search_calls", "llm_search_queue")
 
 
-def add(connection: sqlite3.Connection, call_id: str, contents: Iterable[str]) -> None:
-    """Index what was recorded of a call, once.
+def enqueue(connection: sqlite3.Connection, call_id: str) -> None:
+    """Have the content of a call indexed soon.
+
+    A failure is logged and not raised, since the call is recorded all the same.
 
     Args:
         connection: a connection for writing, in a transaction.
-        call_id: the call.
-        contents: its parts, as they are recorded.
-
-    Raises:
-        sqlite3.Error: it cannot be indexed.
+        call_id: a call whose content has just been recorded.
     """
-    ms = _milliseconds(call_id)
-    text = "\n".join(_texts(contents))[:MAX_CHARS]
-    if ms is None or not text.strip():
-        return
-    first = ms << _CALLS_BITS
-    known = connection.execute(
-        "select row, call_id from llm_search_calls where row >= ? and row < ? order by row",
-        (first, first + (1 << _CALLS_BITS)),
-    ).fetchall()
-    if any(each == call_id for _, each in known):
-        return
-    row = known[-1][0] + 1 if known else first
-    table = f"{_PREFIX}{ms // WEEK_MS}"
-    connection.execute(
-        f"create virtual table if not exists [{table}] using fts5(text, content='', "
-        "tokenize='unicode61 remove_diacritics 2')"
-    )
-    connection.execute(f"insert into [{table}] (rowid, text) values (?, ?)", (row, text))
-    # Last, since a row without an index would take the call for indexed. There is no savepoint,
-    # at each of which FTS5 would write what it has gathered.
-    values = (row, call_id)
-    connection.execute("insert into llm_search_calls (row, call_id) values (?, ?)", values)
-
-
-def try_add(connection: sqlite3.Connection, call_id: str, contents: Iterable[str]) -> None:
-    """As `add()`; what cannot be indexed is logged, and not raised."""
     try:
-        add(connection, call_id, contents)
+        connection.execute("insert into llm_search_queue (call_id) values (?)", (call_id,))
     except sqlite3.DatabaseError as error:
         if not connection.in_transaction:
             raise  # SQLite has rolled back what else was to be written
-        logger.error("A call of the LLM call log could not be indexed: %s", message_of(error))
+        logger.warning("A call of the LLM call log will not be found by search: %s", error)
+
+
+async def keep_indexing(datasette: Datasette) -> None:
+    """Index the content of calls soon after it is recorded, as long as Datasette runs.
+
+    Args:
+        datasette: the Datasette instance, which supervises this as a background task.
+    """
+    internal, failed = datasette.get_internal_database(), False
+    while True:
+        try:
+            if await internal.execute_fn(is_complete):
+                pause_s = POLL_S
+            else:
+                await internal.execute_write_fn(index_batch)
+                pause_s = PAUSE_S
+            failed = False
+        except DatasetteClosedError:
+            return  # closed without a shutdown, which would have cancelled this task
+        except sqlite3.Error as error:
+            if not failed:
+                logger.warning("The LLM call log cannot be indexed for search: %s", error)
+            failed, pause_s = True, RETRY_S
+        await asyncio.sleep(pause_s)
+
+
+def index_batch(connection: sqlite3.Connection) -> None:
+    """Index the newest `MAX_BATCH` calls of the queue.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+
+    Raises:
+        sqlite3.Error: they cannot be indexed.
+    """
+    newest = f"select call_id from llm_search_queue order by call_id desc limit {MAX_BATCH}"
+    for (call_id,) in connection.execute(newest).fetchall():
+        sql = "select content from llm_call_content where call_id = ? order by part"
+        _add(connection, call_id, [text for (text,) in connection.execute(sql, (call_id,))])
+        connection.execute("delete from llm_search_queue where call_id = ?", (call_id,))
+
+
+def is_complete(connection: sqlite3.Connection) -> bool:
+    """Whether all that is recorded can be found."""
+    sql = "select not exists (select 1 from llm_search_queue)"
+    return not has_index(connection) or bool(connection.execute(sql).fetchone()[0])
 
 
 def remove(connection: sqlite3.Connection, below_id: str) -> None:
@@ -133,38 +146,15 @@ def remove(connection: sqlite3.Connection, below_id: str) -> None:
         if (week + 1) * WEEK_MS <= ms:
             connection.execute(f"drop table [{table}]")
     connection.execute("delete from llm_search_calls where row < ?", (ms << _CALLS_BITS,))
-
-
-async def index_older(datasette: Datasette) -> None:
-    """Index the content of earlier versions, newest first, in batches.
-
-    Args:
-        datasette: the Datasette instance, which supervises this as a background task.
-    """
-    left, failed = True, False
-    while left:
-        try:
-            left = await datasette.get_internal_database().execute_write_fn(index_batch)
-        except (DatasetteClosedError, NewerDatabaseError):
-            return  # closed without a shutdown, or the call log says why
-        except sqlite3.Error as error:
-            if not failed:
-                logger.warning("Older calls of the LLM call log are not indexed: %s", error)
-            failed = True
-            await asyncio.sleep(RETRY_S)
-        await asyncio.sleep(PAUSE_S)
+    connection.execute("delete from llm_search_queue where call_id < ?", (below_id,))
 
 
 def has_index(connection: sqlite3.Connection) -> bool:
     """Whether there are tables to search."""
-    sql = "select count(*) from sqlite_master where name in ('llm_search_calls', 'llm_calls')"
+    sql = (
+        "select count(*) from sqlite_master where name in ('llm_search_calls', 'llm_search_queue')"
+    )
     return bool(connection.execute(sql).fetchone()[0] == 2)
-
-
-def is_complete(connection: sqlite3.Connection) -> bool:
-    """Whether the content of earlier versions is indexed, too."""
-    row = connection.execute("select below_id from llm_search_older").fetchone()
-    return row is None or row[0] == ""
 
 
 def match_of(text: str) -> str:
@@ -254,22 +244,24 @@ def condition(connection: sqlite3.Connection, text: str) -> tuple[str, dict[str,
     return sql, {"search": match}
 
 
-def index_batch(connection: sqlite3.Connection) -> bool:
-    """Index a batch of older content; whether there may be more."""
-    migrate(connection)
-    (below,) = connection.execute("select below_id from llm_search_older").fetchone() or ("",)
-    found = connection.execute(
-        "select distinct call_id from llm_call_content where call_id < ? "
-        "order by call_id desc limit ?",
-        (below, MAX_BATCH),
-    ).fetchall()
-    for (call_id,) in found:
-        sql = "select content from llm_call_content where call_id = ? order by part"
-        try_add(connection, call_id, [text for (text,) in connection.execute(sql, (call_id,))])
-    rest = found[-1][0] if len(found) == MAX_BATCH else ""
-    if rest != below:
-        connection.execute("update llm_search_older set below_id = ?", (rest,))
-    return rest != ""
+def _add(connection: sqlite3.Connection, call_id: str, contents: Iterable[str]) -> None:
+    ms = _milliseconds(call_id)
+    text = "\n".join(_texts(contents))[:MAX_CHARS]
+    if ms is None or not text.strip():
+        return
+    first = ms << _CALLS_BITS
+    (last,) = connection.execute(
+        "select max(row) from llm_search_calls where row >= ? and row < ?",
+        (first, first + (1 << _CALLS_BITS)),
+    ).fetchone()
+    values = (first if last is None else last + 1, call_id)
+    connection.execute("insert into llm_search_calls (row, call_id) values (?, ?)", values)
+    table = f"{_PREFIX}{ms // WEEK_MS}"
+    connection.execute(
+        f"create virtual table if not exists [{table}] using fts5(text, content='', "
+        "tokenize='unicode61 remove_diacritics 2')"
+    )
+    connection.execute(f"insert into [{table}] (rowid, text) values (?, ?)", (values[0], text))
 
 
 def _weeks(connection: sqlite3.Connection) -> Sequence[tuple[int, str]]:
