@@ -18,7 +18,7 @@ from .access.secrets import registered_secrets
 from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
-from .log import retention
+from .log import retention, search
 from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
@@ -49,6 +49,7 @@ async def start(datasette: Datasette) -> None:
         await _open_log(datasette)
         await _recall_reasons(datasette, settings.endpoints)
         _start_retention(datasette, settings.log.keep_days)
+        datasette.add_background_task(search.keep_indexing, name="datasette-llm search")
     else:
         await _update_log(datasette)
     await _load_assignments(datasette)

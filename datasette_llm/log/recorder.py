@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import instance
 from ..events import RequestFinished, RequestStarted
 from ..sanitize import new_id, now, storable
+from . import search
 from .cost import cost_columns
 from .rows import Content, finished_row, row_bytes, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
@@ -118,6 +119,7 @@ class Recorder:
 
     def _open(self, connection: Any) -> None:
         migrate(connection)
+        search.migrate(connection)
         self._session.open(connection, now())
 
 
@@ -133,3 +135,4 @@ def _write_end(
     if content is not None and finished.rowcount:
         for statement in content.statements():
             connection.execute(*statement)
+        search.enqueue(connection, row["id"])

@@ -21,6 +21,7 @@ from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 
 from ..sanitize import now
+from . import search
 from .queries import id_at
 from .schema import REMOVABLE, newest_ms
 
@@ -210,6 +211,7 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
         "values (?, ?, ?, ?)",
         (now(), below, calls, keep_days),
     )
+    search.remove(connection, below)
     if has_consultations:
         connection.execute("delete from llm_consultations where id < ?", (below,))
     return len(batch)

@@ -1,0 +1,305 @@
+"""Full-text search over the recorded content of calls.
+
+An index is an FTS5 table for the calls of one week, so that retention drops it with its rows:
+SQLite before 3.43 cannot delete from an index that has no copy of its text. `llm_search_calls` has
+the call of each row of an index; the rows' numbers are in the order in which the calls began.
+
+The calls to be indexed stand in `llm_search_queue`, from the transaction that records their
+content on. A background task takes them in batches, which is cheaper than one by one and keeps no
+call waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasette.database import DatasetteClosedError
+from datasette.utils.sqlite import sqlite3
+from sqlite_utils import Database, Migrations
+from ulid import ULID
+
+from .. import migrations as database
+from .queries import COLUMNS, BadFilterError, Filter
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_llm")
+
+# Of one call. What is beyond cannot be found; it is on the call's page.
+MAX_CHARS = 100_000
+MAX_QUERY_CHARS = 500
+MAX_WORDS = 20
+WEEK_MS = 7 * 24 * 60 * 60 * 1000
+# Small enough not to delay calls that wait for their row.
+MAX_BATCH = 100
+# Between two batches, and between two looks at an empty queue.
+PAUSE_S = 0.1
+POLL_S = 1.0
+RETRY_S = 60.0
+
+_PREFIX = "llm_search_week_"
+# So many calls may begin in a millisecond; more are found too, a little out of their order.
+_CALLS_BITS = 12
+_PHRASE = re.compile(r'"([^"]*)"?|(\S+)')
+# What people read of a message's part.
+_TEXTS = ("text", "name", "arguments", "output")
+
+migrations = Migrations("datasette_llm_search")
+
+
+@migrations()
+def m001_search(db: Database) -> None:
+    for statement in (
+        "create table llm_search_calls (row integer primary key, call_id text not null)",
+        "create table llm_search_queue (call_id text primary key) without rowid",
+        # What earlier versions recorded.
+        "insert into llm_search_queue select distinct call_id from llm_call_content",
+    ):
+        db.execute(statement)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables up to date, as `migrations.migrate`; those of the call log have to be."""
+    database.migrate(connection, migrations, "llm_search_calls", "llm_search_queue")
+
+
+def enqueue(connection: sqlite3.Connection, call_id: str) -> None:
+    """Have the content of a call indexed soon.
+
+    A failure is logged and not raised, since the call is recorded all the same.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        call_id: a call whose content has just been recorded.
+    """
+    try:
+        connection.execute("insert into llm_search_queue (call_id) values (?)", (call_id,))
+    except sqlite3.DatabaseError as error:
+        if not connection.in_transaction:
+            raise  # SQLite has rolled back what else was to be written
+        logger.warning("A call of the LLM call log will not be found by search: %s", error)
+
+
+async def keep_indexing(datasette: Datasette) -> None:
+    """Index the content of calls soon after it is recorded, as long as Datasette runs.
+
+    Args:
+        datasette: the Datasette instance, which supervises this as a background task.
+    """
+    internal, failed = datasette.get_internal_database(), False
+    while True:
+        try:
+            if await internal.execute_fn(is_complete):
+                pause_s = POLL_S
+            else:
+                await internal.execute_write_fn(index_batch)
+                pause_s = PAUSE_S
+            failed = False
+        except DatasetteClosedError:
+            return  # closed without a shutdown, which would have cancelled this task
+        except sqlite3.Error as error:
+            if not failed:
+                logger.warning("The LLM call log cannot be indexed for search: %s", error)
+            failed, pause_s = True, RETRY_S
+        await asyncio.sleep(pause_s)
+
+
+def index_batch(connection: sqlite3.Connection) -> None:
+    """Index the newest `MAX_BATCH` calls of the queue.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+
+    Raises:
+        sqlite3.Error: they cannot be indexed.
+    """
+    newest = f"select call_id from llm_search_queue order by call_id desc limit {MAX_BATCH}"
+    for (call_id,) in connection.execute(newest).fetchall():
+        sql = "select content from llm_call_content where call_id = ? order by part"
+        _add(connection, call_id, [text for (text,) in connection.execute(sql, (call_id,))])
+        connection.execute("delete from llm_search_queue where call_id = ?", (call_id,))
+
+
+def is_complete(connection: sqlite3.Connection) -> bool:
+    """Whether all that is recorded can be found."""
+    sql = "select not exists (select 1 from llm_search_queue)"
+    return not has_index(connection) or bool(connection.execute(sql).fetchone()[0])
+
+
+def remove(connection: sqlite3.Connection, below_id: str) -> None:
+    """Drop the indexes of weeks of which nothing is left.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        below_id: the first id that is left.
+    """
+    ms = _milliseconds(below_id)
+    if ms is None or not has_index(connection):
+        return
+    for week, table in _weeks(connection):
+        if (week + 1) * WEEK_MS <= ms:
+            connection.execute(f"drop table [{table}]")
+    connection.execute("delete from llm_search_calls where row < ?", (ms << _CALLS_BITS,))
+    connection.execute("delete from llm_search_queue where call_id < ?", (below_id,))
+
+
+def has_index(connection: sqlite3.Connection) -> bool:
+    """Whether there are tables to search."""
+    sql = (
+        "select count(*) from sqlite_master where name in ('llm_search_calls', 'llm_search_queue')"
+    )
+    return bool(connection.execute(sql).fetchone()[0] == 2)
+
+
+def match_of(text: str) -> str:
+    """A search that a person typed, in FTS5's language.
+
+    Args:
+        text: words, all of which must occur; "words in quotes" must occur as they are, and a word
+            that ends with * stands for all that begin so.
+
+    Raises:
+        BadFilterError: it has no words, or too many.
+    """
+    if len(text) > MAX_QUERY_CHARS:
+        raise BadFilterError(f"search: at most {MAX_QUERY_CHARS} characters")
+    words = [_quoted(*found) for found in _PHRASE.findall(text.replace("\0", " "))]
+    words = [word for word in words if any(each.isalnum() for each in word)]
+    if not 0 < len(words) <= MAX_WORDS:
+        raise BadFilterError(f'search: give 1 to {MAX_WORDS} words, or "words in quotes"')
+    return " ".join(words)
+
+
+def calls(
+    connection: sqlite3.Connection,
+    text: str,
+    log_filter: Filter,
+    *,
+    before: str | None = None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """A page of the calls whose content has certain words, newest first.
+
+    Args:
+        connection: a connection to the internal database.
+        text: the words, as for `match_of()`.
+        log_filter: which calls.
+        before: the id of the last call of the previous page; None for the first page.
+        limit: the maximum number of calls.
+
+    Raises:
+        BadFilterError: the words or the filter are invalid.
+    """
+    condition, values = log_filter.where()
+    values |= {"search": match_of(text), "before": before or "~"}
+    values["last"] = _last_row(before)
+    found: list[dict[str, Any]] = []
+    if not has_index(connection):
+        return found
+    for week, table in _weeks(connection):
+        if week * WEEK_MS << _CALLS_BITS > values["last"]:
+            continue
+        sql = (
+            f"select {', '.join(COLUMNS)} from [{table}] "
+            f"join llm_search_calls on llm_search_calls.row = [{table}].rowid "
+            f"join llm_calls on llm_calls.id = llm_search_calls.call_id "
+            f"where [{table}] match :search and [{table}].rowid <= :last "
+            f"and llm_calls.id < :before and {condition} "
+            f"order by [{table}].rowid desc limit :n"
+        )
+        rows = connection.execute(sql, values | {"n": limit - len(found)})
+        found += (dict(zip(COLUMNS, row, strict=True)) for row in rows)
+        if len(found) >= limit:
+            break
+    return sorted(found, key=lambda call: call["id"], reverse=True)
+
+
+def condition(connection: sqlite3.Connection, text: str) -> tuple[str, dict[str, Any]]:
+    """The SQL condition on `llm_calls` for calls whose content has certain words.
+
+    Args:
+        connection: a connection to the internal database.
+        text: the words, as for `match_of()`.
+
+    Returns:
+        The condition, and its parameters.
+
+    Raises:
+        BadFilterError: the words are invalid.
+    """
+    match = match_of(text)
+    tables = [table for _, table in _weeks(connection)] if has_index(connection) else []
+    if not tables:
+        return "0", {}
+    rows = " union all ".join(
+        f"select rowid from [{table}] where [{table}] match :search" for table in tables
+    )
+    sql = f"id in (select call_id from llm_search_calls where row in ({rows}))"
+    return sql, {"search": match}
+
+
+def _add(connection: sqlite3.Connection, call_id: str, contents: Iterable[str]) -> None:
+    ms = _milliseconds(call_id)
+    text = "\n".join(_texts(contents))[:MAX_CHARS]
+    if ms is None or not text.strip():
+        return
+    first = ms << _CALLS_BITS
+    (last,) = connection.execute(
+        "select max(row) from llm_search_calls where row >= ? and row < ?",
+        (first, first + (1 << _CALLS_BITS)),
+    ).fetchone()
+    values = (first if last is None else last + 1, call_id)
+    connection.execute("insert into llm_search_calls (row, call_id) values (?, ?)", values)
+    table = f"{_PREFIX}{ms // WEEK_MS}"
+    connection.execute(
+        f"create virtual table if not exists [{table}] using fts5(text, content='', "
+        "tokenize='unicode61 remove_diacritics 2')"
+    )
+    connection.execute(f"insert into [{table}] (rowid, text) values (?, ?)", (values[0], text))
+
+
+def _weeks(connection: sqlite3.Connection) -> Sequence[tuple[int, str]]:
+    """The weeks that have an index, newest first, each with the name of its table."""
+    sql = "select name from sqlite_master where type = 'table' and name glob ?"
+    names = [name for (name,) in connection.execute(sql, (f"{_PREFIX}[0-9]*",))]
+    weeks = [(name.removeprefix(_PREFIX), name) for name in names]
+    return sorted(((int(week), name) for week, name in weeks if week.isdecimal()), reverse=True)
+
+
+def _milliseconds(call_id: str) -> int | None:
+    """When a call began, since 1970; None for an id that is no ULID."""
+    try:
+        return int(ULID.from_str(call_id.upper()).milliseconds)
+    except ValueError:
+        return None
+
+
+def _last_row(before: str | None) -> int:
+    ms = _milliseconds(before) if before is not None else None
+    return (1 << 62) if ms is None else (ms + 1 << _CALLS_BITS) - 1
+
+
+def _quoted(phrase: str, word: str) -> str:
+    if word.endswith("*"):
+        return '"{}"*'.format(word.rstrip("*").replace('"', '""'))
+    return '"{}"'.format((phrase or word).replace('"', '""'))
+
+
+def _texts(contents: Iterable[str]) -> Iterator[str]:
+    for content in contents:
+        try:
+            messages = json.loads(content)["messages"]
+            parts = [part for message in messages for part in message["parts"]]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue  # a call of which something else was recorded
+        yield from (_text(part[name]) for part in parts for name in _TEXTS if part.get(name))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
