@@ -41,6 +41,22 @@ def dollars(value: float | None) -> str:
     return f"${whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
+def price(input_dollars: float | None, output_dollars: float | None) -> str:
+    """The prices of a million tokens in and out; empty where unknown."""
+    if input_dollars is None or output_dollars is None:
+        return ""
+    if input_dollars == output_dollars == 0:
+        return "free"
+    return f"{dollars(input_dollars)} / {dollars(output_dollars)}"
+
+
+def short(value: float | None) -> str:
+    """A large number in few characters, such as a context window; empty for None."""
+    if value is None or value < 10_000:
+        return number(value)
+    return f"{value / 1_000_000:.3g}M" if value >= 999_500 else f"{value / 1_000:.3g}k"
+
+
 def duration(milliseconds: float | None) -> str:
     """A duration in milliseconds, seconds or minutes; empty for None."""
     if milliseconds is None:
