@@ -55,7 +55,7 @@ async def refused_by_filters(
 ) -> dict[str, str]:
     """The models that a plugin does not let an actor use, each with the plugin's name.
 
-    A plugin that fails, or takes too long, refuses all of them, as it does when they are used.
+    A plugin that fails, or takes too long, refuses none here: its failure is reported elsewhere.
 
     Args:
         datasette: the Datasette instance.
@@ -70,8 +70,8 @@ async def refused_by_filters(
     models = [snapshot.catalog.entries[model_id].model for model_id in ids]
     refused: dict[str, str] = {}
     for plugin, kept in await dispatch.try_filter_models(datasette, models, purpose, actor):
-        gone = ids if isinstance(kept, Exception) else [each for each in ids if each not in kept]
-        refused |= {model_id: plugin for model_id in gone if model_id not in refused}
+        if not isinstance(kept, Exception):
+            refused |= {each: plugin for each in ids if each not in kept and each not in refused}
     return refused
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..access.keys import read_status
 from ..access.quoting import quoted, quoted_error
 from ..access.snapshot import snapshot_of
+from ..decision import Rule
 from ..facade import LLM
 from ..hooks import dispatch
-from ..web import refused
+from ..web import argument, refused
 from .call_policies import CallPolicies
 from .choices import purpose_names
+from .figures import actors
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
 
 FIELDS = ("model", "purpose", "actor")
+# What a rule answers in a word or two: where it lets the model pass, and where it does not.
+ANSWERS: dict[Rule, tuple[str, str]] = {
+    "known": ("known", "unknown"),
+    "allowlist": ("allowed", "not allowed"),
+    "blocklist": ("not blocked", "blocked"),
+    "key": ("no key missing", "key missing"),
+    "filter": ("allowed", "refused"),
+}
 # More than any actor needs; the JSON parser stops at some hundreds.
 MAX_ACTOR_LEVELS = 50
 
@@ -35,20 +45,23 @@ class ActorError(Exception):
 
 
 def parse_actor(text: str) -> Actor:
-    """Parse an actor from JSON; empty text and `null` mean no actor.
+    """Parse an actor: an id, or a JSON object; empty text and `null` mean no actor.
 
     Raises:
-        ActorError: the text is neither a JSON object nor null.
+        ActorError: the text begins as JSON does, and is no JSON object.
     """
-    if not text.strip():
+    text = text.strip()
+    if text in ("", "null"):
         return None
+    if not text.startswith(("{", "[", '"')):
+        return {"id": text}
     try:
         actor = json.loads(text)
         _check(actor, MAX_ACTOR_LEVELS)
     except (ValueError, RecursionError) as error:
         raise ActorError(f"The actor is no JSON: {error}") from None
-    if not isinstance(actor, dict | None):
-        raise ActorError('The actor has to be a JSON object, such as {"id": "ana"}, or null')
+    if not isinstance(actor, dict):
+        raise ActorError('The actor has to be an id, or a JSON object such as {"id": "ana"}')
     return actor
 
 
@@ -168,6 +181,7 @@ async def _payload(datasette: Datasette, decision: Decision) -> dict[str, Any]:
             {
                 "rule": step.rule,
                 "passed": step.passed,
+                "answer": ANSWERS[step.rule][0 if step.passed else 1],
                 "detail": detail,
                 "plugin": step.plugin,
             }
@@ -178,15 +192,19 @@ async def _payload(datasette: Datasette, decision: Decision) -> dict[str, Any]:
 
 async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]:
     """The requested decision, or only the form."""
-    given = {name: (request.args.get(name) or "").strip() for name in FIELDS}
+    given = {name: argument(request, name) for name in FIELDS}
     snapshot = await snapshot_of(datasette)
     purposes, problems = await purpose_names(datasette, snapshot)
     about: dict[str, Any] = {
         "form": given,
-        "choices": {"model": list(snapshot.catalog.entries), "purpose": purposes},
+        "choices": {
+            "model": list(snapshot.catalog.entries),
+            "purpose": purposes,
+            "actor": await actors(datasette, request.actor),
+        },
         "problems": [*problems, *snapshot.catalog.problems],
     }
-    if not any(name in request.args for name in FIELDS):
+    if not any(given.values()) and not request.args:
         return {"ok": True, "asked": False} | about
     try:
         actor = parse_actor(given["actor"])

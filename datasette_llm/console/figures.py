@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +15,10 @@ from datasette.utils.sqlite import sqlite3
 from .. import instance
 from ..log import queries
 from ..log.queries import Filter, first_id, text_of
-from ..log.totals import FAILURES, SERIES_COLUMNS, By, dollars, percentile, totals
+from ..log.totals import FAILURES, SERIES_COLUMNS, By, choices, dollars, percentile, totals
 from ..log.totals_cache import QueryCache
 from ..permissions import VIEW_LOG
-from ..sanitize import message_of
+from ..sanitize import message_of, well_formed
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -32,6 +32,12 @@ WEEK = 7 * DAY
 # For adding up calls that no page has added up before; then fewer days count.
 LIMIT_S = 1.0
 MAX_KINDS = 5
+# A longer id of an actor makes no menu.
+MAX_ID_CHARS = 100
+_NEWEST = (
+    "select id, started_at from llm_calls where model_id = :model and outcome is not 'blocked' "
+    "order by id desc limit 1"
+)
 
 
 @dataclass(slots=True)
@@ -237,6 +243,40 @@ def _failures(connection: sqlite3.Connection, since: datetime.datetime) -> dict[
             for outcome, kind, calls, newest in rows[:MAX_KINDS]
         ],
     }
+
+
+async def actors(datasette: Datasette, actor: Any) -> list[str]:
+    """Ids of actors of the call log, for a menu; none without `view-llm-log`."""
+    if not await datasette.allowed(action=VIEW_LOG, actor=actor):
+        return []
+    found, _ = await _read(datasette, choices)
+    values = found["actor"]["values"] if found else []
+    return [value for value in values if len(value) <= MAX_ID_CHARS]
+
+
+async def newest_calls(
+    datasette: Datasette, actor: Any, model_ids: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """The newest call of each model that was sent: its `id` and `started_at`.
+
+    Args:
+        datasette: the Datasette instance.
+        actor: who sees them; without `view-llm-log` there are none.
+        model_ids: the models; those without calls are left out.
+    """
+    ids = list(model_ids)
+    if not await datasette.allowed(action=VIEW_LOG, actor=actor):
+        return {}
+
+    def read(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+        found = {}
+        for model_id in ids:
+            row = connection.execute(_NEWEST, {"model": well_formed(model_id)}).fetchone()
+            if row is not None:
+                found[model_id] = {"id": row[0], "started_at": row[1]}
+        return found
+
+    return (await _read(datasette, read))[0] or {}
 
 
 def _text(moment: datetime.datetime) -> str:

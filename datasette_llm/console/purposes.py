@@ -353,15 +353,15 @@ def _row(snapshot: Snapshot, status: KeyStatus, name: str, registered: Purpose |
         "configured": name in snapshot.settings.purposes,
         "resolves_to": default.model_id if default else None,
         "rule": default.rule if default else None,
-        "problem": _problem(snapshot, status, name, default),
+        "problem": problem_of(snapshot, status, name),
         "refused_by": {},
         "assignment": _assignment(snapshot, name, default),
     }
 
 
-def _problem(
-    snapshot: Snapshot, status: KeyStatus, purpose: str, default: policy.Default | None
-) -> str | None:
+def problem_of(snapshot: Snapshot, status: KeyStatus, purpose: str) -> str | None:
+    """Why the default model of a purpose cannot be used, by configuration and keys, or None."""
+    default = snapshot.for_purpose(purpose).default()
     if default is None:
         return "There is no default model, so a prompt that names no model is refused"
     problem = refusal(snapshot, default.model_id, purpose)
