@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..access.keys import read_status
 from ..access.quoting import quoted, quoted_error
 from ..access.snapshot import snapshot_of
-from ..decision import Rule
 from ..facade import LLM
 from ..hooks import dispatch
 from ..web import argument, refused
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
     Actor = Mapping[str, Any] | None
 
 FIELDS = ("model", "purpose", "actor")
-# What a rule answers in a word or two: where it lets the model pass, and where it does not.
-ANSWERS: dict[Rule, tuple[str, str]] = {
-    "known": ("known", "unknown"),
-    "allowlist": ("allowed", "not allowed"),
-    "blocklist": ("not blocked", "blocked"),
-    "key": ("no key missing", "key missing"),
-    "filter": ("allowed", "refused"),
-}
 # More than any actor needs; the JSON parser stops at some hundreds.
 MAX_ACTOR_LEVELS = 50
 
@@ -181,7 +172,6 @@ async def _payload(datasette: Datasette, decision: Decision) -> dict[str, Any]:
             {
                 "rule": step.rule,
                 "passed": step.passed,
-                "answer": ANSWERS[step.rule][0 if step.passed else 1],
                 "detail": detail,
                 "plugin": step.plugin,
             }

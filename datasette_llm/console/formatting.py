@@ -14,10 +14,19 @@ from markupsafe import Markup
 from ..providers.failures import LABELS
 
 if TYPE_CHECKING:
+    from ..decision import Rule
     from ..log.totals import Measure
 
 UNKNOWN = "unknown"
 NOTHING_SENT = "nothing was sent"
+# What a rule answers in a word or two: where it lets the model pass, and where it does not.
+ANSWERS: dict[Rule, tuple[str, str]] = {
+    "known": ("known", "unknown"),
+    "allowlist": ("allowed", "not allowed"),
+    "blocklist": ("not blocked", "blocked"),
+    "key": ("no key missing", "key missing"),
+    "filter": ("allowed", "refused"),
+}
 
 
 def number(value: float | None) -> str:
@@ -129,6 +138,11 @@ def label_of(name: str | None, value: str) -> str:
 def missing(outcome: str | None) -> str:
     """What is written for a figure that a call does not have."""
     return NOTHING_SENT if outcome == "blocked" else UNKNOWN
+
+
+def answer(rule: Rule, *, passed: bool) -> str:
+    """What a rule of a decision answers, in a word or two."""
+    return ANSWERS[rule][0 if passed else 1]
 
 
 def failure(row: Mapping[str, Any]) -> str:
