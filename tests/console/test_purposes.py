@@ -156,7 +156,7 @@ async def test_a_post_from_another_site_is_refused(start: Start, site: str) -> N
 
     response = await datasette.client.post(
         ASSIGN,
-        data={"purpose": "chat", "model_id": "heron"},
+        data={"purpose": "chat", "model": "heron"},
         headers={"Sec-Fetch-Site": site},
         actor=ANA,
     )
@@ -199,7 +199,7 @@ async def test_all_kinds_of_purposes_are_shown(start: Start, plugin: Callable[..
     text = html.unescape(await page(datasette))
     assert "Writes queries" in text
     assert "plugins.datasette-llm.purposes.chat.model" in text
-    assert text.count('name="model_id"') == 3
+    assert text.count('name="model"') == 3
     assert text.count('name="reset"') == 1
 
 
@@ -298,6 +298,7 @@ async def test_json_assigns_by_alias_and_resets(start: Start) -> None:
         "model_id": "heron",
         "resolves_to": "heron",
         "rule": "assignment",
+        "refused_by": None,
     }
     assert (await LLM(datasette).model(purpose="chat")).model_id == "heron"
     back = {
@@ -306,6 +307,7 @@ async def test_json_assigns_by_alias_and_resets(start: Start) -> None:
         "model_id": None,
         "resolves_to": "pelican",
         "rule": "plugins.datasette-llm.default_model",
+        "refused_by": None,
     }
     assert await post(datasette, purpose="chat", reset=True) == back
     assert await post(datasette, purpose="chat", model_id="", reset="1") == back
@@ -369,10 +371,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"purpose": "x" * 50_000, "model_id": "pelican"}, "Unknown purpose: xxx"),
     ({"model_id": "pelican"}, "Give purpose"),
     ({"purpose": "", "model_id": "pelican"}, "Give purpose"),
-    ({"purpose": "chat"}, "Give either model_id"),
-    ({"purpose": "chat", "model_id": ""}, "Give either model_id"),
-    ({"purpose": "chat", "model_id": "pelican", "reset": True}, "Give either model_id"),
-    ({}, "Give either model_id"),
+    ({"purpose": "chat"}, "Give either model,"),
+    ({"purpose": "chat", "model_id": ""}, "Give either model,"),
+    ({"purpose": "chat", "model_id": "pelican", "reset": True}, "Give either model,"),
+    ({}, "Give either model,"),
     ({"purpose": "chat", "model_id": ["pelican"]}, "model_id: expected text"),
     ({"purpose": "chat", "model_id": 7}, "model_id: expected text"),
 ]
@@ -596,6 +598,7 @@ def test_command_assigns_and_prints_result(run: Run, tmp_path: Path) -> None:
         "model_id": "pelican",
         "resolves_to": "pelican",
         "rule": "assignment",
+        "refused_by": None,
     }
     assert run("assign", "chat", "--reset", "--internal", path).output == (
         "Purpose chat is back to the configuration: it uses pelican "
