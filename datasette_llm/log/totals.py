@@ -63,11 +63,11 @@ class Aggregate:
     def add(self, rows: Rows) -> None:
         """Add the sums of other calls, as `_sums_query` gives them."""
         for _, outcome, _, calls, priced, *known in rows:
-            input_tokens, output_tokens, cost = map(_whole, known)
+            input_tokens, output_tokens, cost = map(whole, known)
             self.outcomes[outcome or RUNNING] += calls
-            self.input_tokens = _plus(self.input_tokens, input_tokens)
-            self.output_tokens = _plus(self.output_tokens, output_tokens)
-            self.cost_nanodollars = _plus(self.cost_nanodollars, cost)
+            self.input_tokens = plus(self.input_tokens, input_tokens)
+            self.output_tokens = plus(self.output_tokens, output_tokens)
+            self.cost_nanodollars = plus(self.cost_nanodollars, cost)
             self.calls_without_cost += calls - priced if outcome == "ok" else 0
 
     def summary(self) -> dict[str, Any]:
@@ -193,11 +193,11 @@ def percentile(counts: Mapping[int, int], percent: int) -> int | None:
     return None
 
 
-def _whole(sum_of: float | None) -> int | None:
+def whole(sum_of: float | None) -> int | None:
     return None if sum_of is None or not math.isfinite(sum_of) else int(sum_of)
 
 
-def _plus(a: int | None, b: int | None) -> int | None:
+def plus(a: int | None, b: int | None) -> int | None:
     if a is None or b is None:
         return a if b is None else b
     return a + b
@@ -294,10 +294,10 @@ def _values(rows: Rows, measure: Measure) -> dict[str | None, int | None]:
     values: dict[str | None, int | None] = {}
     for odd_name, _, _, calls, _, *known in rows:
         name = text_of(odd_name)
-        input_tokens, output_tokens, cost = map(_whole, known)
-        tokens = _plus(input_tokens, output_tokens)
+        input_tokens, output_tokens, cost = map(whole, known)
+        tokens = plus(input_tokens, output_tokens)
         value = {"calls": calls, "tokens": tokens, "cost": cost}[measure]
-        values[name] = _plus(values.get(name), value)
+        values[name] = plus(values.get(name), value)
     return values
 
 
