@@ -22,7 +22,7 @@ from .totals_cache import QueryCache, Rows
 
 FAILURES = ("error", "lost")
 By = Literal["purpose", "model"]
-Measure = Literal["calls", "tokens", "cost"]
+Measure = Literal["cost", "calls", "tokens", "failures"]
 SERIES_COLUMNS: Mapping[str, str] = {"purpose": "purpose", "model": "model_id"}
 CHOICE_COLUMNS: Mapping[str, str] = {
     "model": "model_id",

@@ -35,6 +35,11 @@ _MOMENT = datetime.timedelta(microseconds=1)
 _COLUMNS = tuple(DIMENSIONS.values())
 # By these alone, the sums of past periods cannot be asked.
 _NOT_KEPT = ("group", "finish_reason")
+# The value of a tag of a call, whose tags are an object in JSON.
+_TAG = (
+    "select cast(value as text) from json_each(case when json_valid(tags) then tags end) "
+    "where key = :tag_key"
+)
 # Cast to real, as SQLite raises an error if a sum of integers is too large. The plus signs prevent
 # it from reading a whole index for the order of the groups.
 _ROWS_SQL = f"""
@@ -42,7 +47,7 @@ _ROWS_SQL = f"""
     sum(cast(output_tokens as real)), sum(cast(cost_nanodollars as real)),
     group_concat({latency.FUNCTION}(case when outcome is not 'blocked' then duration_ms end), ''),
     group_concat({latency.FUNCTION}(first_chunk_ms), '')
-    from {{source}} where {{condition}} group by {{groups}}
+    from llm_calls where {{condition}} group by {{groups}}
 """
 
 
@@ -53,6 +58,7 @@ class Sums:
     Attributes:
         calls: how many there are.
         failures: how many of them failed or were lost.
+        lost: how many of these were lost.
         unpriced: how many succeeded at an unknown cost.
         input_tokens: the sum of the known values.
         output_tokens: likewise.
@@ -63,6 +69,7 @@ class Sums:
 
     calls: int = 0
     failures: int = 0
+    lost: int = 0
     unpriced: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -76,6 +83,7 @@ class Sums:
         input_tokens, output_tokens, cost = map(whole, known)
         self.calls += calls
         self.failures += calls if outcome in FAILURES else 0
+        self.lost += calls if outcome == "lost" else 0
         self.unpriced += calls - priced if outcome == "ok" else 0
         self.input_tokens = plus(self.input_tokens, input_tokens)
         self.output_tokens = plus(self.output_tokens, output_tokens)
@@ -89,6 +97,7 @@ class Sums:
         """Add other calls."""
         self.calls += other.calls
         self.failures += other.failures
+        self.lost += other.lost
         self.unpriced += other.unpriced
         self.input_tokens = plus(self.input_tokens, other.input_tokens)
         self.output_tokens = plus(self.output_tokens, other.output_tokens)
@@ -110,7 +119,7 @@ class Question:
         filter: which calls; its times do not count.
         by: names of `DIMENSIONS`, or "tag".
         unit: also by month, day or hour; its begin is then the first of the key.
-        models: only calls of these models; None for all.
+        only: for some of `by`, or for any dimension, the values that calls may have.
         tag: the key of the tag, where that is asked for.
         latency: whether durations are wanted.
     """
@@ -118,7 +127,7 @@ class Question:
     filter: Filter = field(default_factory=Filter)
     by: tuple[str, ...] = ()
     unit: Unit | None = None
-    models: frozenset[str] | None = None
+    only: Mapping[str, frozenset[Any]] = field(default_factory=dict)
     tag: str | None = None
     latency: bool = False
 
@@ -130,12 +139,21 @@ class Question:
     def conditions(self) -> tuple[list[str], dict[str, Any]]:
         """The SQL conditions on columns that both tables have, and their parameters."""
         equal, _, values = self.filter.conditions()
-        values = {name: value for name, value in values.items() if name not in ("since", "until")}
-        if self.models is not None:
-            names = {f"m{number}": model for number, model in enumerate(sorted(self.models))}
-            equal.append(f"model_id in ({', '.join(f':{name}' for name in names)})")
+        return equal, {n: value for n, value in values.items() if n not in ("since", "until")}
+
+    def allowed(self) -> tuple[list[str], dict[str, Any]]:
+        """The same for the values that calls may have; a tag is no column."""
+        conditions, values = [], {}
+        for name, allowed in self.only.items():
+            if name not in DIMENSIONS:
+                continue
+            known = [value for value in allowed if value is not None]
+            names = {f"{name}_{number}": value for number, value in enumerate(known)}
+            column = DIMENSIONS[name]
+            condition = f"{column} in ({', '.join(f':{each}' for each in names)})"
+            conditions.append(f"({condition} or {column} is null)" if None in allowed else condition)
             values |= names
-        return equal, values
+        return conditions, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +280,12 @@ class Reader:
         self, found: dict[Key, Sums], question: Question, pieces: Sequence[Piece]
     ) -> None:
         equal, values = question.conditions()
-        with_actor = "actor" in question.by or question.filter.actor is not None
+        allowed, more = question.allowed()
+        values |= more
+        uses = {*question.by, *question.only}
+        with_actor = "actor" in uses or question.filter.actor is not None
         places = ", ".join(str(piece.period) for piece in pieces)
-        condition = " and ".join([f"period_id in ({places})", f"with_actor = {with_actor:d}", *equal])
+        condition = " and ".join([f"period_id in ({places})", f"with_actor = {with_actor:d}", *equal, *allowed])
         columns = [DIMENSIONS[name] for name in question.by]
         groups = ["period_id", "outcome", *columns] if question.unit else ["outcome", *columns]
         sums = ", ".join(_joined(name, question.latency) for name in SUMS)
@@ -286,7 +307,10 @@ class Reader:
         places = [names.index(name) for name in question.by]
         outcome = names.index("outcome")
         when = [floor(question.unit, min(piece.begin, self._now))] if question.unit else []
+        allowed = [(names.index(name), values) for name, values in question.only.items()]
         for row in rows:
+            if not all(row[place] in values for place, values in allowed):
+                continue
             key = (*when, *(row[place] for place in places))
             _of(found, key).add(row[outcome], row[len(names) :])
         return True
@@ -338,14 +362,12 @@ def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]
     values["piece_begin"] = first_id(piece.begin)
     if piece.end is not None:
         values["piece_end"] = first_id(piece.end)
-    columns, source = list(_COLUMNS), "llm_calls"
+    columns = list(_COLUMNS)
     if question.tag is not None:
-        columns.append("tag.value")
-        source = "llm_calls join llm_call_tags tag on tag.call_id = id and tag.key = :tag"
-        values["tag"] = question.tag
+        columns.append(f"({_TAG})")
+        values["tag_key"] = question.tag
     sql = _ROWS_SQL.format(
         columns=", ".join(columns),
-        source=source,
         condition=" and ".join([*bounds, *equal]),
         groups=", ".join(f"+{name}" for name in columns),
     )
