@@ -82,7 +82,7 @@ async def test_log_is_filtered_paged_and_opened(served, javascript):
         await page.get_by_role("link", name="Older calls").click()
         assert await shown.get_by_role("row").count() == 1 + 30
         await shown.get_by_role("link").first.click()
-        await page.get_by_role("heading", name="LLM call of").wait_for()
+        await page.get_by_role("heading", name="Call of").wait_for()
         await picture(page, "call")
 
 
@@ -249,13 +249,13 @@ async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
             await picture(page, "consultant-waiting")
         gate.set()
         await sending
-        await page.get_by_role("heading", name="AI advice about pets").wait_for()
+        await page.get_by_role("heading", name="Advice about pets").wait_for()
         assert request.body["messages"][1]["content"].strip() == seen.strip()
         await picture(page, "consultant-advice")
         yaml = await page.get_by_role("region", name="datasette.yaml").inner_text()
         assert "sort_desc: weight" in yaml
         assert await page.get_by_text("not checked").count() == 2
-        await page.get_by_role("link", name="AI advice", exact=True).last.click()
+        await page.get_by_role("link", name="Advice", exact=True).last.click()
         await page.get_by_role("cell", name="data: pets").first.wait_for()
         await picture(page, "consultant-list")
 
@@ -269,7 +269,7 @@ async def test_consultant_on_a_phone_and_in_the_dark(advised):
         await picture(page, "consultant-preview-phone-dark")
         assert await fits(page)
         await page.get_by_role("button", name="Send", exact=True).click()
-        await page.get_by_role("heading", name="AI advice about pets").wait_for()
+        await page.get_by_role("heading", name="Advice about pets").wait_for()
         await picture(page, "consultant-advice-phone-dark")
         assert await fits(page)
         await page.goto("/-/llm/consultations")

@@ -184,7 +184,7 @@ async def _changed(
     if not streams:
         return await _preview_page(datasette, request, preview, CHANGED, status=409)
     advice_request = preview.request
-    fields = {"model_id": advice_request.model_id, "question": advice_request.question}
+    fields = {"model": advice_request.model_id, "question": advice_request.question}
     query = [(name, value) for name, value in fields.items() if value]
     query += [("exclude", name) for name in advice_request.exclude]
     query += [("type", advice_request.kind.name), ("changed", "1")]

@@ -17,7 +17,7 @@ from ...consultant.findings.find import KINDS
 from ...consultant.table_access import analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
-from ...web import page_cursor, page_limit
+from ...web import EARLIER_NAMES, page_cursor, page_limit
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...web import Payload
 
 MAX_QUESTION_CHARS = 2_000
-FIELDS = ("model_id", "question", "exclude", "type")
+FIELDS = ("model", *EARLIER_NAMES.values(), "question", "exclude", "type")
 
 
 class BadRequestError(LLMError):
@@ -59,9 +59,8 @@ async def consultation_request(
     if kind is None:
         known = ", ".join(each.name for each in types())
         raise BadRequestError(f"type: there is no such type; use one of {known}")
-    return ConsultationRequest(
-        database, table, _single(fields, "model_id"), question, exclude, kind
-    )
+    model_id = _single(fields, "model") or _single(fields, EARLIER_NAMES["model"])
+    return ConsultationRequest(database, table, model_id, question, exclude, kind)
 
 
 def _single(fields: Mapping[str, list[str]], name: str) -> str | None:

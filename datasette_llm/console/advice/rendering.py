@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from datasette import Response
 
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
-from ...web import html_page
 from ..log.call_page import MAX_SHOWN_CHARS
-from ..navigation import ADVICE, section
+from ..navigation import ADVICE
+from ..page import render
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,7 +42,10 @@ async def render_preview(
         "table_path": datasette.urls.table(database, table),
         "list_path": datasette.urls.path(ADVICE),
     }
-    return await _render(datasette, request, "llm_analyze.html", context, status)
+    here = f"{database}: {table}"
+    return await render(
+        datasette, request, "llm_analyze.html", context, path=ADVICE, here=here, status=status
+    )
 
 
 async def render_consultation(
@@ -67,7 +69,10 @@ async def render_consultation(
         "profile": _pretty(consultation["profile"]),
         "most_chars": MAX_SHOWN_CHARS,
     }
-    return await _render(datasette, request, "llm_consultation.html", context, status)
+    here = f"{database}: {table}"
+    return await render(
+        datasette, request, "llm_consultation.html", context, path=ADVICE, here=here, status=status
+    )
 
 
 async def render_list(datasette: Datasette, request: Request, payload: Payload) -> Response:
@@ -75,15 +80,9 @@ async def render_list(datasette: Datasette, request: Request, payload: Payload) 
     query = urlencode({"limit": payload["limit"], "next": payload["next"] or ""})
     context = {"payload": payload, "path": datasette.urls.path(ADVICE), "next_query": query}
     status = 200 if payload["ok"] else 400
-    return await _render(datasette, request, "llm_consultations.html", context, status)
-
-
-async def _render(
-    datasette: Datasette, request: Request, template: str, context: Mapping[str, Any], status: int
-) -> Response:
-    context = {**context, "documentation": section(datasette, ADVICE)}
-    html = await datasette.render_template(template, context, request=request)
-    return html_page(html, status)
+    return await render(
+        datasette, request, "llm_consultations.html", context, path=ADVICE, status=status
+    )
 
 
 def _pretty(value: object) -> str:

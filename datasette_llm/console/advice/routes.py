@@ -55,7 +55,7 @@ async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
     """The menu link, for actors who may analyze a table."""
     if not await may_analyze_any(datasette, actor):
         return []
-    return [{"href": datasette.urls.path(ADVICE), "label": "AI advice"}]
+    return [{"href": datasette.urls.path(ADVICE), "label": "LLM advice"}]
 
 
 async def table_links(

@@ -299,7 +299,7 @@ async def test_bad_request_is_explained(site):
     for body, message in (
         ({"exclude": ["ghost"]}, "ghost"),
         ({"question": many}, "2,000"),
-        ({"model": "x"}, "no field"),
+        ({"modle": "x"}, "no field"),
         ({"question": 5}, "expected text"),
         ({"exclude": [5]}, "expected text"),
         ({"type": "rating"}, "dataset-analysis"),
