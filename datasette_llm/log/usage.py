@@ -34,7 +34,7 @@ Rows = list[tuple[Any, ...]]
 _MOMENT = datetime.timedelta(microseconds=1)
 _COLUMNS = tuple(DIMENSIONS.values())
 # By these alone, the sums of past periods cannot be asked.
-_NOT_KEPT = ("group", "finish_reason")
+_NOT_KEPT = frozenset({"group", "finish_reason", "tag"})
 # The value of a tag of a call, whose tags are an object in JSON.
 _TAG = (
     "select cast(value as text) from json_each(case when json_valid(tags) then tags end) "
@@ -116,7 +116,7 @@ class Question:
     """What is asked of a time.
 
     Attributes:
-        filter: which calls; its times do not count.
+        filter: which calls, without times.
         by: names of `DIMENSIONS`, or "tag".
         unit: also by month, day or hour; its begin is then the first of the key.
         only: for some of `by`, or for any dimension, the values that calls may have.
@@ -134,12 +134,7 @@ class Question:
     @property
     def is_kept(self) -> bool:
         """Whether the sums of past periods answer it."""
-        return self.tag is None and all(getattr(self.filter, name) is None for name in _NOT_KEPT)
-
-    def conditions(self) -> tuple[list[str], dict[str, Any]]:
-        """The SQL conditions on columns that both tables have, and their parameters."""
-        equal, _, values = self.filter.conditions()
-        return equal, {n: value for n, value in values.items() if n not in ("since", "until")}
+        return self.tag is None and not self.filter.given().keys() & _NOT_KEPT
 
     def allowed(self) -> tuple[list[str], dict[str, Any]]:
         """The same for the values that calls may have; a tag is no column."""
@@ -279,9 +274,8 @@ class Reader:
     def _add_periods(
         self, found: dict[Key, Sums], question: Question, pieces: Sequence[Piece]
     ) -> None:
-        equal, values = question.conditions()
+        equal, _, _, values = question.filter.conditions()
         allowed, more = question.allowed()
-        values |= more
         uses = {*question.by, *question.only}
         with_actor = "actor" in uses or question.filter.actor is not None
         places = ", ".join(str(piece.period) for piece in pieces)
@@ -292,7 +286,7 @@ class Reader:
         sql = f"select {', '.join(groups)}, {sums} from llm_usage where {condition} "
         sql += f"group by {', '.join(f'+{name}' for name in groups)}"
         begins = {piece.period: piece.begin for piece in pieces}
-        for row in self._connection.execute(sql, values) if pieces else ():
+        for row in self._connection.execute(sql, values | more) if pieces else ():
             when = [floor(question.unit, begins[row[0]])] if question.unit else []
             outcome, *rest = row[len(when) :]
             key = (*when, *map(text_of, rest[: len(columns)]))
@@ -317,8 +311,7 @@ class Reader:
 
     def _calls(self, question: Question, piece: Piece) -> Rows | None:
         """The calls of a piece by all dimensions; None where the time limit was reached."""
-        equal, values = question.conditions()
-        key = (piece.begin, piece.end, question.tag, *equal, *values.values())
+        key = (piece, question.filter, question.tag)
         if key not in self._rows:
             sql, values = _calls_query(question, piece)
             try:
@@ -357,21 +350,22 @@ def _end_of(newest: datetime.datetime, at: datetime.datetime) -> datetime.dateti
 
 
 def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]:
-    equal, values = question.conditions()
-    bounds = ["id >= :piece_begin"] + (["id < :piece_end"] if piece.end is not None else [])
-    values["piece_begin"] = first_id(piece.begin)
+    found = question.filter.conditions()
+    found.between.append("id >= :begin")
+    found.values["begin"] = first_id(piece.begin)
     if piece.end is not None:
-        values["piece_end"] = first_id(piece.end)
+        found.between.append("id < :end")
+        found.values["end"] = first_id(piece.end)
     columns = list(_COLUMNS)
     if question.tag is not None:
         columns.append(f"({_TAG})")
-        values["tag_key"] = question.tag
+        found.values["tag_key"] = question.tag
     sql = _ROWS_SQL.format(
         columns=", ".join(columns),
-        condition=" and ".join([*bounds, *equal]),
+        condition=found.on_calls(),
         groups=", ".join(f"+{name}" for name in columns),
     )
-    return sql, values
+    return sql, found.values
 
 
 def _joined(name: str, wanted: bool) -> str:

@@ -31,7 +31,7 @@ from datasette_llm.testing import ScriptedModel
 ANA = {"id": "ana"}
 # In the order of their ids, which begin with a time of 2026.
 OLD = [f"01kbc{number}0000000000000000000z" for number in range(3)]
-NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms")
+NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms", "tags")
 NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error")
 OLD_COLUMNS = tuple(
     name
@@ -88,7 +88,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     assert len(before) == 3
     assert rows_of(connection) == before
     sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, *[None] * 5)] * 3
+    assert connection.execute(sql).fetchall() == [(1, *[None] * 6)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 

@@ -7,7 +7,6 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils.sqlite import sqlite3
@@ -48,39 +47,19 @@ FLUSH_S = 2.0
 # The list
 
 
-async def list_payload(
-    datasette: Datasette, list_request: LogListRequest
-) -> tuple[dict[str, Any], Chart | None]:
-    """A page of calls, and on the first page the totals and the chart of the filter.
-
-    Returns:
-        The payload, and its chart as an object for the template, or None.
-    """
+async def list_payload(datasette: Datasette, list_request: LogListRequest) -> dict[str, Any]:
+    """A page of calls, and on the first page the totals of the filter."""
     status = await log_status(datasette)
     now = datetime.datetime.now(datetime.UTC)
     covered = totals.with_days(list_request.filter, now)
     page = read(datasette, lambda connection: _page(connection, list_request))
     if list_request.before is not None:
-        return status | _listed(list_request, await page) | _NO_SUMS, None
-    cache = instance.of(datasette, QueryCache)
-    by, measure = list_request.by, list_request.measure
-    found, summed = await asyncio.gather(
-        page,
-        read(
-            datasette,
-            lambda c: _sums(totals.totals(c, covered, by, now, cache, measure), list_request),
-        ),
+        return status | _listed(list_request, await page) | _NO_SUMS
+    found, sums = await asyncio.gather(
+        page, read(datasette, lambda connection: _sums(connection, covered, now))
     )
-    nothing = totals.Days(Aggregate(), {}, earlier=False)
-    sums, chart = summed or _sums(nothing, list_request)
-    sums |= {"covered": _covered(list_request.filter, covered), "chart": chart.payload()}
-    return status | _listed(list_request, found) | sums, chart
-
-
-def _sums(days: totals.Days, list_request: LogListRequest) -> tuple[Row, Chart]:
-    """The totals and the chart, for a reading thread: slow where there are many calls."""
-    chart = Chart.of(days, list_request.by, list_request.measure)
-    return {"totals": days.total.summary() | days.latency()}, chart
+    summed = {"totals": sums or Sums().summary(), "covered": _covered(list_request.filter, covered)}
+    return status | _listed(list_request, found) | summed
 
 
 async def choices(datasette: Datasette) -> dict[str, dict[str, Any]]:
@@ -107,9 +86,7 @@ def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
 
 
 def _listed(list_request: LogListRequest, page: Row | None) -> Row:
-    given = asdict(list_request.filter)
-    filters = {name: value for name, value in given.items() if value is not None}
-    return {"filter": filters} | (page or _EMPTY_PAGE)
+    return {"filter": list_request.filter.given()} | (page or _EMPTY_PAGE)
 
 
 def _covered(given: Filter, covered: Filter) -> Row:

@@ -20,12 +20,12 @@ BYS = (
     *("month", "day", "hour"),
 )
 TIMES = ("month", "day", "hour")
-FILTERS = ("model", "purpose", "actor", "provider", "outcome", "failure_kind")
+FILTERS = ("model", "purpose", "actor", "provider", "outcome", "failure_kind", "tag")
 ARGUMENTS = (
     *FILTERS,
     *("period", "since", "until", "by", "and", "tag_key", "measure", "limit"),
 )
-_NULLABLE = ("purpose", "actor", "provider")
+_NULLABLE = ("purpose", "actor")
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 MAX_HOURS = 31 * 24
 
@@ -84,10 +84,11 @@ class UsageRequest:
     @property
     def filter(self) -> Filter:
         """Which calls, without the time and the provider."""
-        names = set(FILTERS) - {"provider"}
+        names = set(FILTERS) - {"provider", "tag"}
         given = {name: value for name, value in self.given.items() if name in names}
-        none = {name: "" for name in _NULLABLE if given.get(name) == NONE}
-        return Filter(**given | none)
+        given |= {name: "" for name in _NULLABLE if given.get(name) == NONE}
+        tag = (self.given["tag"],) if "tag" in self.given else ()
+        return Filter(**given, tag=tag)
 
     @property
     def period(self) -> str | None:

@@ -374,6 +374,7 @@ async def test_refused_page_keeps_the_form(start: Start) -> None:
         "finish_reason": "bored",
         "failure_kind": "",
         "group": "g1",
+        "tag": "",
         "since": "yesterday",
         "until": "2026-01-01",
         "limit": "many",
@@ -1007,7 +1008,8 @@ async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict
 
 async def test_hostile_text_is_escaped_on_call_page(start: Start) -> None:
     texts = [name for name in COLUMNS if name not in NOT_FREE]
-    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
+    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE)
+    row |= {"outcome": "error", "tags": json.dumps({HOSTILE: HOSTILE})}
     datasette = await start(row)
     for part in ("request", "response"):
         await datasette.get_internal_database().execute_write(
