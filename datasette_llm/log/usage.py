@@ -7,17 +7,19 @@ the rest are read, in pieces of an hour, the newest first, as far as a time limi
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasette.utils import sqlite_timelimit
 from datasette.utils.sqlite import sqlite3
 
 from . import latency
-from .queries import Filter, first_id, text_of, time_of
-from .totals import FAILURES, plus, whole
+from .queries import EPOCH, Filter, first_id, moment, text_of, time_of
+from .totals import Sums, totals
 from .usage_schema import (
     DIMENSIONS,
     SUMS,
@@ -51,66 +53,6 @@ _ROWS_SQL = f"""
 """
 
 
-@dataclass(slots=True)
-class Sums:
-    """What some calls add up to; a sum without any known value is None.
-
-    Attributes:
-        calls: how many there are.
-        failures: how many of them failed or were lost.
-        lost: how many of these were lost.
-        unpriced: how many succeeded at an unknown cost.
-        input_tokens: the sum of the known values.
-        output_tokens: likewise.
-        cost_nanodollars: likewise.
-        durations: of the calls that were sent, as `latency` writes them.
-        first_chunks: the times to the first chunk, likewise.
-    """
-
-    calls: int = 0
-    failures: int = 0
-    lost: int = 0
-    unpriced: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_nanodollars: int | None = None
-    durations: list[str] = field(default_factory=list)
-    first_chunks: list[str] = field(default_factory=list)
-
-    def add(self, outcome: str | None, row: Sequence[Any]) -> None:
-        """Add calls of an outcome; the row has the `SUMS`."""
-        calls, priced, *known, durations, first_chunks = row
-        input_tokens, output_tokens, cost = map(whole, known)
-        self.calls += calls
-        self.failures += calls if outcome in FAILURES else 0
-        self.lost += calls if outcome == "lost" else 0
-        self.unpriced += calls - priced if outcome == "ok" else 0
-        self.input_tokens = plus(self.input_tokens, input_tokens)
-        self.output_tokens = plus(self.output_tokens, output_tokens)
-        self.cost_nanodollars = plus(self.cost_nanodollars, cost)
-        if durations:
-            self.durations.append(durations)
-        if first_chunks:
-            self.first_chunks.append(first_chunks)
-
-    def merge(self, other: Sums) -> None:
-        """Add other calls."""
-        self.calls += other.calls
-        self.failures += other.failures
-        self.lost += other.lost
-        self.unpriced += other.unpriced
-        self.input_tokens = plus(self.input_tokens, other.input_tokens)
-        self.output_tokens = plus(self.output_tokens, other.output_tokens)
-        self.cost_nanodollars = plus(self.cost_nanodollars, other.cost_nanodollars)
-        self.durations += other.durations
-        self.first_chunks += other.first_chunks
-
-    @property
-    def tokens(self) -> int | None:
-        """Of prompts and answers."""
-        return plus(self.input_tokens, self.output_tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of a time.
@@ -138,7 +80,7 @@ class Question:
 
     def allowed(self) -> tuple[list[str], dict[str, Any]]:
         """The same for the values that calls may have; a tag is no column."""
-        conditions, values = [], {}
+        conditions, values = [], dict[str, Any]()
         for name, allowed in self.only.items():
             if name not in DIMENSIONS:
                 continue
@@ -146,7 +88,9 @@ class Question:
             names = {f"{name}_{number}": value for number, value in enumerate(known)}
             column = DIMENSIONS[name]
             condition = f"{column} in ({', '.join(f':{each}' for each in names)})"
-            conditions.append(f"({condition} or {column} is null)" if None in allowed else condition)
+            conditions.append(
+                f"({condition} or {column} is null)" if None in allowed else condition
+            )
             values |= names
         return conditions, values
 
@@ -213,7 +157,8 @@ class Reader:
             elif not self._add_calls(found, question, piece):
                 self.cut = piece.end or self._now
                 break
-        self._add_periods(found, question, periods)
+        if periods:
+            self._add_periods(found, question, periods)
         return found
 
     def full(
@@ -264,9 +209,7 @@ class Reader:
                 return Piece(start, end, period)
         return Piece(max(begin, floor(shortest, end - _MOMENT)), end)
 
-    def _newest(
-        self, begin: datetime.datetime, end: datetime.datetime
-    ) -> datetime.datetime | None:
+    def _newest(self, begin: datetime.datetime, end: datetime.datetime) -> datetime.datetime | None:
         sql = "select max(id) from llm_calls where id >= ? and id < ?"
         found = self._connection.execute(sql, [first_id(begin), first_id(end)]).fetchone()[0]
         return time_of(found) if found else None
@@ -279,14 +222,16 @@ class Reader:
         uses = {*question.by, *question.only}
         with_actor = "actor" in uses or question.filter.actor is not None
         places = ", ".join(str(piece.period) for piece in pieces)
-        condition = " and ".join([f"period_id in ({places})", f"with_actor = {with_actor:d}", *equal, *allowed])
+        condition = " and ".join(
+            [f"period_id in ({places})", f"with_actor = {with_actor:d}", *equal, *allowed]
+        )
         columns = [DIMENSIONS[name] for name in question.by]
         groups = ["period_id", "outcome", *columns] if question.unit else ["outcome", *columns]
         sums = ", ".join(_joined(name, question.latency) for name in SUMS)
         sql = f"select {', '.join(groups)}, {sums} from llm_usage where {condition} "
         sql += f"group by {', '.join(f'+{name}' for name in groups)}"
         begins = {piece.period: piece.begin for piece in pieces}
-        for row in self._connection.execute(sql, values | more) if pieces else ():
+        for row in self._connection.execute(sql, values | more):
             when = [floor(question.unit, begins[row[0]])] if question.unit else []
             outcome, *rest = row[len(when) :]
             key = (*when, *map(text_of, rest[: len(columns)]))
@@ -325,11 +270,19 @@ class Reader:
         return self._rows[key]
 
     def _limited(self, sql: str, values: Mapping[str, Any]) -> Rows:
-        if self._end_s is None:
-            return self._connection.execute(sql, values).fetchall()
-        rest_ms = (self._end_s - time.perf_counter()) * 1000
-        with sqlite_timelimit(self._connection, max(0.0, rest_ms)):
-            return self._connection.execute(sql, values).fetchall()
+        rest_s = math.inf if self._end_s is None else self._end_s - time.perf_counter()
+        limit = sqlite_timelimit(self._connection, max(0.0, rest_s * 1000))
+        with limit if self._end_s is not None else nullcontext():
+            rows: Rows = self._connection.execute(sql, values).fetchall()
+        return rows
+
+
+def totals_of(reader: Reader, log_filter: Filter) -> dict[str, Any]:
+    """The sums of all calls that match a filter, as in a payload."""
+    begin = moment("since", log_filter.since) if log_filter.since else EPOCH
+    end = moment("until", log_filter.until) if log_filter.until else None
+    asked = replace(log_filter, since=None, until=None)
+    return totals(reader.sums(Question(asked, ("outcome",), latency=True), begin, end))
 
 
 def _periods(

@@ -43,7 +43,17 @@ _INSERT = (
     f"{', '.join((*DIMENSIONS.values(), *SUMS))}) "
     f"values ({', '.join('?' * (3 + len(DIMENSIONS) + len(SUMS)))})"
 )
-_UNUSED = "select distinct period_id from llm_usage where period_id not in (select id from llm_usage_periods)"
+# Steps from one id to the next, however many rows each has.
+_UNUSED = """
+    with recursive found(id) as (
+        select min(period_id) from llm_usage
+        union all
+        select (select min(period_id) from llm_usage where period_id > found.id)
+        from found where found.id is not null
+    )
+    select id from found
+    where id is not null and id not in (select id from llm_usage_periods)
+"""
 
 
 class Period(NamedTuple):
@@ -100,7 +110,9 @@ class Upkeep:
 
     async def _add_up(self, period: Period, now: datetime.datetime) -> None:
         number = await self._database.execute_write_fn(partial(_announce, period=period))
-        rows = await self._database.execute_fn(partial(_rows, number=number, period=period, now=now))
+        rows = await self._database.execute_fn(
+            partial(_rows, number=number, period=period, now=now)
+        )
         for place in range(0, len(rows), MAX_ROWS):
             part = rows[place : place + MAX_ROWS]
             await self._database.execute_write_fn(partial(_write, rows=part))
@@ -146,9 +158,7 @@ def _oldest(connection: sqlite3.Connection) -> datetime.datetime:
     return time_of(oldest or "")
 
 
-def _still_changes(
-    connection: sqlite3.Connection, period: Period, now: datetime.datetime
-) -> bool:
+def _still_changes(connection: sqlite3.Connection, period: Period, now: datetime.datetime) -> bool:
     """Whether retention has begun to remove the period, or one of its calls is to end soon."""
     sql = "select below_id from llm_log_removals order by id desc limit 1"
     removed = connection.execute(sql).fetchone()
@@ -176,9 +186,7 @@ def _rows(
     return [
         (number, with_actor, place, *row)
         for with_actor in (False, True)
-        for place, row in enumerate(
-            reader.full(period.begin, period.end, with_actor=with_actor)
-        )
+        for place, row in enumerate(reader.full(period.begin, period.end, with_actor=with_actor))
     ]
 
 

@@ -13,15 +13,15 @@ from random import Random
 from typing import Any
 
 import pytest
+from datasette_llm.console.log.chart import STEPS, Chart, round_up
+from datasette_llm.log.totals_cache import QueryCache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasette_llm.console.log.chart import STEPS, Chart, round_up
 from datasette_llm.events import never_sent
 from datasette_llm.log import queries, totals
 from datasette_llm.log.queries import BadFilterError, Filter
 from datasette_llm.log.schema import OUTCOMES, migrate
-from datasette_llm.log.totals_cache import QueryCache
 
 from ..support.call_log import DAY, NOW, add, call_row
 

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from datasette_llm.log.totals_cache import QueryCache
 
 from datasette_llm.log import queries, totals, totals_cache
 from datasette_llm.log.queries import Filter
 from datasette_llm.log.retention import remove_batch
 from datasette_llm.log.schema import migrate
-from datasette_llm.log.totals_cache import QueryCache
 
 from ..support.call_log import DAY, NOW, add, call_row
 

@@ -154,6 +154,8 @@ def _usage_address(datasette: Datasette, arguments: Arguments) -> str:
 
 def _covered(covered: Row) -> str:
     since, until = covered["since"], covered["until"]
+    if covered["complete_since"]:
+        return f"since {covered['complete_since'][:16]} (UTC) only: the time limit was reached"
     if covered["default_days"]:
         return f"the last {covered['default_days']} days, since {since} (UTC)"
     if since and until:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...log.totals import Measure, dollars
-from ...log.usage import Key, Sums
+from ...log.totals import Measure, Sums, dollars
+from ...log.usage import Key
 from ...log.usage_schema import DAY, following
 from .window import written
 

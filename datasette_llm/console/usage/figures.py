@@ -10,11 +10,9 @@ from typing import Any
 
 from datasette.utils.sqlite import sqlite3
 
-from ...log import latency
-from ...log.queries import RUNNING
-from ...log.schema import OUTCOMES
-from ...log.totals import Measure, choices, dollars
-from ...log.usage import Key, Question, Reader, Sums
+from ...log.queries import RUNNING, tag_keys
+from ...log.totals import Measure, Sums, choices, dollars, merged, totals
+from ...log.usage import Key, Question, Reader
 from ...log.usage_schema import DAY, Unit, floor, following
 from ..log.list_request import NONE
 from .chart import Chart, measured
@@ -76,13 +74,13 @@ class Usage:
         window, now = self._window, self._now
         total = self._sums(("outcome",), window.begin, window.end, durations=True)
         groups = self._groups(window.begin, window.end, durations=True)
-        everything = _merged(total.values())
+        everything = merged(total.values())
         measure = self._request.measure or ("cost" if everything.cost_nanodollars else "calls")
         ranked = sorted(groups.items(), key=lambda each: _rank(self._request, measure, *each))
         chart = self._chart(measure, ranked)
         before, before_total = self._before()
         shown = ranked[: self._request.limit]
-        rest = _merged(sums for _, sums in ranked[self._request.limit :])
+        rest = merged(sums for _, sums in ranked[self._request.limit :])
         month = self._month()
         cut = self._reader.cut
         payload = {
@@ -102,10 +100,11 @@ class Usage:
             "before": before_total,
             "month": month,
             "rows": [row(self._request, key, sums, before) for key, sums in shown],
-            "more": {"count": len(ranked) - len(shown)} | summary(rest)
+            "more": {"count": len(ranked) - len(shown)} | rest.summary()
             if len(ranked) > len(shown)
             else None,
             "choices": choices(self._connection) | {"provider": self._provider_choices()},
+            "tag_keys": tag_keys(self._connection),
         }
         return Figures(payload, chart, window, ranked)
 
@@ -120,7 +119,8 @@ class Usage:
         durations: bool = False,
     ) -> Groups:
         tag = self._request.tag_key if "tag" in by else None
-        asked = Question(self._request.filter, by, unit, self._only | (only or {}), tag, durations)
+        allowed = {**self._only, **(only or {})}
+        asked = Question(self._request.filter, by, unit, allowed, tag, durations)
         return self._reader.sums(asked, begin, end)
 
     def _groups(
@@ -204,9 +204,9 @@ class Usage:
         """What this month has cost, and will at the pace of the last days."""
         begin = floor("month", self._now)
         end = following("month", begin)
-        spent = _merged(self._sums((), begin, None).values())
+        spent = merged(self._sums((), begin, None).values())
         recent_begin = max(self._now - RECENT, self._first or self._now)
-        recent = _merged(self._sums((), recent_begin, None).values()).cost_nanodollars
+        recent = merged(self._sums((), recent_begin, None).values()).cost_nanodollars
         pace = max(self._now - recent_begin, datetime.timedelta(hours=1))
         more = recent * ((end - self._now) / pace) if recent is not None else 0
         known = None if self._reader.cut and self._reader.cut > begin else spent.cost_nanodollars
@@ -230,9 +230,7 @@ class Usage:
 
     def _unknown_models(self) -> set[str | None]:
         """The models of the log that are not installed."""
-        by_model = self._reader.sums(
-            Question(by=("model",)), self._window.begin, self._window.end
-        )
+        by_model = self._reader.sums(Question(by=("model",)), self._window.begin, self._window.end)
         return {model for (model,) in by_model} - self._providers.keys()
 
     def _provider_choices(self) -> dict[str, Any]:
@@ -241,47 +239,16 @@ class Usage:
 
 def row(request: UsageRequest, key: Key, sums: Sums, before: Groups) -> dict[str, Any]:
     """A row of the table, as in JSON."""
-    found = summary(sums)
+    found = sums.summary()
     earlier = before.get(key)
     if not set(request.by) & set(TIMES):
-        found["before"] = summary(earlier, latencies=False) if earlier else None
+        found["before"] = earlier.summary(latencies=False) if earlier else None
     return named(request, key) | found
 
 
 def named(request: UsageRequest, key: Key) -> dict[str, Any]:
     """The values of a key by the names of what the calls are grouped by."""
-    return {
-        name: _named(name, value) for name, value in zip(request.by, key, strict=True)
-    }
-
-
-def summary(sums: Sums, *, latencies: bool = True) -> dict[str, Any]:
-    """What some calls add up to, as in JSON."""
-    found = {
-        "calls": sums.calls,
-        "failures": sums.failures,
-        "input_tokens": sums.input_tokens,
-        "output_tokens": sums.output_tokens,
-        "cost_nanodollars": sums.cost_nanodollars,
-        "cost_dollars": dollars(sums.cost_nanodollars),
-        "calls_without_cost": sums.unpriced,
-    }
-    if not latencies:
-        return found
-    median_ms, p95_ms = latency.percentiles(sums.durations, 50, 95)
-    (first_chunk_ms,) = latency.percentiles(sums.first_chunks, 50)
-    return found | {
-        "median_ms": median_ms,
-        "p95_ms": p95_ms,
-        "first_chunk_median_ms": first_chunk_ms,
-    }
-
-
-def totals(by_outcome: Groups) -> dict[str, Any]:
-    """What all calls add up to, with their outcomes."""
-    calls = {outcome or RUNNING: sums.calls for (outcome,), sums in by_outcome.items()}
-    outcomes = {outcome: calls.get(outcome, 0) for outcome in (*OUTCOMES, RUNNING)}
-    return summary(_merged(by_outcome.values())) | {"outcomes": outcomes}
+    return {name: _named(name, value) for name, value in zip(request.by, key, strict=True)}
 
 
 def _named(name: str, value: Any) -> Any:
@@ -306,13 +273,6 @@ def _rank(request: UsageRequest, measure: Measure, key: Key, sums: Sums) -> Any:
     unit, _ = _split(request.by)
     when = -key[request.by.index(unit)].timestamp() if unit else 0
     return when, -(measured(measure, sums) or 0), -sums.calls, str(key)
-
-
-def _merged(every: Iterable[Sums]) -> Sums:
-    merged = Sums()
-    for each in every:
-        merged.merge(each)
-    return merged
 
 
 def _add(groups: Groups, key: Key, sums: Sums) -> None:

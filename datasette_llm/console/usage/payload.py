@@ -18,16 +18,14 @@ from ...log.totals import choices
 from ...providers.names import provider_of
 from ..log.csv_export import without_formula
 from ..log.payloads import log_status, read
-from .figures import Figures, Usage, named, summary
+from .figures import Figures, Usage, named
 from .request import UsageRequest
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
-async def usage(
-    datasette: Datasette, request: UsageRequest
-) -> tuple[dict[str, Any], Figures]:
+async def usage(datasette: Datasette, request: UsageRequest) -> tuple[dict[str, Any], Figures]:
     """The payload, and the figures that it is made of."""
     status = await log_status(datasette)
     work = partial(
@@ -37,7 +35,9 @@ async def usage(
         providers=await providers(datasette),
         limit_ms=datasette.setting("sql_time_limit_ms"),
     )
-    found = await read(datasette, work) or await asyncio.to_thread(_of_empty_log, work)
+    found = await read(datasette, work)
+    if found is None:
+        found = await asyncio.to_thread(_of_empty_log, work)
     return status | found.payload | {"chart": found.chart.payload()}, found
 
 
@@ -77,7 +77,7 @@ def _of_empty_log(work: partial[Figures]) -> Figures:
 
 
 def _csv(request: UsageRequest, found: Figures) -> str:
-    rows = [named(request, key) | summary(sums) for key, sums in found.groups]
+    rows = [named(request, key) | sums.summary() for key, sums in found.groups]
     columns = list(rows[0]) if rows else [*request.by]
     text = io.StringIO()
     writer = csv.writer(text)

@@ -68,9 +68,7 @@ class UsageRequest:
         _one_of("period", PERIODS, given.get("period", DEFAULT))
         measure = _one_of("measure", MEASURES, given["measure"]) if "measure" in given else None
         filters = {
-            name: given[name]
-            for name in (*FILTERS, "period", "since", "until")
-            if name in given
+            name: given[name] for name in (*FILTERS, "period", "since", "until") if name in given
         }
         if "since" in filters or "until" in filters:
             filters.pop("period", None)

@@ -82,6 +82,4 @@ def _arguments(request: Request) -> dict[str, list[str]]:
 async def _rendered(
     datasette: Datasette, request: Request, context: dict[str, Any], *, status: int = 200
 ) -> Response:
-    return await render(
-        datasette, request, "llm_usage.html", context, path=USAGE, status=status
-    )
+    return await render(datasette, request, "llm_usage.html", context, path=USAGE, status=status)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ...log.queries import CLOSED, RUNNING
-from ...log.totals import Measure
-from ...log.usage import Key, Sums
+from ...log.totals import FAILURES, Measure, Sums
+from ...log.usage import Key
 from ...log.usage_schema import Unit, following
 from ..formatting import UNKNOWN, amount, axis, change, counted, dollars, duration, label_of, number
 from ..log.list_request import NONE
@@ -69,8 +69,10 @@ class _Links:
 
         What the call log has no filter for, another view of this page divides into what it has.
         """
-        filters = {name: self._request.given[name] for name in FILTERS if name in self._request.given}
-        filters |= {name: self._written(name, value) for name, value in values.items()}
+        filters: dict[str, str | None] = {
+            name: self._request.given[name] for name in FILTERS if name in self._request.given
+        }
+        filters.update({name: self._written(name, value) for name, value in values.items()})
         since, until = self._bounds(begin, end)
         unknown = [name for name in NOT_IN_LOG if name in filters]
         if unknown or None in filters.values():
@@ -139,9 +141,7 @@ def shown(datasette: Datasette, request: UsageRequest, payload: Row, figures: Fi
     }
 
 
-def refused(
-    datasette: Datasette, given: Mapping[str, str], choices: Row, message: str
-) -> Row:
+def refused(datasette: Datasette, given: Mapping[str, str], choices: Row, message: str) -> Row:
     """The context for an invalid request: the message, and the form with its values."""
     return {
         "title": "Usage",
@@ -327,11 +327,11 @@ def _forecast(links: _Links, month: Row) -> Row:
     return {"label": label, "value": value, "note": note, "change": "", "address": target}
 
 
-def _failures(links: _Links, found: Row, values: Mapping[str, Any] | None = None) -> str:
-    """The failures of all outcomes: as the call log has one at a time, by outcome if there are two."""
-    failed = [name for name in ("error", "lost") if found["outcomes"][name]]
+def _failures(links: _Links, found: Row) -> str:
+    """The failed calls; by outcome where there are two, as the call log has one at a time."""
+    failed = [name for name in FAILURES if found["outcomes"][name]]
     if len(failed) == 1:
-        return links.calls({**(values or {}), "outcome": failed[0]})
+        return links.calls({"outcome": failed[0]})
     return links.usage(by="outcome", and_="failure_kind", tag_key=None)
 
 

@@ -55,9 +55,7 @@ class Window:
         return max(self.begin, now if self.end is None else min(self.end, now))
 
 
-def named(
-    name: PeriodName, now: datetime.datetime, first: datetime.datetime | None
-) -> Window:
+def named(name: PeriodName, now: datetime.datetime, first: datetime.datetime | None) -> Window:
     """A preset.
 
     Args:

@@ -20,16 +20,16 @@ from urllib.parse import urlencode
 
 import pytest
 from datasette.app import Datasette
+from datasette_llm.console.log.chart import Chart
+from datasette_llm.log.totals_cache import QueryCache
 
 import datasette_llm
 from datasette_llm import LLM
 from datasette_llm.console import formatting
 from datasette_llm.console.log import call_page, csv_export, list_request, payloads
-from datasette_llm.console.log.chart import Chart
 from datasette_llm.log import queries, totals
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
-from datasette_llm.log.totals_cache import QueryCache
 from datasette_llm.testing import ScriptedModel
 
 from ...support.call_log import add, call_row
