@@ -171,7 +171,7 @@ class Reader:
         for key, sums in found.items():
             values = dict(zip(by, key, strict=True))
             priced = sums.calls - sums.unpriced
-            texts = ("".join(sums.durations), "".join(sums.first_chunks))
+            texts = map(latency.shortened, (sums.durations, sums.first_chunks))
             known = (sums.input_tokens, sums.output_tokens, sums.cost_nanodollars)
             rows.append((*map(values.get, DIMENSIONS), sums.calls, priced, *known, *texts))
         return rows
