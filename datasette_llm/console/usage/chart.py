@@ -18,7 +18,7 @@ BarUnit = Literal["hour", "day", "week", "month"]
 
 MAX_SERIES = 7
 # The top of the axis is one of these times a power of ten; its half is a round number too.
-STEPS = (1, 2, 4, 6, 8, 10)
+STEPS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ class Chart:
 def axis_steps(value: Number, measure: Measure) -> list[Number]:
     """The values at the axis from its top down, such that the top fits the largest value."""
     top = round_up(value)
-    if measure != "cost" and top == 1:
-        return [1, 0]
+    if measure != "cost" and top < 10:
+        top = math.ceil(top)  # there is no half of a call
     return [top, top / 2, 0]
 
 

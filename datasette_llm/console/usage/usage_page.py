@@ -373,7 +373,7 @@ def _row(links: _Links, request: UsageRequest, key: Key, sums: Sums, figures: Ro
         "output": number(figures["output_tokens"]),
         "cost": dollars(figures["cost_dollars"]),
         "cost_change": change(figures["cost_nanodollars"], before.get("cost_nanodollars")),
-        "unpriced": f"{number(unpriced)} unknown" if unpriced else "",
+        "unpriced": f"{number(unpriced)} unpriced" if unpriced else "",
         "median": duration(figures["median_ms"]),
         "p95": duration(figures["p95_ms"]),
         "first_chunk": duration(figures["first_chunk_median_ms"]),

@@ -94,7 +94,7 @@ def between(since: str | None, until: str | None, now: datetime.datetime) -> Win
     begin = min(_LAST, moment("since", since)) if since else None
     if begin is None:
         begin = max(_FIRST, min(end or now, now) - 30 * DAY)
-    if end is not None and begin >= end:
+    if since and end is not None and begin >= end:
         raise BadFilterError(f"since is {begin:%Y-%m-%d}, which is not before until, {until}")
     length = min(end or now, now) - begin
     before = begin - length if datetime.timedelta() < length < begin - _FIRST else None
