@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from datasette import Response
+from datasette import NotFound, Response
 from datasette.utils.sqlite import sqlite3
 from markupsafe import Markup
 
@@ -20,12 +21,15 @@ from ..access.snapshot import Snapshot, find_model, snapshot_of
 from ..decision import Decision
 from ..errors import ModelNotFoundError, NewerDatabaseError
 from ..hooks import dispatch
+from ..log.cost import model_price
 from ..permissions import MANAGE
 from ..sanitize import storable
 from ..web import PostError, as_json, method_not_allowed, posted, refused, wants_html
 from .call_policies import ANY_MODEL, CallPolicies
-from .choices import registered_purposes
-from .navigation import ROOT
+from .choices import refused_by_filters, registered_purposes
+from .figures import FIGURE_SORTS, Figures, in_order, labels, recent
+from .formatting import duration, price
+from .navigation import ROOT, row_address
 from .page import Page, rendered
 
 if TYPE_CHECKING:
@@ -34,18 +38,29 @@ if TYPE_CHECKING:
 
     from ..web import Payload
 
-    Row = dict[str, Any]
+Row = dict[str, Any]
 
 ASSIGN = f"{ROOT}/assign"
+ARGUMENTS = ("q", "sort", "page")
+PAGE_ROWS = 50
+# What the purposes can be sorted by; with a minus before it, in descending order.
+SORTS: dict[str, tuple[str, Callable[[Row], Any]]] = {
+    "purpose": ("name", lambda row: row["purpose"].casefold()),
+    **FIGURE_SORTS,
+}
 # A message is kept in a cookie, which holds about 4,000 characters.
 MAX_NAME_CHARS = 100
 
 
-async def purposes(datasette: Datasette) -> Payload:
-    """What the page and its JSON show.
+async def purposes(datasette: Datasette, speeds: Mapping[str | None, Figures] = {}) -> Payload:
+    """Every purpose, with its model.
 
     Hooks are not called, as they choose a default for one actor: the plugins that have such a
     hook are listed instead.
+
+    Args:
+        datasette: the Datasette instance.
+        speeds: the figures of models, for the menus.
 
     Returns:
         `purposes`, each with the model it resolves to, the rule, and its problem or None; `menu`,
@@ -60,7 +75,7 @@ async def purposes(datasette: Datasette) -> Payload:
 
     def rows_and_menus() -> tuple[list[Row], list[dict[str, list[Option]]]]:
         names = sorted({*registered, *snapshot.settings.purposes, *snapshot.assigned})
-        menus, numbers = _menus(snapshot, status, names)
+        menus, numbers = _menus(snapshot, status, names, speeds)
         rows = [_row(snapshot, status, name, registered.get(name)) for name in names]
         for row in rows:
             row["menu"] = numbers[row["purpose"]]
@@ -74,6 +89,7 @@ async def purposes(datasette: Datasette) -> Payload:
         "last_until_restart": datasette.get_internal_database().is_temp_disk,
         "warnings": [*warnings, *unread],
         "default_hooks": dispatch.plugins_with(datasette, "llm_default_model"),
+        "filter_hooks": dispatch.plugins_with(datasette, "llm_filter_models"),
         "purposes": rows,
         "plan": call_policies.payload(None, ANY_MODEL),
         "menus": menus,
@@ -83,10 +99,86 @@ async def purposes(datasette: Datasette) -> Payload:
 
 
 async def _payload(datasette: Datasette, request: Request) -> Payload:
-    return await purposes(datasette)
+    """A page of the purposes that match a search, with figures, and menus for the actor."""
+    given = {name: (request.args.get(name) or "").strip() for name in ARGUMENTS}
+    speeds, used = [await recent(datasette, request.actor, by) for by in ("model", "purpose")]
+    listed = await purposes(datasette, speeds.by_name)
+    page = int(given["page"]) if re.fullmatch("[0-9]{1,6}", given["page"]) else 0
+    about: Payload = {
+        "filter": given,
+        "choices": {"sort": labels(SORTS)},
+        "known": len(listed["purposes"]),
+        "figures_since": used.since,
+        "warnings": [*listed["warnings"], *([used.problem] if used.problem else [])],
+    }
+    problem = None
+    if given["sort"].removeprefix("-") not in ("", *SORTS):
+        problem = f"sort: expected one of {', '.join(SORTS)}, with a minus for descending"
+    elif given["page"] and not page:
+        problem = "page: expected a whole number from 1 on"
+    if problem is not None:
+        nothing = {"purposes": [], "pages": 0, "page": 1}
+        return listed | about | nothing | refused(problem)
+    rows = _matching(listed["purposes"], given["q"])
+    rows = [row | {"figures": used.payload(row["purpose"])} for row in rows]
+    rows = in_order(rows, given["sort"], SORTS)
+    first = (max(page, 1) - 1) * PAGE_ROWS
+    shown = rows[first : first + PAGE_ROWS]
+    await _add_refusals(datasette, shown, listed["menus"], request.actor)
+    pages = -(-len(rows) // PAGE_ROWS)
+    paging = {"matching": len(rows), "page": max(page, 1), "pages": pages}
+    return listed | about | paging | {"purposes": shown}
 
 
-PAGE = Page("purposes", _payload)
+async def _inner_payload(datasette: Datasette, request: Request, name: str) -> Payload:
+    """One purpose: its model and where that comes from, its menu, call policy and figures."""
+    speeds, used = [await recent(datasette, request.actor, by) for by in ("model", "purpose")]
+    listed = await purposes(datasette, speeds.by_name)
+    row = next((row for row in listed["purposes"] if row["purpose"] == name), None)
+    figures = used.payload(name)
+    if row is None and not (figures and figures["calls"]):
+        raise NotFound(_unknown(name))
+    if row is not None:
+        await _add_refusals(datasette, [row], listed["menus"], request.actor)
+    return {
+        "ok": True,
+        "name": name,
+        "purpose": row,
+        "menu": listed["menus"][row["menu"]] if row else None,
+        "plan": row["plan"] if row else None,
+        "figures": figures,
+        "figures_since": used.since,
+        "warnings": [*listed["warnings"], *([used.problem] if used.problem else [])],
+        "default_hooks": listed["default_hooks"],
+        "filter_hooks": listed["filter_hooks"],
+        "last_until_restart": listed["last_until_restart"],
+        "history": [each for each in listed["history"] if each["purpose"] == name],
+        "history_limit": listed["history_limit"],
+    }
+
+
+def _matching(rows: Iterable[Row], q: str) -> list[Row]:
+    words = q.casefold().split()
+
+    def text_of(row: Row) -> str:
+        return f"{row['purpose']}\n{row['description'] or ''}\n{row['resolves_to']}".casefold()
+
+    return [row for row in rows if all(word in text_of(row) for word in words)]
+
+
+async def _add_refusals(
+    datasette: Datasette, rows: Iterable[Row], menus: Sequence[Mapping[str, list[str]]], actor: Any
+) -> None:
+    """Ask the filters about the models of each menu, for the person who assigns."""
+    snapshot = await snapshot_of(datasette)
+    for row in rows:
+        menu = menus[row["menu"]]
+        ids = [str(each) for each in (*menu["with_key"], *menu["without_key"])]
+        found = await refused_by_filters(datasette, snapshot, row["purpose"], ids, actor)
+        row["refused_by"] = found
+
+
+PAGE = Page("purposes", _payload, inner=_inner_payload)
 
 
 async def assign(
@@ -101,8 +193,9 @@ async def assign(
         actor: who assigns it.
 
     Returns:
-        `{ok, purpose, model_id, resolves_to, rule}` with the model's id, None for none; or the
-        reason of the refusal, and then nothing has changed.
+        `{ok, purpose, model_id, resolves_to, rule, refused_by}` with the model's id, None for
+        none, and the plugin that does not let the actor use it, None for none; or the reason of
+        the refusal, and then nothing has changed.
     """
     snapshot = await snapshot_of(datasette)
     registered, _ = await registered_purposes(datasette)
@@ -127,13 +220,17 @@ async def assign(
     except (sqlite3.Error, NewerDatabaseError) as error:
         message = f"The internal database cannot be written, so nothing has changed: {error}"
         return refused(message, 503)
-    default = (await snapshot_of(datasette)).for_purpose(purpose).default()
+    snapshot = await snapshot_of(datasette)
+    default = snapshot.for_purpose(purpose).default()
+    ids = [default.model_id] if default and default.model_id in snapshot.catalog.entries else []
+    by_filter = await refused_by_filters(datasette, snapshot, purpose, ids, actor)
     return {
         "ok": True,
         "purpose": purpose,
         "model_id": model_id,
         "resolves_to": default.model_id if default else None,
         "rule": default.rule if default else None,
+        "refused_by": by_filter.get(ids[0]) if ids else None,
     }
 
 
@@ -150,10 +247,12 @@ def refusal(snapshot: Snapshot, name: str, purpose: str) -> str | None:
 def sentence(payload: Payload) -> str:
     """The result of `assign` as a sentence."""
     purpose, model = _shortened(payload["purpose"]), _shortened(payload["resolves_to"] or "")
+    plugin = payload["refused_by"]
+    suffix = f" But the plugin {_shortened(plugin)} does not let you use it." if plugin else ""
     if payload["model_id"] is not None:
-        return f"Purpose {purpose} now uses {model}."
+        return f"Purpose {purpose} now uses {model}.{suffix}"
     used = f"it uses {model} ({_shortened(payload['rule'])})" if model else "it has no model"
-    return f"Purpose {purpose} is back to the configuration: {used}."
+    return f"Purpose {purpose} is back to the configuration: {used}.{suffix}"
 
 
 async def assign_view(datasette: Datasette, request: Request) -> Response:
@@ -161,42 +260,64 @@ async def assign_view(datasette: Datasette, request: Request) -> Response:
     await datasette.ensure_permission(action=MANAGE, actor=request.actor)
     if request.method != "POST":
         return method_not_allowed(["POST"])
-    payload = await _assign_posted(datasette, request)
+    try:
+        fields = await posted(request)
+    except PostError as error:
+        fields, payload = {}, refused(str(error))
+    else:
+        payload = await _assign_posted(datasette, fields, request.actor)
     if not wants_html(request):
         return as_json(payload)
     if not payload["ok"]:
-        return await rendered(PAGE, datasette, request, await purposes(datasette) | payload)
-    datasette.add_message(request, sentence(payload), datasette.INFO)
+        listed = await _payload(datasette, request)
+        return await rendered(PAGE, datasette, request, listed | payload)
+    kind = datasette.WARNING if payload["refused_by"] else datasette.INFO
+    datasette.add_message(request, sentence(payload), kind)
     # 303, so that the browser follows with GET, and reloading the page does not post again.
-    return Response.redirect(datasette.urls.path(PAGE.path), status=303)
+    path = datasette.urls.path(PAGE.path)
+    if fields.get("back") == "purpose":
+        path = row_address(datasette, PAGE.path, fields["purpose"])
+    return Response.redirect(path, status=303)
 
 
 class Option(str):
-    """A model id that a template renders as an `<option>`.
+    """A model id that a template renders as an `<option>`, with its price and speed.
 
     One object per model caches its markup: fifty menus of hundreds of models take too long
     otherwise.
+
+    Attributes:
+        note: its price and speed; empty where both are unknown.
     """
 
+    note: str = ""
     _html: Markup | None = None
 
     def __html__(self) -> Markup:
         if self._html is None:
-            self._html = Markup('<option value="{0}">{0}</option>').format(str(self))
+            text = f"{self} ({self.note})" if self.note else str(self)
+            self._html = Markup('<option value="{}">{}</option>').format(str(self), text)
         return self._html
 
 
-async def _assign_posted(datasette: Datasette, request: Request) -> Payload:
-    try:
-        fields = await posted(request)
-    except PostError as error:
-        return refused(str(error))
+def _option(snapshot: Snapshot, model_id: str, speeds: Mapping[str | None, Figures]) -> Option:
+    route, option = snapshot.for_purpose(None).route(model_id), Option(model_id)
+    known = model_price(model_id, route.price, exact=route.exact_price)
+    speed = speeds[model_id].payload()["median_ms"] if model_id in speeds else None
+    notes = [price(known.input_dollars, known.output_dollars), duration(speed)]
+    option.note = ", ".join(note for note in notes if note)
+    return option
+
+
+async def _assign_posted(
+    datasette: Datasette, fields: Mapping[str, str], actor: Mapping[str, Any] | None
+) -> Payload:
     name = fields.get("model")
     if ("reset" in fields) == (name is not None):
         return refused(
             "Give either model, to choose one, or reset, to go back to the configuration"
         )
-    return await assign(datasette, fields.get("purpose", ""), name, request.actor)
+    return await assign(datasette, fields.get("purpose", ""), name, actor)
 
 
 def _unknown(purpose: str) -> str:
@@ -232,14 +353,15 @@ def _row(snapshot: Snapshot, status: KeyStatus, name: str, registered: Purpose |
         "configured": name in snapshot.settings.purposes,
         "resolves_to": default.model_id if default else None,
         "rule": default.rule if default else None,
-        "problem": _problem(snapshot, status, name, default),
+        "problem": problem_of(snapshot, status, name),
+        "refused_by": {},
         "assignment": _assignment(snapshot, name, default),
     }
 
 
-def _problem(
-    snapshot: Snapshot, status: KeyStatus, purpose: str, default: policy.Default | None
-) -> str | None:
+def problem_of(snapshot: Snapshot, status: KeyStatus, purpose: str) -> str | None:
+    """Why the default model of a purpose cannot be used, by configuration and keys, or None."""
+    default = snapshot.for_purpose(purpose).default()
     if default is None:
         return "There is no default model, so a prompt that names no model is refused"
     problem = refusal(snapshot, default.model_id, purpose)
@@ -265,10 +387,13 @@ def _assignment(snapshot: Snapshot, purpose: str, default: policy.Default | None
 
 
 def _menus(
-    snapshot: Snapshot, status: KeyStatus, names: Iterable[str]
+    snapshot: Snapshot,
+    status: KeyStatus,
+    names: Iterable[str],
+    speeds: Mapping[str | None, Figures],
 ) -> tuple[list[dict[str, list[Option]]], dict[str, int]]:
     """The different lists of allowed models, and the index of each purpose's list."""
-    options = {model_id: Option(model_id) for model_id in snapshot.catalog.entries}
+    options = {each: _option(snapshot, each, speeds) for each in snapshot.catalog.entries}
     different: dict[tuple[tuple[str, ...], ...], int] = {}
     by_settings: dict[str | None, int] = {}
     numbers = {}

@@ -298,6 +298,7 @@ async def test_json_assigns_by_alias_and_resets(start: Start) -> None:
         "model_id": "heron",
         "resolves_to": "heron",
         "rule": "assignment",
+        "refused_by": None,
     }
     assert (await LLM(datasette).model(purpose="chat")).model_id == "heron"
     back = {
@@ -306,6 +307,7 @@ async def test_json_assigns_by_alias_and_resets(start: Start) -> None:
         "model_id": None,
         "resolves_to": "pelican",
         "rule": "plugins.datasette-llm.default_model",
+        "refused_by": None,
     }
     assert await post(datasette, purpose="chat", reset=True) == back
     assert await post(datasette, purpose="chat", model_id="", reset="1") == back
@@ -596,6 +598,7 @@ def test_command_assigns_and_prints_result(run: Run, tmp_path: Path) -> None:
         "model_id": "pelican",
         "resolves_to": "pelican",
         "rule": "assignment",
+        "refused_by": None,
     }
     assert run("assign", "chat", "--reset", "--internal", path).output == (
         "Purpose chat is back to the configuration: it uses pelican "
