@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..events import FinishReason, RequestFinished
 from ..log.cost import Cost
 from ..tags.values import NO_TAGS, Tags
-from .ended_requests import EndedRequest, EndedRequests
+from .ended_requests import EndedRequests
 from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class PromptResult:
 
     def end(self, finished: RequestFinished, model_id: str, target: ModelRoute) -> None:
         """Note that a request has ended (called by datasette-llm)."""
-        ended = EndedRequest(finished, model_id, target)
+        ended = (finished, model_id, target)
         self._ended.append(ended)
         if self.group is not None:
             self.group.ended.append(ended)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasette_llm import LLM, TagError, tagged
-from datasette_llm.tags.values import NO_TAGS, checked, current_tags
+from datasette_llm.tags.values import NO_TAGS, checked, current
 from datasette_llm.testing import ScriptedModel
 
 
@@ -69,7 +69,7 @@ def test_k1_bad_tags_are_refused(tags: Any, message: str) -> None:
             use(tags)
         assert str(raised.value).startswith(message)
         assert isinstance(raised.value, ValueError)
-    assert current_tags() is NO_TAGS
+    assert current.get() is NO_TAGS
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ async def test_k1_tags_reach_other_code(llm: LLM) -> None:
     found = [[(response.tags, await response.text()) for response in each] for each in both]
     assert [[tags["row"] for tags, _ in each] for each in found] == [[1, 1], [2, 2]]
     assert {tags["job"] for each in found for tags, _ in each} == {12}
-    assert current_tags() is NO_TAGS
+    assert current.get() is NO_TAGS
     assert (await (await llm.model()).prompt("c")).tags is NO_TAGS
 
 
