@@ -103,10 +103,13 @@ class Attempt:
             NotRecordedError: it cannot be recorded, and the configuration requires it.
         """
         clean: BaseException | None = None
-        self.call.row_id, self._end = self.id, end
+        self._end = end
+        self.call.result.begin(self.id)
         try:
             if self.route.target.call_policy.limits:
                 await self._acquire_permit()
+            if self.call.result.tags:
+                await self._learn_key()
             if self.route.recorder is None:
                 await self._send()
             else:
@@ -173,6 +176,13 @@ class Attempt:
             self.call.awaits_permit = False
         self._waited_s = loop.time() - began
 
+    async def _learn_key(self) -> None:
+        """Look up the key before the values are made, for a tag of a user's data may hold it."""
+        with contextlib.suppress(Exception):  # of plugins and files; the request raises it again
+            async with self._while_time_is_left():
+                await self.call.key(self.model, self.response.caller_key)
+        self._keys = self.call.used_keys or self._keys
+
     async def _commit_row(self) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
         assert recorder is not None
@@ -224,9 +234,9 @@ class Attempt:
         except BaseException as error:
             # A task that its event loop left behind is closed outside of its own context.
             detach = type(error) is not GeneratorExit
-            span.end(self._finished(error), streaming=self.response.stream, detach=detach)
+            span.end(self._ended(error), streaming=self.response.stream, detach=detach)
             raise
-        finished = self._finished(misfit)
+        finished = self._ended(misfit)
         span.end(finished, streaming=self.response.stream, detach=True)
         return finished
 
@@ -286,6 +296,12 @@ class Attempt:
                 yield well_formed
 
     # How it ended
+
+    def _ended(self, error: BaseException | None) -> RequestFinished:
+        """How a request ended that was sent; noted for the hooks."""
+        finished = self._finished(error)
+        self.call.result.end(finished, self.model.model_id, self.route.target)
+        return finished
 
     def _finished(
         self,

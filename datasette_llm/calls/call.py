@@ -21,7 +21,7 @@ from ..log.recorder import Recorder
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from ..redaction import Keys, redact
-from ..tags.values import Tags
+from ..tags.values import NO_TAGS, Tags
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -57,7 +57,9 @@ class Call(CallContext):
         at_end: called with what ended the call, or None, before it is closed.
     """
 
-    def __init__(self, model: RoutedModel, text: str | None, tags: Tags, *, is_chain: bool) -> None:
+    def __init__(
+        self, model: RoutedModel, text: str | None, tags: Tags = NO_TAGS, *, is_chain: bool
+    ) -> None:
         """
         Args:
             model: the model that is asked for.

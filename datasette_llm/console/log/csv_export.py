@@ -37,7 +37,7 @@ async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[
     Each chunk is one query, so that neither memory nor the time of a lock grows with the number
     of calls or with a slow client.
     """
-    await payloads.flushed(Recorder.of(datasette).writer)
+    await Recorder.of(datasette).writer.flush_in_time()
     keys = await payloads.read(datasette, queries.tag_keys) or []
     batch = await _batch(datasette, log_filter, keys, before=None)
     yield _csv([[*CSV_COLUMNS, *(f"tags.{key}" for key in keys)]])

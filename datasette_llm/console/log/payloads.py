@@ -42,8 +42,6 @@ MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
 # Of the totals, unless the filter names a time.
 DEFAULT_DAYS = 30
-# Long enough for a commit, and short enough for a page.
-FLUSH_S = 2.0
 
 
 # The list
@@ -193,7 +191,7 @@ def _parsed(text: str) -> Any:
 async def log_status(datasette: Datasette) -> dict[str, Any]:
     """Whether calls are recorded, and warnings about that; waits for pending writes."""
     writer = Recorder.of(datasette).writer
-    in_time = await flushed(writer)
+    in_time = await writer.flush_in_time()
     log = (await settings_of(datasette)).log
     return {
         "ok": True,
@@ -201,20 +199,6 @@ async def log_status(datasette: Datasette) -> dict[str, Any]:
         "content_recorded": log is not None and log.content,
         "warnings": list(_warnings(writer, in_time)),
     }
-
-
-async def flushed(writer: Writer) -> bool:
-    """Wait until the writer has written everything, for `FLUSH_S` at most.
-
-    Returns:
-        Whether it had in time.
-    """
-    try:
-        async with asyncio.timeout(FLUSH_S):
-            await writer.flush()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _warnings(writer: Writer, in_time: bool) -> Iterator[str]:
