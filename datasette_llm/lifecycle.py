@@ -18,7 +18,7 @@ from .access.secrets import registered_secrets
 from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
-from .log import retention, search
+from .log import retention, search, usage_upkeep
 from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
@@ -52,6 +52,7 @@ async def start(datasette: Datasette) -> None:
         datasette.add_background_task(search.keep_indexing, name="datasette-llm search")
     else:
         await _update_log(datasette)
+    datasette.add_background_task(usage_upkeep.keep, name="datasette-llm usage")
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
     check.add_done_callback(partial(_checked, instance.of(datasette, StartupCheck)))

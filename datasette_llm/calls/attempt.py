@@ -113,6 +113,8 @@ class Attempt:
         try:
             if self.route.target.call_policy.limits:
                 await self._acquire_permit()
+            if self.call.result.tags:
+                await self._learn_key()
             if self.route.recorder is None:
                 await self._send()
             else:
@@ -178,6 +180,13 @@ class Attempt:
         finally:
             self.call.awaits_permit = False
         self._waited_s = loop.time() - began
+
+    async def _learn_key(self) -> None:
+        """Look up the key before the values are made, for a tag of a user's data may hold it."""
+        with contextlib.suppress(Exception):  # of plugins and files; the request raises it again
+            async with self._while_time_is_left():
+                await self.call.key(self.model, self.response.caller_key)
+        self._keys = self.call.used_keys or self._keys
 
     async def _commit_row(self) -> None:
         recorder, policy = self.route.recorder, self.route.target.log

@@ -40,7 +40,7 @@ class CallContext(SupervisedTask):
     @property
     def row_id(self) -> str | None:
         """Of the request that its newest response comes from; None before the first."""
-        return self.result.request_id
+        return self.result.call_id if self.result.attempts else None
 
     async def key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
         """The key for this call's requests to a model, looked up once.

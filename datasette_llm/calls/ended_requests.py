@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
 
+from ..access.snapshot import ModelRoute
 from ..events import RequestFinished
 from ..log.cost import Cost, cost_columns
 from ..log.rows import finished_row
 from ..log.totals import dollars
 
-if TYPE_CHECKING:
-    from ..access.snapshot import ModelRoute
-
-
-class EndedRequest(NamedTuple):
-    """A request that was sent and has ended.
-
-    Attributes:
-        finished: how.
-        model_id: the model that was asked, for its price.
-        target: its settings, with the configured price.
-    """
-
-    finished: RequestFinished
-    model_id: str
-    target: ModelRoute
+# How it ended, the model that was asked, and its settings, with the configured price. No class of
+# its own, as every request makes one.
+EndedRequest = tuple[RequestFinished, str, ModelRoute]
 
 
 class EndedRequests(list[EndedRequest]):
-    """Requests that have ended, in the order of their ends."""
+    """Requests that were sent and have ended, in the order of their ends."""
+
+    __slots__ = ()
 
     @property
     def input_tokens(self) -> int | None:
         """The sum of the known numbers; None without any."""
-        return _sum(each.finished.input_tokens for each in self)
+        return _sum(finished.input_tokens for finished, _, _ in self)
 
     @property
     def output_tokens(self) -> int | None:
         """The sum of the known numbers; None without any."""
-        return _sum(each.finished.output_tokens for each in self)
+        return _sum(finished.output_tokens for finished, _, _ in self)
 
     async def cost(self) -> Cost | None:
         """What they cost; None where no price is known."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..events import FinishReason, RequestFinished
 from ..log.cost import Cost
 from ..tags.values import NO_TAGS, Tags
-from .ended_requests import EndedRequest, EndedRequests
+from .ended_requests import EndedRequests
 from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class PromptResult:
             that paused, failed, or was abandoned.
         tags: what the call is tied to, not to be changed.
         attempts: how many requests have begun: retries, fallbacks and steps of a chain count.
-        request_id: the id of the newest of them, or None (set by datasette-llm).
+        call_id: the id under which `LLM.call()` finds the newest of them; before the first one,
+            the id that it will have; None before a chain's first step.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class PromptResult:
         self.chain_complete = False
         self.tags = tags
         self.attempts = 0
-        self.request_id: str | None = None
+        self.call_id: str | None = None
         self._ended = EndedRequests()
         self._owners = owners or CallbackOwners()
         self._callbacks: list[DoneCallback] = []
@@ -87,14 +88,6 @@ class PromptResult:
     def response(self) -> PromptResponse | None:
         """The first response; None before a chain's first step."""
         return self.responses[0] if self.responses else None
-
-    @property
-    def call_id(self) -> str | None:
-        """The id under which `LLM.call()` finds the newest request; None before a chain's first.
-
-        Before the first request it is the id that this will have.
-        """
-        return self.request_id or (self.response.id if self.response is not None else None)
 
     async def cost(self) -> Cost | None:
         """What the requests that have ended cost; None where no price is known."""
@@ -130,18 +123,20 @@ class PromptResult:
     def add(self, response: PromptResponse) -> None:
         """Take in another response (called by datasette-llm)."""
         self.responses.append(response)
+        if self.call_id is None:
+            self.call_id = response.id
         if self.tags:
             response.tags = self.tags
         response.done_callbacks.extend(self._callbacks)
 
     def begin(self, request_id: str) -> None:
         """Note that a request begins (called by datasette-llm)."""
-        self.request_id = request_id
+        self.call_id = request_id
         self.attempts += 1
 
     def end(self, finished: RequestFinished, model_id: str, target: ModelRoute) -> None:
         """Note that a request has ended (called by datasette-llm)."""
-        ended = EndedRequest(finished, model_id, target)
+        ended = (finished, model_id, target)
         self._ended.append(ended)
         if self.group is not None:
             self.group.ended.append(ended)

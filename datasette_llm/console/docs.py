@@ -43,6 +43,7 @@ SUBJECTS = (
     "structured",
     "console",
     "log",
+    "ties",
     "consultant",
     "command-line",
     "telemetry",

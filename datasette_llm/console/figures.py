@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import json
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from datasette.utils.sqlite import sqlite3
 
-from .. import instance
 from ..log import queries
-from ..log.queries import Filter, first_id, text_of
-from ..log.totals import FAILURES, SERIES_COLUMNS, By, choices, dollars, percentile, totals
-from ..log.totals_cache import QueryCache
+from ..log.latency import percentiles
+from ..log.queries import Filter, first_id
+from ..log.totals import FAILURES, Sums, choices, dollars
+from ..log.usage import Question, Reader, totals_of
+from ..log.usage_schema import DAY, floor
 from ..permissions import VIEW_LOG
 from ..sanitize import message_of, well_formed
 
@@ -25,12 +23,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Row = dict[str, Any]
+By = Literal["purpose", "model"]
 
 DAYS = 30
-DAY = datetime.timedelta(days=1)
 WEEK = 7 * DAY
-# For adding up calls that no page has added up before; then fewer days count.
-LIMIT_S = 1.0
+# For adding up calls; then fewer days count.
+LIMIT_MS = 1_000.0
 MAX_KINDS = 5
 # A longer id of an actor makes no menu.
 MAX_ID_CHARS = 100
@@ -40,29 +38,23 @@ _NEWEST = (
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Figures:
     """What the calls of a model, or for a purpose, add up to.
 
     Attributes:
-        calls: how many there are; each attempt counts.
-        failures: how many of them failed or were lost.
-        cost_nanodollars: the sum of the known costs; None without any.
-        durations: the number of calls by duration in whole milliseconds, without blocked ones.
+        sums: the sums.
     """
 
-    calls: int = 0
-    failures: int = 0
-    cost_nanodollars: int | None = None
-    durations: Counter[int] = field(default_factory=Counter)
+    sums: Sums = field(default_factory=Sums)
 
     def payload(self) -> dict[str, Any]:
         """The figures as in JSON."""
         return {
-            "calls": self.calls,
-            "failures": self.failures,
-            "cost_dollars": dollars(self.cost_nanodollars),
-            "median_ms": percentile(self.durations, 50) if self.durations else None,
+            "calls": self.sums.calls,
+            "failures": self.sums.failures,
+            "cost_dollars": dollars(self.sums.cost_nanodollars),
+            "median_ms": percentiles(self.sums.durations, 50)[0],
         }
 
 
@@ -132,50 +124,19 @@ async def recent(datasette: Datasette, actor: Any, by: By) -> Recent:
     """
     if not await datasette.allowed(action=VIEW_LOG, actor=actor):
         return Recent()
-    cache, now = instance.of(datasette, QueryCache), datetime.datetime.now(datetime.UTC)
-    found, problem = await _read(datasette, lambda connection: _recent(connection, by, now, cache))
+    now = datetime.datetime.now(datetime.UTC)
+    found, problem = await _read(datasette, lambda connection: _recent(connection, by, now))
     return found or Recent(problem=problem)
 
 
-def _recent(
-    connection: sqlite3.Connection, by: By, now: datetime.datetime, cache: QueryCache
-) -> Recent:
-    column, end_s = SERIES_COLUMNS[by], time.perf_counter() + LIMIT_S
-    by_name: dict[str | None, Figures] = {}
-    since = now.date()
-    for day, period in _days(now):
-        if time.perf_counter() > end_s:
-            break
-        condition = "id >= :start" + (" and id < :end" if "end" in period else "")
-        sql = (
-            f"select {column}, outcome, group_concat(cast(duration_ms as integer)), count(*), "
-            f"sum(cast(cost_nanodollars as real)) from llm_calls where {condition} "
-            f"group by +{column}, +outcome"
-        )
-        for name, outcome, durations, calls, cost in cache.rows(connection, sql, period):
-            figures = by_name.setdefault(text_of(name), Figures())
-            figures.calls += calls
-            figures.failures += calls if outcome in FAILURES else 0
-            if cost is not None:
-                figures.cost_nanodollars = (figures.cost_nanodollars or 0) + int(cost)
-            if durations and outcome != "blocked":
-                figures.durations.update(json.loads(f"[{durations}]"))
-        since = day
-    return Recent(since.isoformat(), by_name)
-
-
-def _days(now: datetime.datetime) -> Iterator[tuple[datetime.date, dict[str, str]]]:
-    """The last `DAYS` days, the newest first, each with its range of ids."""
-    end = None
-    for number in range(DAYS):
-        midnight = _midnight(now) - number * DAY
-        start = first_id(midnight)
-        yield midnight.date(), {"start": start} | ({"end": end} if end else {})
-        end = start
-
-
-def _midnight(now: datetime.datetime) -> datetime.datetime:
-    return datetime.datetime.combine(now.date(), datetime.time(), datetime.UTC)
+def _recent(connection: sqlite3.Connection, by: By, now: datetime.datetime) -> Recent:
+    reader = Reader(connection, now, LIMIT_MS)
+    begin = floor("day", now) - (DAYS - 1) * DAY
+    found = reader.sums(Question(by=(by,), latency=True), begin, None)
+    since = max(begin, reader.cut or begin)
+    return Recent(
+        since.date().isoformat(), {name: Figures(sums) for (name,), sums in found.items()}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,21 +168,21 @@ async def wellbeing(datasette: Datasette, actor: Any) -> tuple[Wellbeing | None,
     """
     if not await datasette.allowed(action=VIEW_LOG, actor=actor):
         return None, None
-    cache, now = instance.of(datasette, QueryCache), datetime.datetime.now(datetime.UTC)
-    return await _read(datasette, lambda connection: _wellbeing(connection, now, cache))
+    now = datetime.datetime.now(datetime.UTC)
+    return await _read(datasette, lambda connection: _wellbeing(connection, now))
 
 
-def _wellbeing(
-    connection: sqlite3.Connection, now: datetime.datetime, cache: QueryCache
-) -> Wellbeing:
+def _wellbeing(connection: sqlite3.Connection, now: datetime.datetime) -> Wellbeing:
+    reader, midnight = Reader(connection, now), floor("day", now)
+
     def summed(since: datetime.datetime, until: datetime.datetime | None = None) -> dict[str, Any]:
         given = Filter(since=_text(since), until=_text(until) if until else None)
-        return totals(connection, given, "model", now, cache).total.summary()
+        return totals_of(reader, given)
 
-    start = _midnight(now) - 6 * DAY
+    start = midnight - 6 * DAY
     running = "select count(*) from llm_calls where outcome is null"
     return Wellbeing(
-        today=summed(_midnight(now)) | {"since": _midnight(now).date().isoformat()},
+        today=summed(midnight) | {"since": midnight.date().isoformat()},
         week=summed(start)
         | {"since": start.date().isoformat(), "before": summed(start - WEEK, now - WEEK)},
         failures=_failures(connection, now - DAY),

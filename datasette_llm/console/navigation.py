@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = "/-/llm"
 LOG = f"{ROOT}/log"
+USAGE = f"{ROOT}/usage"
 MODELS = f"{ROOT}/models"
 PURPOSES = f"{ROOT}/purposes"
 TEST = f"{ROOT}/test"
@@ -45,6 +46,7 @@ OVERVIEW = Link(ROOT, "Overview", (MANAGE,), "console#overview")
 DOCUMENTATION = Link(DOCS, "Docs", (MANAGE, VIEW_LOG, ANALYZE), None)
 LINKS = (
     OVERVIEW,
+    Link(USAGE, "Usage", (VIEW_LOG,), "log#usage"),
     Link(LOG, "Calls", (VIEW_LOG,), "log"),
     Link(MODELS, "Models", (MANAGE,), "console#models"),
     Link(PURPOSES, "Purposes", (MANAGE,), "console#purposes"),

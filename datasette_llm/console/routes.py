@@ -19,6 +19,7 @@ from .page import Page
 from .probe_page import PAGE as TEST
 from .purposes import ASSIGN, assign_view
 from .purposes import PAGE as PURPOSES
+from .usage import routes as usage_routes
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,6 +44,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         *docs.routes(),
         *advice_routes.routes(),
         *log_routes.routes(),
+        *usage_routes.routes(),
     ]
     return [(pattern, _not_kept_waiting(view)) for pattern, view in every]
 

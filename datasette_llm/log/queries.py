@@ -136,8 +136,12 @@ class Filter:
                 equal.append(f"{column} = :{name}")
                 values[name] = value
         for number, text in enumerate(self.tag):
-            tagged.append(f"key = :key{number} and value = cast(:value{number} as text)")
-            values[f"key{number}"], values[f"value{number}"] = _tag(text)
+            key, value = _tag(text)
+            place = f":value{number}"
+            if _is_number(value):  # which SQLite writes in its own way
+                place = f"cast(cast({place} as real) as text)"
+            tagged.append(f"key = :key{number} and value = {place}")
+            values |= {f"key{number}": key, f"value{number}": value}
         # By id, which begins with the time and is the order of the table.
         for name, operator in (("since", ">="), ("until", "<")):
             if getattr(self, name) is not None:
@@ -333,8 +337,8 @@ def _known(name: str, value: str | None) -> str | None:
     return value
 
 
-def _tag(text: str) -> tuple[str, str | float]:
-    """The key and the value of a tag that a filter names; a number is written as in JSON.
+def _tag(text: str) -> tuple[str, str]:
+    """The key and the value of a tag that a filter names.
 
     Raises:
         BadFilterError: it is no tag.
@@ -342,12 +346,16 @@ def _tag(text: str) -> tuple[str, str | float]:
     key, colon, value = text.partition(":")
     if not colon:
         raise BadFilterError(f"tag: {text!r} has no value; write it like job:12")
+    return key, value
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number with a fraction or an exponent, as JSON has it."""
     try:
-        number = float(value)
+        number = float(text)
     except ValueError:
-        return key, value
-    # SQLite writes it in its own way.
-    return key, number if repr(number) == value and math.isfinite(number) else value
+        return False
+    return math.isfinite(number) and repr(number) == text
 
 
 def text_of(value: Any) -> str | None:

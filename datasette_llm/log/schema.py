@@ -323,7 +323,7 @@ def m005_strict(db: Database) -> None:
 @migrations()
 def m006_tags(db: Database) -> None:
     """Tags of a call, and an index of them: a value's text, so that 12 and '12' are the same."""
-    tagged = "typeof({0}.tags) = 'text' and json_valid({0}.tags)"
+    tagged = "case when json_valid({0}.tags) then json_type({0}.tags) = 'object' end"
     rows = "select key, cast(value as text), {0}.id from json_each({0}.tags)"
     refuse = "begin select raise(abort, 'llm_call_tags is append-only: it follows llm_calls'); end"
     for statement in (

@@ -18,10 +18,10 @@ from statistics import median
 from urllib.parse import urlencode
 
 from datasette.app import Datasette
+from datasette_llm.log.totals_cache import QueryCache
 
 from datasette_llm import instance
 from datasette_llm.log.queries import first_id
-from datasette_llm.log.totals_cache import QueryCache
 
 from .filling import DAYS, JOB_CALLS, fill
 from .measuring import Pair, Row, Sample, measured

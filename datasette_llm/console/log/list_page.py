@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from ...log.queries import CLOSED, moment
-from ..formatting import (
-    UNKNOWN,
-    amount,
-    axis,
-    dollars,
-    duration,
-    label_of,
-    number,
-    quantity,
-    reason,
-    time,
-    waited,
-)
-from ..navigation import LOG
-from .chart import Chart, Number, Series, round_up
+from ...log.queries import CLOSED
+from ..formatting import dollars, duration, label_of, number, reason, time, waited
+from ..navigation import LOG, USAGE
 from .list_request import NONE, OPTIONS, LogListRequest
 
 if TYPE_CHECKING:
@@ -45,8 +31,8 @@ LABELS = {
     "since": "Since",
     "until": "Until, not including",
 }
-MEASURES = {"calls": "Calls", "tokens": "Tokens", "cost": "Cost"}
-DAY = datetime.timedelta(days=1)
+# The filters that the Usage page has too.
+USAGE_FILTERS = ("model", "purpose", "actor", "outcome", "failure_kind", "since", "until")
 
 
 def list_context(datasette: Datasette, list_request: LogListRequest, payload: Row) -> Row:
@@ -65,6 +51,7 @@ def list_context(datasette: Datasette, list_request: LogListRequest, payload: Ro
         "json_address": datasette.urls.path(f"{LOG}.json?{query}" if query else f"{LOG}.json"),
         "csv_address": datasette.urls.path(f"{LOG}.csv?{query}" if query else f"{LOG}.csv"),
         "covered": _covered(payload["covered"]) if payload["covered"] else None,
+        "usage": _usage_address(datasette, arguments),
         "tiles": tiles(payload["totals"]) if payload["totals"] else None,
         "outcomes": _outcomes(payload["totals"]) if payload["totals"] else None,
     }
@@ -159,8 +146,16 @@ def row_context(datasette: Datasette, row: Row) -> Row:
 # Totals
 
 
+def _usage_address(datasette: Datasette, arguments: Arguments) -> str:
+    """The address of the Usage page about the calls of the list, as far as it has its filters."""
+    query = urlencode({name: arguments[name] for name in USAGE_FILTERS if name in arguments})
+    return str(datasette.urls.path(f"{USAGE}?{query}" if query else USAGE))
+
+
 def _covered(covered: Row) -> str:
     since, until = covered["since"], covered["until"]
+    if covered["complete_since"]:
+        return f"since {covered['complete_since'][:16]} (UTC) only: the time limit was reached"
     if covered["default_days"]:
         return f"the last {covered['default_days']} days, since {since} (UTC)"
     if since and until:
@@ -193,138 +188,3 @@ def tiles(totals: Row) -> list[Row]:
 
 def _outcomes(totals: Row) -> list[tuple[str, str]]:
     return [(name, number(count)) for name, count in totals["outcomes"].items() if count]
-
-
-# The chart
-
-
-def chart_context(datasette: Datasette, list_request: LogListRequest, chart: Chart) -> Row:
-    """The context of the chart: bars, axis, legend and table."""
-    names = [_series_name(chart, series) for series in chart.series]
-    sums = chart.day_totals()
-    top = round_up(max(sums, default=0))
-    return {
-        "heading": f"{MEASURES[chart.measure]} per day by {chart.by}",
-        "description": _description(chart, names, sums),
-        "bars": _bars(datasette, list_request, chart, names, sums, top),
-        "top": axis(chart.measure, top),
-        "middle": axis(chart.measure, top / 2),
-        "first_day": chart.days[0].isoformat() if chart.days else "",
-        "last_day": chart.days[-1].isoformat() if chart.days else "",
-        "legend": _legend(datasette, list_request, chart, names),
-        "columns": names,
-        "table": _table(chart),
-        "earlier": chart.earlier,
-        "measures": _switches(datasette, list_request, "measure", MEASURES),
-        "bys": _switches(
-            datasette, list_request, "by", {"purpose": "by purpose", "model": "by model"}
-        ),
-    }
-
-
-def _series_name(chart: Chart, series: Series) -> str:
-    if series.is_rest:
-        return "all others"
-    return f"no {chart.by}" if series.name is None else series.name
-
-
-def _description(chart: Chart, names: Sequence[str], sums: Sequence[Number]) -> str:
-    if not chart.days:
-        return ""
-    most = max(range(len(sums)), key=sums.__getitem__)
-    parts = [
-        f"{name}: {amount(chart.measure, series.total) or UNKNOWN}"
-        for name, series in zip(names, chart.series, strict=True)
-    ]
-    return (
-        f"{MEASURES[chart.measure]} of each day from {chart.days[0]} to {chart.days[-1]}. "
-        f"The most on {chart.days[most]}: {amount(chart.measure, sums[most])}. "
-        f"In total {'; '.join(parts) or 'nothing'}. The table below has all the numbers."
-    )
-
-
-def _bars(
-    datasette: Datasette,
-    list_request: LogListRequest,
-    chart: Chart,
-    names: Sequence[str],
-    sums: Sequence[Number],
-    top: Number,
-) -> list[Row]:
-    """One bar for each day: a link to its calls, a text, and a part for each series."""
-    bars = []
-    for index, day in enumerate(chart.days):
-        values = [series.values[index] for series in chart.series]
-        known = any(value is not None for value in values) or not values
-        arguments = list_request.arguments(**_day_filter(list_request, chart, index))
-        bars.append(
-            {
-                "address": f"{list_address(datasette, arguments)}#calls",
-                "text": f"{day}: {quantity(chart.measure, sums[index]) if known else UNKNOWN}",
-                "parts": [
-                    {
-                        "style": _style(chart.series[place], place),
-                        "height": f"{100 * value / top:.4g}",
-                        "title": f"{day}, {names[place]}: {amount(chart.measure, value)}",
-                    }
-                    for place, value in enumerate(values)
-                    if value
-                ],
-            }
-        )
-    return bars
-
-
-def _day_filter(list_request: LogListRequest, chart: Chart, index: int) -> dict[str, str | None]:
-    """The filter for the calls of one day; it never exceeds the filter of the chart."""
-    day, given = chart.days[index], list_request.filter
-    since: str | None = day.isoformat()
-    if given.since and moment("since", given.since).date() == day:
-        since = given.since
-    # The last day has the calls of clocks that are ahead, too.
-    last = index == len(chart.days) - 1
-    return {"since": since, "until": given.until if last else (day + DAY).isoformat()}
-
-
-def _style(series: Series, place: int) -> str:
-    return f"llm-series-{'rest' if series.is_rest else place}"
-
-
-def _legend(
-    datasette: Datasette, list_request: LogListRequest, chart: Chart, names: Sequence[str]
-) -> list[Row]:
-    legend = []
-    for place, (series, name) in enumerate(zip(chart.series, names, strict=True)):
-        arguments = list_request.arguments(**{chart.by: series.name or NONE})
-        legend.append(
-            {
-                "name": name,
-                "style": _style(series, place),
-                "total": amount(chart.measure, series.total) or UNKNOWN,
-                "address": None if series.is_rest else list_address(datasette, arguments),
-            }
-        )
-    return legend
-
-
-def _table(chart: Chart) -> list[Row]:
-    return [
-        {
-            "day": day.isoformat(),
-            "values": [amount(chart.measure, series.values[index]) for series in chart.series],
-        }
-        for index, day in enumerate(chart.days)
-    ]
-
-
-def _switches(
-    datasette: Datasette, list_request: LogListRequest, name: str, labels: Mapping[str, str]
-) -> list[Row]:
-    return [
-        {
-            "label": label,
-            "address": f"{list_address(datasette, list_request.arguments(**{name: value}))}#chart",
-            "current": getattr(list_request, name) == value,
-        }
-        for value, label in labels.items()
-    ]

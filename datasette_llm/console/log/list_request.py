@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-from ...log import totals
 from ...log.queries import BadFilterError, Filter, moment
-from ...log.totals import Measure
 from ...web import DEFAULT_LIMIT, page_cursor, page_limit
 
 # In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"
 NULLABLE = ("purpose", "actor", "group")
-OPTIONS = ("limit", "by", "measure", "next")
+OPTIONS = ("limit", "next")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +22,11 @@ class LogListRequest:
     Attributes:
         filter: which calls.
         limit: the maximum number of calls.
-        by: what makes the series of the chart.
-        measure: what the chart measures.
         before: the id of the last call of the previous page; None for the first page.
     """
 
     filter: Filter = field(default_factory=Filter)
     limit: int = DEFAULT_LIMIT
-    by: totals.By = "purpose"
-    measure: Measure = "calls"
     before: str | None = None
 
     @classmethod
@@ -54,8 +48,6 @@ class LogListRequest:
         return cls(
             log_filter,
             page_limit(given.get("limit")),
-            _one_of("by", totals.By, given.get("by", "purpose")),
-            _one_of("measure", Measure, given.get("measure", "calls")),
             page_cursor(given.get("next")),
         )
 
@@ -65,8 +57,8 @@ class LogListRequest:
         Args:
             **changes: arguments to set; None removes one.
         """
-        options = {"limit": str(self.limit), "by": self.by, "measure": self.measure}
-        defaults = {"limit": str(DEFAULT_LIMIT), "by": "purpose", "measure": "calls"}
+        options = {"limit": str(self.limit)}
+        defaults = {"limit": str(DEFAULT_LIMIT)}
         filters = {name: value or NONE for name, value in self.filter.given().items()}
         changed = filters | options | changes
         return {
@@ -99,9 +91,3 @@ def _check(log_filter: Filter) -> None:
     since, until = log_filter.since, log_filter.until
     if since and until and moment("since", since) >= moment("until", until):
         raise BadFilterError(f"since is {since}, which is not before until, {until}")
-
-
-def _one_of(name: str, kind: Any, text: str) -> Any:
-    if text not in get_args(kind):
-        raise BadFilterError(f"{name}: {text!r} is none of {', '.join(get_args(kind))}")
-    return text

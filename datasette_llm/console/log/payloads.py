@@ -7,12 +7,12 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils.sqlite import sqlite3
 from datasette.views.base import DatasetteError
 
-from ... import instance
 from ...access.snapshot import settings_of
 from ...consultant.advice.consultation import PURPOSE
 from ...consultant.advice.store import tables_of_call
@@ -20,9 +20,9 @@ from ...consultant.table_access import may_view
 from ...log import queries, totals
 from ...log.queries import Filter
 from ...log.recorder import Recorder
-from ...log.totals import Aggregate, dollars
-from ...log.totals_cache import QueryCache
-from .chart import Chart
+from ...log.totals import dollars
+from ...log.usage import Reader, totals_of
+from ...log.usage_schema import DAY, floor
 from .list_request import LogListRequest
 
 if TYPE_CHECKING:
@@ -40,44 +40,48 @@ MAX_STEPS = 200
 # A model and 9 fallbacks with 20 retries each; more are not to be expected.
 MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
+# Of the totals, unless the filter names a time.
+DEFAULT_DAYS = 30
 
 
 # The list
 
 
-async def list_payload(
-    datasette: Datasette, list_request: LogListRequest
-) -> tuple[dict[str, Any], Chart | None]:
-    """A page of calls, and on the first page the totals and the chart of the filter.
-
-    Returns:
-        The payload, and its chart as an object for the template, or None.
-    """
+async def list_payload(datasette: Datasette, list_request: LogListRequest) -> dict[str, Any]:
+    """A page of calls, and on the first page the totals of the filter."""
     status = await log_status(datasette)
     now = datetime.datetime.now(datetime.UTC)
-    covered = totals.with_days(list_request.filter, now)
+    covered = _with_days(list_request.filter, now)
     page = read(datasette, lambda connection: _page(connection, list_request))
     if list_request.before is not None:
-        return status | _listed(list_request, await page) | _NO_SUMS, None
-    cache = instance.of(datasette, QueryCache)
-    by, measure = list_request.by, list_request.measure
-    found, summed = await asyncio.gather(
+        return status | _listed(list_request, await page) | _NO_SUMS
+    limit_ms = datasette.setting("sql_time_limit_ms")
+    found, sums = await asyncio.gather(
         page,
-        read(
-            datasette,
-            lambda c: _sums(totals.totals(c, covered, by, now, cache, measure), list_request),
-        ),
+        read(datasette, lambda c: _sums(Reader(c, now, limit_ms), list_request.filter, covered)),
     )
-    nothing = totals.Days(Aggregate(), {}, earlier=False)
-    sums, chart = summed or _sums(nothing, list_request)
-    sums |= {"covered": _covered(list_request.filter, covered), "chart": chart.payload()}
-    return status | _listed(list_request, found) | sums, chart
+    return status | _listed(list_request, found) | (sums or _NO_SUMS)
 
 
-def _sums(days: totals.Days, list_request: LogListRequest) -> tuple[Row, Chart]:
-    """The totals and the chart, for a reading thread: slow where there are many calls."""
-    chart = Chart.of(days, list_request.by, list_request.measure)
-    return {"totals": days.total.summary() | days.latency()}, chart
+def _with_days(log_filter: Filter, now: datetime.datetime) -> Filter:
+    """The filter for totals: the last `DEFAULT_DAYS` days, unless it names a time."""
+    if log_filter.since is not None or log_filter.until is not None:
+        return log_filter
+    first = floor("day", now) - (DEFAULT_DAYS - 1) * DAY
+    return replace(log_filter, since=first.date().isoformat())
+
+
+def _sums(reader: Reader, given: Filter, covered: Filter) -> Row:
+    return {
+        "totals": totals_of(reader, covered),
+        "covered": {
+            "since": covered.since,
+            "until": covered.until,
+            "default_days": DEFAULT_DAYS if covered != given else None,
+            # None where all calls of the time are counted.
+            "complete_since": reader.cut.isoformat() if reader.cut else None,
+        },
+    }
 
 
 async def choices(datasette: Datasette) -> dict[str, dict[str, Any]]:
@@ -89,7 +93,7 @@ NO_CHOICES: dict[str, dict[str, Any]] = {
     name: {"values": [], "more": False, "none": False} for name in totals.CHOICE_COLUMNS
 }
 _EMPTY_PAGE: Row = {"rows": [], "next": None, "choices": NO_CHOICES}
-_NO_SUMS: Row = {"covered": None, "totals": None, "chart": None}
+_NO_SUMS: Row = {"covered": None, "totals": None}
 
 
 def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
@@ -105,14 +109,6 @@ def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
 
 def _listed(list_request: LogListRequest, page: Row | None) -> Row:
     return {"filter": list_request.filter.given()} | (page or _EMPTY_PAGE)
-
-
-def _covered(given: Filter, covered: Filter) -> Row:
-    return {
-        "since": covered.since,
-        "until": covered.until,
-        "default_days": totals.DEFAULT_DAYS if covered != given else None,
-    }
 
 
 def with_dollars(row: Row) -> Row:
@@ -170,10 +166,11 @@ def _group(connection: sqlite3.Connection, group_id: str) -> Row | None:
     if not first:
         return None  # retention has removed it since its call was read
     rows = queries.calls(connection, log_filter, limit=GROUP_ROWS)
+    reader = Reader(connection, datetime.datetime.now(datetime.UTC))
     return {
         "id": group_id,
         "since": queries.time_of(first).date().isoformat(),
-        "totals": totals.aggregate(connection, log_filter).summary(),
+        "totals": totals_of(reader, log_filter),
         "rows": [with_dollars(row) for row in rows],
     }
 

@@ -58,9 +58,8 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
         choices = await payloads.choices(datasette)
         context = list_page.refused_context(datasette, given, choices, str(error))
         return await render(datasette, request, "llm_log.html", context, path=LOG, status=400)
-    payload, chart = await payloads.list_payload(datasette, list_request)
+    payload = await payloads.list_payload(datasette, list_request)
     context = list_page.list_context(datasette, list_request, payload)
-    context["chart"] = list_page.chart_context(datasette, list_request, chart) if chart else None
     return await render(datasette, request, "llm_log.html", context, path=LOG)
 
 
@@ -70,8 +69,7 @@ async def log_json(datasette: Datasette, request: Request) -> Response:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
         return Response.error(str(error), 400)
-    payload, _ = await payloads.list_payload(datasette, list_request)
-    return Response.json(payload)
+    return Response.json(await payloads.list_payload(datasette, list_request))
 
 
 async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStream:

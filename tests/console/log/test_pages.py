@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import datetime
-import gc
 import html
 import io
 import json
@@ -25,11 +24,10 @@ import datasette_llm
 from datasette_llm import LLM
 from datasette_llm.console import formatting
 from datasette_llm.console.log import call_page, csv_export, list_request
-from datasette_llm.console.log.chart import Chart
-from datasette_llm.log import queries, totals, writer
+from datasette_llm.log import queries, writer
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
-from datasette_llm.log.totals_cache import QueryCache
+from datasette_llm.log.totals import Sums
 from datasette_llm.testing import ScriptedModel
 
 from ...support.call_log import add, call_row
@@ -198,6 +196,49 @@ async def test_each_filter_on_page_json_and_csv(
     assert Page(page).form() | arguments == Page(page).form()
 
 
+async def test_k1_tags_on_page_json_and_csv(start: Start) -> None:
+    """A call has to have all tags of the filter; each key is a column of the CSV."""
+    tags = {"job": 12, "note": f"=1+1{HOSTILE}", "share": 1.5}
+    wanted = call_row(NOW, tags=json.dumps(tags))
+    others = [call_row(NOW, tags=json.dumps({"job": 12, "row": 5})), call_row(NOW)]
+    datasette = await start(wanted, *others)
+    both: dict[str, Any] = {"tag": ["job:12", f"note:{tags['note']}"]}
+
+    html = (await get(datasette, **both)).text
+    page = Page(html)
+    found = await get_json(datasette, **both)
+    exported = csv_rows((await get(datasette, f"{LOG}.csv", **both)).text)
+
+    assert listed(html) == [wanted["id"]]
+    fields = [each["value"] for each in page.all("input") if each.get("name") == "tag"]
+    assert fields == [*both["tag"], ""]
+    assert [row["tags"] for row in found["rows"]] == [tags]
+    assert found["filter"] == both
+    assert found["totals"]["calls"] == 1
+    assert json.loads(exported[0]["tags"]) == tags
+    assert exported[0]["tags.job"] == "12"
+    assert exported[0]["tags.note"] == f"'{tags['note']}"
+    assert exported[0]["tags.row"] == ""
+    assert [row["id"] for row in (await get_json(datasette, tag="row:5"))["rows"]] == [
+        others[0]["id"]
+    ]
+    assert (await get_json(datasette, tag="job:a:b"))["rows"] == []
+
+
+async def test_k1_tags_of_a_call_lead_to_the_list(start: Start) -> None:
+    tags = {"job": 12, "note": HOSTILE, "share": 1e20, "empty": ""}
+    wanted = call_row(NOW, tags=json.dumps(tags))
+    datasette = await start(wanted, call_row(NOW))
+
+    page = Page((await get(datasette, f"{LOG}/{wanted['id']}")).text)
+
+    assert_no_markup_of_strangers(page)
+    links = [each["href"] for each in page.all("a") if "?tag=" in each.get("href", "")]
+    assert len(links) == len(tags)
+    for link in links:
+        assert listed((await get(datasette, link)).text) == [wanted["id"]]
+
+
 @pytest.mark.parametrize("name", ["purpose", "actor", "group"])
 async def test_filter_for_calls_without_a_value(start: Start, name: str) -> None:
     column = {"purpose": "purpose", "actor": "actor_id", "group": "group_id"}[name]
@@ -236,14 +277,6 @@ async def test_the_form_offers_what_is_on_record(start: Start) -> None:
     offered = [each["value"] for each in Page((await get(datasette)).text).all("option")]
 
     assert {"heron", "pelican", "chat", "(none)", "ok", "lost", "running"} <= set(offered)
-
-
-async def test_the_form_keeps_what_the_chart_shows(start: Start) -> None:
-    datasette = await start(call_row(NOW))
-
-    form = Page((await get(datasette, by="model", measure="cost", limit=7)).text).form()
-
-    assert form | {"by": "model", "measure": "cost", "limit": "7"} == form
 
 
 # Pages
@@ -305,7 +338,7 @@ async def test_only_first_page_has_totals(start: Start) -> None:
     page = Page((await get(datasette, limit=2, next=first["next"])).text)
 
     assert first["totals"]["calls"] == 3
-    assert (second["totals"], second["chart"], second["covered"]) == (None, None, None)
+    assert (second["totals"], second["covered"]) == (None, None)
     assert f"{LOG}?limit=2" in page.links()
 
 
@@ -340,11 +373,11 @@ NONSENSE = [
     ({"since": "2026-02-01", "until": "2026-01-01"}, "since is 2026-02-01, which is not before"),
     ({"since": "2026-02-01", "until": "2026-02-01"}, "since is 2026-02-01, which is not before"),
     ({"outcome": "great"}, "There is no outcome 'great'; use one of ok, error"),
-    ({"by": "actor"}, "by: 'actor' is none of purpose, model"),
-    ({"measure": "words"}, "measure: 'words' is none of calls, tokens, cost"),
     ({"next": "x"}, "next: 'x' is not a cursor from a page of this list"),
     ({"modle": "gpt"}, "There is no filter 'modle'; use one of model, purpose"),
     ({"model": ["a", "b"]}, "model is given 2 times; give it once"),
+    ({"tag": "job"}, "tag: 'job' has no value; write it like job:12"),
+    ({"tag": ["job:12", "<b>"]}, "tag: '<b>' has no value; write it like job:12"),
 ]
 
 
@@ -390,7 +423,7 @@ async def test_datasettes_own_arguments_are_ignored(start: Start) -> None:
     await get(await start(), _extra="1")
 
 
-# Totals and chart
+# Totals
 
 
 async def test_totals_cover_last_thirty_days(start: Start) -> None:
@@ -402,7 +435,7 @@ async def test_totals_cover_last_thirty_days(start: Start) -> None:
     assert len(found["rows"]) == 2
     assert found["totals"]["calls"] == 1
     assert found["covered"]["default_days"] == 30
-    assert len(found["chart"]["days"]) == 30
+    assert "/-/llm/usage" in page.links()
     assert f"the last 30 days, since {found['covered']['since']} (UTC)" in page.text
 
 
@@ -426,13 +459,13 @@ async def test_totals_of_calls_tokens_cost_and_latency(start: Start) -> None:
             "input_tokens": 3000,
             "output_tokens": 40,
             "cost_dollars": 2.469,
-            "median_ms": 300,
-            "p95_ms": 2000,
+            "median_ms": 294,
+            "p95_ms": 1954,
         }
         == found
     )
     shown = [cell.split(" ")[0] for cell in page.cells[:7]]
-    assert shown == ["4", "1", "3,000", "40", "$2.47", "300", "2.00"]
+    assert shown == ["4", "1", "3,000", "40", "$2.47", "294", "1.95"]
 
 
 async def test_an_unknown_cost_is_empty_and_not_zero(start: Start) -> None:
@@ -447,100 +480,6 @@ async def test_an_unknown_cost_is_empty_and_not_zero(start: Start) -> None:
     assert re.findall(r'data-label="Cost"[^>]*>([^<]*)<', page) == ["$0", ""]
     assert [each["cost_dollars"] for each in exported] == ["0.000000000", ""]
     assert "and 1 call at an unknown price" in Page(page).text
-
-
-@pytest.mark.parametrize("by", ["purpose", "model"])
-@pytest.mark.parametrize(
-    ("measure", "value", "shown"),
-    [("calls", 1, "1"), ("tokens", 1200, "1,200"), ("cost", 0.5, "$0.50")],
-)
-async def test_chart_and_table_have_the_same_numbers(
-    start: Start, by: str, measure: str, value: float, shown: str
-) -> None:
-    row = call_row(
-        NOW,
-        purpose="fishing",
-        input_tokens=1000,
-        output_tokens=200,
-        cost_nanodollars=500_000_000,
-    )
-    datasette = await start(row)
-    name = {"purpose": "fishing", "model": "pelican"}[by]
-
-    chart = (await get_json(datasette, by=by, measure=measure))["chart"]
-    page = Page((await get(datasette, by=by, measure=measure)).text)
-
-    assert [(each["name"], each["values"][-1]) for each in chart["series"]] == [(name, value)]
-    day = chart["days"][-1]
-    titles = [bar["title"] for bar in page.all("span") if "title" in bar]
-    assert titles == [f"{day}, {name}: {shown}"]
-    unit = {"calls": " call", "tokens": " tokens", "cost": ""}[measure]
-    assert f"{day}: {shown}{unit}" in page.text
-    assert f"In total {name}: {shown}" in page.text
-    assert page.text.count(f"{day}{shown}") == 1  # a row of the table
-
-
-async def test_chart_escapes_names(start: Start) -> None:
-    """The chart is a described list of links; names from calls are text."""
-    text = (await get(await start(call_row(NOW, purpose=HOSTILE)))).text
-
-    page = Page(text)
-    assert not page.all("img")
-    (chart,) = [each for each in page.all("ol") if each["class"] == "llm-bars"]
-    ids = {each.get("id") for _, each in page.tags}
-    assert {chart["aria-labelledby"], chart["aria-describedby"]} <= ids
-    (bar,) = [each for each in page.all("span") if "title" in each]
-    assert bar["title"] == f"{NOW.date()}, {HOSTILE}: 1"
-
-
-async def test_chart_days_are_summed_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasette = await start(call_row(NOW - 300 * DAY), call_row(NOW))
-    sums: list[Chart] = []
-    day_totals = Chart.day_totals
-    monkeypatch.setattr(Chart, "day_totals", lambda self: sums.append(self) or day_totals(self))
-
-    page = Page((await get(datasette, since=str((NOW - 300 * DAY).date()))).text)
-
-    assert len([each for each in page.links() if each.endswith("#calls")]) == 301
-    assert len(sums) == 1
-
-
-async def test_chart_bars_are_stacked(start: Start) -> None:
-    rows = [call_row(NOW, purpose=purpose) for purpose in ("a", "a", "b")]
-
-    page = Page((await get(await start(*rows))).text)
-
-    bars = [each for each in page.all("span") if "style" in each]
-    assert [(each["class"], each["style"]) for each in bars] == [
-        ("llm-bar llm-series-0", "--height: 50%"),
-        ("llm-bar llm-series-1", "--height: 25%"),
-    ]
-
-
-async def test_chart_bar_links_to_its_calls(start: Start) -> None:
-    """Within the filter of the chart, and with the calls of a clock that is ahead."""
-    noon = datetime.datetime(2026, 1, 10, 12, tzinfo=datetime.UTC)
-    rows = [call_row(noon + n * DAY / 4, purpose="a&b") for n in range(10)]
-    datasette = await start(*rows, call_row(noon + DAY), call_row(NOW + 2 * DAY, purpose="a&b"))
-    wanted = {"purpose": "a&b", "since": "2026-01-10T13:00", "until": "2026-01-12T07:00"}
-
-    for arguments in (wanted, wanted | {"until": ""}):
-        chart = (await get_json(datasette, **arguments))["chart"]
-        page = Page((await get(datasette, **arguments)).text)
-        bars = [link for link in page.links() if link.endswith("#calls")]
-        found = [listed((await get(datasette, link)).text) for link in bars]
-
-        (series,) = chart["series"]
-        assert [len(ids) for ids in found] == series["values"]
-        together = {each for ids in found for each in ids}
-        assert together == set(listed((await get(datasette, **arguments, limit=500)).text))
-
-
-async def test_chart_without_calls_has_a_message(start: Start) -> None:
-    page = Page((await get(await start(call_row(NOW)), model="heron")).text)
-
-    assert "There are no calls for the chart." in page.text
-    assert "No call matches this filter." in page.text
 
 
 # One call
@@ -820,42 +759,22 @@ async def test_s5_sums_and_csv_are_made_in_threads(start: Start, monkeypatch) ->
     def watch(owner: Any, name: str) -> None:
         real = getattr(owner, name)
 
-        def watched(*arguments: Any) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
             here = threading.current_thread() is threading.main_thread()
             threads.setdefault(name, set()).add(here)
-            return real(*arguments)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(owner, name, watched)
 
-    watch(Chart, "of")
-    watch(totals.Days, "latency")
-    watch(totals.Aggregate, "add")
+    watch(Sums, "summary")
+    watch(Sums, "add")
     watch(csv_export, "_csv_cells")
     datasette = await start(call_row(NOW))
 
     await get(datasette, LOG)
     await get(datasette, f"{LOG}.csv")
 
-    assert threads == {name: {False} for name in ("of", "latency", "add", "_csv_cells")}
-
-
-async def test_s5_a_chart_of_many_series_makes_few_objects(start: Start) -> None:
-    """Or the garbage collector runs, which stops every thread."""
-    rows = [call_row(NOW, purpose=f"purpose {number}") for number in range(2_000)]
-    datasette = await start(*rows)
-    made: list[int] = []
-
-    def count(connection: sqlite3.Connection) -> None:
-        before = len(gc.get_objects())
-        kept = totals.totals(
-            connection, Filter(), "purpose", datetime.datetime.now(datetime.UTC), QueryCache(0)
-        )
-        made.append(len(gc.get_objects()) - before)
-        assert kept.total.calls == len(rows)
-
-    await datasette.get_internal_database().execute_fn(count)
-
-    assert made[0] < 500
+    assert threads == {name: {False} for name in ("summary", "add", "_csv_cells")}
 
 
 async def test_csv_reads_bounded_batches(start: Start, monkeypatch) -> None:

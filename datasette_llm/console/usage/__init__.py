@@ -1,0 +1,1 @@
+"""The Usage page: what calls cost, how many there are, how many fail and how long they take."""

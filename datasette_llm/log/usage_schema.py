@@ -1,0 +1,136 @@
+"""The sums of past hours, days and months of the call log, in Datasette's internal database.
+
+They are a cache that SQLite itself keeps true. A row of `llm_usage_periods` says that the rows of
+`llm_usage` with its id are the sums of all calls of a period. Any change of a call, by which
+process and in which order ever, deletes the rows of the periods that the call is in, by a trigger
+in the same transaction. A period without a row is added up from shorter ones, or from its calls.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Literal
+
+from sqlite_utils import Database, Migrations
+
+from .. import migrations as database
+
+if TYPE_CHECKING:
+    import sqlite3
+
+TABLES = ("llm_usage_periods", "llm_usage")
+# What calls are grouped by: name and column.
+DIMENSIONS = {
+    "model": "model_id",
+    "purpose": "purpose",
+    "actor": "actor_id",
+    "outcome": "outcome",
+    "failure_kind": "failure_kind",
+}
+# What is known of each group, besides.
+SUMS = (
+    "calls",
+    "priced",
+    "input_tokens",
+    "output_tokens",
+    "cost_nanodollars",
+    "durations",
+    "first_chunks",
+)
+Unit = Literal["month", "day", "hour"]
+UNITS: tuple[Unit, ...] = ("month", "day", "hour")
+
+HOUR = datetime.timedelta(hours=1)
+DAY = datetime.timedelta(days=1)
+_TRIGGERS = {
+    f"llm_usage_{event}": f"""
+        create trigger llm_usage_{event} after {event} on llm_calls
+        begin delete from llm_usage_periods where end_id > {row}.id and start_id <= {row}.id; end
+        """
+    for event, row in (("insert", "new"), ("update", "new"), ("delete", "old"))
+}
+
+migrations = Migrations("datasette_llm_usage")
+
+
+@migrations()
+def m001_usage(db: Database) -> None:
+    """Without the triggers, which `migrate` makes, also again where the table of calls was."""
+    for statement in (
+        """
+        create table llm_usage_periods (
+            id integer primary key autoincrement,
+            unit text not null,
+            start_id text not null,
+            end_id text not null,
+            complete integer not null default 0
+        )
+        """,
+        "create unique index llm_usage_periods_end on llm_usage_periods (end_id, start_id)",
+        # Two groupings: with and without the actors, of which there may be thousands. The long
+        # texts stand last, where SQLite need not read them.
+        """
+        create table llm_usage (
+            period_id integer not null,
+            with_actor integer not null,
+            number integer not null,
+            model_id text,
+            purpose text,
+            actor_id text,
+            outcome text,
+            failure_kind text,
+            calls integer not null,
+            priced integer not null,
+            input_tokens integer,
+            output_tokens integer,
+            cost_nanodollars integer,
+            durations text,
+            first_chunks text,
+            primary key (period_id, with_actor, number)
+        ) without rowid
+        """,
+    ):
+        db.execute(statement)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables and the triggers up to date, in a write transaction.
+
+    Raises:
+        NewerDatabaseError: a newer version of datasette-llm has changed the tables.
+    """
+    database.migrate(connection, migrations, *TABLES)
+    sql = "select name from sqlite_master where type = 'trigger' and tbl_name = 'llm_calls'"
+    known = {name for (name,) in connection.execute(sql)}
+    if known >= _TRIGGERS.keys():
+        return
+    connection.execute("delete from llm_usage_periods")  # changes may have been missed
+    for name, trigger in _TRIGGERS.items():
+        if name not in known:
+            connection.execute(trigger)
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether the tables exist."""
+    sql = "select count(*) from sqlite_master where name in ('llm_usage', 'llm_usage_periods')"
+    return bool(connection.execute(sql).fetchone()[0] == len(TABLES))
+
+
+def floor(unit: Unit, time: datetime.datetime) -> datetime.datetime:
+    """The begin of the month, day or hour of a time."""
+    hour = time.replace(minute=0, second=0, microsecond=0)
+    if unit == "hour":
+        return hour
+    return hour.replace(hour=0) if unit == "day" else hour.replace(day=1, hour=0)
+
+
+def following(unit: Unit, begin: datetime.datetime) -> datetime.datetime:
+    """The end of the month, day or hour that begins at a time."""
+    if unit == "month":
+        return floor("month", begin + 32 * DAY)
+    return begin + (DAY if unit == "day" else HOUR)
+
+
+def ceiling(unit: Unit, time: datetime.datetime) -> datetime.datetime:
+    """The end of the month, day or hour that a time is in."""
+    return following(unit, floor(unit, time))
