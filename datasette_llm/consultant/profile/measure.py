@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 
 from ...errors import ProfileError
-from .groups import Groups, display_value, group, group_unique
+from .groups import Groups, count_distinct, display_value, group, group_unique, prepare
 from .rows import LOOK_ROWS, SAMPLE_ROWS, Rows, TableRows, rows_of
 from .scan import Figures, Form, add_functions, decoded, exact_sum, merged, scan, shown_sql
 from .table import Column, Table, column_ref, columns_left_out, may_hold_excluded, read_table
@@ -40,6 +40,8 @@ MIN_SAMPLE_ROWS = 25
 # Of all columns together.
 MAX_SAMPLE_CELLS = 50_000
 MAX_SAMPLE_BYTES = 32 * 1024 * 1024
+# In a sample: as few are looked up faster than sorted.
+FEW_DISTINCT = 1_000
 # The size up to which a column is sorted, which writes it to a temporary file.
 MAX_SORTED_BYTES = 256 * 1024 * 1024
 # Of values as large as this fewer are sorted: SQLite may compare each to its end, and merges them
@@ -137,6 +139,7 @@ def measure(
         encoding = connection.execute("pragma encoding").fetchone()[0]
         for each in connections:
             add_functions(each, encoding)
+            prepare(each)
         work = _Work(rows_of(connection, table), columns, budget, encoding, values != "none")
         work.look_at(connection)
         sample_rows = work.whole_rows(connection) if values == "sample" else []
@@ -262,6 +265,10 @@ class _Work:
         with suppress(sqlite3.Error):  # of sorting, such as a full disk
             if column.unique:
                 groups = group_unique(run, rows, name, figures, numbers=numbers)
+            elif not self.shows_values:
+                sampled = self.sampled.get(name)
+                few = sampled is not None and sampled.distinct <= FEW_DISTINCT
+                groups = count_distinct(run, rows, name, few=few)
             else:
                 groups = group(run, rows, name, self.encoding, numbers=numbers)
             self.grouped[name] = groups

@@ -59,6 +59,7 @@ class Table:
     Attributes:
         rowid: the name of its rowid; None where it has none that can be used.
         checks: the conditions of its CHECK constraints.
+        collated: whether a column may have a collation of its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Table:
     columns: tuple[Column, ...]
     rowid: str | None
     checks: tuple[str, ...] = ()
+    collated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,9 @@ def read_table(connection: Connection, name: str) -> Table:
     declared = _declared(connection, name)
     rowid = _rowid(connection, name, {each.name for each in declared}) if ordinary else None
     columns = _columns(connection, name, declared, has_rowid=rowid is not None)
-    return Table(name, kind, columns, rowid, checks_of(definition) if ordinary else ())
+    checks = checks_of(definition) if ordinary else ()
+    collated = not ordinary or "collate" in definition.casefold()
+    return Table(name, kind, columns, rowid, checks, collated)
 
 
 def checks_of(definition: str) -> tuple[str, ...]:

@@ -355,7 +355,7 @@ def test_cheap_columns_come_first(connection: sqlite3.Connection) -> None:
 
     def see(sql: str) -> None:
         if "group by" in sql and "json_each" not in sql:
-            grouped.append(sql.split("t.")[1].split()[0])
+            grouped.append(sql.split("t.")[1].split(",")[0])
 
     connection.set_trace_callback(see)
     measured_of(connection)
