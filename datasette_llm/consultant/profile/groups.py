@@ -152,23 +152,21 @@ def _at_quartiles(run: Run, first: int, groups: int, numbers: int) -> list[Any]:
     return found
 
 
-def count_distinct(run: Run, rows: Rows, column: str, *, few: bool) -> Groups:
+def count_distinct(run: Run, rows: Rows, column: str, figures: Figures, *, few: bool) -> Groups:
     """Only count the different values of a column.
 
     Args:
         run: as for `group`.
-        rows: what to read.
+        rows: all rows of the table.
         column: the name of the column.
+        figures: of the column.
         few: whether few are expected, which are faster to look up than to sort.
     """
-    v = rows.bytewise(column)
-    if few:
-        sql = f"select count(*), count({v}), count(distinct {v}) from {rows.source(column)}"
-    else:
-        groups = f"select {v} as v, count(*) as n from {rows.source(column)} group by 1"
-        sql = f"select total(n), total(n) filter (where v is not null), count(v) from ({groups})"
-    total, filled, distinct = map(int, run(sql, rows.parameters)[0])
-    return Groups(total, filled, distinct)
+    v, source = rows.bytewise(column), rows.source(column)
+    each = f"select {v} as v from {source} group by 1"
+    sql = f"select count(distinct {v}) from {source}" if few else f"select count(v) from ({each})"
+    distinct = int(run(sql, rows.parameters)[0][0])
+    return Groups(figures.rows, figures.filled, distinct)
 
 
 def group_unique(run: Run, rows: Rows, column: str, figures: Figures, *, numbers: bool) -> Groups:

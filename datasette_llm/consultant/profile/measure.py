@@ -294,7 +294,7 @@ class _Work:
             elif not self.shows_values:
                 sampled = self.sampled.get(name)
                 few = sampled is not None and sampled.distinct <= FEW_DISTINCT
-                groups = count_distinct(run, rows, name, few=few)
+                groups = count_distinct(run, rows, name, figures, few=few)
             else:
                 groups = group(run, rows, name, self.encoding, numbers=numbers)
             self.grouped[name] = groups

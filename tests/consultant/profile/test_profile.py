@@ -1135,3 +1135,17 @@ def test_a5_texts_of_any_encoding(encoding: str) -> None:
     assert (column["length"]["min"], column["length"]["max"]) == (1, 90)
     assert column["length"]["mean"] == pytest.approx((3 + 180 + 1) / 4)
     assert column["numeric_texts"] == {"count": 1, "min": 7, "max": 7}
+
+
+@hypothesis_settings(max_examples=60)
+@given(st.lists(CELLS, max_size=30), st.sampled_from(["", "collate nocase", "text"]), st.booleans())
+def test_a5_distinct_without_values_is_exact(cells: list[Any], declared: str, few: bool) -> None:
+    """Where no values may be shown, the different ones are counted by a shorter way."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute(f"create table t (c {declared})")
+        connection.executemany("insert into t values (?)", [(cell,) for cell in cells])
+        with patch.object(measuring, "FEW_DISTINCT", 1_000 if few else -1):
+            shown, hidden = (profiled_of(connection, values=each) for each in ("top", "none"))
+
+    for name in ("distinct", "grouped", "exact", "null_fraction"):
+        assert hidden["columns"][0][name] == shown["columns"][0][name]
