@@ -229,10 +229,10 @@ def _is_short(column: Mapping[str, Any]) -> bool:
 
 
 def _shortened(cell: str) -> str:
-    # substr() ends at a NUL character, as length() of a text does.
+    # What is added makes it long, since substr() ends at a NUL character.
     text = (
         f"case when length(cast({cell} as blob)) <= {4 * MAX_CHARS} then {cell} "
-        f"else substr({cell}, 1, {MAX_CHARS + 1}) end"
+        f"else substr({cell}, 1, {MAX_CHARS}) || hex(zeroblob({MAX_CHARS})) end"
     )
     return f"case typeof({cell}) when 'text' then {text} when 'blob' then x'' else {cell} end"
 

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from datasette_llm.consultant import evidence as counting
 from datasette_llm.consultant.findings import find
+from datasette_llm.consultant.findings.column_values import read_values
 from datasette_llm.consultant.findings.find import KINDS, Findings, search
 from datasette_llm.consultant.findings.references import OtherTable
 from datasette_llm.consultant.findings.time_limit import TimeLimit
@@ -249,6 +250,19 @@ def test_a1_text_that_is_not_well_formed_is_read():
         findings = found_in(connection, "weather")
     assert ("mixed_types", "temperature") in kinds(findings)
     assert ("disguised_missing", "temperature") in kinds(findings)
+
+
+def test_a1_long_text_with_nul_is_long():
+    """SQLite's functions of texts end at NUL, so that it could be taken for a short one."""
+    texts = ["ab", "ab\0" + "x" * 900, "{\0" + "y" * 900, "ab\0c", "z" * 201]
+    with closing(tables.table("t", "c", [(text,) for text in texts])) as connection:
+        budget = TimeLimit(connection, 30, time.perf_counter)
+        with budget.until(1):
+            values = read_values(
+                connection, "t", {"name": "c"}, "", exact=True, unique=False, budget=budget
+            )
+    assert values.counts == {"ab": 1, "ab\0c": 1}
+    assert (values.long_texts, values.long_json) == (3, 1)
 
 
 def test_a1_a_broken_table_beside_it_does_not_matter():
