@@ -1149,3 +1149,17 @@ def test_a5_distinct_without_values_is_exact(cells: list[Any], declared: str, fe
 
     for name in ("distinct", "grouped", "exact", "null_fraction"):
         assert hidden["columns"][0][name] == shown["columns"][0][name]
+
+
+async def test_memory_database_is_profiled_and_kept(site: Datasette) -> None:
+    """Datasette forbids writing on connections to it; what is grouped is written elsewhere."""
+    memory = site.add_memory_database("memory_for_profile")
+    await memory.execute_write_script(
+        "create table t (a); insert into t values (1), (2), (2), (null)"
+    )
+
+    made = await make_profile(site, memory.name, "t", settings=settings_with(time_limit_ms=60_000))
+
+    column = made["columns"][0]
+    assert (column["distinct"], column["quartiles"]) == ({"count": 2, "exact": True}, [1.5, 2, 2])
+    assert await memory.table_names() == ["t"]
