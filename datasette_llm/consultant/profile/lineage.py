@@ -67,14 +67,13 @@ def columns_read(connection: Connection, query: str) -> Reads:
         sqlite3.Error: it cannot be prepared.
     """
     program = [row[1:5] for row in connection.execute(f"explain {query}")]
-    stored = _stored(connection)
     opened: dict[int, list[_Stored]] = {}
     found, decided = set[tuple[str, str]](), True
     for opcode, cursor, page, database in program:
         if opcode == "VOpen" or (opcode == "OpenRead" and database != _MAIN):
             decided = False
-        elif opcode == "OpenRead" and page in stored:
-            opened.setdefault(cursor, []).append(stored[page])
+        elif opcode == "OpenRead":
+            opened.setdefault(cursor, []).extend(_stored_at(connection, page))
     for opcode, cursor, place, _ in program:
         for each in opened.get(cursor, ()):
             found |= {(each.table, column) for column in _read_by(opcode, place, each)}
@@ -92,17 +91,13 @@ def _read_by(opcode: str, place: int, stored: _Stored) -> tuple[str, ...]:
     return ()
 
 
-def _stored(connection: Connection) -> dict[int, _Stored]:
-    """The tables and indexes of the database, by root page."""
-    sql = "select type, name, tbl_name, rootpage from sqlite_master where rootpage > 0"
-    schema = connection.execute(sql).fetchall()
-    indexes = {name for kind, name, _, _ in schema if kind == "index"}
-    return {
-        page: _index(connection, name, table)
-        if kind == "index"
-        else _table(connection, table, indexes)
-        for kind, name, table, page in schema
-    }
+def _stored_at(connection: Connection, page: int) -> list[_Stored]:
+    """The table or index with this root page; none for SQLite's own schema."""
+    sql = "select type, name, tbl_name from sqlite_master where rootpage = ?"
+    return [
+        _index(connection, name, table) if kind == "index" else _table(connection, table)
+        for kind, name, table in connection.execute(sql, [page]).fetchall()
+    ]
 
 
 def _index(connection: Connection, name: str, table: str) -> _Stored:
@@ -115,12 +110,14 @@ def _index(connection: Connection, name: str, table: str) -> _Stored:
     return _Stored(table, tuple(column for cid, column in columns if cid >= 0))
 
 
-def _table(connection: Connection, table: str, indexes: set[str]) -> _Stored:
-    sql = "select name from pragma_index_list(?) where origin = 'pk'"
-    for (key,) in connection.execute(sql, [table]).fetchall():
-        if key not in indexes:  # the table is stored as this one, WITHOUT ROWID
-            sql = "select name from pragma_index_xinfo(?) order by seqno"
-            return _Stored(table, tuple(row[0] for row in connection.execute(sql, [key])))
+def _table(connection: Connection, table: str) -> _Stored:
+    sql = """
+        select name from pragma_index_list(?) where origin = 'pk'
+            and name not in (select name from sqlite_master where type = 'index')
+    """
+    if key := connection.execute(sql, [table]).fetchone():  # it is the table, WITHOUT ROWID
+        sql = "select name from pragma_index_xinfo(?) order by seqno"
+        return _Stored(table, tuple(row[0] for row in connection.execute(sql, key)))
     sql = "select name from pragma_table_xinfo(?) where pk and upper(type) = 'INTEGER'"
     keys = connection.execute(sql, [table]).fetchall()
     key = keys[0][0] if len(keys) == 1 else None

@@ -189,30 +189,33 @@ class _Excluded:
         """The columns of a table or view that hold such values."""
         if name not in self._found:
             try:
-                columns = [each.name for each in _declared(self._connection, name)]
+                declared = _declared(self._connection, name)
             except sqlite3.Error:  # a view or a module that is broken, which nothing can read
-                columns = []
-            self._found[name] = set(columns)  # while it is not decided
-            self._found[name] = self._holding(name, columns)
+                declared = []
+            self._found[name] = {each.name for each in declared}  # while it is not decided
+            self._found[name] = self._holding(name, declared)
         return self._found[name]
 
-    def _holding(self, name: str, columns: Sequence[str]) -> set[str]:
+    def _holding(self, name: str, declared: Sequence[_Declared]) -> set[str]:
+        columns = [each.name for each in declared]
         found = set(columns_left_out(self._database, name, columns, self._exclude))
         if name in self._virtual:
             return found | self._of_virtual(self._virtual[name], columns)
         if name in self._parts and name not in self._views:
             return found | self._of_part(self._parts[name], name, columns)
-        if name in self._views or found:
+        others = [
+            each.name for each in declared if name in self._views or each.hidden in _GENERATED
+        ]
+        if name not in self._views and found:
             # What SQLite has stored of a generated column does not tell what it is made of.
-            stored = [each for each in _declared(self._connection, name) if each.hidden == _STORED]
-            found |= {each.name for each in stored}
-            others = [each for each in columns if each not in found]
-            if self._reads_excluded(name, others, found):
-                found |= {each for each in others if self._reads_excluded(name, [each], found)}
+            found |= {each.name for each in declared if each.hidden == _STORED}
+        others = [each for each in others if each not in found]
+        if others and self._reads_excluded(name, others, found):
+            found |= {each for each in others if self._reads_excluded(name, [each], found)}
         return found
 
     def _reads_excluded(self, name: str, columns: Sequence[str], found: Collection[str]) -> bool:
-        selected = ", ".join(map(column_ref, columns)) or "1"
+        selected = ", ".join(map(column_ref, columns))
         try:
             reads = columns_read(self._connection, f"select {selected} from {table_source(name)}")
         except sqlite3.Error:  # reading it will say why

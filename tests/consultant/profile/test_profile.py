@@ -541,6 +541,8 @@ HIDDEN = """
     create virtual table words using fts5vocab(people_fts, row);
     create view of_words as select term from words;
     create virtual table of_pet_names using fts5(name, content=pets);
+    create view broken as select ssn from gone;
+    create virtual table of_broken using fts5(note, content=broken);
     create table people_fts_notes (note); insert into people_fts_notes values ('of ours');
 """
 
@@ -568,6 +570,7 @@ HIDDEN = """
         "words": None,
         "of_words": None,
         "of_pet_names": ["name"],
+        "of_broken_config": ["k", "v"],
     }.items(),
 )
 async def test_a7_excluded_by_lineage(
