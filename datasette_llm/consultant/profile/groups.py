@@ -118,15 +118,13 @@ def group(run: Run, rows: Rows, column: str, encoding: str, *, numbers: bool) ->
     )
     first = 2 if nulls else 1
     ends = _at_quartiles(run, first, kinds, filled) if numbers and filled else None
-    texts = [
-        (decoded(value, encoding) if isinstance(value, bytes) else value, n)
-        for value, n in run(_TEXTS, (first + kinds,))
-    ]
+    top, texts = (
+        [(decoded(value, encoding) if isinstance(value, bytes) else value, n) for value, n in found]
+        for found in (run(_TOP, ()), run(_TEXTS, (first + kinds,)))
+    )
     return Groups(
         *(total, total - nulls, count - (nulls > 0), single - (nulls == 1)),
-        top=tuple(
-            (decoded(v, encoding) if isinstance(v, bytes) else v, n) for v, n in run(_TOP, ())
-        ),
+        top=tuple(top),
         quartiles=_quartiles(ends, filled) if ends else None,
         masks=masks_of(texts) if len(texts) <= MASKED_TEXTS else None,
     )
