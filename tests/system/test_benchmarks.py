@@ -43,6 +43,7 @@ ROWS = [
     "profile",
     "profile-no-values",
     "profile-budget",
+    "findings",
     "http-lone",
     "http-at-once",
     "tls-lone",

@@ -12,7 +12,7 @@ from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.dataset import checks, plain
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
-from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
+from ...consultant.findings.dismissals import MAX_REASON_CHARS, Dismissed, key_of
 from ...consultant.findings.find import KINDS
 from ...consultant.table_access import analyzable_tables
 from ...errors import LLMError
@@ -70,8 +70,8 @@ def _single(fields: Mapping[str, list[str]], name: str) -> str | None:
     return values[0] if values else None
 
 
-def finding_named(fields: Mapping[str, str]) -> tuple[str, str]:
-    """The kind and the columns of the finding that a form or a JSON body names.
+def finding_named(fields: Mapping[str, str]) -> Dismissed:
+    """The finding that a form or a JSON body names; all of its kind and columns without `which`.
 
     Raises:
         BadRequestError: a field is invalid.
@@ -85,7 +85,7 @@ def finding_named(fields: Mapping[str, str]) -> tuple[str, str]:
         columns = None
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise BadRequestError("columns: expected the finding's columns as a JSON list, in a text")
-    return kind, key_of(columns)
+    return Dismissed(kind, key_of(columns), fields.get("which", ""))
 
 
 def reason_of(fields: Mapping[str, str]) -> str:
