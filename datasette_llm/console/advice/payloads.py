@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
-from ...consultant.advice.dataset import checks, plain
+from ...consultant.advice.dataset import earlier_checks, plain
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
@@ -126,6 +126,7 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
         "left_out": [name for name in preview.profile["left_out"] if name not in request.exclude],
         "system_prompt": preview.prompts.system,
         "user_prompt": preview.prompts.user,
+        "cut": list(preview.prompts.cut),
         "input_tokens": preview.cost.input_tokens,
         "answer_tokens": preview.cost.answer_tokens,
         "cost_dollars": None if cost is None else cost / NANODOLLARS,
@@ -181,7 +182,9 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
         derived = await asyncio.to_thread(kind.derived, *where, advice)
     # Earlier versions had no findings.
     findings = {"findings": row["findings"] or []}
-    more = {"checks": checks(advice), "derived": derived} | findings
+    # Earlier versions checked otherwise.
+    checks = earlier_checks(advice or {})
+    more = {"checks": row["checks"] if checks is None else checks, "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.sqlite import sqlite3
@@ -20,8 +20,9 @@ from ..findings.time_limit import Clock, LateError, TimeLimit
 from ..profile.table import columns_left_out, may_hold_excluded, quote_identifier, table_source
 from ..table_access import all_viewable_tables
 from .dataset import Claim, Unreadable
+from .objections import Counted
 from .progress import ClaimChecked, OnProgress, ignored
-from .verdicts import Check, Counted, opinion, uncounted, verdict
+from .verdicts import Check, opinion, uncounted, verdict
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -215,17 +216,15 @@ def _checked(
         return uncounted(claim, LATE, _duration_ms(started))
     except (sqlite3.Error, OverflowError) as error:
         return uncounted(claim, f"SQLite cannot count it: {error}", _duration_ms(started))
-    counted = Counted(*counted, duration_ms=_duration_ms(started))
+    counted = replace(counted, duration_ms=_duration_ms(started))
     return verdict(claim, evidence, counted, scope.columns | scope.left_out, scope.sampled)
 
 
-def _counted(
-    connection: Connection, evidence: Evidence, table: str, of: int | None
-) -> tuple[Any, int | None, Sequence[tuple[Any, Any]], str | None]:
+def _counted(connection: Connection, evidence: Evidence, table: str, of: int | None) -> Counted:
     sql = counting.shown_sql(evidence, table)
     if isinstance(evidence, Top):
-        return None, of, counting.top(connection, evidence, table), sql
-    return counting.count(connection, evidence, table), of, (), sql
+        return Counted(None, of, counting.top(connection, evidence, table), sql)
+    return Counted(counting.count(connection, evidence, table), of, sql=sql)
 
 
 def _duration_ms(started: float) -> float:
