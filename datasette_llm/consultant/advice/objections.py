@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import text_forms
 from ..evidence import (
     Aggregate,
     Condition,
@@ -62,6 +63,46 @@ _FUNCTION_WORDS = {
 }
 # Without such a word, a sentence with their figure may mean another.
 _NAMED_FUNCTIONS = ("mean", "median", "sum")
+_MISSING = word_set(
+    "missing null nulls blank empty no without lack lacks lacking absent unknown not unfilled none"
+)
+_NOT = word_set("not no invalid malformed broken cannot other without except")
+_BELOW = word_set("below under less lower smaller fewer before short shorter younger negative")
+_ABOVE = word_set("above over more greater higher larger exceed exceeds after long longer older")
+_NO_WORDS = frozenset[str]()
+_NUMBERS = word_set("number numbers numeric integer integers decimal float floats real whole")
+# A sentence about such a condition has one of these words,
+_CONDITION_WORDS = {
+    "is null": _MISSING,
+    "is empty": _MISSING,
+    "is missing": _MISSING,
+    "does not parse as": _NOT,
+    "not like": _NOT,
+    "!=": _NOT,
+    "has edge spaces": word_set("space spaces whitespace blank blanks trailing leading edge"),
+}
+_FORM_WORDS = {
+    "text": word_set("text texts string strings"),
+    "integer": _NUMBERS,
+    "real": _NUMBERS,
+    "number": _NUMBERS,
+    "blob": word_set("blob blobs binary bytes"),
+    "null": _MISSING,
+    "missing": _MISSING | word_set("na placeholder placeholders"),
+    "date": word_set("date dates day days"),
+    "time": word_set("time times hour hours"),
+    "json": word_set("json"),
+}
+# and none of these.
+_OPPOSITES = {
+    "is not null": word_set("missing null blank empty absent lack lacks without"),
+    "parses as": word_set("not invalid malformed cannot"),
+    "like": word_set("not without"),
+    "contains": word_set("not without"),
+    "=": word_set("not except"),
+    "in": word_set("not except"),
+}
+_NAMED_TEXTS = ("=", "!=", "in", "like", "not like", "contains", "mask is")
 _LARGEST = word_set("most highest largest greatest biggest maximum latest heaviest")
 _SMALLEST = word_set("least fewest lowest smallest minimum earliest cheapest lightest")
 
@@ -112,7 +153,7 @@ class Figures:
         if number.is_percent:
             plain_figure = self.figure if self.rows is None else None
             return self._is_one_of(number, [self.percent, plain_figure])
-        total = [self.of] if {"of", "all", "in", "among"} & {*number.before[:1]} else []
+        total = [self.of] if {"of", "all", "among"} & {*number.before[:1]} else []
         if self._is_one_of(number, [self.rows, self.figure, *total, *self.listed]):
             return True
         if ROW_WORDS & {*number.after} and "of" not in number.before[:1]:
@@ -154,13 +195,17 @@ def _compared_with(evidence: Evidence) -> set[float]:
 
 def _texts(evidence: Evidence) -> Iterator[str]:
     for condition in conditions_of(evidence):
-        value = condition.value
-        listed = value if isinstance(value, tuple) else (value,)
-        yield from (each for each in listed if isinstance(each, str))
+        yield from _texts_of(condition)
     if isinstance(evidence, Pattern):
         yield from evidence.usual
     if isinstance(evidence.expected, str):
         yield evidence.expected
+
+
+def _texts_of(condition: Condition) -> Iterator[str]:
+    value = condition.value
+    listed = value if isinstance(value, tuple) else (value,)
+    yield from (each for each in listed if isinstance(each, str))
 
 
 def numbers_of(claim: Claim, evidence: Evidence, columns: Collection[str]) -> list[Number]:
@@ -182,6 +227,7 @@ def objections(
     sentence = plain(claim.sentence)
     yield from _about_other_columns(claim, sentence, evidence, columns)
     yield from _about_other_things(claim, sentence, evidence)
+    yield from _about_other_conditions(claim, sentence, evidence)
     if isinstance(evidence, Top):
         yield from _of_ranking(sentence, evidence)
     elif figures.rows is not None or figures.percent is not None:
@@ -223,6 +269,42 @@ def _about_other_things(claim: Claim, sentence: str, evidence: Evidence) -> Iter
             yield f"the sentence is not about the {evidence.function}"
     elif isinstance(evidence, Aggregate) and evidence.function in _NAMED_FUNCTIONS:
         yield f"the sentence does not speak of the {evidence.function}"
+
+
+def _about_other_conditions(claim: Claim, sentence: str, evidence: Evidence) -> Iterator[str]:
+    words = word_set(sentence)
+    if claim.kind == "missing_values":
+        words |= {"missing"}
+    for condition in conditions_of(evidence):
+        spoken = _words_for(condition)
+        if spoken and not spoken & words:
+            yield f"the sentence does not say that `{condition.column}` {condition.op}"
+        if _opposite_of(condition.op, words) & words:
+            yield f"the sentence is about the opposite of `{condition.column}` {condition.op}"
+        texts = [each for each in _texts_of(condition) if condition.op in _NAMED_TEXTS]
+        if texts and not any(_is_named(each, sentence, words) for each in texts):
+            yield f"the sentence does not name {plain(texts[0])}"
+
+
+def _words_for(condition: Condition) -> frozenset[str]:
+    """Words of which a sentence has one if it is about a condition; none for any sentence."""
+    if condition.op in ("type is", "parses as"):
+        return _FORM_WORDS.get(str(condition.value), _NO_WORDS)
+    return _CONDITION_WORDS.get(condition.op, _NO_WORDS)
+
+
+def _opposite_of(op: str, words: frozenset[str]) -> frozenset[str]:
+    # "More than 5 are below 3" has words for both.
+    for ops, own, opposite in ((("<", "<="), _BELOW, _ABOVE), ((">", ">="), _ABOVE, _BELOW)):
+        if op in ops:
+            return _NO_WORDS if own & words else opposite
+    return _OPPOSITES.get(op, _NO_WORDS)
+
+
+def _is_named(text: str, sentence: str, words: frozenset[str]) -> bool:
+    if text_forms.is_missing(text) and _MISSING & words:
+        return True
+    return text.strip("%_ ").casefold() in sentence.casefold()
 
 
 def _is_about_missing(evidence: Evidence) -> bool:

@@ -103,8 +103,9 @@ def verdict(
     unheld = [each.text for each in numbers if not figures.hold(each)]
     reasons = [*_unheld(unheld), *objections(claim, evidence, figures, columns)]
     status = _status(_agrees(evidence, counted), reasons)
-    if status == "contradicted" and any(name in sampled for name in columns_of(evidence)):
-        reasons.insert(0, "the figures that the model saw are of a sample")
+    if status == "contradicted":
+        is_sampled = any(name in sampled for name in columns_of(evidence))
+        reasons = ["the figures that the model saw are of a sample"] if is_sampled else []
     is_of_rows = figures.rows is not None
     return _check(
         status,

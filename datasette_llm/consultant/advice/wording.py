@@ -69,7 +69,8 @@ _QUANTIFIERS = (
     (
         "most",
         re.compile(
-            r"(\bmost (?:of|rows|values|records|entries|cells)\b|\bmajority\b|\bmostly\b|"
+            r"((?<!\bat )\bmost\b(?! (?:common|frequent|recent|likely|often|severe|\d))|"
+            r"\bmajority\b|\bmostly\b|"
             r"\bnearly all\b|\balmost all\b|\busually\b|\bpredominantly\b)",
             re.I,
         ),
