@@ -11,10 +11,11 @@ from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.dataset import earlier_checks, plain
 from ...consultant.advice.previews import Preview
+from ...consultant.advice.readers import readable
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
 from ...consultant.findings.find import KINDS
-from ...consultant.table_access import analyzable_tables
+from ...consultant.table_access import all_viewable_tables, analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
 from ...web import page_cursor, page_limit
@@ -165,7 +166,10 @@ async def stored_payload(
     row = await store.read_one(
         datasette, consultation_id, await analyzable_tables(datasette, actor)
     )
-    return None if row is None else await consultation_payload(row)
+    if row is None:
+        return None
+    viewable = await all_viewable_tables(datasette, actor, row["database_name"])
+    return await consultation_payload(readable(row, viewable))
 
 
 async def consultation_payload(row: Mapping[str, Any]) -> Payload:

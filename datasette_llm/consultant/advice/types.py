@@ -50,7 +50,8 @@ what the sentence says. What cannot be counted is an opinion.
 repeat them as risk flags; say in suggested_action and reasoning_summary which of them matter, and \
 why.
 - Where a figure of the profile was sampled (exact is false), do not expect exactly it. What the \
-profile leaves out is none, zero or false; `names` are columns that are alike.
+profile leaves out is none, zero or false; `names` are columns that are \
+alike, `s1 … s9` also those between.
 - If there is a question, answer it in reasoning_summary, and add claims of the kind "answer" that \
 count what you say: `top` ranks values of a column, `aggregate` has figures, `rows` counts.
 """

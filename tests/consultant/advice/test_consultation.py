@@ -194,7 +194,7 @@ async def test_injected_instructions_stay_data(start_site, register_models):
     assert prompt.count("<findings>") == prompt.count("</findings>") == 1
     assert prompt.count("<") == 4
     data = json.loads(prompt.split("<profile>")[1].split("</profile>")[0])
-    assert data["columns"][0]["top_values"][0]["value"] == order
+    assert data["columns"][0]["top_values"][0] == [order, 2]
 
 
 def test_prompt_escapes_delimiters():
