@@ -326,6 +326,9 @@ class _Run:
         review = request.kind.review(answer.value, facts)
         self.advice = review.advice
         self.rejected = (*((answer.rest,) if answer.rest else ()), *review.rejected)
+        if not review.claims:
+            return
+        self._begin("Checking the claims")
         for index, _ in enumerate(review.claims):
             self.on_progress(ClaimRead(index, review.advice["risk_flags"][index]))
         self.checks = [uncounted(claim, UNCOUNTED) for claim in review.claims]

@@ -194,7 +194,7 @@ def _without_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: each
         for name, each in entry.items()
-        if not (each is None or each is False or each in ("", [], {}))
+        if not (each is None or each in ("", [], {}) or (each is False and name != "exact"))
         and not (name in _ZERO_IS_NONE and each == 0)
     }
 

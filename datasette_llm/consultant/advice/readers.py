@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .dataset import MALFORMED
+from .verdicts import unchecked
 
 NOT_SHOWN = "(not shown: it names a table that you may not view)"
+_NOTHING = unchecked(NOT_SHOWN)
 _TEXTS = ("suggested_action", "reasoning_summary")
 
 
@@ -62,11 +64,8 @@ def _checks(
     claims = [flag for flag in flags if flag["kind"] != MALFORMED]
     if len(claims) != len(checks):  # of an earlier version, whose checks are not shown
         return checks
-    nothing = {"status": "not_checkable", "sentence": "Not counted", "reason": NOT_SHOWN}
-    nothing |= dict.fromkeys(("expected", "counted", "of", "share", "result", "sql"))
-    nothing |= {"unheld_numbers": [], "duration_ms": 0.0}
     pairs = zip(claims, checks, strict=True)
-    return [nothing if _other_table(claim) in hidden else check for claim, check in pairs]
+    return [_NOTHING if _other_table(claim) in hidden else check for claim, check in pairs]
 
 
 def _text(text: str | None, hidden: Collection[str]) -> str | None:

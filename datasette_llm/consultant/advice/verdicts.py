@@ -56,6 +56,11 @@ class Check(TypedDict):
     duration_ms: float
 
 
+def unchecked(reason: str) -> Check:
+    """The verdict on a claim of which nothing may be said but why."""
+    return _check("not_checkable", "Not counted", None, reason=reason)
+
+
 def uncounted(claim: Claim, reason: str, duration_ms: float = 0.0) -> Check:
     """The verdict on a claim that cannot be checked.
 
@@ -134,7 +139,7 @@ def percent(share: float) -> str:
 def _check(
     status: Status,
     sentence: str,
-    evidence: ClaimEvidence | Unreadable,
+    evidence: ClaimEvidence | Unreadable | None,
     *,
     reason: str | None = None,
     counted: float | None = None,
