@@ -230,7 +230,11 @@ def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
         "reasoning_summary": answer.reasoning_summary,
         "risk_flags": [_flag(claim) for claim in claims],
     }
-    return Review(_plain_texts(advice), tuple(map(plain, rejected[:MAX_REJECTED])), tuple(claims))
+    return Review(
+        _plain_texts(advice),
+        tuple(map(plain, [*dict.fromkeys(rejected)][:MAX_REJECTED])),
+        tuple(claims),
+    )
 
 
 def earlier_checks(advice: Mapping[str, Any]) -> list[dict[str, Any]] | None:

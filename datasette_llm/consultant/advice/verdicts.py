@@ -231,6 +231,6 @@ def _label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 1e15 else f"{value:g}"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}" if abs(value) < 10**18 else f"{value:.6g}"
     text = f"{len(value):,} bytes" if isinstance(value, bytes) else plain(str(value))
     return text if len(text) <= MAX_LABEL_CHARS else f"{text[:MAX_LABEL_CHARS]}…"
