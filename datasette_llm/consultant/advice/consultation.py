@@ -326,9 +326,6 @@ class _Run:
         review = await asyncio.to_thread(request.kind.review, answer.value, facts)
         self.advice = review.advice
         self.rejected = (*((answer.rest,) if answer.rest else ()), *review.rejected)
-        if not review.claims:
-            return
-        self._begin("Checking the claims")
         for index, _ in enumerate(review.claims):
             self.on_progress(ClaimRead(index, review.advice["risk_flags"][index]))
         self.checks = [uncounted(claim, UNCOUNTED) for claim in review.claims]

@@ -35,7 +35,6 @@ async def test_a8_progress_is_told(start_site, register_models):
         "Looking for findings",
         "Looking for the model",
         "Waiting for the answer of scripted",
-        "Checking the claims",
     ]
     grows = [each for each in events if isinstance(each, AnswerGrows)]
     assert grows[0] == AnswerGrows(30, 10)
