@@ -243,17 +243,17 @@ def test_a7_claims_share_a_time_limit(connection):
     ticks = iter(range(10**9))
     limit = TimeLimit(connection, 1_000, lambda: float(next(ticks)))
     endless = claim("It ends", rows(("i", "<", 0), expected=0))
-    told = []
+    heard = []
     found = count_all(
         connection,
         [endless, claim("It is so", {"kind": "opinion"}), endless],
         Scope("data", "endless", frozenset({"i"})),
         limit,
-        lambda index, check: told.append((index, check["status"])),
+        lambda index, check: heard.append((index, check["status"])),
     )
     assert [each["status"] for each in found] == ["not_checkable", "opinion", "not_checkable"]
     assert {found[0]["reason"], found[2]["reason"]} == {checking.LATE}
-    assert told == [(0, "not_checkable"), (1, "opinion"), (2, "not_checkable")]
+    assert heard == [(0, "not_checkable"), (1, "opinion"), (2, "not_checkable")]
     assert next(ticks) < 1_100
 
 
