@@ -13,8 +13,9 @@ from datasette.utils import tilde_decode
 from datasette.utils.asgi import AsgiStream
 from datasette.utils.sqlite import sqlite3
 
-from ...consultant.advice.consultation import Consultation, OnStep, consult, record_findings
+from ...consultant.advice.consultation import Consultation, consult, record_findings
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
+from ...consultant.advice.progress import OnProgress, Progress, Step, ignored
 from ...consultant.findings.dismissals import dismiss, restore
 from ...consultant.table_access import may_analyze
 from ...errors import LLMError, NewerDatabaseError
@@ -210,8 +211,13 @@ def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiS
 
     async def stream(writer: AsgiWriter) -> None:
         steps: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def on_progress(event: Progress) -> None:
+            if isinstance(event, Step):
+                steps.put_nowait(event.sentence)
+
         work = asyncio.create_task(
-            _while_connected(request, _consult(datasette, preview, request.actor, steps.put_nowait))
+            _while_connected(request, _consult(datasette, preview, request.actor, on_progress))
         )
         work.add_done_callback(lambda _: steps.put_nowait(None))
         try:
@@ -232,12 +238,17 @@ def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiS
 
 
 async def _consult(
-    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep = lambda _: None
+    datasette: Datasette, preview: Preview, actor: Actor, on_progress: OnProgress = ignored
 ) -> Consultation:
     request, profile = preview.pinned_request, preview.profile
     with dispatch.answered_in_time():
         return await consult(
-            datasette, request, actor, profile=profile, findings=preview.findings, on_step=on_step
+            datasette,
+            request,
+            actor,
+            profile=profile,
+            findings=preview.findings,
+            on_progress=on_progress,
         )
 
 

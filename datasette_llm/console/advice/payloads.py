@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
-from ...consultant.advice.dataset import checks, plain
+from ...consultant.advice.dataset import earlier_checks, plain
 from ...consultant.advice.previews import Preview
+from ...consultant.advice.readers import readable
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, Dismissed, key_of
 from ...consultant.findings.find import KINDS
-from ...consultant.table_access import analyzable_tables
+from ...consultant.table_access import all_viewable_tables, analyzable_tables
 from ...errors import LLMError
 from ...log.cost import NANODOLLARS
 from ...web import EARLIER_NAMES, page_cursor, page_limit
@@ -125,6 +126,7 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
         "left_out": [name for name in preview.profile["left_out"] if name not in request.exclude],
         "system_prompt": preview.prompts.system,
         "user_prompt": preview.prompts.user,
+        "cut": list(preview.prompts.cut),
         "input_tokens": preview.cost.input_tokens,
         "answer_tokens": preview.cost.answer_tokens,
         "cost_dollars": None if cost is None else cost / NANODOLLARS,
@@ -163,7 +165,10 @@ async def stored_payload(
     row = await store.read_one(
         datasette, consultation_id, await analyzable_tables(datasette, actor)
     )
-    return None if row is None else await consultation_payload(row)
+    if row is None:
+        return None
+    viewable = await all_viewable_tables(datasette, actor, row["database_name"])
+    return await consultation_payload(readable(row, viewable))
 
 
 async def consultation_payload(row: Mapping[str, Any]) -> Payload:
@@ -180,7 +185,9 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
         derived = await asyncio.to_thread(kind.derived, *where, advice)
     # Earlier versions had no findings.
     findings = {"findings": row["findings"] or []}
-    more = {"checks": checks(advice), "derived": derived} | findings
+    # Earlier versions checked otherwise.
+    checks = earlier_checks(advice or {})
+    more = {"checks": row["checks"] if checks is None else checks, "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
 
 

@@ -111,7 +111,7 @@ async def make_preview(datasette: Datasette, request: ConsultationRequest, actor
     (profile, findings), (model, models, problem) = await asyncio.gather(
         _measured(datasette, request, actor), _choice(datasette, request, actor)
     )
-    prompts = await asyncio.to_thread(prompts_to_send, request, profile, findings, model)
+    prompts = await prompts_to_send(datasette, request, profile, findings, model)
     preview = Preview(
         request,
         profile,

@@ -15,7 +15,7 @@ from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
 from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
 from datasette_llm.consultant.advice import previews, store
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
+from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag, rows_where
 from tests.support.openai_server import BOUND_S
 
 from ...support.console import Page
@@ -612,7 +612,7 @@ async def test_odd_table_and_column_names(start_site, register_models):
     schema = f"create table {quoted} ({quoted}, \"a,b\"); insert into {quoted} values (1, 'x');"
     config = answer()["suggested_config"] | {"facets": [ODD], "hidden_columns": [ODD]}
     config |= {"columns": [], "sort_desc": None, "label_column": ODD, "full_text_columns": [ODD]}
-    model = answering(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
+    model = answering(answer(flag(rows_where(ODD, ">"), column=ODD), suggested_config=config))
     register_models(model)
     site = await start_site(schema=schema + "create table secrets (ssn);")
     address = tilde_encode(ODD)
@@ -640,7 +640,7 @@ async def test_html_of_a_model_is_escaped(start_site, register_models):
     config = answer()["suggested_config"]
     described = [{"column": "weight", "description": HOSTILE, "unit": HOSTILE}]
     hostile = answer(
-        flag(f"select '{HOSTILE.replace(chr(39), chr(39) * 2)}' as x from pets", claim=HOSTILE),
+        flag(rows_where("name", "=", HOSTILE), claim=HOSTILE),
         suggested_action=HOSTILE,
         reasoning_summary=HOSTILE,
         suggested_config=config | {"facets": [HOSTILE], "columns": described},
