@@ -1,66 +1,194 @@
-// Shows the progress of a consultation, and reloads the preview when a field changes. Without this
-// script the form is posted, and the response comes when the advice is complete.
+// Sends a question without leaving the page: shows what is being done, what has come of the answer,
+// and each claim as it is checked. Shows a new preview when the model or the columns change. Without
+// this script the form is posted, and the response comes when the advice is complete.
+
+import { addCopyButtons } from "./llm-copy.js";
 
 const form = document.getElementById("llm-analyze");
-const send = document.getElementById("llm-send");
-const progress = document.getElementById("llm-progress");
+const [send, preview, cancel, progress, clock, live] = [
+  "llm-send", "llm-preview", "llm-cancel", "llm-progress", "llm-clock", "llm-live",
+].map((id) => document.getElementById(id));
+// What depends on the model and the columns.
+const PREVIEWED = ["llm-known", "llm-problem", "llm-excluded", "llm-size", "llm-measured"];
+const VERDICTS = {
+  confirmed: "Confirmed",
+  contradicted: "Contradicted",
+  counted: "Counted",
+  opinion: "Opinion",
+  not_checkable: "Not checkable",
+};
 
-// With XMLHttpRequest, whose "load" event means that the response is complete: leaving the page
-// earlier would cancel the consultation.
-function post(onProgress) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", form.action);
-    request.setRequestHeader("accept", "application/x-ndjson");
-    request.onprogress = () => onProgress(request.responseText);
-    request.onload = () => resolve(request);
-    request.onerror = () => reject(new Error("the connection was lost"));
-    request.send(new URLSearchParams(new FormData(form)));
-  });
+let running = null; // the AbortController of what was sent
+let refreshing = null; // and that of the preview that is being made
+
+// The progress
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
 }
 
-// The complete lines, parsed.
-function lines(text) {
-  return text.split("\n").slice(0, -1).map((line) => JSON.parse(line));
+function addClaim({ index, claim }) {
+  const item = document.createElement("li");
+  item.className = "llm-risk";
+  item.dataset.index = index;
+  const line = document.createElement("p");
+  line.className = "llm-text";
+  const where = claim.column === null ? "" : ` in ${claim.column}`;
+  line.append(
+    element("strong", "llm-status", "Checking…"),
+    ` ${claim.kind.replaceAll("_", " ")}${where}: ${claim.claim}`,
+  );
+  item.append(line);
+  live.hidden = false;
+  live.append(item);
 }
 
-async function follow() {
-  const response = await post((text) => {
-    const step = lines(text).at(-1)?.step;
-    if (step) progress.textContent = `${step}…`;
+function showVerdict({ index, check }) {
+  const item = live.querySelector(`[data-index="${index}"]`);
+  if (!item) return;
+  item.querySelector(".llm-status").textContent = VERDICTS[check.status] || check.status;
+  item.classList.add(`llm-verdict-${check.status}`);
+  for (const text of [check.sentence, check.reason]) {
+    if (text) item.append(element("p", "llm-text", text));
+  }
+  item.dataset.checked = "";
+  const done = live.querySelectorAll("[data-checked]").length;
+  progress.textContent = `${done} of ${live.children.length} claims checked`;
+}
+
+// Seconds and tokens change often, so that they are beside what is read aloud.
+function startClock() {
+  const started = performance.now();
+  let tokens = 0;
+  const show = () => {
+    const seconds = Math.floor((performance.now() - started) / 1000);
+    clock.textContent = `${seconds} s` + (tokens ? `, about ${tokens.toLocaleString("en")} tokens` : "");
+  };
+  const timer = setInterval(show, 1000);
+  show();
+  return {
+    grown: (count) => { tokens = count; show(); },
+    stop: () => { clearInterval(timer); clock.textContent = ""; },
+  };
+}
+
+function showEvent(event, ticking) {
+  if (event.step) progress.textContent = `${event.step}…`;
+  else if (event.tokens !== undefined) ticking.grown(event.tokens);
+  else if (event.claim) addClaim(event);
+  else if (event.check) showVerdict(event);
+}
+
+// The complete lines of a response, parsed, as they come.
+async function* lines(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part);
+  }
+}
+
+// To the end of the response: to leave the page earlier would cancel the consultation.
+async function follow(signal, ticking) {
+  const response = await fetch(form.action, {
+    method: "POST",
+    headers: { accept: "application/x-ndjson" },
+    body: new URLSearchParams(new FormData(form)),
+    signal,
   });
-  if (!(response.getResponseHeader("content-type") || "").includes("ndjson")) {
+  if (!(response.headers.get("content-type") || "").includes("ndjson")) {
     throw new Error(`the server answered with status ${response.status}`);
   }
-  const last = lines(response.responseText).at(-1);
-  if (!last?.next) throw new Error(last?.error || "the connection ended too early");
+  let last = {};
+  for await (const event of lines(response)) {
+    last = event;
+    showEvent(event, ticking);
+  }
+  if (!last.next) throw new Error(last.error || "the connection ended too early");
   location.assign(last.next);
 }
 
-form.addEventListener("submit", async (event) => {
-  if (event.submitter && event.submitter.id === "llm-preview") return;
-  event.preventDefault();
-  send.disabled = true;
+function setRunning(controller) {
+  running = controller;
+  cancel.hidden = !controller;
+  send.disabled = preview.disabled = Boolean(controller);
+}
+
+async function ask() {
+  const controller = new AbortController();
+  setRunning(controller);
+  live.replaceChildren();
+  live.hidden = true;
   progress.textContent = "Sending…";
+  const ticking = startClock();
   try {
-    await follow();
+    await follow(controller.signal, ticking);
   } catch (error) {
-    progress.textContent = `No advice: ${error.message}`;
-    send.disabled = false;
+    const cancelled = controller.signal.aborted;
+    progress.textContent = cancelled
+      ? "Cancelled. What had come of it is stored under Advice."
+      : `No advice: ${error.message}`;
+    const hadFocus = document.activeElement === cancel;
+    setRunning(null);
+    if (hadFocus) send.focus();
+  } finally {
+    ticking.stop();
   }
+}
+
+form?.addEventListener("submit", (event) => {
+  if (event.submitter === preview) return;
+  event.preventDefault();
+  if (!running && !refreshing) ask();
 });
 
-// A page from the browser's back-forward cache still has a disabled button.
+cancel?.addEventListener("click", () => running?.abort());
+
+// A page from the browser's back-forward cache has a preview that may be gone.
 window.addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });
 
-form.addEventListener("change", (event) => {
-  if (progress.textContent) return;
-  const again = document.getElementById("llm-preview");
-  if (event.target.id !== "llm-question") form.requestSubmit(again);
-});
-document.getElementById("llm-question").addEventListener("change", () => {
+// The preview
+
+function replaceParts(page) {
+  for (const id of PREVIEWED) {
+    const [old, found] = [document, page].map((each) => each.getElementById(id));
+    if (!old || !found) throw new Error("the page has changed; reload it");
+    const made = document.importNode(found, true);
+    old.replaceWith(made);
+    addCopyButtons(made);
+  }
+  form.elements.digest.value = page.querySelector('[name="digest"]').value;
+  send.disabled = page.getElementById("llm-send").disabled;
+}
+
+async function refresh() {
+  refreshing?.abort();
+  const controller = refreshing = new AbortController();
   send.disabled = true;
-  form.requestSubmit(document.getElementById("llm-preview"));
+  progress.textContent = "Updating what would be sent…";
+  const fields = new URLSearchParams(new FormData(form));
+  fields.delete("digest");
+  try {
+    const response = await fetch(`${form.action}?${fields}`, { signal: controller.signal });
+    if (!response.ok) throw new Error(`the server answered with status ${response.status}`);
+    replaceParts(new DOMParser().parseFromString(await response.text(), "text/html"));
+    progress.textContent = "This is what would be sent now.";
+  } catch (error) {
+    if (controller.signal.aborted) return; // by a later change
+    progress.textContent = `The preview could not be updated: ${error.message}`;
+  }
+  refreshing = null;
+}
+
+form?.addEventListener("change", (event) => {
+  if (event.target.name !== "question" && !running) refresh();
 });

@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from datasette import Response
+from datasette.resources import DatabaseResource
+from markupsafe import Markup
 
+from ...consultant.advice.dataset import MALFORMED
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
 from ...web import html_page
 from ..log.call_page import MAX_SHOWN_CHARS
+from ..log.formatting import dollars, duration
 from ..navigation import ADVICE, section
+from .evidence_links import sql_query, table_query
+from .markdown import as_html, as_inline_html
+from .profile_cards import cards
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
+    from ...consultant.advice.consultation import ConsultationRequest
     from ...web import Payload
+
+    Link = Mapping[str, str] | None
+
+# A verdict for people; those of earlier versions are shown as they are.
+VERDICTS = {
+    "confirmed": "Confirmed",
+    "contradicted": "Contradicted",
+    "counted": "Counted",
+    "opinion": "Opinion",
+    "not_checkable": "Not checkable",
+    "unchecked": "not checked",
+}
+# Where the parts of the page of a table go; no escaped text has it.
+_PARTS = Markup("<!-- parts -->")
 
 
 def analyze_path(datasette: Datasette, database: str, table: str) -> str:
     """The path of a table's preview."""
     return f"{datasette.urls.table(database, table)}/-/llm-analyze"
+
+
+def preview_path(datasette: Datasette, asked: ConsultationRequest, **more: str | None) -> str:
+    """The path of the preview of a request.
+
+    Args:
+        datasette: the Datasette instance.
+        asked: the request.
+        **more: other fields; those that are None are left out.
+    """
+    fields = {"model_id": asked.model_id, "question": asked.question, **more}
+    query = [(name, value) for name, value in fields.items() if value]
+    query += [("exclude", name) for name in asked.exclude]
+    query += [("type", asked.kind.name)]
+    return f"{analyze_path(datasette, asked.database, asked.table)}?{urlencode(query)}"
+
+
+# The page of a table
 
 
 async def render_preview(
@@ -34,16 +75,76 @@ async def render_preview(
     notice: str | None = None,
     status: int = 200,
 ) -> Response:
-    """The page of a preview."""
-    database, table = payload["database"], payload["table"]
-    context = {
-        "payload": payload,
+    """The page of a table, as a whole."""
+    head, tail = await page_frame(datasette, request, payload["database"], payload["table"], notice)
+    parts = [
+        await findings_part(datasette, request, payload),
+        await model_part(datasette, request, payload),
+    ]
+    return html_page("".join([head, *parts, tail]), status)
+
+
+async def page_frame(
+    datasette: Datasette, request: Request, database: str, table: str, notice: str | None
+) -> tuple[str, str]:
+    """What comes before and after the parts of the page of a table."""
+    context = _table_context(datasette, database, table)
+    context |= {
         "notice": notice,
+        "parts": _PARTS,
+        "documentation": section(datasette, ADVICE),
+    }
+    html: str = await datasette.render_template("llm_analyze.html", context, request=request)
+    head, _, tail = html.partition(_PARTS)
+    return head, tail
+
+
+async def findings_part(datasette: Datasette, request: Request, payload: Payload) -> str:
+    """The part of the page that needs no model, from `payloads.findings_payload`."""
+    context = _table_context(datasette, payload["database"], payload["table"])
+    context |= {
+        "payload": payload,
+        "links": await _linked(datasette, request, payload, context["table_path"]),
+    }
+    return await _part(datasette, request, "_llm_analyze_findings.html", context)
+
+
+async def model_part(datasette: Datasette, request: Request, payload: Payload) -> str:
+    """The rest of the page, from `payloads.preview_payload`."""
+    context = _table_context(datasette, payload["database"], payload["table"])
+    context |= {
+        "payload": payload,
+        "cards": cards(payload["profile"]),
+        "cost": dollars(payload["cost_dollars"]),
+        "most_chars": MAX_SHOWN_CHARS,
+    }
+    return await _part(datasette, request, "_llm_analyze_model.html", context)
+
+
+async def problem_part(datasette: Datasette, request: Request, problem: str) -> str:
+    """What went wrong after the page has begun."""
+    return await _part(datasette, request, "_llm_problem.html", {"problem": problem})
+
+
+async def _part(
+    datasette: Datasette, request: Request, template: str, context: Mapping[str, Any]
+) -> str:
+    html: str = await datasette.render_template(template, context, request=request)
+    return html
+
+
+def _table_context(datasette: Datasette, database: str, table: str) -> dict[str, Any]:
+    return {
+        "database": database,
+        "table": table,
         "path": analyze_path(datasette, database, table),
         "table_path": datasette.urls.table(database, table),
         "list_path": datasette.urls.path(ADVICE),
+        "about": urlencode({"database": database, "table": table}, errors="replace"),
     }
-    return await _render(datasette, request, "llm_analyze.html", context, status)
+
+
+# A consultation
 
 
 async def render_consultation(
@@ -52,27 +153,127 @@ async def render_consultation(
     payload: Payload,
     warning: str | None = None,
     status: int = 200,
+    beside: Payload | None = None,
 ) -> Response:
-    """The page of a consultation."""
-    consultation = payload["consultation"]
-    database, table = consultation["database"], consultation["table"]
-    exists = database in datasette.databases
+    """The page of a consultation.
+
+    Args:
+        datasette: the Datasette instance.
+        request: the request.
+        payload: of the consultation.
+        warning: what else a person has to know, or None.
+        status: of the response.
+        beside: the payload of another one to show beside it, or None.
+    """
+    both = [payload] if beside is None else [beside, payload]
     context = {
-        "consultation": consultation,
+        "answers": [await _answer_context(datasette, request, each) for each in both],
+        "table": payload["consultation"]["table"],
         "warning": warning,
-        "kind": type_named(consultation["type"]),
-        "table_path": datasette.urls.table(database, table) if exists else None,
         "list_path": datasette.urls.path(ADVICE),
+        "verdicts": VERDICTS,
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
-        "profile": _pretty(consultation["profile"]),
         "most_chars": MAX_SHOWN_CHARS,
     }
     return await _render(datasette, request, "llm_consultation.html", context, status)
 
 
+async def _answer_context(
+    datasette: Datasette, request: Request, payload: Payload
+) -> dict[str, Any]:
+    consultation, usage = payload["consultation"], payload.get("usage")
+    database, table = consultation["database"], consultation["table"]
+    path = datasette.urls.table(database, table) if database in datasette.databases else None
+    advice = await asyncio.to_thread(_advice_as_html, consultation["advice"] or {})
+    return {
+        "consultation": consultation,
+        "kind": type_named(consultation["type"]),
+        "table_path": path,
+        "ask_path": path and _ask_path(datasette, consultation),
+        "html": advice,
+        "claims": await _claims(datasette, request, consultation, path),
+        "links": await _linked(datasette, request, consultation, path),
+        "took": duration(consultation["latency_ms"]),
+        "cost": dollars(usage["cost_dollars"]) if usage else "",
+        "usage": usage,
+        "profile": _pretty(consultation["profile"]),
+    }
+
+
+def _ask_path(datasette: Datasette, consultation: Payload) -> str:
+    """The path that asks the same again, to be shown beside it."""
+    fields = [(name, consultation[name]) for name in ("model_id", "question", "type")]
+    query = [(name, value) for name, value in fields if value]
+    query += [("exclude", name) for name in consultation["exclude"]]
+    query += [("beside", consultation["id"])]
+    path = analyze_path(datasette, consultation["database"], consultation["table"])
+    return f"{path}?{urlencode(query, errors='replace')}"
+
+
+def _advice_as_html(advice: Mapping[str, Any]) -> dict[str, Markup]:
+    """The texts of a model, in a thread since Markdown may be slow to parse."""
+    names = ("suggested_action", "reasoning_summary")
+    return {name: as_html(advice[name]) for name in names if advice.get(name)}
+
+
+async def _claims(
+    datasette: Datasette, request: Request, consultation: Payload, table_path: str | None
+) -> list[dict[str, Any]]:
+    """The claims of the advice, each with its check and where to see its evidence."""
+    flags = (consultation["advice"] or {}).get("risk_flags") or ()
+    checks = iter(consultation["checks"])
+    links = await _links_of(datasette, request, consultation, table_path)
+    found = []
+    for flag in flags:
+        check = None if flag["kind"] == MALFORMED else next(checks, None)
+        link = links(flag.get("evidence"), (check or {}).get("sql"))
+        found.append({"flag": flag, "check": check, "link": link})
+    sentences = [each["flag"]["claim"] for each in found]
+    htmls = await asyncio.to_thread(lambda: [as_inline_html(each) for each in sentences])
+    return [each | {"html": html} for each, html in zip(found, htmls, strict=True)]
+
+
+# Links to the rows of evidence
+
+
+async def _linked(
+    datasette: Datasette, request: Request, payload: Payload, table_path: str | None
+) -> list[Link]:
+    """The link of each finding."""
+    links = await _links_of(datasette, request, payload, table_path)
+    return [links(each.get("evidence"), None) for each in payload["findings"]]
+
+
+async def _links_of(
+    datasette: Datasette, request: Request, payload: Payload, table_path: str | None
+) -> Callable[[Mapping[str, Any] | None, str | None], Link]:
+    """A function that makes the link of evidence and its SQL; None where there is none."""
+    profile, database = payload["profile"], payload["database"]
+    if table_path is None or profile is None:
+        return lambda evidence, sql: None
+    resource = DatabaseResource(database)
+    may_query = await datasette.allowed(
+        action="execute-sql", resource=resource, actor=request.actor
+    )
+
+    def link(evidence: Mapping[str, Any] | None, sql: str | None) -> Link:
+        if query := table_query(evidence, profile):
+            return {"href": f"{table_path}?{query}", "label": "The rows in the table"}
+        if sql and may_query:
+            path = datasette.urls.database(database)
+            return {"href": f"{path}/-/query?{sql_query(sql)}", "label": "Count it with SQL"}
+        return None
+
+    return link
+
+
+# The list
+
+
 async def render_list(datasette: Datasette, request: Request, payload: Payload) -> Response:
     """The page of the list of consultations."""
-    query = urlencode({"limit": payload["limit"], "next": payload["next"] or ""})
+    names = ("database", "table", "limit", "next")
+    query = urlencode({name: payload[name] for name in names if payload[name]}, errors="replace")
     context = {"payload": payload, "path": datasette.urls.path(ADVICE), "next_query": query}
     status = 200 if payload["ok"] else 400
     return await _render(datasette, request, "llm_consultations.html", context, status)

@@ -55,7 +55,7 @@ async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
     """The menu link, for actors who may analyze a table."""
     if not await may_analyze_any(datasette, actor):
         return []
-    return [{"href": datasette.urls.path(ADVICE), "label": "AI advice"}]
+    return [{"href": datasette.urls.path(ADVICE), "label": "LLM advice"}]
 
 
 async def table_links(
@@ -65,8 +65,8 @@ async def table_links(
     if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what is remarkable about it, and get advice from a language model."
-    return [{"href": href, "label": "Analyze with AI", "description": description}]
+    description = "See what is remarkable about it, and ask a language model."
+    return [{"href": href, "label": "Analyze", "description": description}]
 
 
 async def list_page(datasette: Datasette, request: Request) -> Response:
@@ -88,12 +88,15 @@ async def _list_payload(datasette: Datasette, request: Request) -> Payload:
         return await payloads.list_payload(datasette, request.actor, arguments(request))
     except (BadRequestError, ArgumentError) as error:
         rest: Payload = {"consultations": [], "next": None, "limit": DEFAULT_LIMIT}
+        rest |= {"database": None, "table": None}
         return rest | {"ok": False, "error": str(error)}
 
 
 async def consultation_page(datasette: Datasette, request: Request) -> Response:
-    """One consultation."""
-    return await render_consultation(datasette, request, await _stored_payload(datasette, request))
+    """One consultation, or two beside each other."""
+    payload = await _stored_payload(datasette, request)
+    beside = payload.get("beside")
+    return await render_consultation(datasette, request, payload, beside=beside)
 
 
 async def consultation_json(datasette: Datasette, request: Request) -> Response:
@@ -102,7 +105,15 @@ async def consultation_json(datasette: Datasette, request: Request) -> Response:
 
 
 async def _stored_payload(datasette: Datasette, request: Request) -> Payload:
-    payload = await payloads.stored_payload(datasette, request.actor, request.url_vars["id"])
+    payload = await _seen_payload(datasette, request, request.url_vars["id"])
+    other = payloads.beside_of(arguments(request))
+    if other is None:
+        return payload
+    return payload | {"beside": await _seen_payload(datasette, request, other)}
+
+
+async def _seen_payload(datasette: Datasette, request: Request, consultation_id: str) -> Payload:
+    payload = await payloads.stored_payload(datasette, request.actor, consultation_id)
     if payload is None:
         raise NotFound("There is no such consultation, or it is not one that you may see")
     return payload
