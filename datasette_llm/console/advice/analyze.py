@@ -57,7 +57,7 @@ _METHODS = (*READ_METHODS, "POST")
 
 async def analyze_page(datasette: Datasette, request: Request) -> Response | AsgiStream:
     """What is known of the table, part by part; a POST sends it to a model."""
-    database, table = await _permitted_table(datasette, request)
+    database, table = await permitted_table(datasette, request)
     if request.method not in _METHODS:
         return method_not_allowed(_METHODS)
     if request.method == "HEAD":
@@ -81,7 +81,7 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
 
 async def analyze_json(datasette: Datasette, request: Request) -> Response:
     """The preview as JSON; a POST asks the model, and returns the stored consultation."""
-    database, table = await _permitted_table(datasette, request)
+    database, table = await permitted_table(datasette, request)
     if request.method not in _METHODS:
         return method_not_allowed(_METHODS)
     try:
@@ -109,7 +109,7 @@ async def analyze_json(datasette: Datasette, request: Request) -> Response:
 
 async def dismiss_finding(datasette: Datasette, request: Request) -> Response:
     """Dismiss a finding, or restore it with `restore`; then the page again, or JSON."""
-    database, table = await _permitted_table(datasette, request)
+    database, table = await permitted_table(datasette, request)
     if request.method != "POST":
         return method_not_allowed(("POST",))
     try:
@@ -135,7 +135,7 @@ def arguments(request: Request) -> dict[str, list[str]]:
     return {name: request.args.getlist(name) for name in request.args}
 
 
-async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str, str]:
+async def permitted_table(datasette: Datasette, request: Request) -> tuple[str, str]:
     """The names of a table that exists and that the actor may view and analyze."""
     route, table = (tilde_decode(request.url_vars[name]) for name in ("database", "table"))
     names = {db.route: name for name, db in datasette.databases.items()}

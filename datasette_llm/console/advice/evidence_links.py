@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from pydantic import TypeAdapter, ValidationError
+
+from ...consultant.evidence import Evidence, shown_sql
+
 # Evidence and profiles are as stored, also by earlier versions.
 Condition = Mapping[str, Any]
 Columns = Mapping[str, Mapping[str, Any]]
 
+_EVIDENCE: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 _COMPARISONS = {"!=": "not", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 _NUMBERS, _TEXTS = {"null", "integer", "real"}, {"null", "text"}
 # Texts of the first form are compared as numbers by Datasette's filters.
@@ -44,9 +49,17 @@ def table_query(evidence: Mapping[str, Any] | None, profile: Mapping[str, Any]) 
     return urlencode([(f"{name}__{lookup}", value) for name, lookup, value in known])
 
 
-def sql_query(sql: str) -> str:
-    """The query string of Datasette's page for SQL."""
-    return urlencode({"sql": sql})
+def sql_of(evidence: Mapping[str, Any] | None, table: str) -> str | None:
+    """The SQL that counts the evidence of a finding; None where Datasette cannot run it.
+
+    Args:
+        evidence: as in a finding, by any version; or None.
+        table: the table or view.
+    """
+    try:
+        return shown_sql(_EVIDENCE.validate_python(evidence), table)
+    except ValidationError:
+        return None
 
 
 def _filter(condition: Condition, columns: Columns) -> tuple[str, str, str] | None:
@@ -56,6 +69,8 @@ def _filter(condition: Condition, columns: Columns) -> tuple[str, str, str] | No
     name, op, value = column["name"], condition["op"], condition.get("value")
     if op == "is null":
         return name, "isnull", "1"
+    if op == "is not null":
+        return name, "notnull", "1"
     if op == "is empty":
         return name, "exact", ""
     if op in ("=", "in"):
@@ -64,6 +79,8 @@ def _filter(condition: Condition, columns: Columns) -> tuple[str, str, str] | No
         return (name, "in", json.dumps(list(values))) if same else None
     if op in _COMPARISONS:
         return (name, _COMPARISONS[op], str(value)) if _same_order(value, column) else None
+    if op in ("like", "not like") and _only(column, _TEXTS):
+        return name, "like" if op == "like" else "notlike", str(value)
     if op == "contains" and _only(column, _TEXTS):
         quoted = _GLOB.sub(r"[\1]", str(value))
         return name, "glob", f"*{quoted}*"

@@ -13,13 +13,14 @@ from datasette.resources import DatabaseResource
 from markupsafe import Markup
 
 from ...consultant.advice.dataset import MALFORMED
+from ...consultant.advice.matching_rows import has_rows
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
 from ...web import html_page
 from ..log.call_page import MAX_SHOWN_CHARS
 from ..log.formatting import dollars, duration
 from ..navigation import ADVICE, section
-from .evidence_links import sql_query, table_query
+from .evidence_links import sql_of, table_query
 from .markdown import as_html, as_inline_html
 from .profile_cards import cards
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ...consultant.advice.consultation import ConsultationRequest
     from ...web import Payload
 
-    Link = Mapping[str, str] | None
+    Link = Mapping[str, str]
 
 # A verdict for people; those of earlier versions are shown as they are.
 VERDICTS = {
@@ -41,6 +42,8 @@ VERDICTS = {
     "not_checkable": "Not checkable",
     "unchecked": "not checked",
 }
+# Servers and proxies take as much of an address.
+MAX_ADDRESS_CHARS = 6_000
 # Where the parts of the page of a table go; no escaped text has it.
 _PARTS = Markup("<!-- parts -->")
 
@@ -104,7 +107,7 @@ async def findings_part(datasette: Datasette, request: Request, payload: Payload
     context = _table_context(datasette, payload["database"], payload["table"])
     context |= {
         "payload": payload,
-        "links": await _linked(datasette, request, payload, context["table_path"]),
+        "finding_links": await _linked(datasette, request, payload, context["table_path"]),
     }
     return await _part(datasette, request, "_llm_analyze_findings.html", context)
 
@@ -226,8 +229,8 @@ async def _claims(
     found = []
     for flag in flags:
         check = None if flag["kind"] == MALFORMED else next(checks, None)
-        link = links(flag.get("evidence"), (check or {}).get("sql"))
-        found.append({"flag": flag, "check": check, "link": link})
+        found_at = links(flag.get("evidence"), (check or {}).get("sql"))
+        found.append({"flag": flag, "check": check, "links": found_at})
     sentences = [each["flag"]["claim"] for each in found]
     htmls = await asyncio.to_thread(lambda: [as_inline_html(each) for each in sentences])
     return [each | {"html": html} for each, html in zip(found, htmls, strict=True)]
@@ -238,33 +241,53 @@ async def _claims(
 
 async def _linked(
     datasette: Datasette, request: Request, payload: Payload, table_path: str | None
-) -> list[Link]:
-    """The link of each finding."""
+) -> list[list[Link]]:
+    """The links of each finding."""
     links = await _links_of(datasette, request, payload, table_path)
-    return [links(each.get("evidence"), None) for each in payload["findings"]]
+    table = payload["table"]
+    return [
+        links(each.get("evidence"), sql_of(each.get("evidence"), table))
+        for each in payload["findings"]
+    ]
 
 
 async def _links_of(
     datasette: Datasette, request: Request, payload: Payload, table_path: str | None
-) -> Callable[[Mapping[str, Any] | None, str | None], Link]:
-    """A function that makes the link of evidence and its SQL; None where there is none."""
+) -> Callable[[Mapping[str, Any] | None, str | None], list[Link]]:
+    """A function that makes the links of evidence and its SQL."""
     profile, database = payload["profile"], payload["database"]
     if table_path is None or profile is None:
-        return lambda evidence, sql: None
+        return lambda evidence, sql: []
     resource = DatabaseResource(database)
     may_query = await datasette.allowed(
         action="execute-sql", resource=resource, actor=request.actor
     )
+    sql_path = f"{datasette.urls.database(database)}/-/query"
+    shows_rows = profile.get("kind") == "table" and profile.get("values") != "none"
 
-    def link(evidence: Mapping[str, Any] | None, sql: str | None) -> Link:
-        if query := table_query(evidence, profile):
-            return {"href": f"{table_path}?{query}", "label": "The rows in the table"}
-        if sql and may_query:
-            path = datasette.urls.database(database)
-            return {"href": f"{path}/-/query?{sql_query(sql)}", "label": "Count it with SQL"}
-        return None
+    def links(evidence: Mapping[str, Any] | None, sql: str | None) -> list[Link]:
+        found = []
+        if shows_rows and has_rows(evidence):
+            query = urlencode({"evidence": json.dumps(evidence)})
+            path = analyze_path(datasette, database, payload["table"])
+            found.append({"href": f"{path}/rows?{query}", "label": "First rows"})
+        if filters := table_query(evidence, profile):
+            found.append({"href": f"{table_path}?{filters}", "label": "All in the table"})
+        elif sql and may_query:
+            query = urlencode({"sql": sql}, errors="replace")
+            found.append({"href": f"{sql_path}?{query}", "label": "Count with SQL"})
+        return [each for each in found if len(each["href"]) <= MAX_ADDRESS_CHARS]
 
-    return link
+    return links
+
+
+async def render_rows(
+    datasette: Datasette, request: Request, payload: Payload, status: int
+) -> Response:
+    """The page of the first rows that meet some evidence."""
+    path = analyze_path(datasette, payload["database"], payload["table"])
+    context = {"payload": payload, "path": path}
+    return await _render(datasette, request, "llm_matching_rows.html", context, status)
 
 
 # The list

@@ -17,6 +17,7 @@ from ...web import DEFAULT_LIMIT, READ_METHODS, ArgumentError, method_not_allowe
 from ..navigation import ADVICE
 from . import payloads
 from .analyze import analyze_json, analyze_page, arguments, dismiss_finding
+from .evidence_page import rows_json, rows_page
 from .payloads import BadRequestError
 from .rendering import analyze_path, render_consultation, render_list
 
@@ -36,6 +37,8 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         (rf"{table}$", analyze_page),
         (rf"{table}\.json$", analyze_json),
         (rf"{table}/dismiss$", dismiss_finding),
+        (rf"{table}/rows$", rows_page),
+        (rf"{table}/rows\.json$", rows_json),
         (rf"^{ADVICE}$", _only_shown(list_page)),
         (rf"^{ADVICE}\.json$", _only_shown(list_json)),
         (rf"^{ADVICE}/(?P<id>[0-9a-z]+)\.json$", _only_shown(consultation_json)),
