@@ -127,6 +127,7 @@ async function ask() {
   live.replaceChildren();
   live.hidden = true;
   progress.textContent = "Sending…";
+  progress.scrollIntoView({ block: "nearest" });
   const ticking = startClock();
   try {
     await follow(controller.signal, ticking);

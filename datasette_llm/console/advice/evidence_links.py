@@ -88,13 +88,25 @@ def _filter(condition: Condition, columns: Columns) -> tuple[str, str, str] | No
 
 
 def _one_of(alternatives: Sequence[Sequence[Condition]], columns: Columns) -> Any:
-    """The filter for one of several values of a column."""
-    conditions = [each[0] for each in alternatives if len(each) == 1 and each[0]["op"] == "="]
+    """The filter for one of several values of a column, or for null or an empty text."""
+    conditions = [each[0] for each in alternatives if len(each) == 1]
     names = {each["column"] for each in conditions}
     if len(conditions) < len(alternatives) or len(names) != 1:
         return None
+    (name,) = names
+    if {_emptiness(each) for each in conditions} == {"null", "empty"}:
+        return (name, "isblank", "1") if name in columns else None
+    if any(each["op"] != "=" or each.get("other_column") is not None for each in conditions):
+        return None
     values = [each.get("value") for each in conditions]
-    return _filter({"column": names.pop(), "op": "in", "value": values}, columns)
+    return _filter({"column": name, "op": "in", "value": values}, columns)
+
+
+def _emptiness(condition: Condition) -> str | None:
+    if condition["op"] == "is null":
+        return "null"
+    empty = condition["op"] == "is empty" or (condition["op"], condition.get("value")) == ("=", "")
+    return "empty" if empty else None
 
 
 def _same_when_equal(value: Any, column: Mapping[str, Any]) -> bool:

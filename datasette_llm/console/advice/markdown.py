@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 # Below the headings of our pages.
 _LEVELS_DOWN = 3
@@ -25,6 +25,17 @@ def as_html(text: str) -> Markup:
 def as_inline_html(text: str) -> Markup:
     """A sentence, whose line breaks begin no paragraph."""
     return _rendered(_PARSER.parseInline(text))
+
+
+def names_as_code(sentence: str) -> Markup:
+    """A sentence of ours, whose names of columns and tables are between backticks."""
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # a name has a backtick
+        return escape(sentence)
+    code = Markup('<code class="llm-text">{}</code>')
+    return Markup("").join(
+        code.format(part) if at % 2 else escape(part) for at, part in enumerate(parts)
+    )
 
 
 def _rendered(tokens: list[Token]) -> Markup:

@@ -21,7 +21,7 @@ from ..log.call_page import MAX_SHOWN_CHARS
 from ..log.formatting import dollars, duration
 from ..navigation import ADVICE, section
 from .evidence_links import sql_of, table_query
-from .markdown import as_html, as_inline_html
+from .markdown import as_html, as_inline_html, names_as_code
 from .profile_cards import cards
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ async def problem_part(datasette: Datasette, request: Request, problem: str) -> 
 async def _part(
     datasette: Datasette, request: Request, template: str, context: Mapping[str, Any]
 ) -> str:
+    context = {**context, "names_as_code": names_as_code}
     html: str = await datasette.render_template(template, context, request=request)
     return html
 
@@ -306,8 +307,7 @@ async def _render(
     datasette: Datasette, request: Request, template: str, context: Mapping[str, Any], status: int
 ) -> Response:
     context = {**context, "documentation": section(datasette, ADVICE)}
-    html = await datasette.render_template(template, context, request=request)
-    return html_page(html, status)
+    return html_page(await _part(datasette, request, template, context), status)
 
 
 def _pretty(value: object) -> str:
