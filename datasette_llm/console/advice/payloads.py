@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datasette.utils.sqlite import sqlite3
+
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.dataset import checks, plain
@@ -16,7 +18,7 @@ from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
 from ...consultant.findings.find import KINDS, Findings
 from ...consultant.table_access import analyzable_tables
-from ...errors import LLMError
+from ...errors import LLMError, ProfileError
 from ...log import queries, totals
 from ...log.cost import NANODOLLARS
 from ...log.recorder import Recorder
@@ -56,8 +58,12 @@ async def consultation_request(
 
     Raises:
         BadRequestError: a field is invalid.
+        ProfileError: SQLite cannot read the table.
     """
-    names = await datasette.get_database(database).table_columns(table)
+    try:
+        names = await datasette.get_database(database).table_columns(table)
+    except sqlite3.Error as error:
+        raise ProfileError(f"SQLite cannot read {database}/{table}: {error}") from error
     exclude = tuple(name for name in names if name in fields.get("exclude", ()))
     unknown = [name for name in fields.get("exclude", ()) if name not in names]
     if unknown:

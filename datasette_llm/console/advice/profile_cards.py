@@ -196,8 +196,7 @@ def value_text(value: Any) -> str:
         return "null"
     if value == "":
         return "(empty)"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)  # a year has no comma
+    if isinstance(value, int | float):
+        form = "" if isinstance(value, int) else ".6g"
+        return format(value, f",{form}" if abs(value) >= 10_000 else form)  # a year has no comma
     return without_controls(well_formed(str(value)))
