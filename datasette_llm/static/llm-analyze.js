@@ -82,35 +82,43 @@ function showEvent(event, ticking) {
   else if (event.check) showVerdict(event);
 }
 
-// The complete lines of a response, parsed, as they come.
-async function* lines(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n");
-    rest = parts.pop();
-    for (const part of parts) yield JSON.parse(part);
-  }
+// With XMLHttpRequest, whose "load" event means that the response is complete: to leave the page
+// earlier would cancel the consultation.
+function post(signal, onLine) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    let seen = 0;
+    const readLines = () => {
+      const text = request.responseText;
+      for (let end; (end = text.indexOf("\n", seen)) >= 0; seen = end + 1) {
+        onLine(JSON.parse(text.slice(seen, end)));
+      }
+    };
+    const isProgress = () => (request.getResponseHeader("content-type") || "").includes("ndjson");
+    request.open("POST", form.action);
+    request.setRequestHeader("accept", "application/x-ndjson");
+    request.onprogress = () => { if (isProgress()) readLines(); };
+    request.onload = () => {
+      if (isProgress()) {
+        readLines();
+        resolve();
+      } else {
+        reject(new Error(`the server answered with status ${request.status}`));
+      }
+    };
+    request.onerror = () => reject(new Error("the connection was lost"));
+    request.onabort = () => reject(new Error("cancelled"));
+    signal.addEventListener("abort", () => request.abort());
+    request.send(new URLSearchParams(new FormData(form)));
+  });
 }
 
-// To the end of the response: to leave the page earlier would cancel the consultation.
 async function follow(signal, ticking) {
-  const response = await fetch(form.action, {
-    method: "POST",
-    headers: { accept: "application/x-ndjson" },
-    body: new URLSearchParams(new FormData(form)),
-    signal,
-  });
-  if (!(response.headers.get("content-type") || "").includes("ndjson")) {
-    throw new Error(`the server answered with status ${response.status}`);
-  }
   let last = {};
-  for await (const event of lines(response)) {
+  await post(signal, (event) => {
     last = event;
     showEvent(event, ticking);
-  }
+  });
   if (!last.next) throw new Error(last.error || "the connection ended too early");
   location.assign(last.next);
 }
