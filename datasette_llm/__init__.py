@@ -18,8 +18,10 @@ from datasette import hookimpl
 if TYPE_CHECKING:
     import click
     import datasette_secrets
+    from datasette import Response
     from datasette.app import Datasette
     from datasette.permissions import Action
+    from datasette.utils.asgi import Request
 
 
 @hookimpl
@@ -71,6 +73,15 @@ def menu_links(
     from .console.routes import menu_links
 
     return lambda: menu_links(datasette, actor)
+
+
+@hookimpl
+def forbidden(
+    datasette: Datasette, request: Request, message: str
+) -> Callable[[], Awaitable[Response]] | None:
+    from .console.forbidden import handles, response
+
+    return (lambda: response(datasette, request, message)) if handles(message) else None
 
 
 @hookimpl

@@ -25,6 +25,8 @@ READ_METHODS = ("GET", "HEAD")
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
 _ID = re.compile("[0-9a-z]{26}")
+# Earlier names of the fields and arguments that have one name on all pages; they keep working.
+EARLIER_NAMES = {"model": "model_id"}
 
 
 def refused(message: str, status: int = 400, **payload: object) -> Payload:
@@ -106,7 +108,17 @@ async def posted(request: Request) -> Mapping[str, str]:
     wrong = [name for name, value in fields.items() if not isinstance(value, str | bool | None)]
     if wrong:
         raise PostError(f"{', '.join(wrong)}: expected text")
-    return {name: "true" if value is True else value for name, value in fields.items() if value}
+    given = {name: "true" if value is True else value for name, value in fields.items() if value}
+    for name, earlier in EARLIER_NAMES.items():
+        if value := given.pop(earlier, None):
+            given.setdefault(name, value)
+    return given
+
+
+def argument(request: Request, name: str) -> str:
+    """An argument of an address by its name, or by an earlier one; empty where it is not given."""
+    value = request.args.get(name) or request.args.get(EARLIER_NAMES.get(name, name)) or ""
+    return str(value).strip()
 
 
 class PostError(Exception):

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from ..console.log.formatting import reason
+from ..console.formatting import reason
 from .terminal import printable
 
 Row = dict[str, Any]

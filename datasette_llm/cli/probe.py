@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..console.log.formatting import duration
+from ..console.formatting import duration
 from ..console.probe import Probe, probe_model, probe_purpose
 from ..providers.failures import LABELS
 from .site import Site, as_json, run, site_options

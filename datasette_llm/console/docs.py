@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from ..permissions import MANAGE
-from ..web import READ_METHODS, as_json, html_page, method_not_allowed
-from .navigation import DOCS, DOCUMENTATION, links, may_see
+from ..web import READ_METHODS, as_json, method_not_allowed
+from .navigation import DOCS, DOCUMENTATION, may_see
+from .page import render
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -114,13 +116,12 @@ def _table_close(*_: object) -> str:
 
 
 def _set_anchors(tokens: list[Token]) -> None:
-    """Give each heading an id and a link to itself, and put it one level below the page's own."""
+    """Give each heading an id and a link to itself."""
     used: dict[str, int] = {}
-    for opening, inline, closing in zip(tokens, tokens[1:], tokens[2:], strict=False):
+    for opening, inline in pairwise(tokens):
         if opening.type == "heading_open":
             anchor = unique_slug("".join(each.content for each in inline.children or ()), used)
             opening.attrSet("id", anchor)
-            opening.tag = closing.tag = f"h{int(opening.tag[1:]) + 1}"
             inline.children = [*(inline.children or ()), *_link_to(anchor)]
 
 
@@ -187,7 +188,7 @@ async def _list_page(datasette: Datasette, request: Request) -> Response:
     root = datasette.urls.path(DOCS)
     for each in listed:
         each["html"] = Markup(await asyncio.to_thread(as_html, each["summary"], root))
-    return await _page(datasette, request, "Documentation", {"subjects": listed})
+    return await _page(datasette, request, {"subjects": listed})
 
 
 async def _list_json(datasette: Datasette, request: Request) -> Response:
@@ -198,7 +199,7 @@ async def _subject_page(datasette: Datasette, request: Request) -> Response:
     found = await _document(request)
     html = await asyncio.to_thread(as_html, found.markdown, datasette.urls.path(DOCS))
     context = {"document": Markup(html), "subject": found.subject}
-    return await _page(datasette, request, found.title, context)
+    return await _page(datasette, request, context, found.title)
 
 
 async def _subject_json(datasette: Datasette, request: Request) -> Response:
@@ -228,13 +229,14 @@ async def _document(request: Request) -> Document:
 
 
 async def _page(
-    datasette: Datasette, request: Request, title: str, context: dict[str, Any]
+    datasette: Datasette,
+    request: Request,
+    context: dict[str, Any],
+    here: str | None = None,
 ) -> Response:
     context |= {
-        "page": {"label": title},
+        "title": here or DOCUMENTATION.label,
         "payload": {"ok": True},
-        "links": await links(datasette, request, DOCS),
         "docs_path": datasette.urls.path(DOCS),
     }
-    html = await datasette.render_template("llm_console_docs.html", context, request=request)
-    return html_page(html)
+    return await render(datasette, request, "llm_console_docs.html", context, path=DOCS, here=here)

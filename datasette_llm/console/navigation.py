@@ -1,7 +1,8 @@
-"""The console's navigation: path, label and permissions of each page, and its documentation."""
+"""The navigation: path, label and permissions of each page, and the section that explains it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..consultant.table_access import may_analyze_any
@@ -9,10 +10,14 @@ from ..permissions import ANALYZE, MANAGE, VIEW_LOG
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.asgi import Request
 
 ROOT = "/-/llm"
 LOG = f"{ROOT}/log"
+MODELS = f"{ROOT}/models"
+PURPOSES = f"{ROOT}/purposes"
+TEST = f"{ROOT}/test"
+EXPLAIN = f"{ROOT}/explain"
+KEYS = f"{ROOT}/keys"
 ADVICE = f"{ROOT}/consultations"
 DOCS = f"{ROOT}/docs"
 
@@ -22,81 +27,105 @@ class Link(NamedTuple):
 
     Attributes:
         path: its path, below `base_url`.
-        label: its title.
+        label: its name, the same in the navigation, in crumbs, in its title and its heading.
         permissions: the actions of which an actor needs one to see it.
+        section: the subject and the section that explain it, or None.
     """
 
     path: str
     label: str
-    permissions: tuple[str, ...] = (MANAGE,)
+    permissions: tuple[str, ...]
+    section: str | None
 
 
-DOCUMENTATION = Link(DOCS, "Docs", (MANAGE, VIEW_LOG, ANALYZE))
+OVERVIEW = Link(ROOT, "Overview", (MANAGE,), "console#overview")
+DOCUMENTATION = Link(DOCS, "Docs", (MANAGE, VIEW_LOG, ANALYZE), None)
 LINKS = (
-    Link(ROOT, "Overview"),
-    Link(f"{ROOT}/models", "Models"),
-    Link(f"{ROOT}/purposes", "Purposes"),
-    Link(f"{ROOT}/test", "Test"),
-    Link(f"{ROOT}/explain", "Explain"),
-    Link(f"{ROOT}/keys", "Keys"),
-    Link(LOG, "Call log", (VIEW_LOG,)),
+    OVERVIEW,
+    Link(LOG, "Calls", (VIEW_LOG,), "log"),
+    Link(MODELS, "Models", (MANAGE,), "console#models"),
+    Link(PURPOSES, "Purposes", (MANAGE,), "console#purposes"),
+    Link(TEST, "Test", (MANAGE,), "console#test"),
+    Link(EXPLAIN, "Explain", (MANAGE,), "console#explain"),
+    Link(KEYS, "Keys", (MANAGE,), "console#keys"),
+    Link(ADVICE, "Advice", (ANALYZE,), "consultant"),
     DOCUMENTATION,
 )
-
-# The subject and the section that explain a page.
-SECTIONS = {
-    ROOT: "console#overview",
-    f"{ROOT}/models": "console#models",
-    f"{ROOT}/purposes": "console#purposes",
-    f"{ROOT}/test": "console#test",
-    f"{ROOT}/explain": "console#explain",
-    f"{ROOT}/keys": "console#keys",
-    LOG: "log",
-    ADVICE: "consultant",
-}
+BY_PATH = {link.path: link for link in LINKS}
 
 
-async def links(datasette: Datasette, request: Request, current: str) -> list[dict[str, Any]]:
-    """The navigation of a page: links to the pages that the actor may see.
+class Crumb(NamedTuple):
+    """A step of the way to a page.
+
+    Attributes:
+        label: its name.
+        href: its address; None for the page itself.
+    """
+
+    label: str
+    href: str | None
+
+
+async def navigation(
+    datasette: Datasette, actor: Any, path: str | None, here: str | None = None
+) -> dict[str, Any]:
+    """What stands around a page, for its template.
 
     Args:
         datasette: the Datasette instance.
-        request: the request, with its actor.
-        current: the path of the page.
+        actor: the actor; only pages that they may see are linked.
+        path: of the page of the navigation that this is, or that this is below; or None.
+        here: the name of a page below that one.
+
+    Returns:
+        `links`, each with its `current`, which is `aria-current`'s value or None; `trail`, the
+        crumbs after Datasette's own; `documentation`, the address of the section.
     """
-    return [
-        {
-            "href": datasette.urls.path(link.path),
-            "label": link.label,
-            "current": link.path == current,
-        }
-        for link in LINKS
-        if await may_see(datasette, request.actor, link)
-    ]
+    page, granted = BY_PATH.get(path or ""), await _granted(datasette, actor)
+    seen = [link for link in LINKS if granted & set(link.permissions)]
+    return {
+        "links": [
+            {
+                "href": datasette.urls.path(link.path),
+                "label": link.label,
+                "current": ("true" if here else "page") if link is page else None,
+            }
+            for link in seen
+        ],
+        "trail": list(_trail(datasette, page, here, first=OVERVIEW in seen)),
+        "documentation": section(datasette, page) if page else None,
+    }
 
 
 async def may_see(datasette: Datasette, actor: Any, link: Link) -> bool:
     """Whether an actor may see a page."""
-    for permission in link.permissions:
-        if await _has(datasette, actor, permission):
-            return True
-    return False
+    return bool(await _granted(datasette, actor, link.permissions))
 
 
-def section(datasette: Datasette, path: str) -> str:
-    """The address of the section that explains a page.
-
-    Args:
-        datasette: the Datasette instance.
-        path: that of the page, below `base_url`.
-    """
-    address: str = datasette.urls.path(f"{DOCS}/{SECTIONS[path]}")
-    return address
+def section(datasette: Datasette, page: Link) -> str | None:
+    """The address of the section that explains a page of the navigation, or None."""
+    return str(datasette.urls.path(f"{DOCS}/{page.section}")) if page.section else None
 
 
-async def _has(datasette: Datasette, actor: Any, permission: str) -> bool:
-    """Whether an actor has a permission, `analyze-table` for some table."""
-    if permission == ANALYZE:
+def _trail(
+    datasette: Datasette, page: Link | None, here: str | None, *, first: bool
+) -> Iterator[Crumb]:
+    yield Crumb("LLM", datasette.urls.path(ROOT) if first and page is not OVERVIEW else None)
+    if page is not None and page is not OVERVIEW:
+        yield Crumb(page.label, datasette.urls.path(page.path) if here else None)
+    if here:
+        yield Crumb(here, None)
+
+
+async def _granted(
+    datasette: Datasette, actor: Any, actions: Iterable[str] = (MANAGE, VIEW_LOG, ANALYZE)
+) -> set[str]:
+    """Those actions that an actor may take, `analyze-table` on some table."""
+    return {action for action in actions if await _has(datasette, actor, action)}
+
+
+async def _has(datasette: Datasette, actor: Any, action: str) -> bool:
+    if action == ANALYZE:
         return await may_analyze_any(datasette, actor)
-    allowed: bool = await datasette.allowed(action=permission, actor=actor)
+    allowed: bool = await datasette.allowed(action=action, actor=actor)
     return allowed

@@ -6,7 +6,7 @@ Only POST changes anything; Datasette itself refuses cross-site POSTs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -15,8 +15,9 @@ from datasette import Response
 
 from ..permissions import MANAGE
 from ..web import READ_METHODS, as_json, html_page, method_not_allowed, status_of
+from . import formatting
 from .call_policies import differences, items
-from .navigation import ROOT, links, section
+from .navigation import BY_PATH, ROOT, navigation
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -35,17 +36,15 @@ ROWS_AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the console.
+    """A page of the navigation.
 
     Attributes:
         name: the last part of its path; empty for the overview.
-        label: its title, as in the navigation.
         payload: makes what the page shows and its JSON contains.
         post: handles a POST to its path; without it, POST is refused with 405.
     """
 
     name: str
-    label: str
     payload: MakePayload
     post: ViewFunction | None = None
 
@@ -53,6 +52,11 @@ class Page:
     def path(self) -> str:
         """Its path, below `base_url`."""
         return f"{ROOT}/{self.name}" if self.name else ROOT
+
+    @property
+    def label(self) -> str:
+        """Its name, as in the navigation."""
+        return BY_PATH[self.path].label
 
     @property
     def template(self) -> str:
@@ -91,18 +95,43 @@ async def rendered(
     page: Page, datasette: Datasette, request: Request, payload: Payload
 ) -> Response:
     """Render a payload as HTML."""
-    context = {
-        "page": page,
-        "payload": payload,
-        "links": await links(datasette, request, page.path),
-        "documentation": section(datasette, page.path),
+    context = {"title": page.label, "payload": payload}
+    return await render(
+        datasette, request, page.template, context, path=page.path, status=status_of(payload)
+    )
+
+
+async def render(
+    datasette: Datasette,
+    request: Request,
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    path: str | None,
+    here: str | None = None,
+    status: int = 200,
+) -> Response:
+    """Render a template that extends `llm_base.html`.
+
+    Args:
+        datasette: the Datasette instance.
+        request: the request.
+        template: its name.
+        context: what it shows; `title` is its title and heading.
+        path: of the page of the navigation that this is, or that this is below; or None.
+        here: the name of a page below that one, for the crumbs.
+        status: the HTTP status.
+    """
+    around = await navigation(datasette, request.actor, path, here)
+    tools = {
+        "format": formatting,
         "query": _query,
         "paced": _paced,
         "items": items,
         "differences": lambda own, common: list(differences(own, common)),
     }
-    html = await datasette.render_template(page.template, context, request=request)
-    return html_page(html, status_of(payload))
+    html = await datasette.render_template(template, {**around, **tools, **context}, request)
+    return html_page(html, status)
 
 
 async def _paced(rows: Sequence[Row]) -> AsyncIterator[Row]:

@@ -13,7 +13,7 @@ from datasette import Response
 from ..access.snapshot import snapshot_of
 from ..permissions import VIEW_LOG
 from ..providers.failures import LABELS
-from ..web import PostError, as_json, posted, refused, wants_html
+from ..web import PostError, argument, as_json, posted, refused, wants_html
 from . import probe
 from .choices import purpose_names
 from .page import Page, rendered
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.utils.asgi import Request
 
-NOTHING_NAMED = "Name a model, a purpose, or both: model_id tests the model, for the purpose if any"
+NOTHING_NAMED = "Name a model, a purpose, or both: model tests that model, for the purpose if any"
 
 
 async def probe_form(datasette: Datasette, request: Request) -> dict[str, Any]:
-    """The form; `?model_id=` and `?purpose=` fill it in, and nothing is sent."""
-    given = {name: value for name in ("model_id", "purpose") if (value := request.args.get(name))}
+    """The form; `?model=` and `?purpose=` fill it in, and nothing is sent."""
+    given = {name: value for name in ("model", "purpose") if (value := argument(request, name))}
     return await _form(datasette, request, given)
 
 
@@ -39,7 +39,7 @@ async def probe_post(datasette: Datasette, request: Request) -> Response:
         given = await posted(request)
     except PostError as error:
         return await _refusal(datasette, request, {}, str(error))
-    if not given.get("model_id") and not given.get("purpose"):
+    if not given.get("model") and not given.get("purpose"):
         return await _refusal(datasette, request, given, NOTHING_NAMED)
     result = await _probed(datasette, request, given)
     if not wants_html(request):
@@ -48,7 +48,7 @@ async def probe_post(datasette: Datasette, request: Request) -> Response:
     return await rendered(PAGE, datasette, request, payload)
 
 
-PAGE = Page("test", "Test", probe_form, probe_post)
+PAGE = Page("test", probe_form, probe_post)
 
 
 async def _refusal(
@@ -63,7 +63,7 @@ async def _refusal(
 async def _probed(
     datasette: Datasette, request: Request, given: Mapping[str, str]
 ) -> dict[str, Any]:
-    model_id, purpose = given.get("model_id"), given.get("purpose")
+    model_id, purpose = given.get("model"), given.get("purpose")
     if model_id:
         return (await probe.probe_model(datasette, model_id, purpose, request.actor)).payload()
     return await probe.probe_purpose(datasette, purpose or "", request.actor)
@@ -72,7 +72,7 @@ async def _probed(
 async def _form(datasette: Datasette, request: Request, given: Mapping[str, str]) -> dict[str, Any]:
     """The choices of the form, and its values."""
     snapshot = await snapshot_of(datasette)
-    model_id, purpose = given.get("model_id"), given.get("purpose")
+    model_id, purpose = given.get("model"), given.get("purpose")
     names, problems = await purpose_names(datasette, snapshot)
     found = None
     if purpose and not model_id:

@@ -86,7 +86,7 @@ async def _payload(datasette: Datasette, request: Request) -> Payload:
     return await purposes(datasette)
 
 
-PAGE = Page("purposes", "Purposes", _payload)
+PAGE = Page("purposes", _payload)
 
 
 async def assign(
@@ -157,7 +157,7 @@ def sentence(payload: Payload) -> str:
 
 
 async def assign_view(datasette: Datasette, request: Request) -> Response:
-    """Takes `purpose` and either `model_id` or `reset`, from a form or as JSON."""
+    """Takes `purpose` and either `model` or `reset`, from a form or as JSON."""
     await datasette.ensure_permission(action=MANAGE, actor=request.actor)
     if request.method != "POST":
         return method_not_allowed(["POST"])
@@ -191,10 +191,10 @@ async def _assign_posted(datasette: Datasette, request: Request) -> Payload:
         fields = await posted(request)
     except PostError as error:
         return refused(str(error))
-    name = fields.get("model_id")
+    name = fields.get("model")
     if ("reset" in fields) == (name is not None):
         return refused(
-            "Give either model_id, to choose a model, or reset, to go back to the configuration"
+            "Give either model, to choose one, or reset, to go back to the configuration"
         )
     return await assign(datasette, fields.get("purpose", ""), name, request.actor)
 

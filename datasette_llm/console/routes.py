@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from datasette.utils.asgi import Request
 
 PAGES = (
-    Page("", "Overview", overview),
-    Page("models", "Models", model_page),
+    Page("", overview),
+    Page("models", model_page),
     PURPOSES,
     TEST,
-    Page("explain", "Explain", explain_page),
-    Page("keys", "Keys", key_page),
+    Page("explain", explain_page),
+    Page("keys", key_page),
 )
 
 
@@ -58,7 +58,7 @@ def _not_kept_waiting(view: Callable[..., Any]) -> Callable[..., Any]:
 async def menu_links(datasette: Datasette, actor: Any) -> list[dict[str, str]]:
     """Entries of Datasette's menu: links to the pages that the actor may see."""
     found = []
-    for action, path, label in ((MANAGE, ROOT, "LLM models"), (VIEW_LOG, LOG, "LLM call log")):
+    for action, path, label in ((MANAGE, ROOT, "LLM overview"), (VIEW_LOG, LOG, "LLM calls")):
         if await datasette.allowed(action=action, actor=actor):
             found.append({"href": datasette.urls.path(path), "label": label})
     return [*found, *await advice_routes.menu_links(datasette, actor)]

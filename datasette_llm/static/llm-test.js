@@ -47,7 +47,7 @@ function showStatus(row, text) {
 async function test(model, purpose, row) {
   showStatus(row, "testing…");
   try {
-    const sent = new URLSearchParams({ model_id: model, purpose });
+    const sent = new URLSearchParams({ model, purpose });
     const answer = await page(form.action, { method: "POST", body: sent });
     const result = answer.querySelector("#llm-results tbody tr");
     if (!result) throw new Error(answer.body.textContent.trim().slice(0, 500));
@@ -81,7 +81,7 @@ async function testAll(models, purpose) {
 }
 
 form.addEventListener("submit", async (event) => {
-  const { model_id: model, purpose } = Object.fromEntries(new FormData(form));
+  const { model, purpose } = Object.fromEntries(new FormData(form));
   if (!model && !purpose) return; // the server reports what is missing
   event.preventDefault();
   const button = form.querySelector("button");

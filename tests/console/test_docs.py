@@ -11,7 +11,7 @@ from datasette.database import Database
 from datasette_llm import LLM
 from datasette_llm.console import docs
 from datasette_llm.console.docs import SUBJECTS, as_html, unique_slug
-from datasette_llm.console.navigation import LINKS, SECTIONS, section
+from datasette_llm.console.navigation import BY_PATH, LINKS, section
 from datasette_llm.console.routes import PAGES
 from datasette_llm.testing import ScriptedModel
 
@@ -69,7 +69,7 @@ async def test_missing_subject_is_hidden_like_others(start):
 async def test_docs_are_in_the_navigation(start):
     datasette = await start(may=("view-llm-log",))
     page = Page((await datasette.client.get(f"{DOCS}/log", actor=ANA)).text)
-    current = [each for each in page.all("a") if each.get("aria-current") == "page"]
+    current = [each for each in page.all("a") if each.get("aria-current") == "true"]
     assert [each["href"] for each in current] == [DOCS]
     assert f"{CONSOLE}/log" in page.links()
     assert f"{CONSOLE}/keys" not in page.links()
@@ -137,12 +137,13 @@ async def test_links_to_other_subjects_lead_there(start):
 
 async def test_each_page_links_to_its_section(start):
     datasette = await start(settings={"base_url": "/prefix/"}, may=("manage-llm", "view-llm-log"))
-    assert {page.path for page in PAGES} < SECTIONS.keys()
-    assert {link.path for link in LINKS} - SECTIONS.keys() == {DOCS}
+    assert {page.path for page in PAGES} < BY_PATH.keys()
+    assert [link.path for link in LINKS if not link.section] == [DOCS]
     for path in [*(page.path for page in PAGES), f"{CONSOLE}/log"]:
         page = Page((await datasette.client.get(path, actor=ANA)).text)
-        assert page.links().count(f"/prefix{DOCS}/{SECTIONS[path]}") == 1, path
-        assert section(datasette, path) == f"/prefix{DOCS}/{SECTIONS[path]}"
+        explained = section(datasette, BY_PATH[path])
+        assert explained == f"/prefix{DOCS}/{BY_PATH[path].section}"
+        assert page.links().count(explained) == 1, path
 
 
 async def test_call_page_links_to_docs(start, register_models):
@@ -177,10 +178,10 @@ def test_comments_are_left_out():
 def test_headings_have_anchors():
     html = as_html("# Title\n\n## `llm_x(a, b)`\n\n## Again\n\n## Again\n", "/docs")
     assert re.findall(r'<(h\d) id="([^"]+)"', html) == [
-        ("h2", "title"),
-        ("h3", "llm_xa-b"),
-        ("h3", "again"),
-        ("h3", "again-1"),
+        ("h1", "title"),
+        ("h2", "llm_xa-b"),
+        ("h2", "again"),
+        ("h2", "again-1"),
     ]
     assert re.findall(r'href="#([^"]+)"', html) == ["title", "llm_xa-b", "again", "again-1"]
 

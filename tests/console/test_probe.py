@@ -677,7 +677,7 @@ async def test_empty_form_is_refused_with_message(start):
 
     assert answer.status_code == 400
     assert probe_page.NOTHING_NAMED in Page(answer.text).text
-    assert "model_id" in Page(answer.text).form()
+    assert "model" in Page(answer.text).form()
 
 
 async def test_a_browser_gets_the_page_with_the_result(start, register_models):
@@ -686,7 +686,7 @@ async def test_a_browser_gets_the_page_with_the_result(start, register_models):
 
     page = Page((await post(datasette, {"purpose": "chat"}, html=True)).text)
 
-    assert page.form() == {"model_id": "", "purpose": "chat"}
+    assert page.form() == {"model": "", "purpose": "chat"}
     assert "1 of 2 answered" in page.text
     assert {"ok", "No key", "Anthropic"} <= {cell.strip() for cell in page.cells}
     ids = set(await rows(datasette))
@@ -710,11 +710,11 @@ async def test_get_fills_form_and_sends_nothing(start, register_models, path):
     register_models(model)
     datasette = await start({"purposes": {"chat": {"models": ["scripted"]}}})
 
-    for query in ("?model_id=scripted", "?purpose=chat", "?model_id=scripted&purpose=new", ""):
+    for query in ("?model=scripted", "?purpose=chat", "?model=scripted&purpose=new", ""):
         answer = await datasette.client.get(path + query, actor=ANA)
         assert answer.status_code == 200
-        if path == TEST and query.startswith("?model_id=scripted&"):
-            assert Page(answer.text).form() == {"model_id": "scripted", "purpose": "new"}
+        if path == TEST and query.startswith("?model=scripted&"):
+            assert Page(answer.text).form() == {"model": "scripted", "purpose": "new"}
 
     assert not model.calls
     assert await rows(datasette) == {}

@@ -156,7 +156,7 @@ async def test_a_post_from_another_site_is_refused(start: Start, site: str) -> N
 
     response = await datasette.client.post(
         ASSIGN,
-        data={"purpose": "chat", "model_id": "heron"},
+        data={"purpose": "chat", "model": "heron"},
         headers={"Sec-Fetch-Site": site},
         actor=ANA,
     )
@@ -199,7 +199,7 @@ async def test_all_kinds_of_purposes_are_shown(start: Start, plugin: Callable[..
     text = html.unescape(await page(datasette))
     assert "Writes queries" in text
     assert "plugins.datasette-llm.purposes.chat.model" in text
-    assert text.count('name="model_id"') == 3
+    assert text.count('name="model"') == 3
     assert text.count('name="reset"') == 1
 
 
@@ -369,10 +369,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"purpose": "x" * 50_000, "model_id": "pelican"}, "Unknown purpose: xxx"),
     ({"model_id": "pelican"}, "Give purpose"),
     ({"purpose": "", "model_id": "pelican"}, "Give purpose"),
-    ({"purpose": "chat"}, "Give either model_id"),
-    ({"purpose": "chat", "model_id": ""}, "Give either model_id"),
-    ({"purpose": "chat", "model_id": "pelican", "reset": True}, "Give either model_id"),
-    ({}, "Give either model_id"),
+    ({"purpose": "chat"}, "Give either model,"),
+    ({"purpose": "chat", "model_id": ""}, "Give either model,"),
+    ({"purpose": "chat", "model_id": "pelican", "reset": True}, "Give either model,"),
+    ({}, "Give either model,"),
     ({"purpose": "chat", "model_id": ["pelican"]}, "model_id: expected text"),
     ({"purpose": "chat", "model_id": 7}, "model_id: expected text"),
 ]

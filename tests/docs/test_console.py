@@ -40,7 +40,7 @@ async def test_post_assigns_with_the_permission_shown(
     assert response.json() == json.loads(answer)
     assert (await LLM(datasette).model(purpose="pets")).model_id == "claude-haiku-4.5"
     text = (await datasette.client.get("/", actor={"id": "ana"})).text
-    assert "LLM models" in text
+    assert "LLM overview" in text
 
 
 @shows(sent="test json", output="test json output", config="datasette.yaml")

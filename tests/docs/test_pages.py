@@ -18,7 +18,7 @@ from datasette_llm import (
 )
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.console.docs import SUBJECTS, as_html, documents
-from datasette_llm.console.navigation import SECTIONS
+from datasette_llm.console.navigation import LINKS
 
 from .examples import (
     COMMANDS,
@@ -76,7 +76,7 @@ def test_the_files_are_the_subjects():
 
 
 def test_every_section_linked_from_a_page_exists():
-    for section in SECTIONS.values():
+    for section in (link.section for link in LINKS if link.section):
         subject, _, anchor = section.partition("#")
         assert not anchor or anchor in _anchors(subject), section
 

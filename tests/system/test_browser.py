@@ -79,7 +79,7 @@ async def test_log_is_filtered_paged_and_opened(served, javascript):
         await page.get_by_role("link", name="Older calls").click()
         assert await shown.get_by_role("row").count() == 1 + 30
         await shown.get_by_role("link").first.click()
-        await page.get_by_role("heading", name="LLM call of").wait_for()
+        await page.get_by_role("heading", name="Call of").wait_for()
         await picture(page, "call")
 
 

@@ -44,11 +44,11 @@ async def test_reader_follows_links_to_a_section(site):
         assert (await heading.bounding_box())["y"] < 200
         await page.get_by_role("link", name="run in a thread").click()
         await page.wait_for_url("**/-/llm/docs/models#models-without-an-async-version")
-        await page.get_by_role("link", name="All subjects").click()
+        await page.get_by_role("link", name="Docs", exact=True).first.click()
         await picture(page, "docs")
         await page.get_by_role("link", name="Configuration").click()
         await picture(page, "docs-configuration")
-        await page.get_by_role("link", name="Call log", exact=True).click()
+        await page.get_by_role("link", name="Calls", exact=True).click()
         await page.get_by_role("link", name="Documentation", exact=True).click()
         await page.wait_for_url("**/-/llm/docs/log")
 

@@ -23,7 +23,7 @@ from ...log import queries, totals
 from ...log.cost import NANODOLLARS
 from ...log.recorder import Recorder
 from ...permissions import VIEW_LOG
-from ...web import page_cursor, page_limit
+from ...web import EARLIER_NAMES, page_cursor, page_limit
 from ..log.payloads import flushed, read
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...web import Payload
 
 MAX_QUESTION_CHARS = 2_000
-FIELDS = ("model_id", "question", "exclude", "type")
+FIELDS = ("model", *EARLIER_NAMES.values(), "question", "exclude", "type")
 # Of the earlier advice about a table, and of the newest consultations that are searched for it.
 MAX_EARLIER, MAX_SEARCHED = 5, 50
 _ID = re.compile("[0-9a-z]{26}")
@@ -75,9 +75,8 @@ async def consultation_request(
     if kind is None:
         known = ", ".join(each.name for each in types())
         raise BadRequestError(f"type: there is no such type; use one of {known}")
-    return ConsultationRequest(
-        database, table, _single(fields, "model_id"), question, exclude, kind
-    )
+    model_id = _single(fields, "model") or _single(fields, EARLIER_NAMES["model"])
+    return ConsultationRequest(database, table, model_id, question, exclude, kind)
 
 
 def beside_of(fields: Mapping[str, list[str]]) -> str | None:

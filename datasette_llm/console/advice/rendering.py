@@ -17,9 +17,10 @@ from ...consultant.advice.matching_rows import has_rows
 from ...consultant.advice.types import type_named
 from ...permissions import VIEW_LOG
 from ...web import html_page
+from ..formatting import dollars, duration
 from ..log.call_page import MAX_SHOWN_CHARS
-from ..log.formatting import dollars, duration
-from ..navigation import ADVICE, section
+from ..navigation import ADVICE
+from ..page import render
 from .evidence_links import sql_of, table_query
 from .markdown import as_html, as_inline_html, names_as_code
 from .profile_cards import cards
@@ -61,7 +62,7 @@ def preview_path(datasette: Datasette, asked: ConsultationRequest, **more: str |
         asked: the request.
         **more: other fields; those that are None are left out.
     """
-    fields = {"model_id": asked.model_id, "question": asked.question, **more}
+    fields = {"model": asked.model_id, "question": asked.question, **more}
     query = [(name, value) for name, value in fields.items() if value]
     query += [("exclude", name) for name in asked.exclude]
     query += [("type", asked.kind.name)]
@@ -92,13 +93,9 @@ async def page_frame(
 ) -> tuple[str, str]:
     """What comes before and after the parts of the page of a table."""
     context = _table_context(datasette, database, table)
-    context |= {
-        "notice": notice,
-        "parts": _PARTS,
-        "documentation": section(datasette, ADVICE),
-    }
-    html: str = await datasette.render_template("llm_analyze.html", context, request=request)
-    head, _, tail = html.partition(_PARTS)
+    context |= {"notice": notice, "parts": _PARTS}
+    page = await _page(datasette, request, "llm_analyze.html", context)
+    head, _, tail = page.body.partition(_PARTS)
     return head, tail
 
 
@@ -172,6 +169,7 @@ async def render_consultation(
     both = [payload] if beside is None else [beside, payload]
     context = {
         "answers": [await _answer_context(datasette, request, each) for each in both],
+        "database": payload["consultation"]["database"],
         "table": payload["consultation"]["table"],
         "warning": warning,
         "list_path": datasette.urls.path(ADVICE),
@@ -179,7 +177,7 @@ async def render_consultation(
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
         "most_chars": MAX_SHOWN_CHARS,
     }
-    return await _render(datasette, request, "llm_consultation.html", context, status)
+    return await _page(datasette, request, "llm_consultation.html", context, status)
 
 
 async def _answer_context(
@@ -206,7 +204,8 @@ async def _answer_context(
 
 def _ask_path(datasette: Datasette, consultation: Payload) -> str:
     """The path that asks the same again, to be shown beside it."""
-    fields = [(name, consultation[name]) for name in ("model_id", "question", "type")]
+    names = {"model": "model_id", "question": "question", "type": "type"}
+    fields = [(name, consultation[column]) for name, column in names.items()]
     query = [(name, value) for name, value in fields if value]
     query += [("exclude", name) for name in consultation["exclude"]]
     query += [("beside", consultation["id"])]
@@ -286,9 +285,9 @@ async def render_rows(
     datasette: Datasette, request: Request, payload: Payload, status: int
 ) -> Response:
     """The page of the first rows that meet some evidence."""
-    path = analyze_path(datasette, payload["database"], payload["table"])
-    context = {"payload": payload, "path": path}
-    return await _render(datasette, request, "llm_matching_rows.html", context, status)
+    context = _table_context(datasette, payload["database"], payload["table"])
+    context |= {"payload": payload}
+    return await _page(datasette, request, "llm_matching_rows.html", context, status)
 
 
 # The list
@@ -300,14 +299,23 @@ async def render_list(datasette: Datasette, request: Request, payload: Payload) 
     query = urlencode({name: payload[name] for name in names if payload[name]}, errors="replace")
     context = {"payload": payload, "path": datasette.urls.path(ADVICE), "next_query": query}
     status = 200 if payload["ok"] else 400
-    return await _render(datasette, request, "llm_consultations.html", context, status)
+    return await _page(datasette, request, "llm_consultations.html", context, status)
 
 
-async def _render(
-    datasette: Datasette, request: Request, template: str, context: Mapping[str, Any], status: int
+async def _page(
+    datasette: Datasette,
+    request: Request,
+    template: str,
+    context: Mapping[str, Any],
+    status: int = 200,
 ) -> Response:
-    context = {**context, "documentation": section(datasette, ADVICE)}
-    return html_page(await _part(datasette, request, template, context), status)
+    """A page, which the crumbs name by its table."""
+    database, table = context.get("database"), context.get("table")
+    here = None if table is None else f"{database}: {table}"
+    context = {**context, "names_as_code": names_as_code}
+    return await render(
+        datasette, request, template, context, path=ADVICE, here=here, status=status
+    )
 
 
 def _pretty(value: object) -> str:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..formatting import UNKNOWN, dollars, duration, failure, label_of, number, time, waited
 from ..navigation import LOG
-from .formatting import UNKNOWN, dollars, duration, failure, label_of, number, time, waited
 from .list_page import Row, list_address, row_context, tiles
 from .list_request import NULLABLE
 

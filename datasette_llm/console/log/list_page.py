@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ...log.queries import CLOSED, moment
-from ..navigation import LOG
-from .chart import Chart, Number, Series, round_up
-from .formatting import (
+from ..formatting import (
     UNKNOWN,
     amount,
     axis,
@@ -24,6 +22,8 @@ from .formatting import (
     time,
     waited,
 )
+from ..navigation import LOG
+from .chart import Chart, Number, Series, round_up
 from .list_request import NONE, OPTIONS, LogListRequest
 
 if TYPE_CHECKING:

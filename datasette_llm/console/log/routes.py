@@ -10,8 +10,9 @@ from datasette.utils.asgi import AsgiStream
 
 from ...log.queries import BadFilterError
 from ...permissions import VIEW_LOG
-from ...web import READ_METHODS, ArgumentError, html_page, method_not_allowed
-from ..navigation import LOG, section
+from ...web import READ_METHODS, ArgumentError, method_not_allowed
+from ..navigation import LOG
+from ..page import render
 from . import list_page, payloads
 from .call_page import call_context
 from .csv_export import copy, csv_chunks
@@ -55,11 +56,11 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
         given = {name: request.args[name] for name in request.args}
         choices = await payloads.choices(datasette)
         context = list_page.refused_context(datasette, given, choices, str(error))
-        return await _page(datasette, request, "llm_log.html", context, status=400)
+        return await render(datasette, request, "llm_log.html", context, path=LOG, status=400)
     payload, chart = await payloads.list_payload(datasette, list_request)
     context = list_page.list_context(datasette, list_request, payload)
     context["chart"] = list_page.chart_context(datasette, list_request, chart) if chart else None
-    return await _page(datasette, request, "llm_log.html", context)
+    return await render(datasette, request, "llm_log.html", context, path=LOG)
 
 
 async def log_json(datasette: Datasette, request: Request) -> Response:
@@ -94,7 +95,8 @@ async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
     payload = await _call_payload(datasette, request)
     context = call_context(datasette, payload)
-    return await _page(datasette, request, "llm_log_call.html", context)
+    here = context["started"]
+    return await render(datasette, request, "llm_log_call.html", context, path=LOG, here=here)
 
 
 async def call_json(datasette: Datasette, request: Request) -> Response:
@@ -112,16 +114,3 @@ async def _call_payload(datasette: Datasette, request: Request) -> dict[str, Any
 
 def _arguments(request: Request) -> dict[str, list[str]]:
     return {name: request.args.getlist(name) for name in request.args}
-
-
-async def _page(
-    datasette: Datasette,
-    request: Request,
-    template: str,
-    context: dict[str, Any],
-    *,
-    status: int = 200,
-) -> Response:
-    context = context | {"documentation": section(datasette, LOG)}
-    html = await datasette.render_template(template, context, request=request)
-    return html_page(html, status)

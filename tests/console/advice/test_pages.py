@@ -324,7 +324,7 @@ async def test_a8_bad_input_loses_nothing(site):
         assert refused.status_code == 400
         typed = [each["value"] for each in shown.all("input") if each.get("name") == "question"]
         assert typed == [bad["question"]]
-        assert shown.form()["model_id"] == "other"
+        assert shown.form()["model"] == "other"
         lines = (await site.send(sent, accept="application/x-ndjson")).text.splitlines()
         assert list(json.loads(lines[0])) == ["error"]
     assert await site.rows() == []
@@ -429,7 +429,7 @@ async def test_a8_answers_are_shown_beside_each_other(site):
     again, other = [link for link in page.links() if f"beside={first}" in link]
     assert (again.split("#")[1], other.split("#")[1]) == ("llm-ask", "llm-model")
     form = Page((await site.get(again.split("#")[0])).text)
-    names = ("digest", "beside", "question", "model_id")
+    names = ("digest", "beside", "question", "model")
     sent = {name: form.form()[name] for name in names} | {"exclude": "owner"}
     assert (sent["question"], sent["beside"]) == ("Why?", first)
     answered = await site.send(sent)
@@ -475,7 +475,7 @@ async def test_bad_request_is_explained(site):
     for body, message in (
         ({"exclude": ["ghost"]}, "ghost"),
         ({"question": many}, "2,000"),
-        ({"model": "x"}, "no field"),
+        ({"modle": "x"}, "no field"),
         ({"question": 5}, "expected text"),
         ({"exclude": [5]}, "expected text"),
         ({"type": "rating"}, "dataset-analysis"),

@@ -23,7 +23,8 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
+from datasette_llm.console import formatting
+from datasette_llm.console.log import call_page, csv_export, list_request, payloads
 from datasette_llm.console.log.chart import Chart
 from datasette_llm.log import queries, totals
 from datasette_llm.log.queries import COLUMNS, Filter

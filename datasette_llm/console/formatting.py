@@ -1,24 +1,36 @@
-"""Numbers, times, costs and reasons as text."""
+"""Numbers, durations, costs, times and reasons as text: the one format of all pages.
+
+Templates have this module as `format`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...log.totals import Measure
-from ...providers.failures import LABELS
-from .chart import Number
+from markupsafe import Markup
+
+from ..providers.failures import LABELS
+
+if TYPE_CHECKING:
+    from ..log.totals import Measure
 
 UNKNOWN = "unknown"
+NOTHING_SENT = "nothing was sent"
 
 
-def number(value: Number | None) -> str:
+def number(value: float | None) -> str:
     """A whole number with thousands separators; empty for None."""
     return "" if value is None else f"{value:,.0f}"
 
 
-def dollars(value: Number | None) -> str:
+def counted(value: int, noun: str, plural: str | None = None) -> str:
+    """A number with what it counts: `1 model`, `2 models`."""
+    return f"{number(value)} {noun if value == 1 else plural or f'{noun}s'}"
+
+
+def dollars(value: float | None) -> str:
     """A cost with cents, or with three significant digits; empty for None."""
     if value is None:
         return ""
@@ -47,24 +59,41 @@ def waited(milliseconds: float | None) -> str:
     return duration(milliseconds) if milliseconds and milliseconds >= 0.5 else ""
 
 
+def change(value: float | None, before: float | None) -> str:
+    """A value against the one of an earlier period: `+12 %`; empty where that is none or 0."""
+    if value is None or not before:
+        return ""
+    percent = round(100 * (value - before) / before)
+    return "as much" if percent == 0 else f"{percent:+,} %".replace("-", "\N{MINUS SIGN}")
+
+
 def time(text: str) -> str:
-    """A time of the call log, to the second."""
+    """A time in UTC, to the second, without its zone."""
     return text[:19].replace("T", " ")
 
 
-def amount(measure: Measure, value: Number | None) -> str:
+def utc(text: str) -> Markup:
+    """A time in UTC as `<time>`, beside which the pages' script writes the reader's local time.
+
+    Args:
+        text: as the internal database has it, `2026-01-31T12:00:00.000Z`.
+    """
+    return Markup('<time datetime="{}">{}</time>').format(text, time(text))
+
+
+def amount(measure: Measure, value: float | None) -> str:
     """A value of the chart; empty for None."""
     return dollars(value) if measure == "cost" else number(value)
 
 
-def quantity(measure: Measure, value: Number) -> str:
+def quantity(measure: Measure, value: float) -> str:
     """A value of the chart with its unit."""
     if measure == "cost":
         return dollars(value)
     return f"{number(value)} {measure.removesuffix('s') if value == 1 else measure}"
 
 
-def axis(measure: Measure, value: Number) -> str:
+def axis(measure: Measure, value: float) -> str:
     """A value at the axis, in few characters; empty for half a call."""
     if measure == "cost":
         return dollars(value)
@@ -79,6 +108,11 @@ def label_of(name: str | None, value: str) -> str:
     if name != "failure_kind":
         return value
     return next((label for kind, label in LABELS.items() if kind == value), value)
+
+
+def missing(outcome: str | None) -> str:
+    """What is written for a figure that a call does not have."""
+    return NOTHING_SENT if outcome == "blocked" else UNKNOWN
 
 
 def failure(row: Mapping[str, Any]) -> str:
