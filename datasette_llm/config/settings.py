@@ -74,6 +74,7 @@ _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
 _Milliseconds = Annotated[int, Field(ge=1)]
+_PromptTokens = Annotated[int, Field(ge=4_000)]
 _Threads = Annotated[int, Field(ge=1, le=1_000)]
 _Address = Annotated[str, BeforeValidator(address)]
 _Proxy = Annotated[str, BeforeValidator(proxy_address)]
@@ -226,6 +227,8 @@ class ConsultantSettings(Section):
     """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
     time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
     """Time limit of a profile; columns that would take longer are sampled."""
+    max_prompt_tokens: _PromptTokens = Field(default=8_000, title="number")
+    """Budget of both prompts and the schema of the answer; the least telling figures are cut."""
     exclude: Ids = Field(default=(), title="list of columns")
     """Excluded from profiles: `column`, `table.column` or `database.table.column`."""
 

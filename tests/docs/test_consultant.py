@@ -8,8 +8,7 @@ import re
 import yaml
 
 from datasette_llm import web
-from datasette_llm.consultant.advice import dataset
-from datasette_llm.consultant.advice import types as prompting
+from datasette_llm.consultant.advice import answers, claims, dataset, prompt, types
 from datasette_llm.consultant.advice.consultation import FINDINGS_TIME
 from datasette_llm.consultant.findings.find import KINDS
 
@@ -40,7 +39,7 @@ async def test_post_gets_advice_with_permission_shown(
             found = response.json()["consultation"]
     assert statuses == {"ana": 201, "cid": 403}
     assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
-    assert [check["status"] for check in found["checks"]] == ["unchecked"]
+    assert [check["status"] for check in found["checks"]] == ["contradicted"]
     assert "Timothy" not in found["user_prompt"]
 
 
@@ -56,6 +55,9 @@ def test_bounds_are_those_of_the_code():
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
     assert f"the first {dataset.MAX_CLAIMS} claims" in section
-    assert f"The {prompting.MAX_FINDINGS} most severe findings" in section
-    assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
-    assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section
+    assert f"the first {answers.MAX_ANSWER_CHARS:,} characters" in section
+    assert claims.CHECKS_TIME == 2
+    assert "twice `consultant.time_limit_ms`" in section
+    assert f"The {prompt.MAX_FINDINGS} most severe findings" in section
+    assert f"every {prompt.BYTES_PER_TOKEN} bytes" in section
+    assert f"{types.ANSWER_TOKENS:,} tokens of answer" in section

@@ -12,7 +12,7 @@ from datasette.utils.sqlite import sqlite3
 
 from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
-from ...consultant.advice.dataset import checks, plain
+from ...consultant.advice.dataset import earlier_checks, plain
 from ...consultant.advice.previews import Preview
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
@@ -174,6 +174,7 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
         "left_out": [name for name in profile["left_out"] if name not in request.exclude],
         "system_prompt": preview.prompts.system,
         "user_prompt": preview.prompts.user,
+        "cut": list(preview.prompts.cut),
         "input_tokens": preview.cost.input_tokens,
         "answer_tokens": preview.cost.answer_tokens,
         "cost_dollars": None if cost is None else cost / NANODOLLARS,
@@ -184,9 +185,15 @@ async def preview_payload(datasette: Datasette, preview: Preview) -> Payload:
 
 
 async def earlier_advice(datasette: Datasette, database: str, table: str) -> list[Payload]:
-    """The newest consultations about a table that asked a model; the caller checks permissions."""
+    """The newest consultations about a table that asked a model; the caller checks permissions.
+
+    None where they cannot be read, since the page of the table has more to show.
+    """
     tables = json.dumps([[database, table]])
-    rows = await store.read_page(datasette, tables, None, MAX_SEARCHED)
+    try:
+        rows = await store.read_page(datasette, tables, None, MAX_SEARCHED)
+    except sqlite3.Error:
+        return []
     asked = [row for row in rows if row["model_id"] is not None or row["outcome"] != "ok"]
     return [_renamed(row) for row in asked[:MAX_EARLIER]]
 
@@ -269,7 +276,9 @@ async def consultation_payload(row: Mapping[str, Any]) -> Payload:
         derived = await asyncio.to_thread(kind.derived, *where, advice)
     # Earlier versions had no findings.
     findings = {"findings": row["findings"] or []}
-    more = {"checks": checks(advice), "derived": derived} | findings
+    # Earlier versions checked otherwise.
+    checks = earlier_checks(advice or {})
+    more = {"checks": row["checks"] if checks is None else checks, "derived": derived} | findings
     return {"ok": True, "consultation": _renamed(row) | more}
 
 

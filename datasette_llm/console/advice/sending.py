@@ -165,7 +165,7 @@ async def _consult(
             actor,
             profile=profile,
             findings=preview.findings,
-            on_step=lambda sentence: on_progress(Step(sentence)),
+            on_progress=on_progress,
         )
 
 

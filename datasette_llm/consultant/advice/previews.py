@@ -127,9 +127,8 @@ async def make_preview(
     (profile, findings), (model, models, problem) = await asyncio.gather(
         _measured(datasette, request, actor, on_measured), _choice(datasette, request, actor)
     )
-    sent = partial(prompts_to_send, profile=profile, findings=findings, model=model)
-    prompts = await asyncio.to_thread(sent, request)
-    unasked = await asyncio.to_thread(sent, _without_question(request))
+    sent = partial(prompts_to_send, datasette, profile=profile, findings=findings, model=model)
+    prompts, unasked = await sent(request), await sent(_without_question(request))
     model_id = model.model_id if model else None
     preview = Preview(
         request,

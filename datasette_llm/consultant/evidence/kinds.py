@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 Op = Literal[
     "=",
@@ -36,6 +36,12 @@ SqlType = Literal["null", "integer", "real", "text", "blob"]
 Function = Literal["count", "distinct", "min", "max", "mean", "sum"]
 Scalar = str | int | float
 
+# In fewer words than with `anyOf`, since the schema is part of every prompt.
+_Count = Annotated[int | None, WithJsonSchema({"type": ["integer", "null"]})]
+_Column = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
+_Value = Annotated[Scalar | None, WithJsonSchema({"type": ["string", "number", "null"]})]
+_Listed = Annotated[Scalar, WithJsonSchema({"type": ["string", "number"]})]
+
 # What is counted of one claim, so that its query stays short and ends.
 MAX_CONDITIONS = 50
 MAX_NAMES = 50
@@ -57,8 +63,19 @@ _COMPLEMENTS = (
 )
 
 
+def _without_defaults(schema: dict[str, Any]) -> None:
+    # A model has to give all of them.
+    for each in schema["properties"].values():
+        each.pop("default", None)
+
+
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra=_without_defaults,
+    )
 
 
 class Condition(_Closed):
@@ -66,9 +83,9 @@ class Condition(_Closed):
 
     column: str
     op: Op
-    value: Scalar | tuple[Scalar, ...] | None = None
+    value: _Value | tuple[_Listed, ...] = None
     """A list for `in`; for `parses as` number, date, time, json or missing; null where none."""
-    other_column: str | None = None
+    other_column: _Column = None
     """To compare with instead of the value."""
 
 
@@ -80,20 +97,20 @@ class Rows(_Closed):
 
     kind: Literal["rows"] = "rows"
     any_of: AnyOf
-    expected: int | None = None
+    expected: _Count = None
 
 
 class Aggregate(_Closed):
     """A figure of a column's numbers; of its texts for count, distinct and an expected text."""
 
     kind: Literal["aggregate"] = "aggregate"
-    function: Function | Literal["median", "share"]
+    function: Literal[Function, "median", "share"]
     """`share` is the percentage, 0 to 100, of all rows that meet `any_of`."""
-    column: str | None
+    column: _Column
     """Null for count and share of rows."""
     any_of: AnyOf = ()
     """As in Rows; empty for all rows."""
-    expected: Scalar | None = None
+    expected: _Value = None
 
 
 class Top(_Closed):
@@ -102,12 +119,12 @@ class Top(_Closed):
     kind: Literal["top"] = "top"
     group_by: str
     function: Function
-    column: str | None
+    column: _Column
     """Null to count rows."""
     any_of: AnyOf = ()
     order: Literal["largest", "smallest"] = "largest"
     limit: int = 5
-    expected: Scalar | None = None
+    expected: _Value = None
     """The value of group_by that comes first."""
 
 
@@ -118,7 +135,7 @@ class Duplicates(_Closed):
     columns: tuple[str, ...]
     ignoring_case: bool = False
     """Of one column: how many rows write a text in another case than most."""
-    expected: int | None = None
+    expected: _Count = None
 
 
 class Orphans(_Closed):
@@ -128,7 +145,7 @@ class Orphans(_Closed):
     column: str
     other_table: str
     other_column: str
-    expected: int | None = None
+    expected: _Count = None
 
 
 class Pattern(_Closed):
@@ -139,7 +156,7 @@ class Pattern(_Closed):
     of: Literal["mask", "shape", "date format"]
     """A mask has 9 for a digit, a and A for letters; in a shape each run of them is one."""
     usual: tuple[str, ...]
-    expected: int | None = None
+    expected: _Count = None
 
 
 class Opinion(_Closed):

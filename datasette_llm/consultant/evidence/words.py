@@ -85,4 +85,6 @@ def _name(name: str) -> str:
 
 
 def _value(value: Scalar) -> str:
-    return f"'{value}'" if isinstance(value, str) else f"{value:,}"
+    if isinstance(value, str):
+        return f"'{value}'"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"

@@ -130,7 +130,7 @@ async def test_a8_preview_follows_what_is_chosen(advised):
         assert await page.get_by_label("owner").evaluate("each => each === document.activeElement")
         await page.locator("summary", has_text="User prompt").click()
         seen = await page.get_by_role("region", name="User prompt").inner_text()
-        assert '"left_out": ["owner"]' in seen
+        assert '"left_out":["owner"]' in seen
         assert page.url.endswith(PAGE)
         await page.get_by_role("button", name="Copy User prompt").click()
         await page.get_by_text("Copied", exact=True).wait_for()

@@ -17,7 +17,7 @@ from datasette_llm.console.advice.profile_cards import MAX_CARDS
 from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
 from datasette_llm.consultant.advice import previews, store
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
+from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag, rows_where
 from tests.support.openai_server import BOUND_S
 
 from ...support.console import Page
@@ -512,16 +512,27 @@ async def test_json_post_returns_201_and_location(start_site, register_models):
 # While it runs
 
 
-async def test_ndjson_has_a_line_for_each_step(site):
+async def test_a8_ndjson_has_a_line_for_each_event(start_site, register_models):
+    """Steps, how the answer grows, each claim and its verdict, and where the advice is."""
+    wrong = flag(rows_where("weight", expected=3), claim="Some are below zero: 3")
+    register_models(answering(answer(flag(), wrong)))
+    site = await start_site()
     sent = fields(await previewed(site))
     answered = await site.send(sent, accept="application/x-ndjson")
     lines = [json.loads(line) for line in answered.text.splitlines()]
-    assert [line["step"] for line in lines[:-1]] == [
+    assert [line["step"] for line in lines if "step" in line][:2] == [
         "Looking for the model",
         "Waiting for the answer of scripted",
     ]
-    assert "Cleo" not in (await site.get(lines[-1]["next"], 200)).text.split("Raw answer")[0]
-    assert len(await site.rows()) == 1
+    claims = {line["index"]: line["claim"]["claim"] for line in lines if "claim" in line}
+    assert claims == {0: flag()["claim"], 1: wrong["claim"]}
+    checks = {line["index"]: line["check"] for line in lines if "check" in line}
+    stored = (await site.get(lines[-1]["next"].replace("?", ".json?"), 200)).text
+    (row,) = await site.rows()
+    assert [checks[0], checks[1]] == json.loads(row["checks"])
+    assert [checks[at]["status"] for at in (0, 1)] == ["confirmed", "contradicted"]
+    assert all(type(line["tokens"]) is int for line in lines if "chars" in line)
+    assert "Cleo" not in stored.split("Raw answer")[0]
 
 
 async def test_ndjson_leads_to_the_changed_preview(site):
@@ -791,7 +802,7 @@ async def test_odd_table_and_column_names(start_site, register_models):
     schema = f"create table {quoted} ({quoted}, \"a,b\"); insert into {quoted} values (1, 'x');"
     config = answer()["suggested_config"] | {"facets": [ODD], "hidden_columns": [ODD]}
     config |= {"columns": [], "sort_desc": None, "label_column": ODD, "full_text_columns": [ODD]}
-    model = answering(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
+    model = answering(answer(flag(rows_where(ODD, ">"), column=ODD), suggested_config=config))
     register_models(model)
     site = await start_site(schema=schema + "create table secrets (ssn);")
     address = tilde_encode(ODD)
@@ -819,7 +830,7 @@ async def test_html_of_a_model_is_escaped(start_site, register_models):
     config = answer()["suggested_config"]
     described = [{"column": "weight", "description": HOSTILE, "unit": HOSTILE}]
     hostile = answer(
-        flag(f"select '{HOSTILE.replace(chr(39), chr(39) * 2)}' as x from pets", claim=HOSTILE),
+        flag(rows_where("name", "=", HOSTILE), claim=HOSTILE),
         suggested_action=HOSTILE,
         reasoning_summary=HOSTILE,
         suggested_config=config | {"facets": [HOSTILE], "columns": described},

@@ -1,0 +1,211 @@
+"""The user prompt: question, profile and findings as data, within a budget of bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ...sanitize import well_formed
+
+# Prose has about four bytes per token; JSON, which most of a prompt is, has fewer. Tokenizers need
+# a download, so this estimates too many tokens rather than too few.
+BYTES_PER_TOKEN = 3
+# What a model gets of a finding, and of how many: the most severe ones.
+MAX_FINDINGS = 40
+_SENT = ("kind", "columns", "severity", "sentence", "examples")
+_FINDINGS_SHARE = 0.25
+MAX_TEXT_CHARS = 300
+FEW_VALUES = 3
+
+_BEGIN, _END = "<profile>", "</profile>"
+_ZERO_IS_NONE = ("null_fraction", "empty_texts")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Figures that are left out together.
+
+    Attributes:
+        words: for people and the model.
+        column: keys of columns.
+        table: keys of the profile.
+    """
+
+    words: str
+    column: tuple[str, ...] = ()
+    table: tuple[str, ...] = ()
+
+
+# The least telling first.
+_CUTS = (
+    _Cut("sample rows, masks and lengths", ("masks", "length", "blob_size"), ("sample_rows",)),
+    _Cut("quartiles and deviations", ("quartiles", "deviation", "empty_texts")),
+    _Cut(f"all but {FEW_VALUES} frequent values of a column"),
+    _Cut(
+        "means, numbers in texts, indexes and conditions",
+        ("mean", "numeric_texts", "indexed", "generated", "full_text_search", "column_type"),
+        ("checks",),
+    ),
+    _Cut("least, greatest and frequent values", ("top_values", "min", "max")),
+    _Cut("descriptions and numbers of values", ("description", "distinct", "grouped", "rows")),
+    _Cut(
+        "all figures but names and types",
+        ("null_fraction", "observed_types", "exact", "error", "not_null", "unique", "unit"),
+        ("other_tables", "description", "sample"),
+    ),
+)
+_FEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UserPrompt:
+    """A user prompt.
+
+    Attributes:
+        text: the prompt.
+        cut: sentences about what was left out to fit the budget.
+    """
+
+    text: str
+    cut: tuple[str, ...] = ()
+
+
+def tokens_estimate(size: int) -> int:
+    """The estimated number of tokens of some bytes."""
+    return math.ceil(size / BYTES_PER_TOKEN)
+
+
+def user_prompt(
+    profile: Mapping[str, Any],
+    question: str | None,
+    findings: Sequence[Mapping[str, Any]] = (),
+    max_bytes: float = math.inf,
+) -> UserPrompt:
+    """The question, and profile and findings as delimited data.
+
+    What is empty is left out, like columns are one entry, and figures are cut from the least
+    telling on until it fits; the names of columns are cut last. The same for the same input.
+    No text of the data can contain a delimiter: its angle brackets are escaped.
+
+    Args:
+        profile: the profile of the table.
+        question: the person's question, or None.
+        findings: all of them; dismissed ones are left out.
+        max_bytes: of the prompt.
+    """
+    line = f"The person's question: {as_json(question)}\n\n" if question else ""
+    found, said = _found(findings, max_bytes * _FINDINGS_SHARE)
+    for level in range(len(_CUTS) + 1):
+        cut = _sentences(level) + said
+        columns = _folded([_column(each, level) for each in profile.get("columns", ())])
+        prompt = f"{line}{_delimited(profile, columns, level, cut)}{found}"
+        if len(prompt.encode()) <= max_bytes:
+            return UserPrompt(prompt, tuple(cut))
+    room = max_bytes - len(f"{line}{_delimited(profile, [], level, cut)}{found}".encode()) - 200
+    columns, unnamed = _named(profile.get("columns", ()), room)
+    cut = [*cut, f"{unnamed:,} columns are not named"]
+    return UserPrompt(f"{line}{_delimited(profile, columns, level, cut)}{found}", tuple(cut))
+
+
+def as_json(value: object) -> str:
+    """Data as JSON on one line, without angle brackets."""
+    text = well_formed(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _found(findings: Sequence[Mapping[str, Any]], max_bytes: float) -> tuple[str, list[str]]:
+    """The open findings as delimited data, and a sentence about those that do not fit."""
+    open_ = (each for each in findings if not each.get("dismissed"))
+    entries = [
+        as_json({name: each[name] for name in _SENT if each.get(name)})
+        for each in islice(open_, MAX_FINDINGS)
+    ]
+    kept: list[str] = []
+    for entry in entries:
+        max_bytes -= len(entry.encode()) + 1
+        if max_bytes < 0:
+            break
+        kept.append(entry)
+    more = len(entries) - len(kept)
+    text = f"<findings>\n[{','.join(kept)}]\n</findings>\n" if kept else ""
+    return text, [f"{more:,} findings of less severity are left out"] if more else []
+
+
+def _sentences(level: int) -> list[str]:
+    left_out = "; ".join(each.words for each in _CUTS[:level])
+    return [f"To fit the budget of the prompt these are left out: {left_out}"] if level else []
+
+
+def _delimited(
+    profile: Mapping[str, Any], columns: Sequence[Any], level: int, cut: Sequence[str]
+) -> str:
+    dropped = {key for each in _CUTS[:level] for key in each.table}
+    table = {name: each for name, each in profile.items() if name not in dropped}
+    rest = _without_empty(table | ({"columns": columns} if "columns" in profile else {}))
+    data = _shortened(rest | ({"cut": list(cut)} if cut else {})) if level else rest
+    return f"{_BEGIN}\n{as_json(data)}\n{_END}\n"
+
+
+def _column(column: Mapping[str, Any], level: int) -> dict[str, Any]:
+    dropped = {key for each in _CUTS[:level] for key in each.column}
+    made = _without_empty({name: each for name, each in column.items() if name not in dropped})
+    if made.get("exact") is True:
+        made.pop("exact")
+        made.pop("rows", None)
+    if (made.get("grouped") or {}).get("exact"):
+        made.pop("grouped")
+    distinct = made.get("distinct")
+    if isinstance(distinct, dict) and distinct.get("exact"):
+        made["distinct"] = distinct["count"]
+    if level >= _FEW and "top_values" in made:
+        made["top_values"] = made["top_values"][:FEW_VALUES]
+    return made
+
+
+def _without_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: each
+        for name, each in entry.items()
+        if not (each is None or each is False or each in ("", [], {}))
+        and not (name in _ZERO_IS_NONE and each == 0)
+    }
+
+
+def _folded(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns that differ in their names only, as one entry with the list of these."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for column in columns:
+        like = as_json({name: each for name, each in column.items() if name != "name"})
+        groups.setdefault(like, []).append(column)
+    return [
+        group[0] if len(group) == 1 else {"names": [each["name"] for each in group]} | _like(group)
+        for group in groups.values()
+    ]
+
+
+def _like(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: each for name, each in group[0].items() if name != "name"}
+
+
+def _named(columns: Sequence[Mapping[str, Any]], room: float) -> tuple[list[dict[str, Any]], int]:
+    """The names of the first columns that there is room for, and how many there are besides."""
+    names: list[str] = []
+    for column in columns:
+        room -= len(as_json(column["name"]).encode()) + 1
+        if room < 0:
+            break
+        names.append(column["name"])
+    return [{"names": names}], len(columns) - len(names)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT_CHARS else f"{value[:MAX_TEXT_CHARS]}…"
+    if isinstance(value, dict):
+        exact = ("name", "names", "table")
+        return {n: each if n in exact else _shortened(each) for n, each in value.items()}
+    return [_shortened(each) for each in value] if isinstance(value, list) else value
