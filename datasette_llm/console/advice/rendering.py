@@ -23,7 +23,7 @@ from ..navigation import ADVICE
 from ..page import render
 from .evidence_links import sql_of, table_query
 from .markdown import as_html, as_inline_html, names_as_code
-from .profile_cards import cards
+from .profile_cards import cards, value_text
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,6 +43,8 @@ VERDICTS = {
     "not_checkable": "Not checkable",
     "unchecked": "not checked",
 }
+# Those whose evidence was counted, so that there is something to see.
+COUNTED = ("confirmed", "contradicted", "counted")
 # Servers and proxies take as much of an address.
 MAX_ADDRESS_CHARS = 6_000
 # Where the parts of the page of a table go; no escaped text has it.
@@ -174,6 +176,7 @@ async def render_consultation(
         "warning": warning,
         "list_path": datasette.urls.path(ADVICE),
         "verdicts": VERDICTS,
+        "value_text": value_text,
         "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
         "most_chars": MAX_SHOWN_CHARS,
     }
@@ -229,8 +232,10 @@ async def _claims(
     found = []
     for flag in flags:
         check = None if flag["kind"] == MALFORMED else next(checks, None)
-        found_at = links(flag.get("evidence"), (check or {}).get("sql"))
-        found.append({"flag": flag, "check": check, "links": found_at})
+        seen_at: list[Link] = []
+        if check is not None and check["status"] in COUNTED:
+            seen_at = links(flag.get("evidence"), check.get("sql"))
+        found.append({"flag": flag, "check": check, "links": seen_at})
     sentences = [each["flag"]["claim"] for each in found]
     htmls = await asyncio.to_thread(lambda: [as_inline_html(each) for each in sentences])
     return [each | {"html": html} for each, html in zip(found, htmls, strict=True)]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,35 @@ async def test_a8_preview_follows_what_is_chosen(advised):
         await page.get_by_text("Copied", exact=True).wait_for()
         copied = await page.evaluate("navigator.clipboard.readText()")
         assert "Look at the negative weight" in copied
+
+
+async def test_a8_claims_turn_to_verdicts(advised, tmp_path):
+    """Live, and they stay where the consultation cannot be stored; hostile claims are text."""
+    site, server = advised
+    wrong = consulting.flag(consulting.rows_where("weight", expected=3), claim="They are 3")
+    gate = asyncio.Event()
+    advice = consulting.answer(consulting.flag(claim=NASTY), wrong)
+    server.play([gate, json.dumps(advice)])
+    async with browser() as chromium, visit(chromium, site.url) as page:
+        await log_in(page, site)
+        await page.goto(PAGE)
+        question = page.get_by_label("Question")
+        await question.press("Enter")
+        await server.received()
+        with closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+            connection.execute("begin immediate")  # as a backup does
+            gate.set()
+            live = page.get_by_role("list", name="Claims").get_by_role("listitem")
+            await live.filter(has_text="Contradicted").wait_for()
+            assert await live.count() == 2
+            assert "Said 3; counted 1" in await live.last.inner_text()
+            assert "onerror=alert(1)> {{7*7}}" in await live.first.inner_text()
+            assert await page.locator("img").count() == 0
+            assert await question.evaluate("each => each === document.activeElement")
+            await picture(page, "consultant-live")
+            await page.get_by_text("No advice: The consultation could not be recorded").wait_for()
+            assert await live.count() == 2
+            assert await page.get_by_role("button", name="Send", exact=True).is_enabled()
 
 
 async def test_a8_cancel_stops_and_is_recorded(advised):
