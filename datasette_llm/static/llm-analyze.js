@@ -119,8 +119,16 @@ async function follow(signal, ticking) {
     last = event;
     showEvent(event, ticking);
   });
+  if (last.changed) return showChanged(last.changed);
   if (!last.next) throw new Error(last.error || "the connection ended too early");
   location.assign(last.next);
+}
+
+// Instead of what was not sent; the form keeps what was typed.
+async function showChanged(notice) {
+  setRunning(null);
+  await refresh();
+  progress.textContent = notice;
 }
 
 function setRunning(controller) {
@@ -185,7 +193,7 @@ async function refresh() {
   send.disabled = true;
   progress.textContent = "Updating what would be sent…";
   const fields = new URLSearchParams(new FormData(form));
-  fields.delete("digest");
+  for (const name of ["digest", "question"]) fields.delete(name);
   try {
     const response = await fetch(`${form.action}?${fields}`, { signal: controller.signal });
     if (!response.ok) throw new Error(`the server answered with status ${response.status}`);

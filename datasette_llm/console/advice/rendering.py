@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -64,11 +64,19 @@ def preview_path(datasette: Datasette, asked: ConsultationRequest, **more: str |
         asked: the request.
         **more: other fields; those that are None are left out.
     """
-    fields = {"model": asked.model_id, "question": asked.question, **more}
-    query = [(name, value) for name, value in fields.items() if value]
-    query += [("exclude", name) for name in asked.exclude]
-    query += [("type", asked.kind.name)]
-    return f"{analyze_path(datasette, asked.database, asked.table)}?{urlencode(query)}"
+    fields = {"model": asked.model_id, "question": asked.question, "type": asked.kind.name, **more}
+    path = analyze_path(datasette, asked.database, asked.table)
+    return _with_fields(path, fields, asked.exclude)
+
+
+def _with_fields(path: str, fields: Mapping[str, str | None], exclude: Sequence[str]) -> str:
+    """An address with fields, without a question that would make it too long."""
+    given = [(name, value) for name, value in fields.items() if value]
+    given += [("exclude", name) for name in exclude]
+    address = f"{path}?{urlencode(given, errors='replace')}"
+    if len(address) <= MAX_ADDRESS_CHARS or not fields.get("question"):
+        return address
+    return _with_fields(path, {**fields, "question": None}, exclude)
 
 
 # The page of a table
@@ -207,13 +215,10 @@ async def _answer_context(
 
 def _ask_path(datasette: Datasette, consultation: Payload) -> str:
     """The path that asks the same again, to be shown beside it."""
-    names = {"model": "model_id", "question": "question", "type": "type"}
-    fields = [(name, consultation[column]) for name, column in names.items()]
-    query = [(name, value) for name, value in fields if value]
-    query += [("exclude", name) for name in consultation["exclude"]]
-    query += [("beside", consultation["id"])]
+    columns = {"model": "model_id", "question": "question", "type": "type", "beside": "id"}
+    fields = {name: consultation[column] for name, column in columns.items()}
     path = analyze_path(datasette, consultation["database"], consultation["table"])
-    return f"{path}?{urlencode(query, errors='replace')}"
+    return _with_fields(path, fields, consultation["exclude"])
 
 
 def _advice_as_html(advice: Mapping[str, Any]) -> dict[str, Markup]:

@@ -100,7 +100,7 @@ async def _changed(
         payload |= {"beside": beside}
         return await render_preview(datasette, request, payload, CHANGED, status=409)
     path = preview_path(datasette, preview.request, beside=beside, changed="1")
-    return Response(_line({"next": path}), content_type=NDJSON)
+    return Response(_line({"next": path, "changed": CHANGED}), content_type=NDJSON)
 
 
 def _streamed(
