@@ -68,7 +68,7 @@ def test_no_advice_is_a_failure(analyze):
     result = analyze("pets", "-m", "rude", status=1)
     assert "problem: impossible_values" in result.stdout
     (line,) = [each for each in result.stdout.splitlines() if each.startswith("error: ")]
-    assert "The answer of model 'rude' does not fit the schema: There is no JSON" in line
+    assert "answer of model 'rude' does not fit the schema: There is no JSON" in line
     assert "risk" not in result.stdout
 
 

@@ -499,6 +499,7 @@ def test_reference_problems_repeat_no_value(name: str, wrap: Any) -> None:
             {"time_limit_ms": 0},
             ".time_limit_ms: expected at least 1",
         ),
+        ({"max_prompt_tokens": 3_999}, ".max_prompt_tokens: expected at least 4,000"),
         (
             {"exclude": "mail"},
             '.exclude: expected a list, got the text "mail"; write it as ["mail"]',
@@ -945,6 +946,13 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "milliseconds",
             "2000",
             "Time limit of a profile; columns that would take longer are sampled.",
+        ),
+        (
+            "consultant.max_prompt_tokens",
+            "number",
+            "8000",
+            "Budget of both prompts and the schema of the answer; the least telling figures are "
+            "cut.",
         ),
         (
             "consultant.exclude",

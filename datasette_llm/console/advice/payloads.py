@@ -14,10 +14,11 @@ from ...consultant.advice import store
 from ...consultant.advice.consultation import ConsultationRequest
 from ...consultant.advice.dataset import earlier_checks, plain
 from ...consultant.advice.previews import Preview
+from ...consultant.advice.readers import readable
 from ...consultant.advice.types import DATASET_ANALYSIS, type_named, types
 from ...consultant.findings.dismissals import MAX_REASON_CHARS, key_of
 from ...consultant.findings.find import KINDS, Findings
-from ...consultant.table_access import analyzable_tables
+from ...consultant.table_access import all_viewable_tables, analyzable_tables
 from ...errors import LLMError, ProfileError
 from ...log import queries, totals
 from ...log.cost import NANODOLLARS
@@ -240,7 +241,10 @@ async def stored_payload(
     row = await store.read_one(
         datasette, consultation_id, await analyzable_tables(datasette, actor)
     )
-    return None if row is None else await shown_payload(datasette, actor, row)
+    if row is None:
+        return None
+    viewable = await all_viewable_tables(datasette, actor, row["database_name"])
+    return await shown_payload(datasette, actor, readable(row, viewable))
 
 
 async def shown_payload(datasette: Datasette, actor: Actor, row: Mapping[str, Any]) -> Payload:

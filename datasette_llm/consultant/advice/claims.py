@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
     from datasette.app import Datasette
+    from datasette.database import Database
 
     from ..table_access import Actor
 
@@ -115,35 +116,45 @@ async def check_claims(
     if not claims:
         return []
     settings = (await settings_of(datasette)).consultant
-    database = profile["database"]
-    db = datasette.get_database(database)
+    db = datasette.get_database(profile["database"])
     if unrestricted:
         others = {*await db.table_names(), *await db.view_names()}
     else:
-        others = await all_viewable_tables(datasette, actor, database)
+        others = await all_viewable_tables(datasette, actor, profile["database"])
     scope = Scope.of(profile, others, settings.exclude)
     limit_s = CHECKS_TIME * settings.time_limit_ms / 1_000
+    loop = asyncio.get_running_loop()
+
+    def on_check(index: int, check: Check) -> None:
+        loop.call_soon_threadsafe(on_progress, ClaimChecked(index, check))
+
+    def work(connection: Connection, clock: Clock) -> list[Check]:
+        limit = TimeLimit(connection, limit_s, clock)
+        return count_all(connection, claims, scope, limit, on_check)
+
+    async with instance.of(datasette, _TwoAtATime):
+        return await _in_thread(db, work, clock)
+
+
+async def _in_thread(
+    db: Database, work: Callable[[Connection, Clock], list[Check]], clock: Clock
+) -> list[Check]:
+    """Run the work in a thread, and stop it when the caller is cancelled."""
     cancelled = False
     calls = itertools.count()
-    loop = asyncio.get_running_loop()
 
     def stoppable_clock() -> float:
         # The first call sets the start of the time limit.
         return clock() + (_FOREVER_S if next(calls) and cancelled else 0.0)
 
-    def told(index: int, check: Check) -> None:
-        loop.call_soon_threadsafe(on_progress, ClaimChecked(index, check))
-
-    def work() -> list[Check]:
+    def run() -> list[Check]:
         with own_connections(db, 1) as [connection]:
-            limit = TimeLimit(connection, limit_s, stoppable_clock)
-            return count_all(connection, claims, scope, limit, told)
+            return work(connection, stoppable_clock)
 
-    async with instance.of(datasette, _TwoAtATime):
-        try:
-            return await asyncio.to_thread(work)
-        finally:
-            cancelled = True
+    try:
+        return await asyncio.to_thread(run)
+    finally:
+        cancelled = True
 
 
 class _TwoAtATime(asyncio.Semaphore):
@@ -158,7 +169,7 @@ def count_all(
     claims: Sequence[Claim],
     scope: Scope,
     limit: TimeLimit,
-    told: Callable[[int, Check], None] = lambda index, check: None,
+    on_check: Callable[[int, Check], None] = lambda index, check: None,
 ) -> list[Check]:
     """Count the evidence of claims, all in the same state of the database.
 
@@ -167,7 +178,7 @@ def count_all(
         claims: the claims.
         scope: what they may be about.
         limit: for all of them; each may use its share, and what others have left.
-        told: called with each verdict.
+        on_check: called with each verdict.
     """
     connection.execute("pragma query_only = 1")
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
@@ -179,7 +190,7 @@ def count_all(
         share = (at + 2) / (len(claims) + 1)
         check = _checked(connection, claim, scope, limit, share, of)
         checks.append(check)
-        told(at, check)
+        on_check(at, check)
     return checks
 
 

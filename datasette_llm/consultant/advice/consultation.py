@@ -323,7 +323,7 @@ class _Run:
     async def _review(self, answer: Answer, profile: Mapping[str, Any]) -> None:
         request = self.request
         facts = await table_facts(self.datasette, request.database, request.table)
-        review = request.kind.review(answer.value, facts)
+        review = await asyncio.to_thread(request.kind.review, answer.value, facts)
         self.advice = review.advice
         self.rejected = (*((answer.rest,) if answer.rest else ()), *review.rejected)
         for index, _ in enumerate(review.claims):

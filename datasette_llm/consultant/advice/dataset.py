@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from ...sanitize import well_formed, without_controls
@@ -130,6 +139,24 @@ class DatasetAdvice(_Closed):
     reasoning_summary: str
     """Why, in a short paragraph."""
     risk_flags: list[RiskFlag]
+    _beyond: int = PrivateAttr(default=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _bounded(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        # Before each is read, which takes long for thousands of claims.
+        flags = data.get("risk_flags") if isinstance(data, dict) else None
+        beyond = len(flags) - MAX_CLAIMS if isinstance(flags, list) else 0
+        if flags is None or beyond <= 0:
+            return read(data)
+        made = read({**data, "risk_flags": flags[:MAX_CLAIMS]})
+        made._beyond = beyond  # noqa: SLF001  # it is of this class
+        return made
+
+    @property
+    def beyond(self) -> int:
+        """The number of claims after the first `MAX_CLAIMS`, which are not read."""
+        return self._beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +220,21 @@ def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
         null. Of flags the first `MAX_CLAIMS` are kept.
     """
     config, rejected = reviewed_config(answer.suggested_config, facts)
-    claims = [_claim(flag, facts, rejected) for flag in answer.risk_flags[:MAX_CLAIMS]]
-    beyond = len(answer.risk_flags) - len(claims)
-    if beyond:
-        rejected.insert(0, f"risk_flags: {beyond:,} more than the {MAX_CLAIMS} that are kept")
+    claims = [_claim(flag, facts, rejected) for flag in answer.risk_flags]
+    if answer.beyond:
+        more = f"risk_flags: {answer.beyond:,} more than the {MAX_CLAIMS} that are kept"
+        rejected.insert(0, more)
     advice = {
         "suggested_action": answer.suggested_action,
         "suggested_config": config.model_dump(),
         "reasoning_summary": answer.reasoning_summary,
         "risk_flags": [_flag(claim) for claim in claims],
     }
-    return Review(_plain_texts(advice), tuple(map(plain, rejected[:MAX_REJECTED])), tuple(claims))
+    return Review(
+        _plain_texts(advice),
+        tuple(map(plain, [*dict.fromkeys(rejected)][:MAX_REJECTED])),
+        tuple(claims),
+    )
 
 
 def earlier_checks(advice: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -6,6 +6,7 @@ in it, so that rather one claim too few is confirmed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ _NAMED_FUNCTIONS = ("mean", "median", "sum")
 _MISSING = word_set(
     "missing null nulls blank empty no without lack lacks lacking absent unknown not unfilled none"
 )
-_NOT = word_set("not no invalid malformed broken cannot other without except")
+_NOT = word_set("not no neither invalid malformed broken cannot other without except")
 _BELOW = word_set("below under less lower smaller fewer before short shorter younger negative")
 _ABOVE = word_set("above over more greater higher larger exceed exceeds after long longer older")
 _NO_WORDS = frozenset[str]()
@@ -96,12 +97,13 @@ _FORM_WORDS = {
 # and none of these.
 _OPPOSITES = {
     "is not null": word_set("missing null blank empty absent lack lacks without"),
-    "parses as": word_set("not invalid malformed cannot"),
-    "like": word_set("not without"),
-    "contains": word_set("not without"),
-    "=": word_set("not except"),
-    "in": word_set("not except"),
+    "parses as": word_set("invalid malformed"),
+    "=": word_set("except"),
+    "in": word_set("except"),
 }
+_DENIALS = word_set("not no without free cannot")
+_NEGATED = ("!=", "not like", "does not parse as", "is not null")
+_NOT_MISSING = re.compile(r"(\bnot|n't|\bno) (missing|null|empty|blank)", re.IGNORECASE)
 _NAMED_TEXTS = ("=", "!=", "in", "like", "not like", "contains", "mask is")
 _LARGEST = word_set("most highest largest greatest biggest maximum latest heaviest")
 _SMALLEST = word_set("least fewest lowest smallest minimum earliest cheapest lightest")
@@ -228,6 +230,8 @@ def objections(
     yield from _about_other_columns(claim, sentence, evidence, columns)
     yield from _about_other_things(claim, sentence, evidence)
     yield from _about_other_conditions(claim, sentence, evidence)
+    if figures.rows != 0:
+        yield from _about_the_opposite(sentence, evidence)
     if isinstance(evidence, Top):
         yield from _of_ranking(sentence, evidence)
     elif figures.rows is not None or figures.percent is not None:
@@ -284,6 +288,17 @@ def _about_other_conditions(claim: Claim, sentence: str, evidence: Evidence) -> 
         texts = [each for each in _texts_of(condition) if condition.op in _NAMED_TEXTS]
         if texts and not any(_is_named(each, sentence, words) for each in texts):
             yield f"the sentence does not name {plain(texts[0])}"
+
+
+def _about_the_opposite(sentence: str, evidence: Evidence) -> Iterator[str]:
+    """The sentence denies something, and what was counted is there."""
+    if isinstance(evidence, Orphans | Pattern):
+        return
+    ops = {each.op for each in conditions_of(evidence)}
+    if _DENIALS & word_set(sentence) and not ops & {*_NULLS, *_NEGATED}:
+        yield "the sentence denies what was counted"
+    if ops & {*_NULLS} and _NOT_MISSING.search(sentence):
+        yield "the sentence denies that values are missing"
 
 
 def _words_for(condition: Condition) -> frozenset[str]:

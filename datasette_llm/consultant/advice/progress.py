@@ -1,4 +1,4 @@
-"""What a running consultation tells of its progress."""
+"""Events of a running consultation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class AnswerGrows:
-    """More of the answer has come; told a few times a second.
+    """More of the answer has come; sent a few times a second.
 
     Attributes:
         chars: of the answer so far.

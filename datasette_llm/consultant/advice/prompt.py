@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +27,13 @@ _BEGIN, _END = "<profile>", "</profile>"
 _ZERO_IS_NONE = ("null_fraction", "empty_texts")
 
 
+# What a last sentence takes.
+_ROOM_FOR_WORDS = 200
+_MAX_DIGITS = 10
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """Figures that are left out together.
@@ -42,7 +51,8 @@ class _Cut:
 
 # The least telling first.
 _CUTS = (
-    _Cut("sample rows, masks and lengths", ("masks", "length", "blob_size"), ("sample_rows",)),
+    _Cut("sample rows, and of texts and numbers what is long", table=("sample_rows",)),
+    _Cut("masks and lengths", ("masks", "length", "blob_size")),
     _Cut("quartiles and deviations", ("quartiles", "deviation", "empty_texts")),
     _Cut(f"all but {FEW_VALUES} frequent values of a column"),
     _Cut(
@@ -50,7 +60,8 @@ _CUTS = (
         ("mean", "numeric_texts", "indexed", "generated", "full_text_search", "column_type"),
         ("checks",),
     ),
-    _Cut("least, greatest and frequent values", ("top_values", "min", "max")),
+    _Cut("frequent values", ("top_values",)),
+    _Cut("least and greatest values", ("min", "max")),
     _Cut("descriptions and numbers of values", ("description", "distinct", "grouped", "rows")),
     _Cut(
         "all figures but names and types",
@@ -58,7 +69,8 @@ _CUTS = (
         ("other_tables", "description", "sample"),
     ),
 )
-_FEW = 3
+# From this level on there are few values.
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +111,32 @@ def user_prompt(
     """
     line = f"The person's question: {as_json(question)}\n\n" if question else ""
     found, said = _found(findings, max_bytes * _FINDINGS_SHARE)
-    for level in range(len(_CUTS) + 1):
-        cut = _sentences(level) + said
-        columns = _folded([_column(each, level) for each in profile.get("columns", ())])
-        prompt = f"{line}{_delimited(profile, columns, level, cut)}{found}"
-        if len(prompt.encode()) <= max_bytes:
-            return UserPrompt(prompt, tuple(cut))
-    room = max_bytes - len(f"{line}{_delimited(profile, [], level, cut)}{found}".encode()) - 200
-    columns, unnamed = _named(profile.get("columns", ()), room)
-    cut = [*cut, f"{unnamed:,} columns are not named"]
-    return UserPrompt(f"{line}{_delimited(profile, columns, level, cut)}{found}", tuple(cut))
+
+    def at(level: int, columns: Sequence[Any] | None = None, *more: str) -> UserPrompt:
+        cut = [*_sentences(level), *said, *more]
+        if columns is None:
+            columns = _folded([_column(each, level) for each in profile.get("columns", ())])
+        text = f"{line}{_delimited(profile, columns, level, cut)}{found}"
+        return UserPrompt(text, tuple(cut))
+
+    def fits(level: int) -> bool:
+        return len(at(level).text.encode()) <= max_bytes
+
+    last = len(_CUTS)
+    # Each level is shorter than the one before.
+    level = bisect_left(range(last + 1), True, key=fits)
+    if level <= last:
+        return at(level)
+    names = [each["name"] for each in profile.get("columns", ())]
+    room = max_bytes - len(at(last, []).text.encode()) - _ROOM_FOR_WORDS
+    named = _fitting(names, room)
+    unnamed = f"{len(names) - len(named):,} columns are not named"
+    return at(last, [{"names": named}], unnamed)
 
 
 def as_json(value: object) -> str:
     """Data as JSON on one line, without angle brackets."""
-    text = well_formed(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    text = well_formed(_encoded(value))
     return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -146,7 +169,7 @@ def _delimited(
     dropped = {key for each in _CUTS[:level] for key in each.table}
     table = {name: each for name, each in profile.items() if name not in dropped}
     rest = _without_empty(table | ({"columns": columns} if "columns" in profile else {}))
-    data = _shortened(rest | ({"cut": list(cut)} if cut else {})) if level else rest
+    data = (_shortened(rest) if level else rest) | ({"cut": list(cut)} if cut else {})
     return f"{_BEGIN}\n{as_json(data)}\n{_END}\n"
 
 
@@ -161,8 +184,9 @@ def _column(column: Mapping[str, Any], level: int) -> dict[str, Any]:
     distinct = made.get("distinct")
     if isinstance(distinct, dict) and distinct.get("exact"):
         made["distinct"] = distinct["count"]
-    if level >= _FEW and "top_values" in made:
-        made["top_values"] = made["top_values"][:FEW_VALUES]
+    if "top_values" in made:
+        pairs = [[each["value"], each["count"]] for each in made["top_values"]]
+        made["top_values"] = pairs[:FEW_VALUES] if level >= _FEW else pairs
     return made
 
 
@@ -170,7 +194,7 @@ def _without_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: each
         for name, each in entry.items()
-        if not (each is None or each is False or each in ("", [], {}))
+        if not (each is None or each in ("", [], {}) or (each is False and name != "exact"))
         and not (name in _ZERO_IS_NONE and each == 0)
     }
 
@@ -182,7 +206,7 @@ def _folded(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         like = as_json({name: each for name, each in column.items() if name != "name"})
         groups.setdefault(like, []).append(column)
     return [
-        group[0] if len(group) == 1 else {"names": [each["name"] for each in group]} | _like(group)
+        group[0] if len(group) == 1 else {"names": _ranges(group)} | _like(group)
         for group in groups.values()
     ]
 
@@ -191,15 +215,35 @@ def _like(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: each for name, each in group[0].items() if name != "name"}
 
 
-def _named(columns: Sequence[Mapping[str, Any]], room: float) -> tuple[list[dict[str, Any]], int]:
-    """The names of the first columns that there is room for, and how many there are besides."""
-    names: list[str] = []
-    for column in columns:
-        room -= len(as_json(column["name"]).encode()) + 1
+def _ranges(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of columns, of which runs such as `s1`, `s2`, `s3` are `s1 … s3`."""
+    runs: list[list[str]] = []
+    for each in group:
+        name = each["name"]
+        if runs and _follows(runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    named = ([f"{run[0]} … {run[-1]}"] if len(run) > FEW_VALUES else run for run in runs)
+    return [name for run in named for name in run]
+
+
+def _follows(before: str, name: str) -> bool:
+    first, second = _NUMBERED.fullmatch(before), _NUMBERED.fullmatch(name)
+    if not (first and second and first[1] == second[1] and len(first[2]) < _MAX_DIGITS):
+        return False
+    return f"{int(first[2]) + 1:0{len(first[2])}}" == second[2]
+
+
+def _fitting(names: Sequence[str], room: float) -> list[str]:
+    """The first names that there is room for."""
+    fitting = []
+    for name in names:
+        room -= len(as_json(name).encode()) + 1
         if room < 0:
             break
-        names.append(column["name"])
-    return [{"names": names}], len(columns) - len(names)
+        fitting.append(name)
+    return fitting
 
 
 def _shortened(value: Any) -> Any:
@@ -208,4 +252,6 @@ def _shortened(value: Any) -> Any:
     if isinstance(value, dict):
         exact = ("name", "names", "table")
         return {n: each if n in exact else _shortened(each) for n, each in value.items()}
-    return [_shortened(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_shortened(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

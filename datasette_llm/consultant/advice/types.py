@@ -43,14 +43,15 @@ few different values, a useful order, the column that names a row, one sentence 
 that does not explain itself, with the unit of its numbers.
 - Suggest nothing where you have no reason to; empty lists and null are good answers.
 - A risk flag is a claim about the data. Its evidence says what to count, as data; a program \
-counts it, and shows what was said beside what was counted. Say in expected what you claim, and \
-say the same in the sentence; null where you do not know. Choose evidence that is about exactly \
-what the sentence says. What cannot be counted is an opinion.
+counts it, and shows what was said beside what was counted. Say in expected what you claim, or \
+null where you do not know; say the same in the sentence, in English, with numbers as digits. \
+Choose evidence that is about exactly what the sentence says. What cannot be counted is an opinion.
 - The findings were counted by a program, and the person sees them beside your answer. Do not \
 repeat them as risk flags; say in suggested_action and reasoning_summary which of them matter, and \
 why.
 - Where a figure of the profile was sampled (exact is false), do not expect exactly it. What the \
-profile leaves out is none, zero or false; `names` are columns that are alike.
+profile leaves out is none, zero or false; `names` are columns that are alike, `s1 … s9` also \
+those between.
 - If there is a question, answer it in reasoning_summary, and add claims of the kind "answer" that \
 count what you say: `top` ranks values of a column, `aggregate` has figures, `rows` counts.
 """

@@ -56,6 +56,11 @@ class Check(TypedDict):
     duration_ms: float
 
 
+def unchecked(reason: str) -> Check:
+    """The verdict on a claim of which nothing may be said but why."""
+    return _check("not_checkable", "Not counted", None, reason=reason)
+
+
 def uncounted(claim: Claim, reason: str, duration_ms: float = 0.0) -> Check:
     """The verdict on a claim that cannot be checked.
 
@@ -134,7 +139,7 @@ def percent(share: float) -> str:
 def _check(
     status: Status,
     sentence: str,
-    evidence: ClaimEvidence | Unreadable,
+    evidence: ClaimEvidence | Unreadable | None,
     *,
     reason: str | None = None,
     counted: float | None = None,
@@ -226,6 +231,6 @@ def _label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 1e15 else f"{value:g}"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}" if abs(value) < 10**18 else f"{value:.6g}"
     text = f"{len(value):,} bytes" if isinstance(value, bytes) else plain(str(value))
     return text if len(text) <= MAX_LABEL_CHARS else f"{text[:MAX_LABEL_CHARS]}…"

@@ -48,6 +48,7 @@ MAX_NAMES = 50
 MAX_VALUES = 100
 MAX_VALUE_CHARS = 200
 MAX_TOP = 20
+MAX_NUMBER = 10**300
 
 _WITHOUT_VALUE = ("is null", "is not null", "is empty", "is missing", "has edge spaces")
 _OF_TEXT = ("like", "not like", "contains", "mask is")
@@ -202,6 +203,8 @@ def problem_of(evidence: ClaimEvidence) -> str | None:
         return f"it has more than {MAX_CONDITIONS} conditions or columns"
     if any(map(_is_long, _values(evidence))):
         return f"it has a value of more than {MAX_VALUE_CHARS} characters"
+    if any(map(_is_large, (*_values(evidence), getattr(evidence, "expected", None)))):
+        return "it has a number that is too large"
     problem = next(filter(None, map(_problem_of_condition, conditions)), None)
     return problem or _problem_of_alternatives(evidence) or _problem_of_kind(evidence)
 
@@ -277,6 +280,10 @@ def _values(evidence: ClaimEvidence) -> Iterator[Scalar]:
         yield from value if isinstance(value, tuple) else () if value is None else (value,)
     if isinstance(evidence, Pattern):
         yield from evidence.usual
+
+
+def _is_large(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) > MAX_NUMBER
 
 
 def _is_long(value: Scalar) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -205,7 +204,7 @@ def _bound(value: Any) -> Any:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, int) and not -_MAX_INTEGER <= value <= _MAX_INTEGER:
-        return math.copysign(math.inf, value) if abs(value) > 10**300 else float(value)
+        return float(value)
     return value
 
 

@@ -87,4 +87,5 @@ def _name(name: str) -> str:
 def _value(value: Scalar) -> str:
     if isinstance(value, str):
         return f"'{value}'"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    is_exact = isinstance(value, int) and abs(value) < 10**18
+    return f"{value:,}" if is_exact else f"{value:,.6g}"

@@ -6,12 +6,16 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from datasette_llm.consultant.advice import claims as checking
 from datasette_llm.consultant.advice.claims import Scope, check_claims, count_all
 from datasette_llm.consultant.advice.dataset import Claim
+from datasette_llm.consultant.advice.objections import Counted
 from datasette_llm.consultant.advice.progress import ClaimChecked
+from datasette_llm.consultant.advice.verdicts import verdict
 from datasette_llm.consultant.evidence import ClaimEvidence
 from datasette_llm.consultant.findings.time_limit import TimeLimit
 from tests.support.consultant import ANA
@@ -73,6 +77,10 @@ TRUE = [
     ("The note is NA in 5 rows", rows(("note", "=", "NA"), expected=5)),
     ("Two rows repeat the email of another", repeats("email", expected=2)),
     ("Every id is unique", repeats("id", expected=0)),
+    ("No id is repeated", repeats("id", expected=0)),
+    ("10 of 40 ships are neither Olympic nor Mauretania", {"kind": "rows", "expected": 10,
+     "any_of": [[{"column": "ship", "op": "!=", "value": "Olympic"},
+                 {"column": "ship", "op": "!=", "value": "Mauretania"}]]}),
     ("One port leads nowhere", orphans("ports", "code")),
     ("The average fare is 65", figure("mean", "fare", 65)),
     ("The median age is 39", figure("median", "age", 39)),
@@ -115,8 +123,13 @@ FALSE = [
     ("The average fare is 100.5", figure("max", "fare", 100.5), "counted"),
     ("All 40 fares are texts", rows(("fare", "type is", "real"), expected=40), "counted"),
     ("39 fares are above 0", rows(("fare", "<", 1e9), expected=40), "counted"),
+    # A denial
+    ("The emails have no duplicates", repeats("email", expected=2), "counted"),
+    ("The ages are not missing", rows(NO_AGE, expected=1), "counted"),
+    ("Fares aren't below 0", rows(("fare", "<", 0), expected=1), "counted"),
+    ("The average fare is not 65", figure("mean", "fare", 65), "counted"),
     # What every row meets, or none
-    ("All fares are negative", rows(("fare", "<", 1e300), expected=40), "counted"),
+    ("All fares are negative", rows(("fare", "<", 1e12), expected=40), "counted"),
     ("Some fares are absurd", rows(("fare", ">", 1e9), expected=0), "counted"),
     ("Fares are doubtful", rows(("fare", ">", -1e9), expected=40), "counted"),
     ("All ages are null", rows(NO_AGE, AGED, expected=40), "not_checkable"),
@@ -173,6 +186,25 @@ def test_a4_no_false_claim_is_confirmed(connection):
     for (*said, status), check in zip(FALSE, found, strict=True):
         assert check["status"] == status, (said, check)
         assert check["reason"] or status in ("contradicted",), (said, check)
+
+
+SENTENCES = (
+    "{n} ages are missing",
+    "Age is missing in {n} rows",
+    "In {n} of 40 rows the age is missing",
+    "{n} % of the ages are missing",
+    "There are {n} rows without an age, about 1 in 40",
+    "At most one row of {n} lacks its age",
+    "More than {n} rows lack their age",
+)
+
+
+@given(st.sampled_from(SENTENCES), st.integers(2, 10**6), st.sampled_from((None, 1, 2, 39)))
+def test_a4_wrong_number_is_never_confirmed(sentence, number, expected):
+    evidence = READ(rows(NO_AGE, expected=expected))
+    said = claim(sentence.format(n=f"{number:,}"), evidence)
+    check = verdict(said, evidence, Counted(1, 40), ("id", "age", "fare"))
+    assert check["status"] != "confirmed" or (number == 40 and "of" in sentence)
 
 
 def test_a4_verdicts_say_what_was_counted(connection):
@@ -243,17 +275,17 @@ def test_a7_claims_share_a_time_limit(connection):
     ticks = iter(range(10**9))
     limit = TimeLimit(connection, 1_000, lambda: float(next(ticks)))
     endless = claim("It ends", rows(("i", "<", 0), expected=0))
-    told = []
+    heard = []
     found = count_all(
         connection,
         [endless, claim("It is so", {"kind": "opinion"}), endless],
         Scope("data", "endless", frozenset({"i"})),
         limit,
-        lambda index, check: told.append((index, check["status"])),
+        lambda index, check: heard.append((index, check["status"])),
     )
     assert [each["status"] for each in found] == ["not_checkable", "opinion", "not_checkable"]
     assert {found[0]["reason"], found[2]["reason"]} == {checking.LATE}
-    assert told == [(0, "not_checkable"), (1, "opinion"), (2, "not_checkable")]
+    assert heard == [(0, "not_checkable"), (1, "opinion"), (2, "not_checkable")]
     assert next(ticks) < 1_100
 
 

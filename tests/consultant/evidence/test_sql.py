@@ -36,13 +36,15 @@ NAMES = ('"', "rowid", "select", "", "é\U0001f436", "?", "a'b", "t", "o.x", "ll
 TYPES = ("", "text", "integer", "real", "text collate nocase", "text collate rtrim", "numeric")
 BIG = 2**53 + 1
 CELLS = st.sampled_from(
-    (None, 0, 1, -1, 1.0, 2.5, BIG, float(BIG), -(2**63), 1e300, "", "1", "1.0", " 1 ", "a", "A")
-    + ("aB", "a ", "NA", "n/a", "x\0y", "é", "É", "%", "_", "2024-01-31", "31/12/2024", "24:00")
-    + ("AA-12", "ab-1", b"", b"a", b"\x00", "it's", '"', "?", "null")
+    (
+        *(None, 0, 1, -1, 1.0, 2.5, BIG, float(BIG), -(2**63), 1e300, "", "1", "1.0", " 1 ", "a"),
+        *("A", "aB", "a ", "NA", "n/a", "x\0y", "é", "É", "%", "_", "2024-01-31", "31/12/2024"),
+        *("24:00", "AA-12", "ab-1", b"", b"a", b"\x00", "it's", '"', "?", "null"),
+    )
 )
 VALUES = CELLS.filter(
     lambda each: each is not None and not isinstance(each, bytes)
-) | st.sampled_from((2**70, -(2**2000), "a%", "%b", "_", "secret"))
+) | st.sampled_from((2**70, -(2**900), "a%", "%b", "_", "secret"))
 OPS = {
     "value": ("=", "!=", "<", "<=", ">", ">="),
     "text": ("like", "not like", "contains", "mask is"),
@@ -150,7 +152,7 @@ def made(connection, columns, types, cells, kind):
     """The table `t`, and two others; returns the rows as they are stored."""
     names = ", ".join(map(quote_identifier, columns))
     declared = ", ".join(
-        f"{quote_identifier(name)} {kind}" for name, kind in zip(columns, types, strict=True)
+        f"{quote_identifier(name)} {type_}" for name, type_ in zip(columns, types, strict=True)
     )
     if kind == "view":
         connection.execute(f"create table base ({declared})")
@@ -168,7 +170,7 @@ def made(connection, columns, types, cells, kind):
             connection.execute(f"insert into {target} values ({marks})", each)
     connection.execute('create table other ("Secret")')
     connection.executemany("insert into other values (?)", [(1,), ("a",), ("NA",), (None,)])
-    connection.execute(f"create table secret ({declared}, secret)")
+    connection.execute(f"create table secret ({declared}, hidden)")
     rows = connection.execute(f"select {names} from t").fetchall()
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
@@ -319,7 +321,7 @@ def equal(a, b):
     return math.isclose(a, b, rel_tol=1e-12)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(cases())
 def test_a3_evidence_agrees_with_python(case):
     """It reads the table that is asked about, or the named other one, and ends."""
@@ -383,6 +385,8 @@ TALL = tuple((Condition(column="a", op="=", value=n),) for n in range(51))
     [
         (Rows(any_of=()), "no condition"),
         (Rows(any_of=((),)), "no condition"),
+        (Rows(any_of=((Condition(column="a", op="=", value=2**2000),),)), "too large"),
+        (Rows(any_of=((Condition(column="a", op="is null"),),), expected=2**2000), "too large"),
         (Rows(any_of=TALL), "more than 50"),
         (Rows(any_of=((Condition(column="a", op="="),),)), "lacks a value"),
         (Rows(any_of=((Condition(column="a", op="in", value=1),),)), "no list"),
