@@ -37,7 +37,7 @@ def table_query(evidence: Mapping[str, Any] | None, profile: Mapping[str, Any]) 
     """
     if not evidence or evidence.get("kind") != "rows":
         return None
-    columns = {each["name"]: each for each in profile["columns"]}
+    columns = {each["name"]: each for each in profile.get("columns", ())}
     alternatives = evidence["any_of"]
     if len(alternatives) == 1:
         filters = [_filter(condition, columns) for condition in alternatives[0]]
@@ -130,7 +130,8 @@ def _is_number(value: Any) -> bool:
 
 def _only(column: Mapping[str, Any], types: set[str]) -> bool:
     """Whether a column has values of some types only, in all rows."""
-    return bool(column["exact"]) and set(column["observed_types"]) <= types
+    # Of earlier versions it is not known.
+    return bool(column.get("exact")) and set(column.get("observed_types", ())) <= types
 
 
 def _affinity(column: Mapping[str, Any]) -> str:
