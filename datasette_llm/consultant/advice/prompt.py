@@ -7,7 +7,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -110,28 +110,70 @@ def user_prompt(
         max_bytes: of the prompt.
     """
     line = f"The person's question: {as_json(question)}\n\n" if question else ""
-    found, said = _found(findings, max_bytes * _FINDINGS_SHARE)
+    return _Fitting(
+        profile, line, *_found(findings, max_bytes * _FINDINGS_SHARE), max_bytes
+    ).prompt()
 
-    def at(level: int, columns: Sequence[Any] | None = None, *more: str) -> UserPrompt:
-        cut = [*_sentences(level), *said, *more]
-        if columns is None:
-            columns = _folded([_column(each, level) for each in profile.get("columns", ())])
-        text = f"{line}{_delimited(profile, columns, level, cut)}{found}"
-        return UserPrompt(text, tuple(cut))
 
-    def fits(level: int) -> bool:
-        return len(at(level).text.encode()) <= max_bytes
+@dataclass(slots=True)
+class _Fitting:
+    """A profile that is cut until its prompt fits.
 
-    last = len(_CUTS)
-    # Each level is shorter than the one before.
-    level = bisect_left(range(last + 1), True, key=fits)
-    if level <= last:
-        return at(level)
-    names = [each["name"] for each in profile.get("columns", ())]
-    room = max_bytes - len(at(last, []).text.encode()) - _ROOM_FOR_WORDS
-    named = _fitting(names, room)
-    unnamed = f"{len(names) - len(named):,} columns are not named"
-    return at(last, [{"names": named}], unnamed)
+    Attributes:
+        profile: the profile.
+        line: the question, before it.
+        found: the findings, after it.
+        said: sentences about what was left out of these.
+        max_bytes: of the prompt.
+    """
+
+    profile: Mapping[str, Any]
+    line: str
+    found: str
+    said: Sequence[str]
+    max_bytes: float
+    entries: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def prompt(self) -> UserPrompt:
+        # Each level is shorter than the one before.
+        levels = range(len(_CUTS) + 1)
+        level = bisect_left(levels, True, key=lambda each: self._fits(self._at(each)))
+        if level == 0:
+            return self._at(0)
+        if level == len(levels):
+            return self._names_only()
+        counts = range(1, len(self._columns(level)) + 1)
+        too_many = bisect_left(counts, True, key=lambda n: not self._fits(self._at(level, n)))
+        return self._at(level, too_many)
+
+    def _fits(self, prompt: UserPrompt) -> bool:
+        return len(prompt.text.encode()) <= self.max_bytes
+
+    def _at(self, level: int, detailed: int = 0) -> UserPrompt:
+        """The prompt at a level, with the first columns at the one before."""
+        first = self._columns(level - 1)[:detailed] if detailed else []
+        columns = _folded([*first, *self._columns(level)[detailed:]])
+        return self._made(level, columns, _sentences(level, detailed))
+
+    def _columns(self, level: int) -> list[dict[str, Any]]:
+        if level not in self.entries:
+            columns = self.profile.get("columns", ())
+            self.entries[level] = [_column(each, level) for each in columns]
+        return self.entries[level]
+
+    def _made(self, level: int, columns: Sequence[Any], cut: Sequence[str]) -> UserPrompt:
+        sentences = (*cut, *self.said)
+        data = _delimited(self.profile, columns, level, sentences)
+        return UserPrompt(f"{self.line}{data}{self.found}", sentences)
+
+    def _names_only(self) -> UserPrompt:
+        last = len(_CUTS)
+        sentences = _sentences(last, 0)
+        names = [each["name"] for each in self.profile.get("columns", ())]
+        size = len(self._made(last, [], sentences).text.encode())
+        named = _fitting(names, self.max_bytes - size - _ROOM_FOR_WORDS)
+        unnamed = f"{len(names) - len(named):,} columns are not named"
+        return self._made(last, [{"names": named}], [*sentences, unnamed])
 
 
 def as_json(value: object) -> str:
@@ -158,9 +200,13 @@ def _found(findings: Sequence[Mapping[str, Any]], max_bytes: float) -> tuple[str
     return text, [f"{more:,} findings of less severity are left out"] if more else []
 
 
-def _sentences(level: int) -> list[str]:
-    left_out = "; ".join(each.words for each in _CUTS[:level])
-    return [f"To fit the budget of the prompt these are left out: {left_out}"] if level else []
+def _sentences(level: int, detailed: int) -> list[str]:
+    """What is left out at a level, but for the first columns, which have the one before."""
+    words = [each.words for each in _CUTS[:level]]
+    if detailed:
+        words[-1] = f"from column {detailed + 1:,} on {words[-1]}"
+    start = "To fit the budget of the prompt these are left out: "
+    return [f"{start}{'; '.join(words)}"] if words else []
 
 
 def _delimited(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
@@ -117,10 +118,10 @@ def verdict(
         _sentence(status, evidence, counted),
         evidence,
         reason=_capitalized("; ".join(reasons)) or None,
-        counted=figures.figure,
+        counted=_finite(figures.figure),
         of=counted.of if is_of_rows else None,
         share=figures.percent / 100 if is_of_rows and figures.percent is not None else None,
-        result=[[_label(value), figure] for value, figure in counted.result] or None,
+        result=[[_label(value), _finite(figure)] for value, figure in counted.result] or None,
         unheld_numbers=unheld,
         sql=counted.sql,
         duration_ms=counted.duration_ms,
@@ -164,6 +165,11 @@ def _check(
         sql=sql,
         duration_ms=duration_ms,
     )
+
+
+def _finite(figure: float | None) -> float | None:
+    # JSON has no infinity.
+    return None if figure is None or not math.isfinite(figure) else figure
 
 
 def _status(agrees: bool | None, reasons: Sequence[str]) -> Status:

@@ -29,7 +29,7 @@ _NUMBER = re.compile(
             |\d{{1,4}}[/.]\d{{1,2}}[/.]\d{{1,4}}|\d{{1,2}}:\d\d
         )
         |(?P<part>(?P<times>an?|{_WORD})[-\ ](?P<of>{_ANY(_PARTS)})s?|half\b)
-        |(?P<digits>[-+\u2212]?(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d*\.?\d+(?:e[-+]?\d+)?))
+        |(?P<digits>[-+\u2212]?(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d*\.?\d+(?:e[-+]?\d{{1,2}}(?!\d))?))
         |(?P<word>{_WORD})
         |(?P<vague>(?:hundred|thousand|million|billion|dozen)s?)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 
@@ -205,6 +206,25 @@ def test_a4_wrong_number_is_never_confirmed(sentence, number, expected):
     said = claim(sentence.format(n=f"{number:,}"), evidence)
     check = verdict(said, evidence, Counted(1, 40), ("id", "age", "fare"))
     assert check["status"] != "confirmed" or (number == 40 and "of" in sentence)
+
+
+PIECES = ("1e99", "1e999", "-", "99", " %", ".5", ",", "1,000", "half", "one", " ", "`", "'", "age")
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join))
+def test_a4_any_sentence_gets_a_verdict(sentence):
+    said = claim(sentence, rows(NO_AGE, expected=1))
+    check = verdict(said, said.evidence, Counted(1, 40), ("id", "age", "fare"))
+    json.dumps(check, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_a4_infinity_is_no_json(connection):
+    connection.execute("update trips set fare = 9e999 where id = 1")
+    connection.commit()
+    claims = [("Fares are high", each) for each in (figure("max", "fare", 5), most(limit=1))]
+    for check in checked(connection, *claims):
+        json.dumps(check, allow_nan=False)
+        assert "inf" in check["sentence"]
 
 
 def test_a4_verdicts_say_what_was_counted(connection):
