@@ -535,6 +535,23 @@ async def test_a8_ndjson_has_a_line_for_each_event(start_site, register_models):
     assert "Cleo" not in stored.split("Raw answer")[0]
 
 
+async def test_a4_infinite_figure_confirms_nothing(start_site, register_models):
+    """Nor does it break the lines of JSON."""
+    evidence = {"kind": "aggregate", "function": "max", "column": "weight", "any_of": []}
+    greatest = flag(evidence | {"expected": 3.0}, claim="The greatest is 3")
+    register_models(answering(answer(greatest)))
+    site = await start_site()
+    connection = sqlite3.connect(site.path)
+    connection.execute("insert into pets (weight) values (9e999)")
+    connection.commit()
+    connection.close()
+    answered = await site.send(fields(await previewed(site)), accept="application/x-ndjson")
+    assert "Infinity" not in answered.text
+    lines = [json.loads(line) for line in answered.text.splitlines()]
+    (check,) = [line["check"] for line in lines if "check" in line]
+    assert check["status"] == "contradicted"
+
+
 async def test_ndjson_leads_to_the_changed_preview(site):
     sent = fields(await previewed(site), question="New?", exclude="name")
     answered = await site.send(sent, accept="application/x-ndjson")
