@@ -34,7 +34,7 @@ def birds(register_models: Any) -> None:
     register_models(
         ScriptedModel("heron", *[["hello"]] * 9),
         ScriptedModel("pelican", needs_key="bird"),
-        ScriptedModel("broken", *[llm.ModelError("Too many requests")] * 9),
+        ScriptedModel("broken", *[[llm.ModelError("Too many requests")]] * 9),
     )
 
 
