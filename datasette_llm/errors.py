@@ -54,7 +54,13 @@ FailureKind = Literal[
 
 
 class LLMError(Exception):
-    """The root of every error that datasette-llm raises itself."""
+    """The root of every error that datasette-llm raises itself.
+
+    Attributes:
+        call_id: of a call that was refused before it was made, the id of its row in the call log.
+    """
+
+    call_id: str | None = None
 
 
 class ConfigError(LLMError, StartupError):

@@ -311,6 +311,7 @@ class LLM:
             blocked_by = None
         finished = unsent(refused, Outcome.BLOCKED, error, blocked_by=blocked_by)
         Recorder.of(self.datasette).never_sent(refused, finished)
+        error.call_id = refused.id
 
     def _wrapped(
         self, target: ModelRoute, purpose: str | None, actor: Actor, group: GroupRegister | None

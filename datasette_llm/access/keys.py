@@ -147,6 +147,25 @@ async def read_status(datasette: Datasette) -> KeyStatus:
     return status
 
 
+async def last_uses(datasette: Datasette) -> dict[str, tuple[str, str | None]]:
+    """When each stored secret was last used, in UTC, and by which actor; unused ones are left out.
+
+    Raises:
+        sqlite3.Error: the database of datasette-secrets cannot be read.
+    """
+    if not can_store(datasette):
+        return {}
+    sql = (
+        "select name, max(last_used_at) as used_at, last_used_by from datasette_secrets "
+        "where encrypted is not null and last_used_at is not null group by name"
+    )
+    rows = await _secrets_database(datasette).execute(sql)
+    return {
+        row["name"]: (f"{row['used_at'].replace(' ', 'T')}Z", row["last_used_by"])
+        for row in rows.rows
+    }
+
+
 async def every_key(datasette: Datasette, models: Iterable[AsyncLLM]) -> frozenset[str]:
     """Every key that is set on this site, to remove them from third-party texts.
 

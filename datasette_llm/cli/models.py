@@ -84,7 +84,7 @@ def _print_models(listed: dict[str, Any]) -> None:
         for line in _own_call_policies(row, listed["plans"]):
             echo(f"    {printable(line)}")
     _print_common(listed["plans"])
-    if listed["filtered"]:
+    if listed["filter_hooks"]:
         echo(
             "Plugins may hide further models from some actors; 'datasette llm explain' asks them",
             err=True,

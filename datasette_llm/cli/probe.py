@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..console.formatting import duration
+from ..console.navigation import LOG
 from ..console.probe import Probe, probe_model, probe_purpose
 from ..providers.failures import LABELS
 from .site import Site, as_json, run, site_options
@@ -69,6 +70,8 @@ def _print_probe(probe: Probe) -> None:
     for text in [probe.text, probe.error.message if probe.error else ""]:
         for line in text.splitlines():
             echo(f"    {printable(line)}")
+    if probe.error and probe.call_id:
+        echo(f"    call log: {LOG}/{probe.call_id}")
 
 
 def _tokens(probe: Probe) -> str:
@@ -79,6 +82,9 @@ def _tokens(probe: Probe) -> str:
 def _print_summary(payload: dict[str, Any]) -> None:
     if payload["problem"]:
         echo(printable(payload["problem"]), err=True)
+    if payload["removed"]:
+        removed = printable(", ".join(payload["removed"]))
+        echo(f"Not tested, as policy removes them: {removed}", err=True)
     if payload["left_out"]:
         echo(f"{payload['left_out']} more models were not tested", err=True)
     good = sum(result["ok"] for result in payload["results"])

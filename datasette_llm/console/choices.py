@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..access.keys import ENVIRONMENT_PREFIX, Place, can_store
+from ..access.keys import ENVIRONMENT_PREFIX, KeyStatus, Place, can_store, candidates
 from ..access.purposes import Purpose, get_purposes
 from ..access.quoting import quoted
 from ..consultant.advice import consultation
 from ..errors import HookError
+from ..hooks import dispatch
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
     from ..access.snapshot import Snapshot
+    from ..providers.registry import AsyncLLM
 
 
 async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose], list[str]]:
@@ -45,6 +48,31 @@ async def purpose_names(datasette: Datasette, snapshot: Snapshot) -> tuple[list[
     return list(
         dict.fromkeys([*registered, *snapshot.settings.purposes, *snapshot.assigned])
     ), problems
+
+
+async def refused_by_filters(
+    datasette: Datasette, snapshot: Snapshot, purpose: str, model_ids: Iterable[str], actor: Any
+) -> dict[str, str]:
+    """The models that a plugin does not let an actor use, each with the plugin's name.
+
+    A plugin that fails, or takes too long, refuses none here: its failure is reported elsewhere.
+
+    Args:
+        datasette: the Datasette instance.
+        snapshot: its configuration and models.
+        purpose: what the models would be for.
+        model_ids: known models.
+        actor: who would use them.
+    """
+    ids = list(model_ids)
+    if not ids or not dispatch.implemented(datasette, "llm_filter_models"):
+        return {}
+    models = [snapshot.catalog.entries[model_id].model for model_id in ids]
+    refused: dict[str, str] = {}
+    for plugin, kept in await dispatch.try_filter_models(datasette, models, purpose, actor):
+        if not isinstance(kept, Exception):
+            refused |= {each: plugin for each in ids if each not in kept and each not in refused}
+    return refused
 
 
 async def secret_pages(datasette: Datasette, actor: Any, names: Iterable[str]) -> dict[str, str]:
@@ -83,3 +111,47 @@ def place_label(place: Place) -> str:
             return f"environment variable {place.name}"
         case "model":
             return "its llm plugin"
+
+
+def key_places(
+    model: AsyncLLM, secret_names: Iterable[str], status: KeyStatus
+) -> list[dict[str, Any]]:
+    """Every place where the key of a model may stand, in the order in which they are tried.
+
+    Args:
+        model: a model with `needs_key`.
+        secret_names: secrets that the configuration names for it, in order.
+        status: which keys are set.
+
+    Returns:
+        Each with its `label`; `secret`, its name where it is one of datasette-secrets, or None;
+        `command`, what sets it in a shell, or None; `set`, whether it is; `used`, whether it is
+        the first that is.
+    """
+    secret_names = tuple(secret_names)
+    found = set(status.places(model, secret_names))
+    first = next(status.places(model, secret_names), None)
+    places: list[tuple[Place, str | None]] = []
+    for name in candidates(model, secret_names):
+        places.append((Place("secret environment", name), _export(ENVIRONMENT_PREFIX + name)))
+        places.append((Place("secret", name), None))
+    needs_key = str(model.needs_key)
+    places.append((Place("keys.json", needs_key), f"llm keys set {shlex.quote(needs_key)}"))
+    if model.key_env_var:
+        places.append((Place("environment", model.key_env_var), _export(model.key_env_var)))
+    if Place("model", needs_key) in found:
+        places.append((Place("model", needs_key), None))
+    return [
+        {
+            "label": place_label(place),
+            "secret": place.name if place.source == "secret" else None,
+            "command": command,
+            "set": place in found,
+            "used": place == first,
+        }
+        for place, command in places
+    ]
+
+
+def _export(variable: str) -> str:
+    return f"export {variable}=…"

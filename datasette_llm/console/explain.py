@@ -12,9 +12,10 @@ from ..access.quoting import quoted, quoted_error
 from ..access.snapshot import snapshot_of
 from ..facade import LLM
 from ..hooks import dispatch
-from ..web import refused
+from ..web import argument, refused
 from .call_policies import CallPolicies
 from .choices import purpose_names
+from .figures import actors
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -35,20 +36,23 @@ class ActorError(Exception):
 
 
 def parse_actor(text: str) -> Actor:
-    """Parse an actor from JSON; empty text and `null` mean no actor.
+    """Parse an actor: an id, or a JSON object; empty text and `null` mean no actor.
 
     Raises:
-        ActorError: the text is neither a JSON object nor null.
+        ActorError: the text begins as JSON does, and is no JSON object.
     """
-    if not text.strip():
+    text = text.strip()
+    if text in ("", "null"):
         return None
+    if not text.startswith(("{", "[", '"')):
+        return {"id": text}
     try:
         actor = json.loads(text)
         _check(actor, MAX_ACTOR_LEVELS)
     except (ValueError, RecursionError) as error:
         raise ActorError(f"The actor is no JSON: {error}") from None
-    if not isinstance(actor, dict | None):
-        raise ActorError('The actor has to be a JSON object, such as {"id": "ana"}, or null')
+    if not isinstance(actor, dict):
+        raise ActorError('The actor has to be an id, or a JSON object such as {"id": "ana"}')
     return actor
 
 
@@ -178,15 +182,19 @@ async def _payload(datasette: Datasette, decision: Decision) -> dict[str, Any]:
 
 async def explain_page(datasette: Datasette, request: Request) -> dict[str, Any]:
     """The requested decision, or only the form."""
-    given = {name: (request.args.get(name) or "").strip() for name in FIELDS}
+    given = {name: argument(request, name) for name in FIELDS}
     snapshot = await snapshot_of(datasette)
     purposes, problems = await purpose_names(datasette, snapshot)
     about: dict[str, Any] = {
         "form": given,
-        "choices": {"model": list(snapshot.catalog.entries), "purpose": purposes},
+        "choices": {
+            "model": list(snapshot.catalog.entries),
+            "purpose": purposes,
+            "actor": await actors(datasette, request.actor),
+        },
         "problems": [*problems, *snapshot.catalog.problems],
     }
-    if not any(name in request.args for name in FIELDS):
+    if not any(given.values()) and not request.args:
         return {"ok": True, "asked": False} | about
     try:
         actor = parse_actor(given["actor"])

@@ -14,10 +14,19 @@ from markupsafe import Markup
 from ..providers.failures import LABELS
 
 if TYPE_CHECKING:
+    from ..decision import Rule
     from ..log.totals import Measure
 
 UNKNOWN = "unknown"
 NOTHING_SENT = "nothing was sent"
+# What a rule answers in a word or two: where it lets the model pass, and where it does not.
+ANSWERS: dict[Rule, tuple[str, str]] = {
+    "known": ("known", "unknown"),
+    "allowlist": ("allowed", "not allowed"),
+    "blocklist": ("not blocked", "blocked"),
+    "key": ("no key missing", "key missing"),
+    "filter": ("allowed", "refused"),
+}
 
 
 def number(value: float | None) -> str:
@@ -39,6 +48,22 @@ def dollars(value: float | None) -> str:
     decimals = 2 if value >= 1 else min(9, 2 - math.floor(math.log10(value)))
     whole, _, rest = f"{value:,.{decimals}f}".partition(".")
     return f"${whole}.{rest[:2]}{rest[2:].rstrip('0')}"
+
+
+def price(input_dollars: float | None, output_dollars: float | None) -> str:
+    """The prices of a million tokens in and out; empty where unknown."""
+    if input_dollars is None or output_dollars is None:
+        return ""
+    if input_dollars == output_dollars == 0:
+        return "free"
+    return f"{dollars(input_dollars)} / {dollars(output_dollars)}"
+
+
+def short(value: float | None) -> str:
+    """A large number in few characters, such as a context window; empty for None."""
+    if value is None or value < 10_000:
+        return number(value)
+    return f"{value / 1_000_000:.3g}M" if value >= 999_500 else f"{value / 1_000:.3g}k"
 
 
 def duration(milliseconds: float | None) -> str:
@@ -113,6 +138,11 @@ def label_of(name: str | None, value: str) -> str:
 def missing(outcome: str | None) -> str:
     """What is written for a figure that a call does not have."""
     return NOTHING_SENT if outcome == "blocked" else UNKNOWN
+
+
+def answer(rule: Rule, *, passed: bool) -> str:
+    """What a rule of a decision answers, in a word or two."""
+    return ANSWERS[rule][0 if passed else 1]
 
 
 def failure(row: Mapping[str, Any]) -> str:

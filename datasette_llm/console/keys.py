@@ -11,10 +11,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..access.keys import ENVIRONMENT_PREFIX, KeyStatus, Place, can_store, candidates, read_status
+from datasette.utils.sqlite import sqlite3
+
+from ..access.keys import (
+    ENVIRONMENT_PREFIX,
+    KeyStatus,
+    Place,
+    can_store,
+    candidates,
+    last_uses,
+    read_status,
+)
 from ..access.snapshot import snapshot_of
 from ..lifecycle import secrets
-from .choices import place_label, purpose_names, secret_pages
+from ..sanitize import message_of
+from .choices import key_places, place_label, purpose_names, secret_pages
+from .figures import newest_calls
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -92,7 +104,8 @@ async def keys(datasette: Datasette) -> Row:
         datasette: the Datasette instance.
 
     Returns:
-        `secrets`, each with `set`, where it is set; `models`, the allowed models grouped by
+        `secrets`, each with `set`, where it is set; `places`, all where its models' keys may
+        stand; `last_used`, `at` and `actor_id`, or None; `models`, the allowed models grouped by
         impact, each group with its `purposes` (None for all; in the list, None stands for the
         purposes without settings); `purposes`, those whose default depends on the secret (None
         stands for prompts without a purpose).
@@ -106,19 +119,50 @@ async def keys(datasette: Datasette) -> Row:
     # In a thread, since a site may have thousands of models and purposes.
     by_model = await asyncio.to_thread(_model_groups, snapshot, status)
     by_purpose = await asyncio.to_thread(_purposes, snapshot, status, [None, *names])
+    places = await asyncio.to_thread(_places, snapshot, status)
+    used, unread = await _last_uses(datasette)
     return {
         "ok": True,
         "secrets": [
             {
                 **_facts(secret, status),
+                "places": places.get(secret.name, []),
+                "last_used": used.get(secret.name),
                 "models": by_model.get(secret.name, []),
                 "purposes": by_purpose.get(secret.name, []),
             }
             for secret in await secrets(datasette)
         ],
         "can_store": can_store(datasette),
-        "problems": problems,
+        "problems": [*problems, *unread],
     }
+
+
+async def _last_uses(datasette: Datasette) -> tuple[dict[str, Row], list[str]]:
+    """When each secret was last used and by whom, and why that is not known."""
+    try:
+        uses = await last_uses(datasette)
+    except sqlite3.Error as error:
+        return {}, [f"When secrets were last used cannot be read: {message_of(error)}"]
+    return {name: {"at": at, "actor_id": actor_id} for name, (at, actor_id) in uses.items()}, []
+
+
+def _places(snapshot: Snapshot, status: KeyStatus) -> dict[str, list[Row]]:
+    """For each secret, every place where the keys of the models that may use it may stand."""
+    found: dict[str, dict[str, Row]] = {}
+    known: set[tuple[object, ...]] = set()
+    for model_id, by_names in _uses(snapshot).items():
+        model = snapshot.catalog.entries[model_id].model
+        for names in by_names:
+            same_key = (model.needs_key, model.key_env_var, bool(model.key), names)
+            if same_key in known:
+                continue
+            known.add(same_key)
+            for name in candidates(model, names):
+                own = found.setdefault(name, {})
+                for each in key_places(model, names, status):
+                    own.setdefault(each["label"], each)
+    return {name: list(places.values()) for name, places in found.items()}
 
 
 def _facts(secret: Secret, status: KeyStatus) -> Row:
@@ -199,4 +243,26 @@ async def key_page(datasette: Datasette, request: Request) -> Row:
     """Each secret, with a link to set it if the actor may."""
     listed = await keys(datasette)
     names = [secret["name"] for secret in listed["secrets"]]
+    depending = {
+        model_id
+        for secret in listed["secrets"]
+        for group in secret["models"]
+        if group["effect"] in ("stops", "goes-on")
+        for model_id in group["model_ids"]
+    }
+    newest = await newest_calls(datasette, request.actor, depending)
+    for secret in listed["secrets"]:
+        secret["newest_call"] = _newest(secret, newest)
     return listed | {"secret_pages": await secret_pages(datasette, request.actor, names)}
+
+
+def _newest(secret: Row, newest: Mapping[str, Row]) -> Row | None:
+    """The newest call of a model that has its key from a secret."""
+    calls = [
+        {"model_id": model_id, **newest[model_id]}
+        for group in secret["models"]
+        if group["effect"] in ("stops", "goes-on")
+        for model_id in group["model_ids"]
+        if model_id in newest
+    ]
+    return max(calls, key=lambda call: str(call["id"]), default=None)

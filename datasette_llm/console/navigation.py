@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from datasette.utils import tilde_encode
+
 from ..consultant.table_access import may_analyze_any
 from ..permissions import ANALYZE, MANAGE, VIEW_LOG
+from ..sanitize import well_formed
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -105,6 +108,17 @@ async def may_see(datasette: Datasette, actor: Any, link: Link) -> bool:
 def section(datasette: Datasette, page: Link) -> str | None:
     """The address of the section that explains a page of the navigation, or None."""
     return str(datasette.urls.path(f"{DOCS}/{page.section}")) if page.section else None
+
+
+def row_address(datasette: Datasette, path: str, name: str) -> str:
+    """The address of the page of a model or a purpose.
+
+    Args:
+        datasette: the Datasette instance.
+        path: `MODELS` or `PURPOSES`.
+        name: its name, not empty.
+    """
+    return str(datasette.urls.path(f"{path}/{tilde_encode(well_formed(name))}"))
 
 
 def _trail(

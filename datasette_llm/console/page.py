@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from datasette import Response
+from datasette.utils import tilde_decode
 
 from ..permissions import MANAGE
 from ..web import READ_METHODS, as_json, html_page, method_not_allowed, status_of
 from . import formatting
 from .call_policies import differences, items
-from .navigation import BY_PATH, ROOT, navigation
+from .navigation import BY_PATH, MODELS, PURPOSES, ROOT, navigation, row_address
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
     ViewFunction = Callable[[Datasette, Request], Awaitable[Response]]
     MakePayload = Callable[[Datasette, Request], Awaitable[Payload]]
+    MakeInnerPayload = Callable[[Datasette, Request, str], Awaitable[Payload]]
 
 
 # That a template renders before others get their turn.
-ROWS_AT_ONCE = 50
+ROWS_AT_ONCE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,14 @@ class Page:
         name: the last part of its path; empty for the overview.
         payload: makes what the page shows and its JSON contains.
         post: handles a POST to its path; without it, POST is refused with 405.
+        inner: makes what the page of one of its rows shows, whose address ends with the row's
+            name, tilde-encoded; without it, rows have no pages.
     """
 
     name: str
     payload: MakePayload
     post: ViewFunction | None = None
+    inner: MakeInnerPayload | None = None
 
     @property
     def path(self) -> str:
@@ -63,9 +69,22 @@ class Page:
         """The name of its template, which gets `payload`."""
         return f"llm_console_{self.name or 'overview'}.html"
 
+    @property
+    def inner_template(self) -> str:
+        """The name of the template of a row's page."""
+        return f"llm_console_{self.name.removesuffix('s')}.html"
+
     def routes(self) -> list[tuple[str, ViewFunction]]:
         """Its routes, for Datasette's `register_routes`, which takes functions only."""
-        return [(f"^{self.path}$", _html(self)), (rf"^{self.path}\.json$", _json(self))]
+        routes = [(f"^{self.path}$", _html(self)), (rf"^{self.path}\.json$", _json(self.payload))]
+        if self.inner is not None:
+            # An encoded name has no dot.
+            row = rf"^{self.path}/(?P<name>[^/.]+)"
+            routes += [
+                (f"{row}$", _inner_html(self, self.inner)),
+                (rf"{row}\.json$", _json(_of_row(self.inner))),
+            ]
+        return routes
 
 
 def _html(page: Page) -> ViewFunction:
@@ -80,24 +99,49 @@ def _html(page: Page) -> ViewFunction:
     return html
 
 
-def _json(page: Page) -> ViewFunction:
+def _inner_html(page: Page, make_payload: MakeInnerPayload) -> ViewFunction:
+    async def html(datasette: Datasette, request: Request) -> Response:
+        await datasette.ensure_permission(action=MANAGE, actor=request.actor)
+        if request.method not in READ_METHODS:
+            return method_not_allowed()
+        payload = await _of_row(make_payload)(datasette, request)
+        name = tilde_decode(request.url_vars["name"])
+        return await rendered(page, datasette, request, payload, name)
+
+    return html
+
+
+def _json(make_payload: MakePayload) -> ViewFunction:
     async def json(datasette: Datasette, request: Request) -> Response:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
         if request.method not in READ_METHODS:
             # Or a program that posts here would take the page's content for the result.
             return method_not_allowed()
-        return as_json(await page.payload(datasette, request))
+        return as_json(await make_payload(datasette, request))
 
     return json
 
 
+def _of_row(make_payload: MakeInnerPayload) -> MakePayload:
+    async def payload(datasette: Datasette, request: Request) -> Payload:
+        return await make_payload(datasette, request, tilde_decode(request.url_vars["name"]))
+
+    return payload
+
+
 async def rendered(
-    page: Page, datasette: Datasette, request: Request, payload: Payload
+    page: Page,
+    datasette: Datasette,
+    request: Request,
+    payload: Payload,
+    row: str | None = None,
 ) -> Response:
-    """Render a payload as HTML."""
-    context = {"title": page.label, "payload": payload}
+    """Render the payload of a page, or of the page of one of its rows, as HTML."""
+    template = page.template if row is None else page.inner_template
+    context = {"title": page.label if row is None else row, "payload": payload}
+    status = status_of(payload)
     return await render(
-        datasette, request, page.template, context, path=page.path, status=status_of(payload)
+        datasette, request, template, context, path=page.path, here=row, status=status
     )
 
 
@@ -125,8 +169,11 @@ async def render(
     around = await navigation(datasette, request.actor, path, here)
     tools = {
         "format": formatting,
+        "model_page": partial(row_address, datasette, MODELS),
+        "purpose_page": partial(row_address, datasette, PURPOSES),
         "query": _query,
         "paced": _paced,
+        "sorted_by": _sorted_by,
         "items": items,
         "differences": lambda own, common: list(differences(own, common)),
     }
@@ -140,6 +187,15 @@ async def _paced(rows: Sequence[Row]) -> AsyncIterator[Row]:
         if number % ROWS_AT_ONCE == 0:
             await asyncio.sleep(0)
         yield row
+
+
+def _sorted_by(name: str, current: str, *, descending: bool = False) -> tuple[str, str | None]:
+    """Of a column the argument that sorts by it, or in the other direction, and its `aria-sort`."""
+    first, second = (f"-{name}", name) if descending else (name, f"-{name}")
+    if current not in (first, second):
+        return first, None
+    direction = "descending" if current.startswith("-") else "ascending"
+    return (second if current == first else first), direction
 
 
 def _query(**fields: str) -> str:

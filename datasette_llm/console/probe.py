@@ -20,6 +20,7 @@ from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
 from ..redaction import shortened, without_keys
 from ..sanitize import count, message_of, well_formed
+from .choices import refused_by_filters
 from .explain import resolved_default
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class Candidates:
     Attributes:
         model_ids: their ids, the default first.
         left_out: how many more there are.
+        removed: those that policy removes, as the configuration blocks them or a plugin refuses
+            them to the actor: they are not probed.
         allowlist: whether they come from an allowlist; without one they are the default and the
             models that have a key or need none.
         problem: why the default is unknown, or why there are no models; or None.
@@ -113,12 +116,13 @@ class Candidates:
 
     model_ids: tuple[str, ...]
     left_out: int
+    removed: tuple[str, ...]
     allowlist: bool
     problem: str | None
 
     def payload(self) -> dict[str, Any]:
         """The candidates as in JSON."""
-        return asdict(self) | {"model_ids": list(self.model_ids)}
+        return asdict(self) | {"model_ids": list(self.model_ids), "removed": list(self.removed)}
 
 
 async def probe_model(
@@ -151,8 +155,8 @@ async def probe_model(
 async def candidates(datasette: Datasette, purpose: str, actor: Actor = None) -> Candidates:
     """The models to probe for a purpose, `MAX_MODELS` at most.
 
-    Every model of an allowlist counts, with or without a key, as it is meant to work. Filter
-    hooks are left to the probe, which reports their refusals.
+    Every model of an allowlist counts, with or without a key, as it is meant to work. Those that
+    policy removes do not; a filter that fails is left to the probe, which reports it.
 
     Args:
         datasette: the Datasette instance.
@@ -175,10 +179,15 @@ async def candidates(datasette: Datasette, purpose: str, actor: Actor = None) ->
         ids = policy.with_key(ids, snapshot.catalog, rules, await read_status(datasette))
     # Configured names that llm does not know: their failure is worth reporting.
     unknown = [name for name in rules.order if name not in snapshot.catalog.entries]
-    every = tuple(dict.fromkeys([*first, *ids, *unknown]))
+    every = dict.fromkeys([*first, *ids, *unknown])
+    known = [each for each in every if each in snapshot.catalog.entries]
+    removed = {each for each in known if not rules.permits(each)}
+    removed |= set(await refused_by_filters(datasette, snapshot, purpose, known, actor))
+    every = dict.fromkeys(each for each in every if each not in removed)
     return Candidates(
-        every[:MAX_MODELS],
+        tuple(every)[:MAX_MODELS],
         left_out=max(0, len(every) - MAX_MODELS),
+        removed=tuple(each for each in known if each in removed),
         allowlist=rules.allowed is not None,
         problem=problem or (None if every else NO_CANDIDATES),
     )
@@ -200,7 +209,7 @@ async def probe_purpose(
 
     Returns:
         `ok` (at least one model, all answered, no problem), `purpose`, `results` in the order of
-        the candidates, and their `left_out` and `problem`.
+        the candidates, and their `left_out`, `removed` and `problem`.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -222,6 +231,7 @@ async def probe_purpose(
         "purpose": purpose,
         "results": [probe.payload() for probe in probes],
         "left_out": found.left_out,
+        "removed": list(found.removed),
         "problem": found.problem,
     }
 
@@ -365,6 +375,8 @@ def _no_text(call: Call | None) -> str:
 def _call_id(attempt: _Attempt) -> str | None:
     """The id of the row in the call log, if there is one."""
     call, model = attempt.call, attempt.model
+    if isinstance(attempt.error, LLMError) and attempt.error.call_id:
+        return attempt.error.call_id
     if call is None or model is None or model.route.recorder is None or not call.admitted.is_set():
         return None
     never_sent = call.refused_by is not None and call.cancelled

@@ -12,7 +12,7 @@ from .advice import routes as advice_routes
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
-from .models import model_page
+from .models import PAGE as MODELS
 from .navigation import LOG, ROOT
 from .overview import overview
 from .page import Page
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAGES = (
     Page("", overview),
-    Page("models", model_page),
+    MODELS,
     PURPOSES,
     TEST,
     Page("explain", explain_page),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,63 @@ def cost_columns(
         if found is not None:
             return _columns(*found)
     return UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """What is known about a model without asking it.
+
+    Attributes:
+        input_dollars: the price of a million tokens of prompts; None where unknown.
+        output_dollars: the same for answers.
+        context_window: the most tokens of a prompt and its answer; None where unknown.
+        source: where the price is from; None without a price.
+    """
+
+    input_dollars: float | None = None
+    output_dollars: float | None = None
+    context_window: int | None = None
+    source: str | None = None
+
+
+def model_price(model_id: str, price: PriceSettings | None, *, exact: bool) -> ModelPrice:
+    """The price and context window of a model. The first use is slow: call it in a thread.
+
+    Args:
+        model_id: the model.
+        price: its configured price, or None.
+        exact: as for `cost_columns`.
+    """
+    public = _public_model(model_id, exact=exact)
+    if price is None:
+        return public
+    return replace(
+        public,
+        input_dollars=float(price.input),
+        output_dollars=float(price.output),
+        source="configuration",
+    )
+
+
+@lru_cache(maxsize=5_000)
+def _public_model(name: str, *, exact: bool) -> ModelPrice:
+    import genai_prices  # noqa: PLC0415  # as below
+
+    try:
+        reference, provider = _reference(name)
+        # Of few tokens, as some prices rise with the length of the prompt.
+        usage = genai_prices.Usage(input_tokens=1_000, output_tokens=1_000)
+        found = genai_prices.calc_price(usage, reference, provider_id=provider)
+        if exact and found.model.id != reference:
+            return ModelPrice()
+        return ModelPrice(
+            float(found.input_price * 1_000),
+            float(found.output_price * 1_000),
+            found.model.context_window,
+            f"genai-prices {found.provider.id}/{found.model.id}",
+        )
+    except Exception:  # third-party table, as below
+        return ModelPrice()
 
 
 def _configured_price(price: PriceSettings, usage: Mapping[str, int]) -> Decimal:

@@ -159,9 +159,9 @@ async def test_model_row_has_its_own_call_policies(start: Start) -> None:
     assert [limit["max_concurrency"] for limit in heron["limits"]] == [3, 2]
 
     cells = [" ".join(cell.split()) for cell in Page((await get(datasette, "models")).text).cells]
-    assert f"own Testno retries {ROOT}.endpoints[0].retries" in " ".join(cells)
+    assert f"ownno retries {ROOT}.endpoints[0].retries" in " ".join(cells)
     place = f"{ROOT}.purposes.chat.model.max_concurrency"
-    assert f"heron Testfor chat:at most 2 at once for the model {place}" in cells
+    assert f"heronfor chat:at most 2 at once for the model {place}" in cells
     assert "crow" in cells
 
 

@@ -24,6 +24,11 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     **{
+        f"/-/llm/{page}{twin}": ((MANAGE,), SHOWS)
+        for page in ("models/echo", "purposes/dataset-consultant")
+        for twin in ("", ".json")
+    },
+    **{
         f"/-/llm/docs{page}{twin}": ((MANAGE, LOG, ANALYZE), SHOWS)
         for page in ("", "/keys")
         for twin in ("", ".json")

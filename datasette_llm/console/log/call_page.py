@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..formatting import UNKNOWN, dollars, duration, failure, label_of, number, time, waited
+from ..formatting import dollars, duration, failure, label_of, missing, number, time, waited
 from ..navigation import LOG
 from .list_page import Row, list_address, row_context, tiles
 from .list_request import NULLABLE
@@ -117,7 +117,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         {
             "label": label,
             "value": label_of(name, value),
-            "missing": "none" if name in NULLABLE else UNKNOWN,
+            "missing": "none" if name in NULLABLE else missing(call["outcome"]),
             "address": list_address(datasette, {name: value}) if name and value else None,
         }
         for label, value, name in shown
