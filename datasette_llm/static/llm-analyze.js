@@ -30,6 +30,15 @@ function element(tag, className, text) {
   return made;
 }
 
+// A sentence of ours, whose names of columns and tables are between backticks.
+function sentence(text) {
+  const made = element("p", "llm-text", "");
+  const parts = text.split("`");
+  if (parts.length % 2 === 0) parts.splice(0, parts.length, text); // a name has a backtick
+  made.append(...parts.map((part, at) => (at % 2 ? element("code", "llm-text", part) : part)));
+  return made;
+}
+
 function addClaim({ index, claim }) {
   const item = document.createElement("li");
   item.className = "llm-risk";
@@ -52,7 +61,7 @@ function showVerdict({ index, check }) {
   item.querySelector(".llm-status").textContent = VERDICTS[check.status] || check.status;
   item.classList.add(`llm-verdict-${check.status}`);
   for (const text of [check.sentence, check.reason]) {
-    if (text) item.append(element("p", "llm-text", text));
+    if (text) item.append(sentence(text));
   }
   item.dataset.checked = "";
   const done = live.querySelectorAll("[data-checked]").length;
