@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,10 +14,8 @@ from datasette.utils.sqlite import sqlite3
 
 from datasette_llm.log.schema import migrate
 
-from ..support import consultant as consulting
 from ..support.browser import browser, fits, needs_browser, picture, visit
 from ..support.call_log import add, call_row
-from ..support.openai_server import OpenAIServer, write_model
 from ..support.server import Served, alone
 
 pytestmark = needs_browser
@@ -187,92 +184,3 @@ async def test_console_on_a_phone_and_in_the_dark(site):
             await page.goto(f"/-/llm{name}")
             await picture(page, f"console{name.replace('/', '-')}-phone-dark")
             assert await fits(page), name
-
-
-# The consultant
-
-
-@pytest.fixture
-async def advised(tmp_path: Path, llm_folder: Path) -> AsyncIterator[tuple[Served, OpenAIServer]]:
-    """A Datasette with a table, and a model that gives advice about it over HTTP."""
-    database = tmp_path / "data.db"
-    connection = sqlite3.connect(database)
-    connection.executescript(consulting.SCHEMA)
-    connection.close()
-    config = tmp_path / "datasette.json"
-    settings = {"plugins": {"datasette-llm": {"default_model": "wire"}}}
-    config.write_text(json.dumps(settings))
-    (llm_folder / "keys.json").write_text(json.dumps({"wire": "sk-" + "0123456789abcdef"}))
-    async with OpenAIServer() as server:
-        write_model(llm_folder, server.url)
-        internal = str(tmp_path / "internal.db")
-        options = (str(database), "--root", "--internal", internal, "--config", str(config))
-        served = await Served.start(alone(llm_folder), *options)
-        try:
-            await served.ready()
-            yield served, server
-        finally:
-            await served.kill()
-
-
-@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
-    site, server = advised
-    gate = asyncio.Event()
-    doubtful = consulting.flag(consulting.rows_where("weight", ">", 99), kind="other")
-    answer = consulting.answer(consulting.GOOD_FLAG, doubtful)
-    server.play([gate, json.dumps(answer)])
-    async with (
-        browser() as chromium,
-        visit(chromium, site.url, java_script_enabled=javascript) as page,
-    ):
-        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
-        await page.goto("/data/pets")
-        await page.locator(".actions-menu-links summary").click()
-        await page.get_by_role("menuitem", name="Analyze with AI").click()
-        await page.get_by_role("heading", name="Findings").wait_for()
-        await picture(page, "consultant-preview")
-        prompt = page.get_by_role("region", name="User prompt")
-        assert "Pancakes" in await page.content() or "Cleo" in await prompt.inner_text()
-        await page.get_by_text("Columns to leave out").click()
-        await page.get_by_label("owner").check()
-        if not javascript:
-            await page.get_by_role("button", name="Show what would be sent").click()
-        await page.get_by_text("Columns to leave out: 1 of 5").wait_for()
-        seen = await prompt.inner_text()
-        assert '"left_out":["owner"]' in seen
-
-        sending = asyncio.create_task(page.get_by_role("button", name="Send", exact=True).click())
-        request = await server.received()
-        if javascript:
-            await page.get_by_text("Waiting for the answer of wire").wait_for()
-            await picture(page, "consultant-waiting")
-        gate.set()
-        await sending
-        await page.get_by_role("heading", name="Advice about pets").wait_for()
-        assert request.body["messages"][1]["content"].strip() == seen.strip()
-        await picture(page, "consultant-advice")
-        yaml = await page.get_by_role("region", name="datasette.yaml").inner_text()
-        assert "sort_desc: weight" in yaml
-        await page.get_by_text("confirmed", exact=True).wait_for()
-        await page.get_by_text("contradicted", exact=True).wait_for()
-        await page.get_by_role("link", name="Advice", exact=True).last.click()
-        await page.get_by_role("cell", name="data: pets").first.wait_for()
-        await picture(page, "consultant-list")
-
-
-async def test_consultant_on_a_phone_and_in_the_dark(advised):
-    site, server = advised
-    server.play([json.dumps(consulting.answer())])
-    async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
-        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
-        await page.goto("/data/pets/-/llm-analyze")
-        await picture(page, "consultant-preview-phone-dark")
-        assert await fits(page)
-        await page.get_by_role("button", name="Send", exact=True).click()
-        await page.get_by_role("heading", name="Advice about pets").wait_for()
-        await picture(page, "consultant-advice-phone-dark")
-        assert await fits(page)
-        await page.goto("/-/llm/consultations")
-        await picture(page, "consultant-list-phone-dark")
-        assert await fits(page)
