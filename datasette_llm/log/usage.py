@@ -34,7 +34,6 @@ Key = tuple[Any, ...]
 Rows = list[tuple[Any, ...]]
 
 _MOMENT = datetime.timedelta(microseconds=1)
-_COLUMNS = tuple(DIMENSIONS.values())
 # By these alone, the sums of past periods cannot be asked.
 _NOT_KEPT = frozenset({"group", "finish_reason", "tag"})
 # The value of a tag of a call, whose tags are an object in JSON.
@@ -77,6 +76,15 @@ class Question:
     def is_kept(self) -> bool:
         """Whether the sums of past periods answer it."""
         return self.tag is None and not self.filter.given().keys() & _NOT_KEPT
+
+    @property
+    def read_by(self) -> tuple[str, ...]:
+        """What calls that are read are grouped by: by all, so that other questions use it too."""
+        if self.is_kept:
+            return tuple(DIMENSIONS)
+        if self.tag is not None:
+            return (*DIMENSIONS, "tag")
+        return tuple(dict.fromkeys(("outcome", *self.by, *self.only)))
 
     def allowed(self) -> tuple[list[str], dict[str, Any]]:
         """The same for the values that calls may have; a tag is no column."""
@@ -242,7 +250,7 @@ class Reader:
         rows = self._calls(question, piece)
         if rows is None:
             return False
-        names = (*DIMENSIONS, "tag") if question.tag is not None else tuple(DIMENSIONS)
+        names = question.read_by
         places = [names.index(name) for name in question.by]
         outcome = names.index("outcome")
         when = [floor(question.unit, min(piece.begin, self._now))] if question.unit else []
@@ -255,8 +263,8 @@ class Reader:
         return True
 
     def _calls(self, question: Question, piece: Piece) -> Rows | None:
-        """The calls of a piece by all dimensions; None where the time limit was reached."""
-        key = (piece, question.filter, question.tag)
+        """The calls of a piece, grouped; None where the time limit was reached."""
+        key = (piece, question.filter, question.tag, question.read_by)
         if key not in self._rows:
             sql, values = _calls_query(question, piece)
             try:
@@ -265,7 +273,7 @@ class Reader:
                 if str(error) != "interrupted":
                     raise
                 return None
-            width = len(_COLUMNS) + (question.tag is not None)
+            width = len(question.read_by)
             self._rows[key] = [(*map(text_of, row[:width]), *row[width:]) for row in rows]
         return self._rows[key]
 
@@ -309,9 +317,8 @@ def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]
     if piece.end is not None:
         found.between.append("id < :end")
         found.values["end"] = first_id(piece.end)
-    columns = list(_COLUMNS)
+    columns = [DIMENSIONS.get(name, f"({_TAG})") for name in question.read_by]
     if question.tag is not None:
-        columns.append(f"({_TAG})")
         found.values["tag_key"] = question.tag
     sql = _ROWS_SQL.format(
         columns=", ".join(columns),

@@ -91,28 +91,52 @@ async def test_log_pages_on_a_phone_and_in_the_dark(served):
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
         assert brightness < 150
-        chart = page.get_by_role("list", name="Calls per day by purpose")
-        assert (await chart.bounding_box())["width"] > 200
-        bar = chart.get_by_role("link").last
-        await bar.focus()
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+ calls?", await bar.inner_text())
-        opacity = "text => getComputedStyle(text).opacity"
-        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
         await page.set_viewport_size({"width": 320, "height": 800})
         assert await fits(page)
         cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"
         assert await page.locator(".llm-tile").evaluate_all(cut) == 0
 
 
-async def test_chart_numbers_are_accessible(served):
-    async with browser() as chromium, visit(chromium, served.url) as page:
-        await page.goto("/-/llm/log?measure=cost")
-        numbers = page.get_by_role("table", name="Cost per day by purpose")
+async def test_p3_usage_on_a_phone_and_by_keyboard(served):
+    """The first tap shows a bar's value, the second one opens its calls; arrow keys go along."""
+    async with browser() as chromium, visit(chromium, served.url, has_touch=True, **PHONE) as page:
+        await page.goto("/-/llm/usage?measure=calls")
+        await picture(page, "usage-phone-dark")
+        assert await fits(page)
+        assert not await page.get_by_label("Since", exact=True).is_visible()  # filters are folded
+        chart = page.get_by_role("list", name="Calls by day and model")
+        bar = chart.get_by_role("link").last
+        await bar.focus()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+", await bar.get_attribute("data-text"))
+        opacity = "text => getComputedStyle(text).opacity"
+        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
+        await page.keyboard.press("ArrowLeft")
+        assert await chart.get_by_role("link").nth(-2).evaluate("a => a === document.activeElement")
+        box = await bar.bounding_box()
+        assert box["width"] >= 24
+        await bar.tap()
+        readout = page.locator("#llm-readout")
+        assert await bar.get_attribute("data-text") in await readout.inner_text()
+        await page.set_viewport_size({"width": 320, "height": 800})
+        assert await fits(page)
+        await readout.get_by_role("link").tap()
+        await page.wait_for_url("**/-/llm/log?since=**")
+
+
+async def test_p3_usage_without_a_script(served):
+    """A bar is a link, and a table has its numbers."""
+    options = {"java_script_enabled": False}
+    async with browser() as chromium, visit(chromium, served.url, **options) as page:
+        await page.goto("/-/llm/usage?measure=cost")
+        await picture(page, "usage")
+        numbers = page.get_by_role("table", name="Cost by day and model")
         assert not await numbers.is_visible()
         await page.get_by_text("The same numbers in a table").focus()
         await page.keyboard.press("Enter")
         assert await numbers.get_by_role("row").count() == 1 + 30
         assert "$" in await numbers.inner_text()
+        await page.get_by_role("link", name="purpose", exact=True).first.click()
+        await page.get_by_role("heading", name="By purpose").wait_for()
 
 
 # The console

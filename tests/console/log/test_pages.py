@@ -258,7 +258,8 @@ async def test_since_and_until_filter_by_time(start: Start) -> None:
     found = await get_json(datasette, since=since, until=until)
 
     assert [row["id"] for row in found["rows"]] == [rows[1]["id"]]
-    assert found["covered"] == {"since": since, "until": until, "default_days": None}
+    covered = {"since": since, "until": until, "default_days": None, "complete_since": None}
+    assert found["covered"] == covered
 
 
 async def test_a_form_sent_as_it_is_shows_everything(start: Start) -> None:
@@ -693,8 +694,9 @@ async def test_s3_odd_rows_are_shown(start: Start, odd: object) -> None:
     assert shown["rows"][0]["input_tokens"] == 3
     for address in (LOG, f"{LOG}.csv", *(f"{LOG}/{row['id']}" for row in rows)):
         await get(datasette, address)
-    for measure in ("cost", "tokens"):
-        await get(datasette, measure=measure, by="model")
+    for by in ("model", "outcome", "failure_kind", "day"):
+        for suffix in ("", ".json", ".csv"):
+            await get(datasette, f"/-/llm/usage{suffix}", by=by, measure="tokens")
 
 
 # CSV
@@ -911,9 +913,7 @@ async def test_page_waits_a_bounded_time_for_writes(start: Start, monkeypatch) -
 # Markup
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, {"by": "model"}, {"measure": "cost"}, {"model": HOSTILE, "actor": HOSTILE}]
-)
+@pytest.mark.parametrize("arguments", [{}, {"model": HOSTILE, "actor": HOSTILE}])
 async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict[str, str]) -> None:
     columns = ("model_id", "purpose", "actor_id", "group_id", "error_type", "blocked_by")
     hostile = call_row(NOW, **dict.fromkeys(columns, HOSTILE), outcome="error")
