@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import re
 from collections.abc import Mapping
@@ -20,12 +21,13 @@ from ...consultant.findings.dismissals import MAX_REASON_CHARS, Dismissed, key_o
 from ...consultant.findings.find import KINDS, Findings
 from ...consultant.table_access import all_viewable_tables, analyzable_tables
 from ...errors import LLMError, ProfileError
-from ...log import queries, totals
+from ...log import queries
 from ...log.cost import NANODOLLARS
 from ...log.recorder import Recorder
+from ...log.usage import Reader, totals_of
 from ...permissions import VIEW_LOG
 from ...web import EARLIER_NAMES, page_cursor, page_limit
-from ..log.payloads import flushed, read
+from ..log.payloads import read
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -251,7 +253,7 @@ async def shown_payload(datasette: Datasette, actor: Actor, row: Mapping[str, An
     """A consultation as JSON, with what its calls cost where the actor may see the call log."""
     usage = None
     if row["call_id"] and await datasette.allowed(action=VIEW_LOG, actor=actor):
-        await flushed(Recorder.of(datasette).writer)
+        await Recorder.of(datasette).writer.flush_in_time()
         usage = await read(datasette, lambda connection: _usage(connection, row["call_id"]))
     return await consultation_payload(row) | {"usage": usage}
 
@@ -261,7 +263,8 @@ def _usage(connection: Connection, call_id: str) -> Payload | None:
     call = queries.call(connection, call_id)
     if call is None or not call["group_id"]:  # retention has removed it
         return None
-    sums = totals.aggregate(connection, queries.Filter(group=call["group_id"])).summary()
+    reader = Reader(connection, datetime.datetime.now(datetime.UTC))
+    sums = totals_of(reader, queries.Filter(group=call["group_id"]))
     names = ("calls", "input_tokens", "output_tokens", "cost_dollars", "calls_without_cost")
     return {name: sums[name] for name in names}
 
