@@ -6,6 +6,7 @@ in it, so that rather one claim too few is confirmed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -419,7 +420,7 @@ def is_rounded(said: float, step: float, counted: float | None) -> bool:
         step: one of its last digit.
         counted: what was counted.
     """
-    if counted is None or said == counted:
-        return counted is not None
+    if counted is None or not math.isfinite(counted):
+        return said == counted
     near = MAX_ROUNDED * abs(counted)
     return abs(said - counted) <= min(near, step / 2 + 1e-9 * abs(counted))
