@@ -218,10 +218,10 @@ def _checked(
         return uncounted(claim, f"Its evidence cannot be read: {evidence.problem}")
     started = time.perf_counter()
     try:
-        problem = _problem(connection, evidence, scope)
-        if problem is not None:
-            return uncounted(claim, problem)
         with limit.until(share):
+            problem = _problem(connection, evidence, scope)
+            if problem is not None:
+                return uncounted(claim, problem)
             counted = _counted(connection, evidence, scope.table, of)
     except LateError:
         return uncounted(claim, LATE, _duration_ms(started))
