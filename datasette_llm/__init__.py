@@ -42,6 +42,13 @@ def shutdown(datasette: Datasette) -> Callable[[], Awaitable[None]]:
 
 
 @hookimpl
+def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
+    from .tags.source import with_path
+
+    return with_path
+
+
+@hookimpl
 def register_secrets(
     datasette: Datasette,
 ) -> Callable[[], Awaitable[list[datasette_secrets.Secret]]]:
@@ -131,9 +138,11 @@ from .errors import (  # noqa: E402
     SchemaError,
     StructuredOutputError,
     TableNotFoundError,
+    TagError,
 )
 from .facade import LLM  # noqa: E402
 from .structured import Structured  # noqa: E402
+from .tags.values import tagged  # noqa: E402
 
 __all__ = [
     "LLM",
@@ -160,7 +169,9 @@ __all__ = [
     "Structured",
     "StructuredOutputError",
     "TableNotFoundError",
+    "TagError",
     "WrappedAsyncModel",
     "WrappedConversation",
     "get_purposes",
+    "tagged",
 ]

@@ -14,6 +14,7 @@ One root, so that `except LLMError` catches all that is ours:
     ├── ResponseTimeoutError    the provider took too long (also a TimeoutError)
     ├── ProviderError           a server's answer cannot be used (also an llm.ModelError)
     │   └── IncompleteAnswerError   it broke off, or said nothing (also a ConnectionError)
+    ├── TagError                a tag of a call is invalid (also a ValueError)
     ├── SchemaError             a schema cannot be closed (also a ValueError)
     ├── StructuredOutputError   no answer fits the schema; has the raw text
     ├── ProfileError            a table cannot be profiled
@@ -175,6 +176,10 @@ class IncompleteAnswerError(ProviderError, ConnectionError):
             **details: those of `ProviderError`.
         """
         super().__init__(message, **{"kind": "network", **details})
+
+
+class TagError(LLMError, ValueError):
+    """A tag of a call is invalid, or there are too many; nothing was sent."""
 
 
 class SchemaError(LLMError, ValueError):

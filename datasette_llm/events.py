@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import llm
@@ -15,6 +16,7 @@ import llm
 from .errors import FailureKind, ModelNotAllowedError
 from .redaction import Keys, shortened
 from .sanitize import as_json, brief, count, new_id, one_line
+from .tags.values import NO_TAGS, Tags
 
 # More than any provider reports about its tokens.
 MAX_DETAILS_CHARS = 20_000
@@ -86,6 +88,7 @@ class RequestStarted(NamedTuple):
         attachment_count: attachments of the last message.
         temperature: the option of that name, or None.
         max_tokens: the option of that name, or None.
+        tags: what it is tied to, by its caller and by the request of Datasette that caused it.
     """
 
     id: str
@@ -106,6 +109,7 @@ class RequestStarted(NamedTuple):
     attachment_count: int = 0
     temperature: float | None = None
     max_tokens: int | None = None
+    tags: Tags = NO_TAGS
 
 
 class RequestFinished(NamedTuple):
@@ -160,6 +164,7 @@ def never_sent(
     actor: Mapping[str, Any] | None,
     group_id: str | None,
     keys: Keys = None,
+    tags: Tags = NO_TAGS,
 ) -> RequestStarted:
     """The start of a call that was blocked before there was a response.
 
@@ -169,9 +174,15 @@ def never_sent(
         actor: Datasette's actor dictionary, or None.
         group_id: the group, or None.
         keys: what to take out of the texts.
+        tags: its tags.
     """
     return RequestStarted(
-        new_id(), brief(model_id, keys), _name(purpose, keys), _actor_id(actor, keys), group_id
+        new_id(),
+        brief(model_id, keys),
+        _name(purpose, keys),
+        _actor_id(actor, keys),
+        group_id,
+        tags=_tags(tags, keys),
     )
 
 
@@ -188,6 +199,7 @@ def request_started(
     waited_s: float | None,
     keys: Keys,
     repaired_id: str | None = None,
+    tags: Tags = NO_TAGS,
 ) -> RequestStarted:
     """A request as it is about to be sent.
 
@@ -203,6 +215,7 @@ def request_started(
         waited_s: how long it waited for a concurrency limit, in seconds, or None.
         keys: what to take out of the texts.
         repaired_id: the id of the response whose answer it is to repair, or None.
+        tags: its tags.
     """
     conversation = response.conversation
     # Read where pydantic keeps them: asking it for an option that a model has not is slow.
@@ -224,6 +237,7 @@ def request_started(
         *_sizes_of(response),
         _float(temperature),
         count(options.get("max_tokens")),
+        _tags(tags, keys) if tags else NO_TAGS,
     )
 
 
@@ -319,6 +333,11 @@ def _actor_id(actor: Mapping[str, Any] | None, keys: Keys) -> str | None:
     # An actor that is no mapping breaks no rule of ours before this.
     actor_id = actor.get("id") if isinstance(actor, Mapping) else None
     return None if actor_id in (None, "") else brief(actor_id, keys)
+
+
+def _tags(tags: Tags, keys: Keys) -> Tags:
+    plain = {brief(k, keys): brief(v, keys) if isinstance(v, str) else v for k, v in tags.items()}
+    return MappingProxyType(plain) if plain else NO_TAGS
 
 
 def _details(details: object, keys: Keys) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,8 @@ from .errors import HookError, ModelNotAllowedError, ModelNotFoundError
 from .events import Outcome, RequestStarted, never_sent, unsent
 from .hooks import dispatch
 from .log.recorder import Recorder
+from .tags.source import call_tags
+from .tags.values import NO_TAGS, Tags, checked
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -45,12 +48,16 @@ class LLM:
 
     def __init__(self, datasette: Datasette) -> None:
         self.datasette = datasette
+        # Only here is it surely a plugin's: a prompt may run in a task of its own.
+        self._caller: str | None = sys._getframe(1).f_globals.get("__name__")  # noqa: SLF001  # CPython's
 
     async def model(
         self,
         model_id: str | None = None,
         purpose: str | None = None,
         actor: Actor = None,
+        *,
+        tags: Tags | None = None,
     ) -> WrappedAsyncModel:
         """A model, ready to prompt.
 
@@ -58,6 +65,7 @@ class LLM:
             model_id: an id or alias; without one the default for the purpose and actor.
             purpose: what it is for. Any name will do; administrators configure by it.
             actor: Datasette's actor dictionary, `request.actor`; None without one.
+            tags: what its prompts are tied to, such as `{"job": 12}`: up to 20 texts and numbers.
 
         Returns:
             The model. Whether it has a key shows when it is prompted.
@@ -66,8 +74,9 @@ class LLM:
             ModelNotFoundError: no model has this id, or there is no default.
             ModelNotAllowedError: policy keeps the model from this actor for this purpose.
             ConfigError: the configuration cannot be used.
+            TagError: a tag is invalid, or there are too many.
         """
-        return await self._model_for(model_id, purpose, actor, None)
+        return await self._model_for(model_id, purpose, actor, None, checked(tags))
 
     async def models(
         self, actor: Actor = None, purpose: str | None = None
@@ -91,7 +100,7 @@ class LLM:
         ids = await self._listed(held, default)
         answers = await self._filter_answers(held, ids, purpose, actor)
         return [
-            self._wrapped(held.route(model_id), purpose, actor, None)
+            self._wrapped(held.route(model_id), purpose, actor, None, NO_TAGS)
             for model_id in policy.narrowed(ids, answers)
         ]
 
@@ -100,6 +109,8 @@ class LLM:
         model_id: str | None = None,
         purpose: str | None = None,
         actor: Actor = None,
+        *,
+        tags: Tags | None = None,
     ) -> Group[WrappedAsyncModel]:
         """Prompts that belong together: `async with llm.group(purpose="x") as model: ...`
 
@@ -107,12 +118,16 @@ class LLM:
             model_id: an id or alias; without one the default for the purpose and actor.
             purpose: what it is for.
             actor: Datasette's actor dictionary, or None.
+            tags: what its prompts are tied to; as for `model()`.
 
         Returns:
             An async context manager that gives the model. Leaving it waits for every
             response; leaving it by an exception stops them.
+
+        Raises:
+            TagError: a tag is invalid, or there are too many.
         """
-        return Group(self.datasette, self._open_group, model_id, purpose, actor)
+        return Group(self.datasette, self._open_group, model_id, purpose, actor, checked(tags))
 
     async def has_default(self, purpose: str | None = None, actor: Actor = None) -> bool:
         """Whether `model()` without an id would find a name to look up.
@@ -173,6 +188,7 @@ class LLM:
         purpose: str | None,
         actor: Actor,
         group: Group[Any] | None,
+        tags: Tags,
     ) -> WrappedAsyncModel:
         if model_id is not None and not isinstance(model_id, str):
             raise ModelNotFoundError(f"A model id is text, not {type(model_id).__name__}")
@@ -186,13 +202,14 @@ class LLM:
                 purpose,
                 actor,
                 group.id if group else None,
+                tags=call_tags(self.datasette, self._caller, tags),
             )
             await self._record_refusal(refused, error)
             raise
-        return self._wrapped(held.route(canonical), purpose, actor, group)
+        return self._wrapped(held.route(canonical), purpose, actor, group, tags)
 
     async def _open_group(self, group: Group[Any]) -> WrappedAsyncModel:
-        return await self._model_for(group.model_id, group.purpose, group.actor, group)
+        return await self._model_for(group.model_id, group.purpose, group.actor, group, group.tags)
 
     async def _allowed(
         self, name: str, purpose: str | None, actor: Actor
@@ -210,7 +227,7 @@ class LLM:
         """The model of a fallback, by the policy of the model that it stands in for."""
         held, model_id = await self._allowed(fallback.model_id, route.purpose, route.actor)
         target = held.fallback_route(fallback, model_id)
-        return self._wrapped(target, route.purpose, route.actor, route.group)
+        return self._wrapped(target, route.purpose, route.actor, route.group, route.tags)
 
     async def _default_name(self, purpose: str | None, actor: Actor) -> str:
         name = await self._resolved_default(await self._for_purpose(purpose), purpose, actor)
@@ -313,11 +330,24 @@ class LLM:
         Recorder.of(self.datasette).never_sent(refused, finished)
 
     def _wrapped(
-        self, target: ModelRoute, purpose: str | None, actor: Actor, group: GroupRegister | None
+        self,
+        target: ModelRoute,
+        purpose: str | None,
+        actor: Actor,
+        group: GroupRegister | None,
+        tags: Tags,
     ) -> WrappedAsyncModel:
         recorder = Recorder.of(self.datasette) if target.log is not None else None
         route = Route(
-            self.datasette, target, purpose, actor, group, recorder, self._resolve_fallback
+            self.datasette,
+            target,
+            purpose,
+            actor,
+            group,
+            recorder,
+            self._resolve_fallback,
+            tags,
+            self._caller,
         )
         return WrappedAsyncModel(route)
 

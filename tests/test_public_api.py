@@ -43,9 +43,11 @@ EXPORTS = [
     "Structured",
     "StructuredOutputError",
     "TableNotFoundError",
+    "TagError",
     "WrappedAsyncModel",
     "WrappedConversation",
     "get_purposes",
+    "tagged",
 ]
 ERRORS = [name for name in EXPORTS if name.endswith("Error")]
 

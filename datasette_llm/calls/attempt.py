@@ -139,6 +139,7 @@ class Attempt:
                 waited_s=self._waited_s,
                 keys=self._keys,
                 repaired_id=self.response.answer.repaired_id if self.response.answer else None,
+                tags=result.tags,
             )
         return self._started
 

@@ -21,6 +21,7 @@ from ..log.recorder import Recorder
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from ..redaction import Keys, redact
+from ..tags.values import Tags
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -56,14 +57,15 @@ class Call(CallContext):
         at_end: called with what ended the call, or None, before it is closed.
     """
 
-    def __init__(self, model: RoutedModel, text: str | None, *, is_chain: bool) -> None:
+    def __init__(self, model: RoutedModel, text: str | None, tags: Tags, *, is_chain: bool) -> None:
         """
         Args:
             model: the model that is asked for.
             text: the text that the caller gave, or None.
+            tags: its tags.
             is_chain: whether it is a chain.
         """
-        super().__init__(model, is_chain=is_chain)
+        super().__init__(model, tags, is_chain=is_chain)
         self.admitted = asyncio.Event()
         self.error: BaseException | None = None
         self.refused_by: str | None = None
@@ -231,7 +233,14 @@ class Call(CallContext):
         if response is not None:
             started = Attempt(self, response, self.model).started
         else:  # a chain has none before its first step
-            started = never_sent(self.model.model_id, route.purpose, route.actor, route.group_id)
+            started = never_sent(
+                self.model.model_id,
+                route.purpose,
+                route.actor,
+                route.group_id,
+                keys,
+                self.result.tags,
+            )
         finished = unsent(
             started,
             Outcome.BLOCKED,

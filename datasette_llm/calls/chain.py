@@ -10,6 +10,7 @@ import llm
 from llm.models import AsyncChainResponse
 
 from ..hooks import dispatch
+from ..tags.values import Tags
 from .call import Call
 from .pace import SLICE, pace
 from .response import PromptResponse
@@ -47,17 +48,20 @@ class WrappedChain(AsyncChainResponse):
     _source: AsyncGenerator[llm.AsyncResponse, None]
 
     @classmethod
-    def adopt(cls, chain: AsyncChainResponse, model: RoutedModel, text: str | None) -> Self:
+    def adopt(
+        cls, chain: AsyncChainResponse, model: RoutedModel, text: str | None, tags: Tags
+    ) -> Self:
         """Make a chain of llm's one of ours; see `PromptResponse.adopt` for why so.
 
         Args:
             chain: llm's chain.
             model: the model that is asked.
             text: the text of its first prompt, or None.
+            tags: its tags.
         """
         chain.__class__ = cls
         ours = cast(Self, chain)
-        ours.prepare(Call(model, text, is_chain=True))
+        ours.prepare(Call(model, text, tags, is_chain=True))
         return ours
 
     def prepare(self, call: Call) -> None:

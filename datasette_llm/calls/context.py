@@ -6,6 +6,7 @@ from typing import Any
 
 from ..access.keys import KeyName, find_key, find_named_key
 from ..access.secrets import registered_secrets
+from ..tags.values import Tags
 from .prompt_result import CallbackOwners, PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
@@ -25,14 +26,14 @@ class CallContext(SupervisedTask):
         used_keys: the keys looked up so far, those of fallbacks included.
     """
 
-    def __init__(self, model: RoutedModel, *, is_chain: bool) -> None:
+    def __init__(self, model: RoutedModel, tags: Tags, *, is_chain: bool) -> None:
         super().__init__()
         self.model = model
         self.route: Route = model.route
         # The route knows it by a protocol, since groups stand above routes.
         group: Any = model.route.group
         self.owners = CallbackOwners()
-        self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners)
+        self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners, tags)
         self.row_id: str | None = None
         self.awaits_permit = False
         self.used_keys: frozenset[str] = frozenset()

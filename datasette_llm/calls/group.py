@@ -17,6 +17,7 @@ from ..access.quoting import keys_of_site
 from ..errors import GroupClosedError, GroupError, HookError
 from ..hooks import dispatch
 from ..redaction import redact
+from ..tags.values import NO_TAGS, Tags
 from .response import PromptResponse
 from .route import RoutedModel
 from .task import FATAL
@@ -67,6 +68,7 @@ class Group(Generic[_Model]):
             one.
         error: what the block ends with; None while it runs, and after a success.
         on_call: called with each call that begins, or None.
+        tags: those that every prompt of the group has.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Group(Generic[_Model]):
         model_id: str | None,
         purpose: str | None,
         actor: Mapping[str, Any] | None,
+        tags: Tags = NO_TAGS,
     ) -> None:
         """
         Args:
@@ -84,11 +87,13 @@ class Group(Generic[_Model]):
             model_id: an id or alias; None for the default.
             purpose: what it is for, or None.
             actor: Datasette's actor dictionary, or None.
+            tags: those that every prompt of the group has.
         """
         self.id = str(ULID())
         self.model_id = model_id
         self.purpose = purpose
         self.actor = actor
+        self.tags = tags
         self.responses: list[PromptResponse] = []
         self.error: BaseException | None = None
         self.on_call: Callable[[Any], None] | None = None

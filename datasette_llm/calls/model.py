@@ -14,6 +14,7 @@ from llm.parts import StreamEvent
 
 from ..errors import ConversationBusyError, LLMError
 from ..structured import AsksForObjects, taken_answer
+from ..tags.values import NO_TAGS, Tags, checked
 from .call import Call
 from .chain import WrappedChain
 from .history import answered, system_of, under_system, with_history
@@ -48,8 +49,8 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
         Args:
             prompt: the text; optional.
             **kwargs: everything that llm's `prompt()` takes, `key` and option keywords
-                included, and `key_name`, the name of a stored key. Options given here win over
-                configured ones.
+                included; `key_name`, the name of a stored key; and `tags`, a mapping of texts
+                and numbers. Options given here win over configured ones.
 
         Returns:
             The response, still streaming. A model that does not stream returns at the end.
@@ -60,27 +61,39 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
                 before its first event.
             llm.NeedsKeyException: there is no key for the model.
             GroupClosedError: the model belongs to a group that has been left.
+            TagError: a tag is invalid, or there are too many.
         """
+        tags = self.route.tags_of(kwargs.get("tags"))
         arguments = with_history(self, prompt, self.arguments(kwargs))
         build = partial(super().prompt, **arguments)
-        return await _begin(self, prompt, await _build(build, kwargs))
+        return await _begin(self, prompt, await _build(build, kwargs), tags)
 
     def conversation(
-        self, tools: list[Any] | None = None, *args: Any, **kwargs: Any
+        self, tools: list[Any] | None = None, *args: Any, tags: Tags | None = None, **kwargs: Any
     ) -> WrappedConversation:
-        """Start a conversation; takes what llm's `conversation()` takes."""
+        """Start a conversation; takes what llm's `conversation()` takes, and tags for its turns.
+
+        Raises:
+            TagError: a tag is invalid, or there are too many.
+        """
+        own = checked(tags)
         plain = super().conversation(tools, *args, **kwargs)
-        return WrappedConversation(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        ours = WrappedConversation(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        ours.tags = own
+        return ours
 
     def chain(self, prompt: str | None = None, **kwargs: Any) -> WrappedChain:
         """Prompt, run the tools that the model calls, and so on until it calls no more.
 
         Args:
             prompt: the text of the first prompt; optional.
-            **kwargs: everything that llm's `chain()` takes, and option keywords.
+            **kwargs: everything that llm's `chain()` takes, option keywords, and `tags`.
 
         Returns:
             The chain. Nothing is sent, and no hook runs, before it is read.
+
+        Raises:
+            TagError: a tag is invalid, or there are too many.
         """
         return self.conversation().chain(prompt, **kwargs)
 
@@ -126,10 +139,12 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
 
     Attributes:
         call: the call of the newest turn, or None.
+        tags: those of every turn.
     """
 
     model: WrappedAsyncModel
     call: Call | None = None
+    tags: Tags = NO_TAGS
     _begun_with: list[Any] | None = None  # what llm has read from storage
 
     async def prompt(self, prompt: str | None = None, **kwargs: Any) -> PromptResponse:  # type: ignore[override]  # llm's is not a coroutine
@@ -139,12 +154,13 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
+        tags = self.model.route.tags_of(kwargs.get("tags"), self.tags)
         arguments = self._with_history(prompt, self.model.arguments(kwargs))
         if self.tools and not arguments.get("tools"):
             arguments = arguments | {"tools": self.tools}
         response = await _build(partial(super().prompt, **arguments), kwargs)
         self._refuse_while_busy()
-        return await _begin(self.model, prompt, response, self)
+        return await _begin(self.model, prompt, response, tags, self)
 
     def chain(self, prompt: str | None = None, **kwargs: Any) -> WrappedChain:
         """The next turn as a chain; as `WrappedAsyncModel.chain`.
@@ -153,9 +169,10 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             ConversationBusyError: the previous turn is still running.
         """
         self._refuse_while_busy()
+        tags = self.model.route.tags_of(kwargs.pop("tags", None), self.tags)
         arguments = self.model.arguments(_with_options_apart(kwargs))
         arguments = self._with_history(prompt, arguments)
-        return WrappedChain.adopt(super().chain(**arguments), self.model, prompt)
+        return WrappedChain.adopt(super().chain(**arguments), self.model, prompt, tags)
 
     def begin_turn(self, call: Call, turns_before: int) -> None:
         """Begin the turn of a chain (called by the chain).
@@ -246,10 +263,11 @@ async def _begin(
     model: WrappedAsyncModel,
     text: str | None,
     response: llm.AsyncResponse,
+    tags: Tags,
     conversation: WrappedConversation | None = None,
 ) -> PromptResponse:
     """Start the call of a response, and wait for its first event."""
-    call = Call(model, text, is_chain=False)
+    call = Call(model, text, tags, is_chain=False)
     ours = PromptResponse.adopt(response, call)
     call.add(ours)
     answer = taken_answer()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..events import FinishReason
+from ..tags.values import NO_TAGS, Tags
 from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class PromptResult:
         is_chain: whether this is a chain.
         chain_complete: whether the chain ran to its end; False while it runs, and for one
             that paused, failed, or was abandoned.
+        tags: what the call is tied to, not to be changed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PromptResult:
         group: Group[Any] | None,
         is_chain: bool,
         owners: CallbackOwners | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
         self.responses: list[PromptResponse] = []
         self.purpose = purpose
@@ -68,6 +71,7 @@ class PromptResult:
         self.group = group
         self.is_chain = is_chain
         self.chain_complete = False
+        self.tags = tags
         self._owners = owners or CallbackOwners()
         self._callbacks: list[DoneCallback] = []
 
@@ -106,6 +110,8 @@ class PromptResult:
     def add(self, response: PromptResponse) -> None:
         """Take in another response (called by datasette-llm)."""
         self.responses.append(response)
+        if self.tags:
+            response.tags = self.tags
         response.done_callbacks.extend(self._callbacks)
 
 

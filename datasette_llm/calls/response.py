@@ -22,6 +22,7 @@ from ..log.rows import answer_bytes, shortened
 from ..providers.chunks import well_formed_call, well_formed_value
 from ..providers.finish_reasons import FinishReason, finish_reason_of
 from ..structured import Answer
+from ..tags.values import NO_TAGS, Tags, given
 from .tools import supervised_tools, tools_thread
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ class PromptResponse(llm.AsyncResponse):
         failure: what it failed with, or None.
         failure_seen: whether `failure` was raised to a caller.
         answer: what `structured()` reads out of it, or None.
+        tags: those of its call, as they were given.
     """
 
     stream_state: StreamState | None = None
     failure: Exception | None = None
     failure_seen = False
     answer: Answer | None = None
+    tags: Tags = NO_TAGS  # no attribute of an instance without tags, for its memory
     _failure_trace: TracebackType | None = None
     _position = 0  # of anext(response), which is a reader of its own
 
@@ -202,7 +205,8 @@ class PromptResponse(llm.AsyncResponse):
         """Prompt again with this exchange as history, once this response is complete.
 
         Takes what llm's `reply()` takes. The new prompt has the same key, purpose, actor and
-        hooks, and like `model.prompt()` returns at its first event.
+        hooks, and like `model.prompt()` returns at its first event. It has the tags of this
+        exchange, too, and those of `tags=`.
         """
         await self._force()
         if self._key is not None and "key_name" not in kwargs:
@@ -223,6 +227,8 @@ class PromptResponse(llm.AsyncResponse):
             prompt, new = None, {"messages": [*history, *turn, *messages]}
         # A turn of a conversation, since some plugins read nothing else.
         conversation: Any = self.model.conversation()
+        if self.tags:
+            conversation.tags = given(self.tags)
         conversation.responses.extend(self._turns())
         return cast(PromptResponse, await conversation.prompt(prompt, **new, **kwargs))
 

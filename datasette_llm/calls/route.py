@@ -13,6 +13,8 @@ from llm.parts import AttachmentPart
 from ..access.keys import KeyName
 from ..providers.registry import AsyncLLM
 from ..providers.sync_adapter import mirror_attributes
+from ..tags.source import call_tags
+from ..tags.values import NO_TAGS, Tags, checked, limited
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -46,6 +48,8 @@ class Route(NamedTuple):
         group: the group that its calls belong to, or None.
         recorder: writes the call log; None where calls are not recorded.
         resolve_fallback: gives the model of a fallback, if policy allows it.
+        tags: those that every prompt of the model has.
+        caller: the name of the Python module that asked for the model, or None.
     """
 
     datasette: Datasette
@@ -55,6 +59,8 @@ class Route(NamedTuple):
     group: GroupRegister | None
     recorder: Recorder | None
     resolve_fallback: Callable[[Route, Fallback], Awaitable[RoutedModel]]
+    tags: Tags = NO_TAGS
+    caller: str | None = None
 
     @property
     def model(self) -> AsyncLLM:
@@ -65,6 +71,23 @@ class Route(NamedTuple):
     def group_id(self) -> str | None:
         """The id of the group, or None."""
         return self.group.id if self.group is not None else None
+
+    def tags_of(self, given: object = None, inherited: Tags = NO_TAGS) -> Tags:
+        """The tags of a call that begins now: the more specific ones win.
+
+        Args:
+            given: what the caller passed as `tags=`, or None.
+            inherited: those of its conversation.
+
+        Returns:
+            The tags of the blocks of `tagged()`, of the model, of the conversation and of the
+            caller; where a request of Datasette caused the call, its path and the plugin, too.
+
+        Raises:
+            TagError: a tag is invalid, or there are too many.
+        """
+        layers = (self.tags, inherited, checked(given))
+        return limited(call_tags(self.datasette, self.caller, *layers))
 
     def once(self) -> Route:
         """The same route with one request for each prompt, to this model and to no other."""
@@ -95,6 +118,7 @@ class RoutedModel(llm.AsyncKeyModel):
             given: the caller's keyword arguments.
         """
         arguments = dict(given)
+        arguments.pop("tags", None)
         name = arguments.pop("key_name", None)
         if name is not None:
             if arguments.get("key") is not None or not isinstance(name, str):

@@ -1,0 +1,1 @@
+"""Tags: what a call is tied to, by its caller and by the request of Datasette that caused it."""
