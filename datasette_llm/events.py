@@ -353,7 +353,13 @@ _UNNAMED: _Names = (None, None, None, None, None)
 
 def _cleaned(receipt: Receipt, keys: Keys) -> _Names:
     response, request, call, model, cost = receipt
-    return _id(response, keys), _id(request, keys), _id(call, keys), _id(model, keys), _dollars(cost)
+    return (
+        _id(response, keys),
+        _id(request, keys),
+        _id(call, keys),
+        _id(model, keys),
+        _dollars(cost),
+    )
 
 
 def _id(value: object, keys: Keys) -> str | None:

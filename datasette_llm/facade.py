@@ -21,6 +21,7 @@ from .hooks import dispatch
 from .log.recorder import Recorder
 from .tags.source import call_tags
 from .tags.values import NO_TAGS, Tags, checked
+from .telemetry.spans import note_unsent
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -317,8 +318,7 @@ class LLM:
     async def _record_refusal(
         self, refused: RequestStarted, error: ModelNotAllowedError | HookError
     ) -> None:
-        if (await self._snapshot()).settings.log is None:
-            return
+        settings = (await self._snapshot()).settings
         if isinstance(error, HookError):
             blocked_by = error.plugin
         elif error.decision.refusal is not None:
@@ -327,7 +327,9 @@ class LLM:
         else:
             blocked_by = None
         finished = unsent(refused, Outcome.BLOCKED, error, blocked_by=blocked_by)
-        Recorder.of(self.datasette).never_sent(refused, finished)
+        if settings.log is not None:
+            Recorder.of(self.datasette).never_sent(refused, finished)
+        note_unsent(refused, finished, settings.telemetry)
 
     def _wrapped(
         self,

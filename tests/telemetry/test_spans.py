@@ -77,6 +77,7 @@ def spans(otel_spans):
     """A function that gives our finished spans, in the order of their ends."""
 
     def finished():
+        telemetry.flush()
         found = otel_spans.get_finished_spans()
         return [s for s in found if s.instrumentation_scope.name == telemetry.SCOPE]
 
@@ -99,6 +100,7 @@ def points(otel_metrics):
     """A function that collects what was measured since it was last called, by name."""
 
     def collected():
+        telemetry.flush()
         otel_metrics.collect()
         ours = [m for scope, m in otel_metrics.collected if scope == telemetry.SCOPE]
         return {metric.name: list(metric.data.data_points) for metric in ours}
