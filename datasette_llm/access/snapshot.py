@@ -44,6 +44,8 @@ class ModelRoute:
         exact_price: whether a public price needs an exact match of the name, since the model
             may be self-hosted.
         telemetry: what spans of its calls hold.
+        caller_fields: the fields of a request in which an endpoint gets something about the
+            caller.
     """
 
     model: AsyncLLM
@@ -54,6 +56,7 @@ class ModelRoute:
     price: PriceSettings | None
     exact_price: bool
     telemetry: TelemetrySettings
+    caller_fields: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ class PurposeSnapshot:
             self.prices.get(model_id),
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
             telemetry=self.settings.telemetry,
+            # By attribute, as the secret.
+            caller_fields=getattr(model, "caller_fields", frozenset()),
         )
 
     def _log_policy(self) -> LogPolicy | None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from llm.parts import StreamEvent
 
 from .. import instance
 from ..access.call_policy import Limit
+from ..access.pseudonyms import pseudonym
 from ..errors import FailureKind, NotRecordedError, ProviderError
 from ..events import (
     Outcome,
@@ -34,6 +35,7 @@ from ..providers.activity import Activity, activity
 from ..providers.chunks import WellFormedChunks
 from ..providers.failures import failure_message, kind_of
 from ..providers.openai_clients import Clients
+from ..providers.receipts import receipt_of
 from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
 from ..sanitize import new_id
@@ -65,6 +67,7 @@ class Attempt:
         "_after",
         "_began",
         "_end",
+        "_headers",
         "_keys",
         "_started",
         "_waited_s",
@@ -105,6 +108,7 @@ class Attempt:
         self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
         self._end: float | None = None
+        self._headers: Mapping[str, str] | None = None  # of the response, where they are known
         self._started: RequestStarted | None = None
         self._waited_s: float | None = None
 
@@ -311,8 +315,11 @@ class Attempt:
             arguments["ended"] = self.permit.transfer()
             limits = self.route.target.call_policy.limits
             arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
+        if self.route.target.caller_fields:
+            arguments["about_caller"] = self._about_caller()
         on_event = response.stream_state.on_event if response.stream_state else None
-        activity.set(Activity.of(on_event, self.route.target.call_policy.idle_timeout_s))
+        idle_timeout_s = self.route.target.call_policy.idle_timeout_s
+        activity.set(Activity.of(on_event, idle_timeout_s, self._answered))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
@@ -331,6 +338,24 @@ class Attempt:
                         yield well_formed
             for well_formed in chunks.rest():
                 yield well_formed
+
+    def _about_caller(self) -> dict[str, Any]:
+        """What an endpoint gets about the caller, as its settings say."""
+        fields, found = self.route.target.caller_fields, dict[str, Any]()
+        if "user" in fields and (user := pseudonym(self.route.datasette, self.model.actor)):
+            found["user"] = user
+        if "metadata" in fields and (tags := self.started.tags):
+            # As LiteLLM has them.
+            found["metadata"] = {"tags": [f"{name}:{value}" for name, value in tags.items()]}
+        return found
+
+    def _answered(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+        # Of an endpoint, which may repeat them: what its headers hold.
+        credentials: frozenset[str] = getattr(self.route.target.model, "credentials", frozenset())
+        if credentials:
+            keys = frozenset({self._keys}) if isinstance(self._keys, str) else self._keys
+            self._keys = credentials | (keys or frozenset())
 
     # How it ended
 
@@ -358,6 +383,9 @@ class Attempt:
             finish_reason=self.response.finish_reason,
             failure_kind=kind,
             message=None if error is None else failure_message(error, kind),
+            receipt=receipt_of(
+                self._headers, self.response.response_json, error, streamed=self.response.stream
+            ),
         )
 
     def _record(self, finished: RequestFinished) -> None:

@@ -154,7 +154,7 @@ class LogSettings(Section):
     prices: Annotated[Mapping[str, PriceSettings], _READ_ONLY] = Field(
         default={}, validate_default=True, title="mapping of ids to prices"
     )
-    """`{input, output, cached_input}` in dollars a million tokens, before public prices."""
+    """`{input, output, cached_input}` in dollars a million tokens, before all other prices."""
 
 
 class PurposeLogSettings(Section):
@@ -209,6 +209,10 @@ class EndpointSettings(CallSettings):
     """Accepts audio."""
     reasoning: bool = Field(default=False, title="bool")
     """Supports the option `reasoning_effort`."""
+    send_user: bool = Field(default=False, title="bool")
+    """Send a pseudonym of the actor as `user`, never the id."""
+    send_tags: bool = Field(default=False, title="bool")
+    """Send the tags of a call as LiteLLM's `metadata.tags`."""
 
 
 def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:

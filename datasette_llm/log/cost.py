@@ -1,4 +1,4 @@
-"""The cost of a call in whole nano-dollars, from configured prices or genai-prices' table.
+"""The cost of a call in whole nano-dollars: by configured prices, a gateway or genai-prices.
 
 The table is part of the package, so no network is used. An unknown cost is None, not zero.
 """
@@ -36,11 +36,15 @@ def cost_columns(
     Returns:
         `cost_nanodollars` and `price_source`, both None if tokens or price are unknown.
     """
-    if row["input_tokens"] is None and row["output_tokens"] is None:
+    uncounted = row["input_tokens"] is None and row["output_tokens"] is None
+    if price is not None and not uncounted:
+        return _columns(_configured_price(price, usage_of(row)), "configuration")
+    of_gateway = row.get("gateway_cost_nanodollars")
+    if of_gateway is not None:
+        return {"cost_nanodollars": of_gateway, "price_source": "gateway"}
+    if uncounted:
         return UNKNOWN
     usage = usage_of(row)
-    if price is not None:
-        return _columns(_configured_price(price, usage), "configuration")
     for name in dict.fromkeys([row["resolved_model"], model_id]):
         found = _public_price(name, usage, exact=exact) if name else None
         if found is not None:

@@ -13,6 +13,7 @@ import llm
 from ..events import RequestFinished, RequestStarted
 from ..redaction import Keys
 from ..sanitize import MARGIN_CHARS, as_json, now
+from .cost import NANODOLLARS
 
 # Of each text. A longer prompt is a pasted file.
 MAX_TEXT_CHARS = 1_000_000
@@ -55,7 +56,7 @@ def started_row(session_id: str, request: RequestStarted) -> dict[str, Any]:
 
 def finished_row(request: RequestFinished) -> dict[str, Any]:
     """The second part of a row, without its cost."""
-    first_chunk_s = request.first_chunk_s
+    first_chunk_s, cost = request.first_chunk_s, request.gateway_cost_dollars
     return {
         "id": request.id,
         "finished_at": now(),
@@ -74,6 +75,11 @@ def finished_row(request: RequestFinished) -> dict[str, Any]:
         "finish_reason": request.finish_reason and str(request.finish_reason),
         "failure_kind": request.failure_kind,
         "hook_error": None,  # comes later
+        "response_id": request.response_id,
+        "request_id": request.request_id,
+        "gateway_call_id": request.gateway_call_id,
+        "gateway_model_id": request.gateway_model_id,
+        "gateway_cost_nanodollars": None if cost is None else round(cost * NANODOLLARS),
     }
 
 

@@ -58,6 +58,11 @@ FINISHED_COLUMNS = (
     "finish_reason",
     "failure_kind",
     "hook_error",
+    "response_id",
+    "request_id",
+    "gateway_call_id",
+    "gateway_model_id",
+    "gateway_cost_nanodollars",
 )
 
 _HOOK_ERROR = FINISHED_COLUMNS.index("hook_error")  # migrations know the columns before it
@@ -305,6 +310,24 @@ def m005_strict(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+@migrations()
+def m007_gateway(db: Database) -> None:
+    """What the provider and a gateway call a request; a trigger of its own keeps it."""
+    texts = ("response_id", "request_id", "gateway_call_id", "gateway_model_id")
+    for name in texts:
+        db.execute(f"alter table llm_calls add column {name} text")
+    db.execute("alter table llm_calls add column gateway_cost_nanodollars integer")
+    columns = (*texts, "gateway_cost_nanodollars")
+    changed = " or ".join(f"new.{name} is not old.{name}" for name in columns)
+    db.execute(
+        f"""
+        create trigger llm_calls_update_gateway before update on llm_calls
+        when old.outcome is not null and ({changed})
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """
+    )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

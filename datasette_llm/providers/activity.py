@@ -1,8 +1,8 @@
-"""Signs of life of a request for its timeouts, where llm has no event."""
+"""What the client of a request has for its attempt beside llm's events: signs of life, headers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -13,22 +13,29 @@ QUIET_IDLE_TIMEOUTS = 10
 
 
 class Activity(NamedTuple):
-    """How the running request is timed.
+    """How the running request is timed and noted.
 
     Attributes:
         alive: called at each sign of life, or None.
         quiet_s: how many seconds keep-alives alone may last.
+        answered: called with the headers of its HTTP response, a refusal included, or None.
     """
 
     alive: Callable[[], None] | None = None
     quiet_s: float = QUIET_S
+    answered: Callable[[Mapping[str, str]], None] | None = None
 
     @classmethod
-    def of(cls, alive: Callable[[], None] | None, idle_timeout_s: float | None) -> Activity:
-        """How a request with this idle timeout is timed."""
+    def of(
+        cls,
+        alive: Callable[[], None] | None,
+        idle_timeout_s: float | None,
+        answered: Callable[[Mapping[str, str]], None],
+    ) -> Activity:
+        """How a request with this idle timeout is timed and noted."""
         if idle_timeout_s is None:
-            return cls(alive, QUIET_S)
-        return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s)
+            return cls(alive, QUIET_S, answered)
+        return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s, answered)
 
 
 UNTIMED = Activity()

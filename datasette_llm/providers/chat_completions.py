@@ -71,6 +71,7 @@ async def answer(
     stream: bool,
     response: llm.AsyncResponse,
     conversation: llm.AsyncConversation | None,
+    about_caller: Mapping[str, Any],
 ) -> AsyncGenerator[StreamEvent, None]:
     """Send a request, and read its answer.
 
@@ -81,6 +82,7 @@ async def answer(
         stream: as llm's.
         response: gets usage, tool calls and a summary, as by llm.
         conversation: as llm's.
+        about_caller: fields of the request; options of the same name take precedence.
 
     Raises:
         openai.APIError: the server refused it, could not be reached, or failed while answering.
@@ -94,7 +96,7 @@ async def answer(
     _add_what_is_wanted_back(messages, prompt.messages)
     options = model.build_kwargs(prompt, stream)
     name = {"model": model.model_name or model.model_id}
-    body = {**name, "messages": messages, "stream": stream, **options}
+    body = {**name, "messages": messages, "stream": stream, **about_caller, **options}
     reader = ChatReader(response, target.place, _call_ids(prompt.messages))
     http_response = await _sent(target, body)
     try:

@@ -17,6 +17,7 @@ import httpx2
 
 from ..errors import ProviderError
 from ..loop_end import LoopEnd
+from .activity import activity
 
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30)
 # For reading, each request sets its own.
@@ -130,6 +131,9 @@ class PooledClient(httpx2.AsyncClient):
         for _ in range(MAX_REDIRECTS):
             response = await self._send_past_stale(request, kwargs)
             if not response.has_redirect_location:
+                answered = activity.get().answered
+                if answered is not None:
+                    answered(response.headers)
                 return response
             try:
                 request = _redirected(request, response)

@@ -48,7 +48,7 @@ def finish_reason_of(response_json: object) -> FinishReason | None:
     """
     if response_json is None:
         return None
-    places = list(_places(response_json))
+    places = list(parts_of(response_json))
     if any(_refused(place) for place in places):
         return FinishReason.REFUSAL
     for place in places:
@@ -59,17 +59,12 @@ def finish_reason_of(response_json: object) -> FinishReason | None:
     return _of_openai_responses(response_json) or _blocked(response_json)
 
 
-def words_of(reason: str) -> list[str]:
-    """The words of a reason, each in one spelling; none where it stands for no reason yet.
+def parts_of(answer: object) -> Iterator[object]:
+    """The parts of an answer that may have a reason or an id, the outermost first.
 
-    Gemini joins two, as in `content_filter: SPII`; "FinishReason.MAX_TOKENS" is a client's enum.
+    Args:
+        answer: what a plugin of llm has put into `response.response_json`.
     """
-    parts = (part.rpartition(".")[2].strip().lower() for part in reason.split(":"))
-    return [word for each in parts if (word := re.sub(r"[\s-]+", "_", each)) not in _NO_WORDS]
-
-
-def _places(answer: object) -> Iterator[object]:
-    """The parts of an answer that may have a reason, the outermost first."""
     yield answer
     for name in ("choices", "candidates", "results", "generations"):
         yield from _items(part_of(answer, name))[:1]
@@ -77,6 +72,15 @@ def _places(answer: object) -> Iterator[object]:
     for chunk in reversed(_items(part_of(answer, "chunks"))[-_LAST_CHUNKS:]):
         yield chunk
         yield from _items(part_of(chunk, "choices"))[:1]
+
+
+def words_of(reason: str) -> list[str]:
+    """The words of a reason, each in one spelling; none where it stands for no reason yet.
+
+    Gemini joins two, as in `content_filter: SPII`; "FinishReason.MAX_TOKENS" is a client's enum.
+    """
+    parts = (part.rpartition(".")[2].strip().lower() for part in reason.split(":"))
+    return [word for each in parts if (word := re.sub(r"[\s-]+", "_", each)) not in _NO_WORDS]
 
 
 def _refused(place: object) -> bool:

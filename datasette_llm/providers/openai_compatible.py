@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ import llm
 import openai
 from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import StreamEvent
+from pydantic import Field, create_model
 
 from ..config.settings import EndpointSettings
 from ..redaction import redact
@@ -28,6 +30,7 @@ from .server_errors import Place
 _CREDENTIAL = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 # llm's, for a server that needs no key: openai's client requires one.
 _NO_KEY = "DUMMY_KEY"
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class EndpointModel(AsyncChat):
@@ -35,6 +38,8 @@ class EndpointModel(AsyncChat):
 
     Attributes:
         own_secret: the name of the secret that holds its key, or None.
+        caller_fields: the fields of a request in which it gets something about the caller.
+        credentials: what its headers and the address of its proxy hold that must not be shown.
     """
 
     # OpenAI's own key must not be sent to other servers.
@@ -55,7 +60,12 @@ class EndpointModel(AsyncChat):
         )
         self.own_secret = settings.key
         self.needs_key = settings.key  # type: ignore[assignment]  # None, as llm itself sets it
+        fields = {"user": settings.send_user, "metadata": settings.send_tags}
+        self.caller_fields = frozenset(name for name, is_sent in fields.items() if is_sent)
+        if self.caller_fields:
+            self.Options = _with_caller_fields(self.Options)
         self._server = Server(settings.api_base, settings.proxy, settings.ca_file)
+        self.credentials = frozenset(_credentials(settings))
         self._connections = connections
 
     def get_client(self, key: str | None, *, async_: bool = False) -> openai.AsyncOpenAI:
@@ -76,40 +86,35 @@ class EndpointModel(AsyncChat):
         response: llm.AsyncResponse,
         conversation: llm.AsyncConversation | None = None,
         key: str | None = None,
+        about_caller: Mapping[str, Any] = _NOTHING,
     ) -> AsyncGenerator[str | StreamEvent, None]:
         """Send a request; credentials are removed from the server's errors.
+
+        Args:
+            prompt: as llm's.
+            stream: as llm's.
+            response: as llm's.
+            conversation: as llm's.
+            key: as llm's.
+            about_caller: values for `caller_fields`; options of the same name take precedence.
 
         Raises:
             openai.APIError: the server refused it, could not be reached, or failed.
             ProviderError: its answer is not complete, or cannot be used.
         """
         target = _target(self, self._connections, self._server, self.get_client(key))
-        source = answer(self, target, prompt, stream, response, conversation)
+        source = answer(self, target, prompt, stream, response, conversation, about_caller)
         clean: BaseException | None = None
         try:
             async with aclosing(source):
                 async for event in source:
                     yield event
         except Exception as error:
-            clean = self._without_credentials(error)
+            clean = redact(error, self.credentials)
             if clean is error:
                 raise
         if clean is not None:
             raise clean  # outside `except`, so that its context does not hold a credential
-
-    def _without_credentials(self, error: BaseException) -> BaseException:
-        for credential in self._credentials():
-            error = redact(error, credential)
-        return error
-
-    def _credentials(self) -> Iterable[str]:
-        """Header values that are credentials, with and without a scheme such as Bearer."""
-        for name, value in self.headers.items():
-            if _CREDENTIAL.search(name):
-                yield from dict.fromkeys((value, value.rpartition(" ")[2]))
-        password = urlsplit(self._server.proxy or "").password
-        if password:
-            yield password
 
 
 def models_of(
@@ -139,6 +144,29 @@ def models_of(
     return models
 
 
+def _credentials(settings: EndpointSettings) -> Iterator[str]:
+    """Header values that are credentials, with and without a scheme such as Bearer."""
+    for name, value in settings.headers.items():
+        if _CREDENTIAL.search(name):
+            yield from (value, value.rpartition(" ")[2])
+    password = urlsplit(settings.proxy or "").password
+    if password:
+        yield password
+
+
+def _with_caller_fields(options: type[llm.Options]) -> type[llm.Options]:
+    """The options of an endpoint whose callers may set themselves what it gets about them."""
+    return create_model(
+        "Options",
+        __base__=options,
+        user=(str | None, Field(default=None, description="In the place of the pseudonym.")),
+        metadata=(
+            dict[str, Any] | None,
+            Field(default=None, description="In the place of the tags, in LiteLLM's form."),
+        ),
+    )
+
+
 def serve_chats(model: Any, connections: Connections) -> None:
     """Have one of llm's chat models answered by the reader of this package.
 
@@ -165,7 +193,7 @@ async def _execute(
     client: Any = model.get_client(key, async_=True)
     if type(client) is openai.AsyncOpenAI:
         target = _target(model, connections, Server(str(client.base_url)), client)
-        source: Any = answer(model, target, prompt, stream, response, conversation)
+        source: Any = answer(model, target, prompt, stream, response, conversation, _NOTHING)
     else:
         source = AsyncChat.execute(model, prompt, stream, response, conversation, key)
     async with aclosing(source):

@@ -241,7 +241,7 @@ class RequestSpan:
                 )
         finally:
             complete = partial(self._complete, finished, content, ended_at)
-            if content is not None or (has_tokens(finished) and self._target.price is None):
+            if content is not None or self._needs_table(finished):
                 _late_ends.put(complete)
             else:
                 complete()
@@ -264,8 +264,13 @@ class RequestSpan:
         finally:
             span.end(ended_at)
 
+    def _needs_table(self, finished: RequestFinished) -> bool:
+        """Whether the cost is by the table of public prices."""
+        known = self._target.price is not None or finished.gateway_cost_dollars is not None
+        return has_tokens(finished) and not known
+
     def _dollars(self, finished: RequestFinished) -> float | None:
-        if not has_tokens(finished):
+        if not has_tokens(finished) and finished.gateway_cost_dollars is None:
             return None
         target = self._target
         row, model_id = finished_row(finished), target.model.model_id

@@ -48,6 +48,8 @@ ENDPOINT = {
     "vision": False,
     "audio": False,
     "reasoning": True,
+    "send_user": True,
+    "send_tags": True,
 } | CALLS
 # Valid, and with every setting at every place.
 FULL: dict[str, Any] = {

@@ -229,6 +229,25 @@ def test_a_configured_price_goes_before_the_table():
     assert cost(row(None, 100), price=PRICE) == (250_000, "configuration")
 
 
+@pytest.mark.parametrize(
+    ("counted", "price", "expected"),
+    [
+        (row(1000, 100), None, (42, "gateway")),
+        (row(1000, 100, "gpt-4o"), None, (42, "gateway")),
+        (row(), None, (42, "gateway")),
+        (row(1000, 100), PRICE, (1_250_000, "configuration")),
+        (row(), PRICE, (42, "gateway")),  # tokens are what a price is for
+    ],
+)
+def test_k3_gateway_goes_between_price_and_table(counted, price, expected):
+    assert cost(counted | {"gateway_cost_nanodollars": 42}, price=price) == expected
+    assert cost(counted | {"gateway_cost_nanodollars": None}, price=price)[1] != "gateway"
+
+
+def test_k3_gateways_cost_of_zero_is_zero():
+    assert cost(row(1000, 100) | {"gateway_cost_nanodollars": 0}) == (0, "gateway")
+
+
 def test_configured_price_of_zero_is_zero():
     free = PriceSettings(input=0.0, output=0.0)
     assert cost(row(1000, 100), price=free) == (0, "configuration")

@@ -32,7 +32,11 @@ ANA = {"id": "ana"}
 # In the order of their ids, which begin with a time of 2026.
 OLD = [f"01kbc{number}0000000000000000000z" for number in range(3)]
 NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms")
-NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error")
+GATEWAY = (
+    *("response_id", "request_id", "gateway_call_id", "gateway_model_id"),
+    "gateway_cost_nanodollars",
+)
+NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error", *GATEWAY)
 OLD_COLUMNS = tuple(
     name
     for name in (*schema.STARTED_COLUMNS, *schema.FINISHED_COLUMNS)
@@ -88,7 +92,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     assert len(before) == 3
     assert rows_of(connection) == before
     sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, *[None] * 5)] * 3
+    assert connection.execute(sql).fetchall() == [(1, *[None] * 10)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 
@@ -142,6 +146,22 @@ def test_w3_end_of_a_call_has_reason_and_kind(migrated: Any) -> None:
     assert connection.execute(end).rowcount == 2
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute("update llm_calls set failure_kind = null")
+
+
+@pytest.mark.parametrize("name", GATEWAY)
+def test_k3_names_of_a_request_come_with_its_end(migrated: Any, name: str) -> None:
+    """They are written once, with the outcome, and not with what a hook fails with later."""
+    connection, _ = migrated
+    failed = "hook_error = 'llm_prompt_context of plugin x'"
+    for change in (f"{name} = 7", f"{failed}, {name} = 7"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(f"update llm_calls set {change} where id = ?", (OLD[0],))
+    end = f"update llm_calls set outcome = 'ok', {name} = 7 where outcome is null"
+    assert connection.execute(end).rowcount == 2
+    assert connection.execute(f"update llm_calls set {failed} where id = 'n'").rowcount == 1
+    for value in (8, "null"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(f"update llm_calls set {name} = {value} where id = 'n'")
 
 
 def test_h9_hook_error_comes_later_and_once(migrated: Any) -> None:

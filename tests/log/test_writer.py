@@ -272,8 +272,8 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error", "m005_strict"]
-    assert applied == [*ours, "m999_tomorrow"]
+    assert applied[0] == "m001_record"
+    assert applied == [m.name for m in schema.migrations._migrations] + ["m999_tomorrow"]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):

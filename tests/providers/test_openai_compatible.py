@@ -389,7 +389,7 @@ def test_endpoint_problems_have_their_path():
     known = (
         "aliases, api_base, audio, ca_file, can_stream, fallbacks, headers, idle_timeout, key, "
         "max_answer_chars, max_concurrency, model, model_name, proxy, reasoning, retries, "
-        "supports_schema, supports_tools, timeout, vision"
+        "send_tags, send_user, supports_schema, supports_tools, timeout, vision"
     )
     assert problems_of(endpoint(supports_tool=True, api_version="2024-10-21")) == [
         '[0].supports_tool: unknown setting (did you mean "supports_tools"?)',

@@ -121,8 +121,9 @@ def _covered(given: Filter, covered: Filter) -> Row:
 
 
 def with_dollars(row: Row) -> Row:
-    """A call with its cost in dollars."""
-    return row | {"cost_dollars": dollars(row["cost_nanodollars"])}
+    """A call with its cost in dollars, and with what its gateway says that it is."""
+    costs = {"cost_dollars": "cost_nanodollars", "gateway_cost_dollars": "gateway_cost_nanodollars"}
+    return row | {name: dollars(row[column]) for name, column in costs.items()}
 
 
 # One call
