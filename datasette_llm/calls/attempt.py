@@ -278,7 +278,8 @@ class Attempt:
 
     def _said(self, finished: RequestFinished) -> Callable[[], dict[str, Any]]:
         response = self._response_now(finished)
-        reason = str(finished.finish_reason or finished.outcome)
+        ended = "stop" if finished.outcome is Outcome.OK else finished.outcome
+        reason = str(finished.finish_reason or ended)
         return partial(said, response.prompt, response.short_messages, reason, self._keys)
 
     async def _misfit(self) -> Exception | None:
