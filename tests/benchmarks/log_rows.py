@@ -137,10 +137,9 @@ async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], qui
 async def make_without_record(attempt: Attempt, end: float | None) -> None:
     """An attempt with its span and redacted errors, and nothing else."""
     try:
-        span = RequestSpan(attempt.model.model_id, None, lambda: attempt.started)
+        attempt.span = RequestSpan.begin(attempt.route.target, lambda: attempt.started)
         await attempt.response.fill(attempt._request())
-        finished = attempt._finished(None)
-        span.end(finished, streaming=attempt.response.stream, detach=True)
+        attempt._end_span(None)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 

@@ -788,7 +788,7 @@ async def everything(register_models, datasette, plugin):
     register_models(
         Full("full", done, [error], ["planted-answer", asyncio.Event()], needs_key="openai"),
         Full("grouped", done, needs_key="openai"),
-        Full("chained", [call], done, [call, error], needs_key="openai"),
+        Full("chained", [call], done, [call], [error], needs_key="openai"),
         Full("unsteady", [ConnectionError(f"planted-prompt {KEY}")], done, needs_key="openai"),
     )
     who = {"purpose": "chat", "actor": {"id": "planted-actor"}, "tags": {"job": 12}}
@@ -921,9 +921,17 @@ async def test_scope_has_name_version_and_schema(workload, spans):
 def test_documentation_has_every_signal():
     section = (FOLDER / "telemetry.md").read_text("utf-8")
     signals = [*SPANS, *METRICS]
-    registered = {*METRICS, LINK, *(a for signal in signals for a in signal.attributes)}
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    documented = {name for line in rows for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
-    assert documented == registered - set(METRICS)
-    assert {f"`{name}`" for name in METRICS} <= set(re.findall(r"`[^`]+`", section))
+    registered = {LINK, *(a for signal in signals for a in signal.attributes)}
+    tables = dict(re.findall(r"^\| (span|attribute|metric) \|.*\n((?:\|.*\n)+)", section, re.M))
+    documented = {
+        kind: {
+            name
+            for row in rows.splitlines()
+            for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+        }
+        for kind, rows in tables.items()
+    }
+    assert documented["attribute"] == registered
+    assert documented["metric"] == set(METRICS)
+    assert {name.partition("{")[0] for name in documented["span"]} == set(SPANS)
     assert SCHEMA_URL.rpartition("/")[2] in section
