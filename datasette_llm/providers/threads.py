@@ -91,6 +91,11 @@ class SerialThread:
         """Whether it has had work since it was closed."""
         return self._queue is not None
 
+    @property
+    def waiting(self) -> int:
+        """How much work it has not begun yet."""
+        return self._queue.qsize() if self._queue is not None else 0
+
     def put(self, work: Callable[[], object]) -> None:
         """Do work in the thread, later; what it raises is logged."""
         self._begun().put(partial(_logged, work))

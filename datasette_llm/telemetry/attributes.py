@@ -11,7 +11,6 @@ import llm
 
 from ..events import Outcome, RequestFinished, RequestStarted
 from ..log.cost import reasoning_tokens, usage_of
-from ..log.rows import finished_row
 from . import registry as names
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def usage_attributes(finished: RequestFinished) -> dict[str, int]:
     """The tokens that the provider reported, as the conventions count them."""
     if not has_tokens(finished):
         return {}
-    row = finished_row(finished)
+    row = finished._asdict()  # its tokens have the names of those of a row
     usage = usage_of(row)
     found = {
         names.INPUT_TOKENS: usage["input_tokens"] if finished.input_tokens is not None else None,

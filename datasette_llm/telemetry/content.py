@@ -61,7 +61,7 @@ def messages_json(
     except Exception:  # a provider's events and a plugin's tools make llm raise anything
         return None
     ended = {} if finish_reason is None else {"finish_reason": finish_reason}
-    texts = [value_json(_message(each) | ended, keys) for each in plain]
+    texts = [value_json(each | ended, keys) for message in plain for each in _messages(message)]
     return f"[{', '.join(_newest(texts))}]"
 
 
@@ -83,8 +83,12 @@ def _newest(texts: list[str]) -> list[str]:
     return texts[len(texts) - kept :]
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {"role": message["role"], "parts": [_part(part) for part in message["parts"]]}
+def _messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A message of llm's; for each result of a tool one, since backends show one in a message."""
+    role, parts = message["role"], [_part(part) for part in message["parts"]]
+    if role == "tool":
+        return [{"role": role, "parts": [part]} for part in parts]
+    return [{"role": role, "parts": parts}]
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:

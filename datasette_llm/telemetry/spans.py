@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 SCOPE = "datasette_llm"
 # How long a shutdown waits for spans whose cost is being looked up.
 FLUSH_S = 5.0
+# So many may wait for that, as they do where an exporter blocks; others end without it.
+MAX_LATE = 10_000
 
 _version = importlib.metadata.version("datasette-llm")
 tracer = trace.get_tracer(SCOPE, _version, schema_url=names.SCHEMA_URL)
@@ -240,11 +242,12 @@ class RequestSpan:
                     self._current.span, finished, answer_attributes(finished, first_chunk_s) | usage
                 )
         finally:
-            complete = partial(self._complete, finished, content, ended_at)
-            if content is not None or self._needs_table(finished):
-                _late_ends.put(complete)
+            if content is None and not self._needs_table(finished):
+                self._complete(finished, None, ended_at)
+            elif _late_ends.waiting < MAX_LATE:
+                _late_ends.put(partial(self._complete, finished, content, ended_at))
             else:
-                complete()
+                self._current.span.end(ended_at)
 
     def _complete(
         self,

@@ -1,4 +1,4 @@
-"""An OTLP receiver on 127.0.0.1, as a collector is: it takes spans as protobuf over HTTP.
+"""An OTLP receiver on 127.0.0.1, as a collector is: protobuf over HTTP, of which it keeps spans.
 
 with OTLPReceiver() as receiver:
     exporter = OTLPSpanExporter(f"{receiver.url}/v1/traces")
@@ -37,16 +37,19 @@ class Received:
 
 
 class OTLPReceiver:
-    """Collects the spans that are sent to it."""
+    """Collects the spans that are sent to it, and has the headers of the last request."""
 
     def __init__(self):
         self.spans: list[Received] = []
+        self.headers: dict[str, str] = {}
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
+                receiver.headers = {name.lower(): each for name, each in self.headers.items()}
                 body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.take(ExportTraceServiceRequest.FromString(body))
+                if self.path == "/v1/traces":
+                    receiver.take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.send_header("content-type", "application/x-protobuf")
                 self.end_headers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import llm
 import pytest
@@ -33,6 +34,7 @@ USAGE = llm.Usage(
         "completion_tokens_details": {"reasoning_tokens": 60_000},
     },
 )
+FIRST_CHUNK = b'data: {"id": "chatcmpl-1", "choices": []}\n\n'
 PRICES = {"prices": {"scripted": {"input": 2, "output": 10, "cached_input": 1}}}
 # 600,000 at 2 dollars a million, 400,000 at 1, and 100,000 at 10
 DOLLARS = 1.2 + 0.4 + 1
@@ -241,14 +243,14 @@ async def test_k2_cancelled_chain(backend, site, plugin):
 
 async def test_k2_endpoint_has_address_and_provider(backend, site):
     async with OpenAIServer() as server:
-        server.play(["a", llm.Usage(5, 2)])
+        server.play([FIRST_CHUNK, "a", llm.Usage(5, 2)])
         llms = site(endpoints=[{"model": "ours", "api_base": server.url}])
         await (await (await llms.model("ours")).prompt("x")).text()
     await backend.all()
     (span,) = backend.spans
     assert span["gen_ai.provider.name"] == "openai"
     assert f"http://{span['server.address']}:{span['server.port']}" in server.url
-    assert span["gen_ai.response.id"]
+    assert span["gen_ai.response.id"] == "chatcmpl-1"
 
 
 CONTENT = ("gen_ai.input.messages", "gen_ai.output.messages")
@@ -277,11 +279,11 @@ async def test_k2_content_and_actor_only_if_asked_for(backend, site):
                 {"type": "tool_call", "id": "t2", "name": "fail", "arguments": {"a": 2}},
             ],
         },
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "t1", "response": "2"}]},
         {
             "role": "tool",
             "parts": [
-                {"type": "tool_call_response", "id": "t1", "response": "2"},
-                {"type": "tool_call_response", "id": "t2", "response": "Error: planted-error"},
+                {"type": "tool_call_response", "id": "t2", "response": "Error: planted-error"}
             ],
         },
     ]
@@ -307,3 +309,17 @@ async def test_k2_content_is_bounded(backend, site):
     assert asked[-1]["parts"][0]["content"] == "x"
     assert asked[0]["parts"][0]["content"].startswith("14 ")
     assert len(said[0]["parts"][0]["content"]) < 21_000
+
+
+async def test_k2_backend_that_blocks_stops_no_call(backend, site, monkeypatch):
+    """Where spans wait for a blocked exporter, only so many do; the others end without a cost."""
+    go_on = threading.Event()
+    monkeypatch.setattr(telemetry, "MAX_LATE", 2)
+    telemetry._late_ends.put(go_on.wait)  # noqa: SLF001  # as an exporter does
+    model = await site(ScriptedModel("gpt-4o-mini", ["a", USAGE])).model("gpt-4o-mini")
+    for _ in range(4):
+        assert await (await model.prompt("x")).text() == "a"
+    go_on.set()
+    await backend.all()
+    costs = ["datasette_llm.cost" in span.attributes for span in backend.named("chat gpt-4o-mini")]
+    assert costs in ([True, True, False, False], [True, True, True, False])

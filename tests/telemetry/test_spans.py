@@ -767,7 +767,7 @@ def test_api_requirement_matches_datasettes():
 async def everything(register_models, datasette, plugin):
     """Every kind of request, with planted values in all of them that must not be exported."""
     call = llm.ToolCall(name="tool", arguments={"text": "planted-argument"}, tool_call_id="t1")
-    error = ProviderDownError(f"planted-prompt with {KEY} failed")
+    error = ProviderDownError(f"planted-fault of planted-prompt with {KEY}")
     error.response = SimpleNamespace(headers={"x-litellm-call-id": "gateway-1"})
     details = {
         "cache_read_input_tokens": 2,
@@ -892,7 +892,7 @@ async def test_every_registered_metric_is_emitted(workload, otel_metrics):
 
 @pytest.mark.parametrize(
     ("settings", "planted"),
-    [({}, {"planted"}), ({"content": True, "actor": True}, {"planted-error", "planted-password"})],
+    [({}, {"planted"}), ({"content": True, "actor": True}, {"planted-fault", "planted-password"})],
     ids=["as it is", "with content"],
 )
 async def test_telemetry_has_no_personal_data(work, otel_spans, otel_metrics, settings, planted):
