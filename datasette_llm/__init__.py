@@ -141,13 +141,17 @@ from .errors import (  # noqa: E402
     TagError,
 )
 from .facade import LLM  # noqa: E402
+from .log.cost import Cost  # noqa: E402
+from .log.records import CallRecord  # noqa: E402
 from .structured import Structured  # noqa: E402
 from .tags.values import tagged  # noqa: E402
 
 __all__ = [
     "LLM",
+    "CallRecord",
     "ConfigError",
     "ConversationBusyError",
+    "Cost",
     "Decision",
     "Group",
     "GroupClosedError",

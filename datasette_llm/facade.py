@@ -18,7 +18,10 @@ from .decision import Decision, Step
 from .errors import HookError, ModelNotAllowedError, ModelNotFoundError
 from .events import Outcome, RequestStarted, never_sent, unsent
 from .hooks import dispatch
+from .log.queries import Filter
 from .log.recorder import Recorder
+from .log.records import CallRecord, call_record, call_records
+from .permissions import VIEW_LOG
 from .tags.source import call_tags
 from .tags.values import NO_TAGS, Tags, checked
 from .telemetry.spans import note_unsent
@@ -163,6 +166,69 @@ class LLM:
             ConfigError: the configuration cannot be used.
         """
         return await self.explain_with(dispatch.filter_models, model_id, purpose, actor)
+
+    async def call(self, call_id: str, *, actor: Actor) -> CallRecord | None:
+        """A call of the call log, once what waits to be written is.
+
+        Args:
+            call_id: its id, such as that of a response, or `PromptResult.call_id`.
+            actor: who reads it; None for an anonymous visitor. What a plugin reads on its own
+                behalf it reads inside Datasette's `SkipPermissions()`.
+
+        Returns:
+            The call; None if there is none, or no longer.
+
+        Raises:
+            datasette.Forbidden: the actor has no `view-llm-log`.
+            sqlite3.Error: the internal database cannot be read.
+        """
+        await self.datasette.ensure_permission(action=VIEW_LOG, actor=actor)
+        return await call_record(self.datasette, call_id)
+
+    async def calls(
+        self,
+        *,
+        actor: Actor,
+        tag: str | Sequence[str] = (),
+        model_id: str | None = None,
+        purpose: str | None = None,
+        group: str | None = None,
+        outcome: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> list[CallRecord]:
+        """Calls of the call log, the newest first, once what waits to be written is.
+
+        Args:
+            actor: who reads them; as for `call()`.
+            tag: a tag that they have, such as `job:12`, or several, all of which they have.
+            model_id: the model that was asked.
+            purpose: what they were for; an empty text for calls without a purpose.
+            group: the id of their group.
+            outcome: how they ended, or `running`.
+            since: the start, inclusive; an ISO 8601 date or time, in UTC unless it has a zone.
+            until: the end, exclusive; likewise.
+            before: the id of the last call of the page before; None for the first page.
+            limit: the maximum number.
+
+        Raises:
+            datasette.Forbidden: the actor has no `view-llm-log`.
+            LLMError: a filter is invalid; the message says which, and why.
+            sqlite3.Error: the internal database cannot be read.
+        """
+        await self.datasette.ensure_permission(action=VIEW_LOG, actor=actor)
+        log_filter = Filter(
+            model=model_id,
+            purpose=purpose,
+            group=group,
+            outcome=outcome,
+            since=since,
+            until=until,
+            tag=(tag,) if isinstance(tag, str) else tuple(tag),
+        )
+        return await call_records(self.datasette, log_filter, before=before, limit=limit)
 
     async def explain_with(
         self, ask: AskFilters, model_id: str, purpose: str | None, actor: Actor

@@ -20,8 +20,10 @@ from datasette_llm.testing import ScriptedModel
 
 EXPORTS = [
     "LLM",
+    "CallRecord",
     "ConfigError",
     "ConversationBusyError",
+    "Cost",
     "Decision",
     "Group",
     "GroupClosedError",

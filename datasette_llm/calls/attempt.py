@@ -124,10 +124,13 @@ class Attempt:
             NotRecordedError: it cannot be recorded, and the configuration requires it.
         """
         clean: BaseException | None = None
-        self.call.row_id, self._end = self.id, end
+        self._end = end
+        self.call.result.begin(self.id)
         try:
             if self.route.target.call_policy.limits:
                 await self._acquire_permit()
+            if self.call.result.tags:
+                await self._learn_key()
             if self.route.recorder is None:
                 await self._send()
             else:
@@ -204,6 +207,13 @@ class Attempt:
             self.call.awaits_permit = False
         self._waited_s = loop.time() - began
 
+    async def _learn_key(self) -> None:
+        """Look up the key before the values are made, for a tag of a user's data may hold it."""
+        with contextlib.suppress(Exception):  # of plugins and files; the request raises it again
+            async with self._while_time_is_left():
+                await self.call.key(self.model, self.response.caller_key)
+        self._keys = self.call.used_keys or self._keys
+
     async def _commit_row(self) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
         assert recorder is not None
@@ -235,15 +245,10 @@ class Attempt:
         except BaseException as error:
             self._record(self._finished(error))
             raise
-        assert finished is not None
         self._record(finished)
 
-    async def _send(self) -> RequestFinished | None:
-        """Send the request inside a span, within its timeouts.
-
-        Returns:
-            How it ended; None where neither the call log nor a span takes it.
-        """
+    async def _send(self) -> RequestFinished:
+        """Send the request inside a span, within its timeouts."""
         self.span = RequestSpan.begin(self.route.target, lambda: self.started, self._after)
         self._began = time.monotonic()
         state, idle_timeout_s = (
@@ -260,16 +265,16 @@ class Attempt:
                 await self._fill_in_time(state, idle_timeout_s)
             misfit = await self._misfit()
         except BaseException as error:
-            self._end_span(error, error)
+            self._conclude(error, error)
             raise
-        return self._end_span(misfit)
+        return self._conclude(misfit)
 
-    def _end_span(
+    def _conclude(
         self, error: BaseException | None, raised: BaseException | None = None
-    ) -> RequestFinished | None:
-        if self.span is None and self.route.recorder is None:
-            return None
+    ) -> RequestFinished:
+        """How a request ended that was sent; in its span, and noted for the hooks."""
         finished = self._finished(error)
+        self.call.result.end(finished, self.model.model_id, self.route.target)
         if self.span is not None:
             content = self._said(finished) if self.route.target.telemetry.content else None
             stream = self.response.stream

@@ -20,7 +20,7 @@ from ..hooks import dispatch
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from ..redaction import Keys, redact
-from ..tags.values import Tags
+from ..tags.values import NO_TAGS, Tags
 from ..telemetry.spans import ChainSpan, is_traced, note_unsent
 from .attempt import Attempt
 from .context import CallContext
@@ -58,7 +58,9 @@ class Call(CallContext):
         chain_span: the span of a chain that has been admitted; None where nothing collects spans.
     """
 
-    def __init__(self, model: RoutedModel, text: str | None, tags: Tags, *, is_chain: bool) -> None:
+    def __init__(
+        self, model: RoutedModel, text: str | None, tags: Tags = NO_TAGS, *, is_chain: bool
+    ) -> None:
         """
         Args:
             model: the model that is asked for.

@@ -21,7 +21,6 @@ class CallContext(SupervisedTask):
         route: its route.
         owners: whose the callbacks of the result are.
         result: what the contexts of the hooks know of the call.
-        row_id: of the request that its newest response comes from; None before the first.
         awaits_permit: whether its request waits for a concurrency limit.
         used_keys: the keys looked up so far, those of fallbacks included.
     """
@@ -34,10 +33,14 @@ class CallContext(SupervisedTask):
         group: Any = model.route.group
         self.owners = CallbackOwners()
         self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners, tags)
-        self.row_id: str | None = None
         self.awaits_permit = False
         self.used_keys: frozenset[str] = frozenset()
         self._keys: dict[RoutedModel, str | None] = {}
+
+    @property
+    def row_id(self) -> str | None:
+        """Of the request that its newest response comes from; None before the first."""
+        return self.result.call_id if self.result.attempts else None
 
     async def key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
         """The key for this call's requests to a model, looked up once.

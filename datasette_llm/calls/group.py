@@ -16,8 +16,10 @@ from ..access.hook_failures import HookFailures
 from ..access.quoting import keys_of_site
 from ..errors import GroupClosedError, GroupError, HookError
 from ..hooks import dispatch
+from ..log.cost import Cost
 from ..redaction import redact
 from ..tags.values import NO_TAGS, Tags
+from .ended_requests import EndedRequests
 from .response import PromptResponse
 from .route import RoutedModel
 from .task import FATAL
@@ -69,6 +71,7 @@ class Group(Generic[_Model]):
         error: what the block ends with; None while it runs, and after a success.
         on_call: called with each call that begins, or None.
         tags: those that every prompt of the group has.
+        ended: its requests that were sent and have ended (filled by datasette-llm).
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Group(Generic[_Model]):
         self.tags = tags
         self.responses: list[PromptResponse] = []
         self.error: BaseException | None = None
+        self.ended = EndedRequests()
         self.on_call: Callable[[Any], None] | None = None
         self._datasette = datasette
         self._open_model = open_model
@@ -103,6 +107,25 @@ class Group(Generic[_Model]):
         self._calls: set[GroupMember] = set()
         self._exit_hooks_task: asyncio.Task[list[Exception]] | None = None
         self._hurried = asyncio.Event()
+
+    @property
+    def calls(self) -> int:
+        """How many requests were sent and have ended: retries, fallbacks and steps count."""
+        return len(self.ended)
+
+    @property
+    def input_tokens(self) -> int | None:
+        """The sum of what providers reported; None where none did."""
+        return self.ended.input_tokens
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The sum of what providers reported; None where none did."""
+        return self.ended.output_tokens
+
+    async def cost(self) -> Cost | None:
+        """What the requests that have ended cost; None where no price is known."""
+        return await self.ended.cost()
 
     @property
     def _responses(self) -> list[PromptResponse]:

@@ -8,11 +8,14 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..events import FinishReason
+from ..events import FinishReason, RequestFinished
+from ..log.cost import Cost
 from ..tags.values import NO_TAGS, Tags
+from .ended_requests import EndedRequests
 from .response import DoneCallback, PromptResponse, run_callbacks
 
 if TYPE_CHECKING:
+    from ..access.snapshot import ModelRoute
     from .group import Group
 
 
@@ -54,6 +57,9 @@ class PromptResult:
         chain_complete: whether the chain ran to its end; False while it runs, and for one
             that paused, failed, or was abandoned.
         tags: what the call is tied to, not to be changed.
+        attempts: how many requests have begun: retries, fallbacks and steps of a chain count.
+        call_id: the id under which `LLM.call()` finds the newest of them; before the first one,
+            the id that it will have; None before a chain's first step.
     """
 
     def __init__(
@@ -72,6 +78,9 @@ class PromptResult:
         self.is_chain = is_chain
         self.chain_complete = False
         self.tags = tags
+        self.attempts = 0
+        self.call_id: str | None = None
+        self._ended = EndedRequests()
         self._owners = owners or CallbackOwners()
         self._callbacks: list[DoneCallback] = []
 
@@ -79,6 +88,10 @@ class PromptResult:
     def response(self) -> PromptResponse | None:
         """The first response; None before a chain's first step."""
         return self.responses[0] if self.responses else None
+
+    async def cost(self) -> Cost | None:
+        """What the requests that have ended cost; None where no price is known."""
+        return await self._ended.cost()
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -110,9 +123,23 @@ class PromptResult:
     def add(self, response: PromptResponse) -> None:
         """Take in another response (called by datasette-llm)."""
         self.responses.append(response)
+        if self.call_id is None:
+            self.call_id = response.id
         if self.tags:
             response.tags = self.tags
         response.done_callbacks.extend(self._callbacks)
+
+    def begin(self, request_id: str) -> None:
+        """Note that a request begins (called by datasette-llm)."""
+        self.call_id = request_id
+        self.attempts += 1
+
+    def end(self, finished: RequestFinished, model_id: str, target: ModelRoute) -> None:
+        """Note that a request has ended (called by datasette-llm)."""
+        ended = (finished, model_id, target)
+        self._ended.append(ended)
+        if self.group is not None:
+            self.group.ended.append(ended)
 
 
 def raise_first(errors: list[Exception]) -> None:

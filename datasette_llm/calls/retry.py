@@ -125,7 +125,7 @@ class _LaterAttempts:
         answering: object = self._response.model  # one of ours, which llm's class does not say
         if answering is not self._asked:
             self._restart(self._asked, self._prompt)  # what failed is what was asked for
-            self._call.row_id = row_id
+            self._call.result.call_id = row_id
         raise left
 
     async def _answer_of(self, model: RoutedModel) -> Exception | None:

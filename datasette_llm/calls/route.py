@@ -14,7 +14,7 @@ from ..access.keys import KeyName
 from ..providers.registry import AsyncLLM
 from ..providers.sync_adapter import mirror_attributes
 from ..tags.source import call_tags
-from ..tags.values import NO_TAGS, Tags, checked, limited
+from ..tags.values import NO_TAGS, Tags, checked, current, limited
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -86,6 +86,8 @@ class Route(NamedTuple):
         Raises:
             TagError: a tag is invalid, or there are too many.
         """
+        if given is None and self.tags is inherited is current.get() is NO_TAGS:
+            return NO_TAGS  # nearly always
         layers = (self.tags, inherited, checked(given))
         return limited(call_tags(self.datasette, self.caller, *layers))
 
@@ -124,9 +126,11 @@ class RoutedModel(llm.AsyncKeyModel):
             if arguments.get("key") is not None or not isinstance(name, str):
                 raise TypeError("key_name= is the name of a stored key, and excludes key=")
             arguments["key"] = KeyName(name)
-        defaults = {k: v for k, v in self.route.target.options.items() if k not in given}
-        if defaults:
-            arguments["options"] = defaults | (given.get("options") or {})
+        options = self.route.target.options
+        if options:
+            defaults = {k: v for k, v in options.items() if k not in given}
+            if defaults:
+                arguments["options"] = defaults | (given.get("options") or {})
         if not self.can_stream:
             arguments["stream"] = False  # llm passes on what it is given; its CLI checks this
         return arguments

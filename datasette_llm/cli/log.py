@@ -83,6 +83,12 @@ Row = dict[str, Any]
     "--failure-kind", help=f"Only calls with a failure of this kind: {', '.join(FAILURE_KINDS)}"
 )
 @click.option("--group", help="Only calls of the group with this id")
+@click.option(
+    "--tag",
+    multiple=True,
+    metavar="KEY:VALUE",
+    help="Only calls with this tag, such as job:12; several times for several tags",
+)
 @click.option("--since", metavar="TIME", help="Only calls from this date or time on, in UTC")
 @click.option("--until", metavar="TIME", help="Only calls before this date or time")
 @click.option("--json", "as_json", is_flag=True, help="All columns, as a JSON array")
@@ -92,7 +98,12 @@ Row = dict[str, Any]
     help="Show calls as they begin or end, until interrupted; with --json one object a line",
 )
 def log_command(
-    internal: Path, count: int | None, as_json: bool, follow: bool, **filters: str | None
+    internal: Path,
+    count: int | None,
+    as_json: bool,
+    follow: bool,
+    tag: tuple[str, ...],
+    **filters: str | None,
 ) -> None:
     """Show the call log, the newest first
 
@@ -107,8 +118,8 @@ def log_command(
         datasette llm log --internal internal.db --outcome error --since 2026-01-31
     """
     # An argument that is not UTF-8, as the call log would have it.
-    given = {name: value and well_formed(value) for name, value in filters.items()}
-    log_filter = Filter(**given)
+    given: dict[str, Any] = {name: value and well_formed(value) for name, value in filters.items()}
+    log_filter = Filter(**given, tag=tuple(map(well_formed, tag)))
     try:
         log_filter.where()  # an invalid filter is reported first
         with contextlib.closing(_opened(internal)) as connection:
@@ -178,7 +189,8 @@ class _Watch:
         self._connection = connection
         self._filter = log_filter
         # Without what is known at the end: a running call may still end as the filter says.
-        self._any_end = replace(log_filter, **dict.fromkeys(CLOSED))
+        any_end: dict[str, Any] = dict.fromkeys(CLOSED)
+        self._any_end = replace(log_filter, **any_end)
         self._seen: dict[str, str] = {}
         self.note(all_calls(connection, replace(self._any_end, outcome=RUNNING)))
         self.note(islice(all_calls(connection, self._any_end), OVERLAP_ROWS))

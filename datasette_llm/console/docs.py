@@ -41,6 +41,7 @@ SUBJECTS = (
     "structured",
     "console",
     "log",
+    "ties",
     "consultant",
     "command-line",
     "telemetry",

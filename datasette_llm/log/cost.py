@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sanitize import count
 
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 NANODOLLARS = 1_000_000_000
 MAX_NANODOLLARS = 10**15  # a million dollars; more for one call is a mistake
 UNKNOWN: dict[str, Any] = {"cost_nanodollars": None, "price_source": None}
+
+
+class Cost(NamedTuple):
+    """What requests cost.
+
+    Attributes:
+        dollars: the sum.
+        source: where the prices are from: `configuration` or a line of genai-prices; of several
+            requests each source once.
+        unpriced: how many of the requests with tokens have an unknown price, so that `dollars`
+            is without them.
+    """
+
+    dollars: float
+    source: str
+    unpriced: int = 0
 
 
 def cost_columns(

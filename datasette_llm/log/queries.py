@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from datasette.utils.sqlite import sqlite3
 from ulid import ULID
@@ -18,6 +19,7 @@ from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 
 RUNNING = "running"
 BATCH_ROWS = 1_000
+MAX_TAG_KEYS = 50
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _LAST_MS = 250_000_000_000_000  # in the year 9892
 
@@ -35,6 +37,8 @@ _FILTER_COLUMNS = {
     "actor": "actor_id",
     "group": "group_id",
 } | {name: name for name in CLOSED}
+# The index of tags, with the name of the other table for a call's id.
+_TAGS = "(select key, value, call_id as id from llm_call_tags)"
 COLUMNS = tuple(name for name in STARTED_COLUMNS + FINISHED_COLUMNS if name != "session_id")
 NUMBERS = frozenset(
     name
@@ -42,6 +46,38 @@ NUMBERS = frozenset(
     if name.endswith(("_ms", "_chars", "_count", "_tokens", "_nanodollars"))
     or name in ("streaming", "attempt", "chain_step")
 )
+
+
+class Conditions(NamedTuple):
+    """The conditions of a filter, as SQL.
+
+    Attributes:
+        equal: on values of a call.
+        tagged: on tags of a call, each on a row of `_TAGS`.
+        between: on the id, for the time.
+        values: the parameters.
+    """
+
+    equal: list[str]
+    tagged: list[str]
+    between: list[str]
+    values: dict[str, Any]
+
+    def on_calls(self) -> str:
+        """One condition for a row of `llm_calls`."""
+        in_tags = [f"id in ({_select(_TAGS, each, self.between)})" for each in self.tagged]
+        return " and ".join(["1", *self.equal, *self.between, *in_tags])
+
+    def newest_ids(self) -> str:
+        """SQL for the ids of the newest `:n` calls that meet all conditions.
+
+        Each value's ids come from its own index, in order, and SQLite intersects them: no other
+        row of the table is read, however rare the combination is.
+        """
+        selects = [_select("llm_calls", each, self.between) for each in self.equal]
+        selects += [_select(_TAGS, each, self.between) for each in self.tagged]
+        selects = selects or [_select("llm_calls", "1", self.between)]
+        return f"{' intersect '.join(selects)} order by id desc limit :n"
 
 
 class BadFilterError(LLMError):
@@ -62,6 +98,7 @@ class Filter:
         until: the end, exclusive; likewise.
         finish_reason: why the answer ended, one of `FINISH_REASONS`.
         failure_kind: what kind of failure it was, one of `FAILURE_KINDS`.
+        tag: tags that a call has to have, all of them, such as `job:12`.
     """
 
     model: str | None = None
@@ -73,23 +110,24 @@ class Filter:
     until: str | None = None
     finish_reason: str | None = None
     failure_kind: str | None = None
+    tag: tuple[str, ...] = ()
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """The SQL condition and its parameters.
 
         Raises:
-            BadFilterError: the outcome, the reason, the kind or a time is invalid.
+            BadFilterError: the outcome, the reason, the kind, a time or a tag is invalid.
         """
-        equal, between, values = self.conditions()
-        return " and ".join(["1", *equal, *between]), values
+        found = self.conditions()
+        return found.on_calls(), found.values
 
-    def conditions(self) -> tuple[list[str], list[str], dict[str, Any]]:
-        """The SQL conditions on values, those on the time, and the parameters.
+    def conditions(self) -> Conditions:
+        """The conditions as SQL, with their parameters.
 
         Raises:
-            BadFilterError: the outcome, the reason, the kind or a time is invalid.
+            BadFilterError: the outcome, the reason, the kind, a time or a tag is invalid.
         """
-        equal, between, values = [], [], {}
+        equal, tagged, between, values = [], [], [], dict[str, Any]()
         for name, column in _FILTER_COLUMNS.items():
             value = _known(name, getattr(self, name))
             if value == "" or (name, value) == ("outcome", RUNNING):
@@ -97,12 +135,24 @@ class Filter:
             elif value is not None:
                 equal.append(f"{column} = :{name}")
                 values[name] = value
+        for number, text in enumerate(self.tag):
+            key, value = _tag(text)
+            place = f":value{number}"
+            if _is_number(value):  # which SQLite writes in its own way
+                place = f"cast(cast({place} as real) as text)"
+            tagged.append(f"key = :key{number} and value = {place}")
+            values |= {f"key{number}": key, f"value{number}": value}
         # By id, which begins with the time and is the order of the table.
         for name, operator in (("since", ">="), ("until", "<")):
             if getattr(self, name) is not None:
                 between.append(f"id {operator} :{name}")
                 values[name] = first_id(moment(name, getattr(self, name)))
-        return equal, between, values
+        return Conditions(equal, tagged, between, values)
+
+    def given(self) -> dict[str, Any]:
+        """The filters that are set, by name."""
+        values = {name: getattr(self, name) for name in self.names()}
+        return {name: value for name, value in values.items() if value not in (None, ())}
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -124,15 +174,15 @@ def calls(
     Returns:
         The rows; `outcome` is `RUNNING` for calls that have not ended.
     """
-    equal, between, values = log_filter.conditions()
+    found = log_filter.conditions()
     if before is not None:
-        between.append("id < :before")
-        values["before"] = before
+        found.between.append("id < :before")
+        found.values["before"] = before
     sql = (
         f"select {', '.join(COLUMNS)} from llm_calls "
-        f"where id in ({_ids(equal, between)}) order by id desc"
+        f"where id in ({found.newest_ids()}) order by id desc"
     )
-    return _rows(connection, sql, values | {"n": limit})
+    return _rows(connection, sql, found.values | {"n": limit})
 
 
 def all_calls(connection: sqlite3.Connection, log_filter: Filter) -> Iterator[dict[str, Any]]:
@@ -215,6 +265,26 @@ def gives_reasons(connection: sqlite3.Connection, model_id: str) -> bool:
     return bool(connection.execute(sql, [model_id]).fetchone()[0])
 
 
+def tag_keys(connection: sqlite3.Connection) -> list[str]:
+    """The keys of tags, in order; the first `MAX_TAG_KEYS`."""
+    # Steps from one key to the next in the index, however many rows each has.
+    sql = """
+        with recursive found(key) as (
+            select min(key) from llm_call_tags
+            union all
+            select (select min(key) from llm_call_tags where key > found.key)
+            from found where found.key is not null
+        )
+        select key from found where key is not null limit ?
+    """
+    return [key for (key,) in connection.execute(sql, (MAX_TAG_KEYS,))]
+
+
+def tag_text(key: str, value: object) -> str:
+    """A tag as the filter takes it."""
+    return f"{key}:{value if isinstance(value, str) else json.dumps(value)}"
+
+
 def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether the tables exist; they are created with the first write."""
     sql = "select 1 from sqlite_master where type = 'table' and name = 'llm_calls'"
@@ -267,6 +337,27 @@ def _known(name: str, value: str | None) -> str | None:
     return value
 
 
+def _tag(text: str) -> tuple[str, str]:
+    """The key and the value of a tag that a filter names.
+
+    Raises:
+        BadFilterError: it is no tag.
+    """
+    key, colon, value = text.partition(":")
+    if not colon:
+        raise BadFilterError(f"tag: {text!r} has no value; write it like job:12")
+    return key, value
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number with a fraction or an exponent, as JSON has it."""
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) and repr(number) == text
+
+
 def text_of(value: Any) -> str | None:
     """A text as any version has written it; also of bytes, which only others write."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -274,9 +365,19 @@ def text_of(value: Any) -> str | None:
 
 def _shown(name: str, value: Any) -> Any:
     """A value of a row, of the type of its column; None for a number that is none."""
+    if name == "tags":
+        return _tags(value)
     if name not in NUMBERS:
         return text_of(value)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _tags(value: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if value else None
+    except (TypeError, ValueError):  # which no version has written
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _rows(
@@ -291,12 +392,5 @@ def _rows(
     return rows
 
 
-def _ids(equal: list[str], between: list[str]) -> str:
-    """SQL for the ids of the newest `:n` calls that meet all conditions.
-
-    Each value's ids come from its own index, in order, and SQLite intersects them: no other row of
-    the table is read, however rare the combination is.
-    """
-    parts = [" and ".join([condition, *between]) for condition in equal or ["1"]]
-    selects = [f"select id from llm_calls where {part}" for part in parts]
-    return f"{' intersect '.join(selects)} order by id desc limit :n"
+def _select(table: str, condition: str, between: list[str]) -> str:
+    return f"select id from {table} where {' and '.join([condition, *between])}"

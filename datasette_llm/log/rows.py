@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def started_row(session_id: str, request: RequestStarted) -> dict[str, Any]:
         "attempt": request.attempt,
         "prompt_id": request.prompt_id,
         "waited_ms": None if waited_s is None else _ms(waited_s),
+        "tags": json.dumps(dict(request.tags), ensure_ascii=False) if request.tags else None,
     }
 
 

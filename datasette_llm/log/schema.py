@@ -2,7 +2,8 @@
 
 `llm_calls` has one row for each request to a provider. Its first part is written when the
 request starts and its second when it ends; a hook that fails after that is named in `hook_error`,
-once. Triggers refuse every other change. Only retention deletes rows: a row of `llm_log_removals`
+once. Its tags are a column, in JSON, and rows of `llm_call_tags`, an index of them that triggers
+fill. Triggers refuse every other change. Only retention deletes rows: a row of `llm_log_removals`
 says below which id, and the trigger that accepts it deletes them.
 """
 
@@ -17,7 +18,13 @@ from .. import migrations as database
 if TYPE_CHECKING:
     import sqlite3
 
-TABLES = ("llm_calls", "llm_call_content", "llm_log_sessions", "llm_log_removals")
+TABLES = (
+    "llm_calls",
+    "llm_call_content",
+    "llm_call_tags",
+    "llm_log_sessions",
+    "llm_log_removals",
+)
 
 # Also in migrations, which must not change: a new outcome needs a new migration.
 OUTCOMES = ("ok", "error", "cancelled", "blocked", "lost")
@@ -40,7 +47,8 @@ _FIRST_STARTED_COLUMNS = (
     "message_count",
     "attachment_count",
 )
-STARTED_COLUMNS = (*_FIRST_STARTED_COLUMNS, "attempt", "prompt_id", "waited_ms")
+_STARTED_COLUMNS_OF_M002 = (*_FIRST_STARTED_COLUMNS, "attempt", "prompt_id", "waited_ms")
+STARTED_COLUMNS = (*_STARTED_COLUMNS_OF_M002, "tags")
 FINISHED_COLUMNS = (
     "finished_at",
     "outcome",
@@ -202,7 +210,7 @@ def m001_record(db: Database) -> None:
 @migrations()
 def m002_attempts(db: Database) -> None:
     """A response may take several attempts: number, response and time in the queue of each."""
-    changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    changed = " or ".join(f"new.{name} is not old.{name}" for name in _STARTED_COLUMNS_OF_M002)
     for statement in (
         "alter table llm_calls add column attempt integer not null default 1",
         "alter table llm_calls add column prompt_id text",
@@ -229,7 +237,7 @@ def m003_reasons(db: Database) -> None:
 @migrations()
 def m004_hook_error(db: Database) -> None:
     """What a hook raised after the request had ended, which is added to a row that is finished."""
-    begun = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    begun = " or ".join(f"new.{name} is not old.{name}" for name in _STARTED_COLUMNS_OF_M002)
     ended = " or ".join(f"new.{name} is not old.{name}" for name in FINISHED_COLUMNS[:_HOOK_ERROR])
     for statement in (
         "alter table llm_calls add column hook_error text",
@@ -250,7 +258,7 @@ def m004_hook_error(db: Database) -> None:
 @migrations()
 def m005_strict(db: Database) -> None:
     """A removal is checked, and removes by itself; a call is lost only with its session."""
-    changed = " or ".join(f"new.{name} is not old.{name}" for name in STARTED_COLUMNS)
+    changed = " or ".join(f"new.{name} is not old.{name}" for name in _STARTED_COLUMNS_OF_M002)
     finished = FINISHED_COLUMNS[:_HOOK_ERROR]
     ended = " or ".join(f"new.{name} is not old.{name}" for name in finished)
     below = "coalesce((select below_id from llm_log_removals order by id desc limit 1), '')"
@@ -307,6 +315,53 @@ def m005_strict(db: Database) -> None:
             delete from llm_call_content where call_id < new.below_id
             and call_id not in (select id from llm_calls where id < new.below_id);
         end
+        """,
+    ):
+        db.execute(statement)
+
+
+@migrations()
+def m006_tags(db: Database) -> None:
+    """Tags of a call, and an index of them: a value's text, so that 12 and '12' are the same."""
+    tagged = "case when json_valid({0}.tags) then json_type({0}.tags) = 'object' end"
+    rows = "select key, cast(value as text), {0}.id from json_each({0}.tags)"
+    refuse = "begin select raise(abort, 'llm_call_tags is append-only: it follows llm_calls'); end"
+    for statement in (
+        "alter table llm_calls add column tags text",
+        """
+        create table llm_call_tags (
+            key text not null,
+            value text not null,
+            call_id text not null,
+            primary key (key, value, call_id)
+        ) without rowid
+        """,
+        """
+        create trigger llm_calls_update_tags before update of tags on llm_calls
+        when new.tags is not old.tags
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+        f"""
+        create trigger llm_calls_insert_tags after insert on llm_calls when {tagged.format("new")}
+        begin insert into llm_call_tags (key, value, call_id) {rows.format("new")}; end
+        """,
+        f"""
+        create trigger llm_calls_delete_tags after delete on llm_calls when {tagged.format("old")}
+        begin delete from llm_call_tags where (key, value, call_id) in ({rows.format("old")}); end
+        """,
+        f"""
+        create trigger llm_call_tags_insert before insert on llm_call_tags
+        when (new.key, new.value, new.call_id) not in (
+            select tag.key, cast(tag.value as text), call.id
+            from llm_calls as call, json_each(call.tags) as tag where call.id = new.call_id
+        )
+        {refuse}
+        """,
+        f"create trigger llm_call_tags_update before update on llm_call_tags {refuse}",
+        f"""
+        create trigger llm_call_tags_delete before delete on llm_call_tags
+        when exists (select 1 from llm_calls where id = old.call_id)
+        {refuse}
         """,
     ):
         db.execute(statement)

@@ -261,15 +261,15 @@ def _midnight(day: datetime.date) -> datetime.datetime:
 
 def _between(log_filter: Filter, start: str | None, end: str | None) -> tuple[str, dict[str, Any]]:
     """The condition of a filter within a range of ids."""
-    equal, _, values = log_filter.conditions()
+    found = log_filter.conditions()
+    values, between = found.values, ["id >= :start"]
     # One bound on each side: of two, SQLite may start at the more distant one.
     values["start"] = max(start or "", values.pop("since", ""))
     ends = [each for each in (end, values.pop("until", None)) if each is not None]
-    condition = " and ".join([*equal, "id >= :start"])
     if ends:
-        condition += " and id < :end"
+        between.append("id < :end")
         values["end"] = min(ends)
-    return condition, values
+    return found._replace(between=between).on_calls(), values
 
 
 def _sums_query(

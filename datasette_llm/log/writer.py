@@ -45,6 +45,9 @@ BATCH_S = 0.05
 RETRY_S = 1.0
 # A database that is locked for longer counts as failed. One that has many rows to write does not.
 COMMIT_WAIT_S = 2.0
+# Who reads waits so long for what is to be written: long enough for a commit, and short enough for
+# a page.
+FLUSH_WAIT_S = 2.0
 # The time limit for the last writes when Datasette stops.
 FLUSH_S = 10.0
 # These errors are about one row; other errors of SQLite are about the database.
@@ -209,6 +212,19 @@ class Writer:
         """Wait until all pending writes are written, or writing fails."""
         while self._unwritten() and self.failure is None:
             await self._progress()
+
+    async def flush_in_time(self) -> bool:
+        """Wait until all pending writes are written, for `FLUSH_WAIT_S` at most.
+
+        Returns:
+            Whether they were in time, or writing failed.
+        """
+        try:
+            async with asyncio.timeout(FLUSH_WAIT_S):
+                await self.flush()
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Write all pending writes, with one retry after a failure; drop the rest."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import instance
-from .values import MAX_VALUE_CHARS, NO_TAGS, Tags, current_tags, replace_current
+from .values import MAX_VALUE_CHARS, NO_TAGS, Tags, current
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -24,13 +24,13 @@ def with_path(app: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        before = current_tags()
-        replace_current({**before, PATH: scope["path"][:MAX_VALUE_CHARS]})
+        before = current.get()
+        current.set({**before, PATH: scope["path"][:MAX_VALUE_CHARS]})
         try:
             await app(scope, receive, send)
         finally:
             # Not by a token, which one that its event loop left behind could not use.
-            replace_current(before)
+            current.set(before)
 
     return tagged_app
 
@@ -47,10 +47,9 @@ def call_tags(datasette: Datasette, module: str | None, *layers: Tags) -> Tags:
         The tags of the blocks of code that it begins in, and then the layers', of which the
         last one wins. If a request has caused it, its plugin is a tag, too.
     """
-    current = current_tags()
-    if not (current or any(layers)):
+    tags = {k: v for layer in (current.get(), *layers) for k, v in layer.items()}
+    if not tags:
         return NO_TAGS
-    tags = {key: value for layer in (current, *layers) for key, value in layer.items()}
     if PATH not in tags or module is None:
         return tags
     plugin = instance.of(datasette, PluginNames).of(datasette, module)

@@ -23,7 +23,8 @@ OURS = "source."
 
 _KEY = re.compile(r"[a-z][a-z0-9_.-]*")
 _MAX_INTEGER = 2**63 - 1  # of SQLite
-_current: ContextVar[Tags] = ContextVar("datasette_llm_tags", default=NO_TAGS)
+# Of the block of code that runs; without any it is `NO_TAGS` itself.
+current: ContextVar[Tags] = ContextVar("datasette_llm_tags", default=NO_TAGS)
 
 
 @contextmanager
@@ -39,21 +40,11 @@ def tagged(tags: Tags | None = None, /, **more: TagValue) -> Iterator[None]:
     Raises:
         TagError: a tag is invalid, or there are too many.
     """
-    token = _current.set(limited({**_current.get(), **checked(tags), **checked(more)}))
+    token = current.set(limited({**current.get(), **checked(tags), **checked(more)}))
     try:
         yield
     finally:
-        _current.reset(token)
-
-
-def current_tags() -> Tags:
-    """The tags of the block of code that runs."""
-    return _current.get()
-
-
-def replace_current(tags: Tags) -> None:
-    """Set the tags of the task that runs, without a check."""
-    _current.set(tags)
+        current.reset(token)
 
 
 def checked(tags: object) -> Tags:

@@ -6,6 +6,7 @@ in the last 30 days. Each kind of value has a few that are frequent and some tha
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import time
@@ -33,8 +34,9 @@ COLUMNS = (
     *("message_count", "attachment_count", "finished_at", "outcome", "blocked_by"),
     *("error_type", "error_message", "input_tokens", "output_tokens", "token_details"),
     *("resolved_model", "first_chunk_ms", "duration_ms", "cost_nanodollars", "price_source"),
-    *("finish_reason", "failure_kind"),
+    *("finish_reason", "failure_kind", "tags"),
 )
+JOB_CALLS = 5_000
 
 
 def fill(path: Path, calls: int) -> None:
@@ -46,12 +48,17 @@ def fill(path: Path, calls: int) -> None:
         # It is several times faster to make an index, and to watch the table, at the end.
         later = connection.execute(
             "select type, name, sql from sqlite_master "
-            "where tbl_name = 'llm_calls' and type in ('index', 'trigger') and sql is not null"
+            "where tbl_name in ('llm_calls', 'llm_call_tags') and type in ('index', 'trigger') "
+            "and sql is not null"
         ).fetchall()
         for kind, name, _ in later:
             connection.execute(f"drop {kind} {name}")
         sql = f"insert into llm_calls ({', '.join(COLUMNS)}) values ({places})"
         connection.executemany(sql, _rows(calls))
+        connection.execute(
+            "insert into llm_call_tags select tag.key, cast(tag.value as text), llm_calls.id "
+            "from llm_calls, json_each(tags) as tag order by 1, 2, 3"
+        )
         for _, _, create in later:
             connection.execute(create)
         connection.execute("commit")
@@ -71,7 +78,8 @@ def _rows(calls: int) -> Iterator[tuple[Any, ...]]:
         actor = f"actor-{int(values.paretovariate(1)) % ACTORS}" if number % 7 else None
         started = (call_id, "session", at, model, purpose, actor, *_ties(number, purpose))
         sizes = (1, 1_200, 300, 3, 0)
-        yield (*started, *sizes, at, outcome, *_end(values, number, model, outcome))
+        end = _end(values, number, model, outcome)
+        yield (*started, *sizes, at, outcome, *end, _tags(number, purpose))
 
 
 def _ties(number: int, purpose: str | None) -> tuple[Any, ...]:
@@ -80,6 +88,14 @@ def _ties(number: int, purpose: str | None) -> tuple[Any, ...]:
     is_chain = purpose == "agent"
     chain, step = (f"{number // 27:026}", number % 4 + 1) if is_chain else (None, None)
     return group, chain, step, f"{number // 30:026}" if purpose == "chat" else None
+
+
+def _tags(number: int, purpose: str | None) -> str | None:
+    """Those of a job and its row, and of the request that caused it."""
+    if purpose != "rows":
+        return None
+    source = {"source.path": "/zoo/animals", "source.plugin": "datasette-enrichments-llm"}
+    return json.dumps({**source, "job": number // JOB_CALLS, "row": number})
 
 
 def _end(values: random.Random, number: int, model: str, outcome: str) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from datasette_llm import instance
 from datasette_llm.log.queries import first_id
 from datasette_llm.log.totals_cache import QueryCache
 
-from .filling import DAYS, fill
+from .filling import DAYS, JOB_CALLS, fill
 from .measuring import Pair, Row, Sample, measured
 from .rows import row
 
@@ -61,6 +61,28 @@ async def filtered_page(name: str, quick: bool) -> Row:
     }
     work = "the same, of the model that 40% of the calls have"
     return Row(name, work, pair, "median", 100, "ms", raw_is=TABLE_PAGE, beside=beside)
+
+
+@row("log-tagged")
+async def tagged_page(name: str, quick: bool) -> Row:
+    """By the tag that a third of the calls have; beside it, by one job, and by one row of it."""
+    table = _address(TABLE, purpose="rows", _sort_desc="id", _size=50)
+    frequent = _address(LOG, tag="source.plugin:datasette-enrichments-llm")
+    job = (_calls(quick) - 1) // JOB_CALLS
+    job_page = _address(LOG, tag=f"job:{job}", since=(_now() - DAYS * DAY).date())
+    row_page = f"{job_page}&tag=row%3A{_calls(quick) - 1}"
+    async with serving(_record(quick)) as datasette:
+        pair = await _pages(datasette, table, frequent, quick)
+        cold_s = await _median_of(lambda: _seconds_anew(datasette, frequent), quick)
+        job_s = await _median_of(lambda: _seconds_anew(datasette, job_page), quick)
+        row_s = await _median_of(lambda: _seconds_anew(datasette, row_page), quick)
+    beside = {
+        "with totals that are added up anew, ms": cold_s * 1e3,
+        "one job in the whole year, totals anew, ms": job_s * 1e3,
+        "one row of it, totals anew, ms": row_s * 1e3,
+    }
+    work = "the same, with a tag that 35% of the calls have"
+    return Row(name, work, pair, "median", 150, "ms", raw_is=TABLE_PAGE, beside=beside)
 
 
 @row("log-middle")

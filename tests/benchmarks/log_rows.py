@@ -139,7 +139,7 @@ async def make_without_record(attempt: Attempt, end: float | None) -> None:
     try:
         attempt.span = RequestSpan.begin(attempt.route.target, lambda: attempt.started)
         await attempt.response.fill(attempt._request())
-        attempt._end_span(None)
+        attempt._conclude(None)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 

@@ -122,6 +122,17 @@ def span(text: str) -> int:
 # Which calls
 
 
+def test_k1_tags_filter_and_are_shown(run: Run, record: Record) -> None:
+    for number, tags in enumerate(({"job": 12, "row": 5}, {"job": 12}, {"job": 13}, None)):
+        record.add(number, tags=tags and json.dumps(tags))
+
+    assert ids_of(run("--json", "--tag", "job:12")) == [id_of(1), id_of(0)]
+    both = run("--json", "--tag", "job:12", "--tag", "row:5")
+    assert [row["tags"] for row in json.loads(both.stdout)] == [{"job": 12, "row": 5}]
+    assert error_of(run("--tag", "job")) == "tag: 'job' has no value; write it like job:12"
+    assert len(run("--tag", "job:a:b").stdout.splitlines()) == 1
+
+
 def test_the_newest_calls_come_first(run: Run, record: Record) -> None:
     for number in (2, 0, 1):
         record.add(number)

@@ -45,14 +45,15 @@ def test_prompt_result_table_is_complete():
     cells = " ".join(re.findall(r"^\| (`.+?) \| ", section, re.M))
     shown = re.findall(r"`(?:await )?(\w+)", cells)
     result = PromptResult(None, None, None, False)
-    public = [name for name in dir(result) if not name.startswith("_") and name != "add"]
+    internal = ("add", "begin", "end")
+    public = [name for name in dir(result) if not name.startswith(("_", *internal))]
     assert sorted(shown) == sorted(public)
 
 
 @pytest.mark.parametrize(
     ("text", "documented"),
     [
-        (between("hooks", "The `Group`\nhas", "the exception that ended"), Group),
+        (between("hooks", "The `Group`\nhas", "retries, fallbacks"), Group),
         (between("testing", "`model.calls` has", "`await model.received"), ScriptedCall),
         (between("models", "A `Decision` has", "Its truth value"), Decision),
     ],

@@ -44,7 +44,7 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "chat": {"purpose": "chat", "actor_id": "ana"},
+    "chat": {"purpose": "chat", "actor_id": "ana", "tags": '{"job": 12, "row": 5}'},
     "chat-heron": {"purpose": "chat", "model_id": "heron", "actor_id": "ben"},
     "failed": {"purpose": "chat", "outcome": "error", "failure_kind": "network"},
     "grouped": {
@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "group_id": "g1",
         "actor_id": "ana",
         "finish_reason": "length",
+        "tags": '{"job": "12", "v": "1.10", "share": 1.5, "big": 1e+20, "url": "a:b", "no": ""}',
     },
     "running": {"outcome": None, "duration_ms": None},
 }
@@ -76,12 +77,21 @@ FILTERS = [
     ({"failure_kind": "timeout"}, []),
     ({"finish_reason": "length", "actor": "ana"}, ["grouped"]),
     ({"finish_reason": "length", "failure_kind": "network"}, []),
+    ({"tag": ("job:12",)}, ["chat", "grouped"]),
+    ({"tag": ("job:12", "row:5")}, ["chat"]),
+    ({"tag": ("job:12",), "purpose": "rows", "since": "2026-01-01"}, ["grouped"]),
+    ({"tag": ("v:1.10", "share:1.5", "big:1e+20", "url:a:b", "no:")}, ["grouped"]),
+    ({"tag": ("v:1.1",)}, []),
+    ({"tag": ("job:1",)}, []),
+    ({"tag": ("job:12:13",)}, []),
+    ({"tag": ("job:12.0",)}, []),
+    ({"tag": ("job:nan",)}, []),
 ]
 
 
 @pytest.mark.parametrize(("wanted", "kinds"), FILTERS)
 def test_filter_conditions_are_combined(
-    connection, wanted: dict[str, str], kinds: list[str]
+    connection, wanted: dict[str, Any], kinds: list[str]
 ) -> None:
     known = dict(zip(KINDS, add(connection, *(call_row(**k) for k in KINDS.values())), strict=True))
 
@@ -92,7 +102,7 @@ def test_filter_conditions_are_combined(
 
 @pytest.mark.parametrize(("wanted", "kinds"), FILTERS)
 def test_a_filter_counts_what_it_lets_through(
-    connection, wanted: dict[str, str], kinds: list[str]
+    connection, wanted: dict[str, Any], kinds: list[str]
 ) -> None:
     add(connection, *(call_row(**columns) for columns in KINDS.values()))
 
@@ -133,9 +143,10 @@ def test_time_range_is_half_open(
         ({"failure_kind": ""}, "There is no failure kind ''; use one of no_key, key_refused, "),
         ({"since": "yesterday"}, "since: 'yesterday' is no date or time; write it like 2026-01-31"),
         ({"until": "2026-02-30"}, "until: '2026-02-30' is no date or time"),
+        ({"tag": ("job:12", "row")}, "tag: 'row' has no value; write it like job:12"),
     ],
 )
-def test_a_filter_that_makes_no_sense_is_told(wanted: dict[str, str], message: str) -> None:
+def test_a_filter_that_makes_no_sense_is_told(wanted: dict[str, Any], message: str) -> None:
     with pytest.raises(BadFilterError) as raised:
         Filter(**wanted).where()
 
@@ -173,6 +184,8 @@ def test_pages_have_every_call_once_in_order(
         Filter(purpose="", actor="ana", outcome="ok", since="2026-01-01"),
         Filter(finish_reason="length"),
         Filter(failure_kind="timeout", model="heron", since="2026-01-01"),
+        Filter(tag=("job:12",)),
+        Filter(tag=("job:12", "row:5"), purpose="chat", since="2026-01-01"),
     ],
 )
 def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
@@ -189,6 +202,19 @@ def test_page_query_uses_indexes(connection, wanted: Filter) -> None:
     for step in plan:
         if step.startswith(("SEARCH llm_calls USING", "SCAN llm_calls USING")):
             assert "COVERING INDEX" in step or "PRIMARY KEY" in step, plan
+
+
+def test_k1_keys_of_tags_are_found(connection) -> None:
+    add(connection, *(call_row(**columns) for columns in KINDS.values()))
+
+    assert queries.tag_keys(connection) == ["big", "job", "no", "row", "share", "url", "v"]
+
+
+@pytest.mark.parametrize("odd", ["{", "[1]", "7", b"x", 5, float("inf")], ids=repr)
+def test_k1_odd_tags_are_none(connection, odd: Any) -> None:
+    [call_id] = add(connection, call_row(tags=odd))
+
+    assert queries.call(connection, call_id)["tags"] == {}
 
 
 def test_empty_purpose_and_actor_are_none() -> None:

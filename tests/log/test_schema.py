@@ -31,7 +31,7 @@ from datasette_llm.testing import ScriptedModel
 ANA = {"id": "ana"}
 # In the order of their ids, which begin with a time of 2026.
 OLD = [f"01kbc{number}0000000000000000000z" for number in range(3)]
-NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms")
+NEW_COLUMNS = ("attempt", "prompt_id", "waited_ms", "tags")
 GATEWAY = (
     *("response_id", "request_id", "gateway_call_id", "gateway_model_id"),
     "gateway_cost_nanodollars",
@@ -92,7 +92,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     assert len(before) == 3
     assert rows_of(connection) == before
     sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, *[None] * 10)] * 3
+    assert connection.execute(sql).fetchall() == [(1, *[None] * 11)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 
@@ -485,3 +485,65 @@ def test_s1_large_log_is_migrated_at_once(released: Path) -> None:
         rows = [(id_at(number), "gone", "ok") for number in range(20_000)]
         connection.executemany(CALL, rows)
     assert steps(released) < 1.1 * few
+
+
+# Tags
+
+TAGGED = (
+    "insert into llm_calls (id, session_id, started_at, model_id, streaming, prompt_chars, "
+    "system_chars, message_count, attachment_count, outcome, tags) "
+    "values (?, 'gone', '', 'm', 1, 2, 0, 1, 0, 'ok', ?)"
+)
+TAGS = ('{"job": 12, "html": "<b>\'\\u0000"}', '{"job": "12"}')
+
+
+def indexed(log: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return log.execute("select key, value, call_id from llm_call_tags order by 3, 1").fetchall()
+
+
+@pytest.fixture
+def tagged_log(log: sqlite3.Connection) -> Any:
+    """A log with a call of 8 days and a new one that have tags; the ids of these."""
+    ids = [id_at(NOW_MS - days * DAY_MS + 1) for days in (8, 0)]
+    log.executemany(TAGGED, zip(ids, TAGS, strict=True))
+    return log, ids
+
+
+def test_k1_index_of_tags_follows_the_calls(tagged_log: Any) -> None:
+    log, (old, new) = tagged_log
+    assert [(key, call_id) for key, _, call_id in indexed(log)] == [
+        ("html", old),
+        ("job", old),
+        ("job", new),
+    ]
+    log.execute(REMOVAL, removal(7, call_count=2))
+    assert indexed(log) == [("job", "12", new)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update llm_calls set tags = '{}' where id = :new",
+        "update or replace llm_calls set tags = null where id = :new",
+        "update llm_call_tags set value = '13'",
+        "update or ignore llm_call_tags set key = 'other'",
+        "delete from llm_call_tags where call_id = :new",
+        "delete from llm_call_tags",
+        "insert into llm_call_tags values ('job', '13', :new)",
+        "insert or replace into llm_call_tags values ('job', '12', 'no-such-call')",
+        "insert or ignore into llm_call_tags values ('other', '12', :new)",
+    ],
+)
+def test_k1_tags_cannot_be_changed(tagged_log: Any, statement: str) -> None:
+    log, (_, new) = tagged_log
+    before = list(log.iterdump())
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        log.execute(statement, {"new": new})
+    assert list(log.iterdump()) == before
+
+
+def test_k1_tags_come_to_an_older_log(migrated: Any) -> None:
+    connection, _ = migrated
+    call_id = id_at(NOW_MS)
+    connection.execute(TAGGED, (call_id, TAGS[0]))
+    assert {found for *_, found in indexed(connection)} == {call_id}

@@ -36,6 +36,7 @@ ROWS = [
     "growth",
     "log-first-page",
     "log-filtered",
+    "log-tagged",
     "log-middle",
     "log-totals",
     "log-csv",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...log.queries import tag_text
 from ..navigation import LOG
 from .formatting import UNKNOWN, dollars, duration, failure, label_of, number, time, waited
 from .list_page import Row, list_address, row_context, tiles
@@ -126,7 +127,17 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
             "address": list_address(datasette, {name: value}) if name and value else None,
         }
         for label, value, name in shown
-    ]
+    ] + [_tag(datasette, key, value) for key, value in call["tags"].items()]
+
+
+def _tag(datasette: Datasette, key: str, value: object) -> Row:
+    text = tag_text(key, value)
+    return {
+        "label": f"Tag {key}",
+        "value": text.removeprefix(f"{key}:"),
+        "missing": "empty",
+        "address": list_address(datasette, {"tag": text}),
+    }
 
 
 def _part(part: str, content: Any) -> Row:

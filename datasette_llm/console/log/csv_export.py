@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...log import queries
@@ -31,18 +32,19 @@ _FORMULA = re.compile(
 
 
 async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[str]:
-    """All calls of a filter as CSV, newest first.
+    """All calls of a filter as CSV, newest first, with a column for each key of tags.
 
     Each chunk is one query, so that neither memory nor the time of a lock grows with the number
     of calls or with a slow client.
     """
-    await payloads.flushed(Recorder.of(datasette).writer)
-    batch = await _batch(datasette, log_filter, before=None)
-    yield _csv([CSV_COLUMNS])
+    await Recorder.of(datasette).writer.flush_in_time()
+    keys = await payloads.read(datasette, queries.tag_keys) or []
+    batch = await _batch(datasette, log_filter, keys, before=None)
+    yield _csv([[*CSV_COLUMNS, *(f"tags.{key}" for key in keys)]])
     while batch is not None:
         text, last_id = batch
         yield text
-        batch = await _batch(datasette, log_filter, before=last_id)
+        batch = await _batch(datasette, log_filter, keys, before=last_id)
 
 
 async def copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request) -> None:
@@ -67,22 +69,24 @@ def without_formula(value: object) -> object:
 
 
 async def _batch(
-    datasette: Datasette, log_filter: Filter, before: str | None
+    datasette: Datasette, log_filter: Filter, keys: Sequence[str], before: str | None
 ) -> tuple[str, str] | None:
     """The next calls as CSV, and the id of the last one; None without any."""
 
     def work(connection: sqlite3.Connection) -> tuple[str, str] | None:
         rows = queries.calls(connection, log_filter, before=before, limit=BATCH_ROWS)
-        return (_csv(map(_csv_cells, rows)), rows[-1]["id"]) if rows else None
+        return (_csv(_csv_cells(row, keys) for row in rows), rows[-1]["id"]) if rows else None
 
     return await payloads.read(datasette, work)
 
 
-def _csv_cells(row: dict[str, Any]) -> list[object]:
-    nanodollars = row["cost_nanodollars"]
+def _csv_cells(row: dict[str, Any], keys: Sequence[str]) -> list[object]:
+    nanodollars, tags = row["cost_nanodollars"], row["tags"]
+    row = row | {"tags": json.dumps(tags, ensure_ascii=False) if tags else None}
     # Not a float, which would be written like 1e-05.
     cost = None if nanodollars is None else f"{nanodollars / 1_000_000_000:.9f}"
-    return [*(without_formula(row[name]) for name in COLUMNS), cost]
+    texts = [without_formula(row[name]) for name in COLUMNS]
+    return [*texts, cost, *(without_formula(tags.get(key)) for key in keys)]
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:

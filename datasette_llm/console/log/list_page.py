@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 Row = dict[str, Any]
+# The arguments of an address; `tag` may be there several times.
+Arguments = Mapping[str, str | Sequence[str]]
 
 LABELS = {
     "model": "Model",
@@ -39,6 +41,7 @@ LABELS = {
     "finish_reason": "Finish reason",
     "failure_kind": "Failure",
     "group": "Group",
+    "tag": "Tag, such as job:12",
     "since": "Since",
     "until": "Until, not including",
 }
@@ -49,7 +52,7 @@ DAY = datetime.timedelta(days=1)
 def list_context(datasette: Datasette, list_request: LogListRequest, payload: Row) -> Row:
     """The context of the list's template."""
     arguments = list_request.arguments()
-    query = urlencode(arguments)
+    query = urlencode(arguments, doseq=True)
     older = list_request.arguments(next=payload["next"]) if payload["next"] else None
     return {
         "payload": payload,
@@ -68,7 +71,7 @@ def list_context(datasette: Datasette, list_request: LogListRequest, payload: Ro
 
 
 def refused_context(
-    datasette: Datasette, given: Mapping[str, str], choices: Row, message: str
+    datasette: Datasette, given: Mapping[str, Any], choices: Row, message: str
 ) -> Row:
     """The context for an invalid filter: the message, and the form with its values."""
     return {
@@ -79,7 +82,7 @@ def refused_context(
     }
 
 
-def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
+def fields(given: Mapping[str, Any], choices: Mapping[str, Row]) -> list[Row]:
     """The fields of the form.
 
     Args:
@@ -91,6 +94,9 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
         options = [("", "any"), *((value, label_of(name, value)) for value in values)]
         made.append(_select(name, given.get(name, ""), options))
     made.append(_field("group", "text", given.get("group", "")))
+    # And an empty one, since a call may have to have several.
+    tags = [*filter(None, given.get("tag", ())), ""]
+    made += [_field("tag", "text", tag) | {"id": f"tag-{n}"} for n, tag in enumerate(tags, 1)]
     for name in ("since", "until"):
         value = given.get(name, "")
         is_date = not value or re.fullmatch(r"\d{4}-\d\d-\d\d", value)
@@ -114,16 +120,17 @@ def _select(name: str, value: str, options: list[tuple[str, str]]) -> Row:
 
 
 def _field(name: str, kind: str, value: str) -> Row:
-    return {"name": name, "label": LABELS[name], "kind": kind, "value": value, "options": []}
+    label = LABELS[name]
+    return {"id": name, "name": name, "label": label, "kind": kind, "value": value, "options": []}
 
 
-def _hidden(given: Mapping[str, str]) -> dict[str, str]:
+def _hidden(given: Mapping[str, Any]) -> dict[str, str]:
     return {name: given[name] for name in OPTIONS if name != "next" and name in given}
 
 
-def list_address(datasette: Datasette, arguments: Mapping[str, str]) -> str:
+def list_address(datasette: Datasette, arguments: Arguments) -> str:
     """The address of the list with these arguments."""
-    query = urlencode(arguments)
+    query = urlencode(arguments, doseq=True)
     return str(datasette.urls.path(f"{LOG}?{query}" if query else LOG))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ...log import totals
@@ -47,10 +47,9 @@ class LogListRequest:
             ArgumentError: `limit` or `next` is invalid.
         """
         given = _single(arguments)
-        log_filter = Filter(**{name: given[name] for name in Filter.names() if name in given})
-        for name in NULLABLE:
-            if getattr(log_filter, name) == NONE:
-                log_filter = replace(log_filter, **{name: ""})
+        filters: dict[str, Any] = {name: given[name] for name in Filter.names() if name in given}
+        filters |= {name: "" for name in NULLABLE if filters.get(name) == NONE}
+        log_filter = Filter(**filters, tag=tuple(filter(None, arguments.get("tag", ()))))
         _check(log_filter)
         return cls(
             log_filter,
@@ -60,16 +59,16 @@ class LogListRequest:
             page_cursor(given.get("next")),
         )
 
-    def arguments(self, **changes: str | None) -> dict[str, str]:
+    def arguments(self, **changes: str | None) -> dict[str, str | Sequence[str]]:
         """The arguments for the same list, from its first page.
 
         Args:
             **changes: arguments to set; None removes one.
         """
-        filters = {name: value for name, value in asdict(self.filter).items() if value is not None}
         options = {"limit": str(self.limit), "by": self.by, "measure": self.measure}
         defaults = {"limit": str(DEFAULT_LIMIT), "by": "purpose", "measure": "calls"}
-        changed = {name: value or NONE for name, value in filters.items()} | options | changes
+        filters = {name: value or NONE for name, value in self.filter.given().items()}
+        changed = filters | options | changes
         return {
             name: value
             for name, value in changed.items()
@@ -86,6 +85,8 @@ def _single(arguments: Mapping[str, list[str]]) -> dict[str, str]:
         if name not in known:
             raise BadFilterError(f"There is no filter {name!r}; use one of {', '.join(known)}")
         values = arguments[name]
+        if name == "tag":
+            continue
         if len(values) > 1:
             raise BadFilterError(f"{name} is given {len(values)} times; give it once")
         if values[0]:

@@ -7,7 +7,6 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils.sqlite import sqlite3
@@ -41,8 +40,6 @@ MAX_STEPS = 200
 # A model and 9 fallbacks with 20 retries each; more are not to be expected.
 MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
-# Long enough for a commit, and short enough for a page.
-FLUSH_S = 2.0
 
 
 # The list
@@ -107,9 +104,7 @@ def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
 
 
 def _listed(list_request: LogListRequest, page: Row | None) -> Row:
-    given = asdict(list_request.filter)
-    filters = {name: value for name, value in given.items() if value is not None}
-    return {"filter": filters} | (page or _EMPTY_PAGE)
+    return {"filter": list_request.filter.given()} | (page or _EMPTY_PAGE)
 
 
 def _covered(given: Filter, covered: Filter) -> Row:
@@ -200,7 +195,7 @@ def _parsed(text: str) -> Any:
 async def log_status(datasette: Datasette) -> dict[str, Any]:
     """Whether calls are recorded, and warnings about that; waits for pending writes."""
     writer = Recorder.of(datasette).writer
-    in_time = await flushed(writer)
+    in_time = await writer.flush_in_time()
     log = (await settings_of(datasette)).log
     return {
         "ok": True,
@@ -208,20 +203,6 @@ async def log_status(datasette: Datasette) -> dict[str, Any]:
         "content_recorded": log is not None and log.content,
         "warnings": list(_warnings(writer, in_time)),
     }
-
-
-async def flushed(writer: Writer) -> bool:
-    """Wait until the writer has written everything, for `FLUSH_S` at most.
-
-    Returns:
-        Whether it had in time.
-    """
-    try:
-        async with asyncio.timeout(FLUSH_S):
-            await writer.flush()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _warnings(writer: Writer, in_time: bool) -> Iterator[str]:

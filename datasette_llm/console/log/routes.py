@@ -52,7 +52,8 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
     try:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
-        given = {name: request.args[name] for name in request.args}
+        given: dict[str, Any] = {name: request.args[name] for name in request.args}
+        given["tag"] = request.args.getlist("tag")
         choices = await payloads.choices(datasette)
         context = list_page.refused_context(datasette, given, choices, str(error))
         return await _page(datasette, request, "llm_log.html", context, status=400)

@@ -23,9 +23,9 @@ from datasette.app import Datasette
 
 import datasette_llm
 from datasette_llm import LLM
-from datasette_llm.console.log import call_page, csv_export, formatting, list_request, payloads
+from datasette_llm.console.log import call_page, csv_export, formatting, list_request
 from datasette_llm.console.log.chart import Chart
-from datasette_llm.log import queries, totals
+from datasette_llm.log import queries, totals, writer
 from datasette_llm.log.queries import COLUMNS, Filter
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.totals_cache import QueryCache
@@ -197,6 +197,49 @@ async def test_each_filter_on_page_json_and_csv(
     assert Page(page).form() | arguments == Page(page).form()
 
 
+async def test_k1_tags_on_page_json_and_csv(start: Start) -> None:
+    """A call has to have all tags of the filter; each key is a column of the CSV."""
+    tags = {"job": 12, "note": f"=1+1{HOSTILE}", "share": 1.5}
+    wanted = call_row(NOW, tags=json.dumps(tags))
+    others = [call_row(NOW, tags=json.dumps({"job": 12, "row": 5})), call_row(NOW)]
+    datasette = await start(wanted, *others)
+    both: dict[str, Any] = {"tag": ["job:12", f"note:{tags['note']}"]}
+
+    html = (await get(datasette, **both)).text
+    page = Page(html)
+    found = await get_json(datasette, **both)
+    exported = csv_rows((await get(datasette, f"{LOG}.csv", **both)).text)
+
+    assert listed(html) == [wanted["id"]]
+    fields = [each["value"] for each in page.all("input") if each.get("name") == "tag"]
+    assert fields == [*both["tag"], ""]
+    assert [row["tags"] for row in found["rows"]] == [tags]
+    assert found["filter"] == both
+    assert found["totals"]["calls"] == 1
+    assert json.loads(exported[0]["tags"]) == tags
+    assert exported[0]["tags.job"] == "12"
+    assert exported[0]["tags.note"] == f"'{tags['note']}"
+    assert exported[0]["tags.row"] == ""
+    assert [row["id"] for row in (await get_json(datasette, tag="row:5"))["rows"]] == [
+        others[0]["id"]
+    ]
+    assert (await get_json(datasette, tag="job:a:b"))["rows"] == []
+
+
+async def test_k1_tags_of_a_call_lead_to_the_list(start: Start) -> None:
+    tags = {"job": 12, "note": HOSTILE, "share": 1e20, "empty": ""}
+    wanted = call_row(NOW, tags=json.dumps(tags))
+    datasette = await start(wanted, call_row(NOW))
+
+    page = Page((await get(datasette, f"{LOG}/{wanted['id']}")).text)
+
+    assert_no_markup_of_strangers(page)
+    links = [each["href"] for each in page.all("a") if "?tag=" in each.get("href", "")]
+    assert len(links) == len(tags)
+    for link in links:
+        assert listed((await get(datasette, link)).text) == [wanted["id"]]
+
+
 @pytest.mark.parametrize("name", ["purpose", "actor", "group"])
 async def test_filter_for_calls_without_a_value(start: Start, name: str) -> None:
     column = {"purpose": "purpose", "actor": "actor_id", "group": "group_id"}[name]
@@ -344,6 +387,8 @@ NONSENSE = [
     ({"next": "x"}, "next: 'x' is not a cursor from a page of this list"),
     ({"modle": "gpt"}, "There is no filter 'modle'; use one of model, purpose"),
     ({"model": ["a", "b"]}, "model is given 2 times; give it once"),
+    ({"tag": "job"}, "tag: 'job' has no value; write it like job:12"),
+    ({"tag": ["job:12", "<b>"]}, "tag: '<b>' has no value; write it like job:12"),
 ]
 
 
@@ -373,6 +418,7 @@ async def test_refused_page_keeps_the_form(start: Start) -> None:
         "finish_reason": "bored",
         "failure_kind": "",
         "group": "g1",
+        "tag": "",
         "since": "yesterday",
         "until": "2026-01-01",
         "limit": "many",
@@ -978,7 +1024,7 @@ async def test_page_waits_a_bounded_time_for_writes(start: Start, monkeypatch) -
     async def flush() -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(payloads, "FLUSH_S", 0.01)
+    monkeypatch.setattr(writer, "FLUSH_WAIT_S", 0.01)
     monkeypatch.setattr(Recorder.of(datasette).writer, "flush", flush)
 
     found = await get_json(datasette)
@@ -1006,7 +1052,8 @@ async def test_hostile_text_stays_text_in_the_list(start: Start, arguments: dict
 
 async def test_hostile_text_is_escaped_on_call_page(start: Start) -> None:
     texts = [name for name in COLUMNS if name not in NOT_FREE]
-    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE) | {"outcome": "error"}
+    row = call_row(NOW, attempt=2) | dict.fromkeys(texts, HOSTILE)
+    row |= {"outcome": "error", "tags": json.dumps({HOSTILE: HOSTILE})}
     datasette = await start(row)
     for part in ("request", "response"):
         await datasette.get_internal_database().execute_write(

@@ -1,0 +1,1 @@
+"""Tests of `datasette_llm/tags`."""
