@@ -147,6 +147,7 @@ async def make_without_record(attempt: Attempt, end: float | None) -> None:
 async def _make_without_span(attempt: Attempt, end: float | None) -> None:
     try:
         await attempt.response.fill(attempt._request())
+        attempt._conclude(None)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 

@@ -714,13 +714,13 @@ async def test_k2_cost_is_measured(model_of, points):
 
 
 async def test_without_a_provider_nothing_is_computed(model_of, monkeypatch):
-    """Without an SDK there is no span, and not even the values of one."""
+    """Without an SDK there is no span, and none of its attributes is computed."""
     _, model = await model_of(["a"])
     monkeypatch.setattr(telemetry.trace, "get_tracer_provider", NoOpTracerProvider)
     monkeypatch.setattr(telemetry.metrics, "get_meter_provider", NoOpMeterProvider)
     monkeypatch.setattr(telemetry, "tracer", NoOpTracer())
     monkeypatch.setattr(telemetry.otel_context, "attach", not_to_be_called)
-    monkeypatch.setattr(Attempt, "_finished", not_to_be_called)
+    monkeypatch.setattr(telemetry, "request_attributes", not_to_be_called)
     assert await (await model.prompt("x")).text() == "a"
 
 
