@@ -24,6 +24,7 @@ MAX_DETAILS_CHARS = 20_000
 MAX_ID_CHARS = 200
 # A million; more for one call is a mistake.
 MAX_DOLLARS = 1e6
+_IDS = ("response_id", "request_id", "gateway_call_id", "gateway_model_id")
 
 
 class Outcome(StrEnum):
@@ -273,7 +274,7 @@ def request_finished(
         receipt: what the provider and a gateway call it, or None.
     """
     details, resolved = response.token_details, response.resolved_model
-    return RequestFinished(
+    finished = RequestFinished(
         request_id,
         outcome,
         duration_s,
@@ -288,8 +289,8 @@ def request_finished(
         brief(resolved, keys) if resolved else None,
         finish_reason,
         failure_kind,
-        *(_cleaned(receipt, keys) if receipt is not None else _UNNAMED),
     )
+    return finished if receipt is None else finished._replace(**_cleaned(receipt, keys))
 
 
 def unsent(
@@ -347,19 +348,9 @@ def _details(details: object, keys: Keys) -> str:
     return text
 
 
-_Names = tuple[str | None, str | None, str | None, str | None, float | None]
-_UNNAMED: _Names = (None, None, None, None, None)
-
-
-def _cleaned(receipt: Receipt, keys: Keys) -> _Names:
-    response, request, call, model, cost = receipt
-    return (
-        _id(response, keys),
-        _id(request, keys),
-        _id(call, keys),
-        _id(model, keys),
-        _dollars(cost),
-    )
+def _cleaned(receipt: Receipt, keys: Keys) -> dict[str, Any]:
+    ids = {name: _id(getattr(receipt, name), keys) for name in _IDS}
+    return {**ids, "gateway_cost_dollars": _dollars(receipt.gateway_cost)}
 
 
 def _id(value: object, keys: Keys) -> str | None:

@@ -12,7 +12,10 @@ from datasette_llm.decision import Decision, Step
 from datasette_llm.errors import ModelNotAllowedError
 from datasette_llm.events import (
     MAX_DETAILS_CHARS,
+    MAX_DOLLARS,
+    MAX_ID_CHARS,
     Outcome,
+    Receipt,
     RequestFinished,
     RequestStarted,
     never_sent,
@@ -145,6 +148,45 @@ def test_keys_are_removed_from_an_unsent_request(keys: Any, spelled: Any) -> Non
     text = f"a {spelled(ODD_KEY)} b"
     event = unsent(started(), Outcome.BLOCKED, ValueError(), keys, message=text)
     assert event.error_message == f"a {GONE} b"
+
+
+@all_keys
+@all_spellings
+def test_k3_keys_are_removed_from_a_receipt(keys: Any, spelled: Any) -> None:
+    text = f"a {spelled(ODD_KEY)} b"
+    event = finished(keys=keys, receipt=Receipt(text, text, text, text, text))
+    assert event[-5:] == (*(f"a {GONE} b",) * 4, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("chatcmpl-1", "chatcmpl-1"),
+        ("x" * (MAX_ID_CHARS + 1), "x" * MAX_ID_CHARS),
+        (" a\r\nb\x1b[31m\u202e ", "a  b [31m"),
+        ("a\ud83d", "a"),
+        ("\u200b \n", None),
+        *((odd, None) for odd in (None, "", 7, b"x", ["x"], {"id": "x"}, True)),
+    ],
+)
+def test_k3_id_as_it_is_recorded(given: Any, recorded: str | None) -> None:
+    event = finished(receipt=Receipt(given, given, given, given))
+    assert event[-5:] == (recorded,) * 4 + (None,)
+
+
+@pytest.mark.parametrize(
+    ("given", "dollars"),
+    [
+        ("0.5", 0.5),
+        (" 1e-6 ", 1e-6),
+        (0, 0.0),
+        (MAX_DOLLARS, MAX_DOLLARS),
+        *((odd, None) for odd in (MAX_DOLLARS + 1, -0.1, "nan", float("inf"), 10**400, True)),
+        *((odd, None) for odd in (None, "", "free", b"1", [1], {"total": 1}, 1j)),
+    ],
+)
+def test_k3_gateways_cost_as_it_is_recorded(given: Any, dollars: float | None) -> None:
+    assert finished(receipt=Receipt(gateway_cost=given)).gateway_cost_dollars == dollars
 
 
 def test_every_key_of_a_set_is_removed() -> None:

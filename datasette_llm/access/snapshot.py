@@ -10,7 +10,7 @@ import asyncio
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import instance
 from ..config.parse import parse_settings
@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 PLUGIN = "datasette-llm"
 
 
+class Endpoint(Protocol):
+    """What is so of the requests of an endpoint's model only.
+
+    Attributes:
+        caller_fields: the fields in which it gets something about the caller.
+        credentials: what its headers hold that must not be shown.
+    """
+
+    caller_fields: frozenset[str]
+    credentials: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
     """A model for a purpose, with its settings.
@@ -44,8 +56,7 @@ class ModelRoute:
         exact_price: whether a public price needs an exact match of the name, since the model
             may be self-hosted.
         telemetry: what spans of its calls hold.
-        caller_fields: the fields of a request in which an endpoint gets something about the
-            caller.
+        endpoint: what is so of an endpoint's requests only; None for other models.
     """
 
     model: AsyncLLM
@@ -56,7 +67,7 @@ class ModelRoute:
     price: PriceSettings | None
     exact_price: bool
     telemetry: TelemetrySettings
-    caller_fields: frozenset[str]
+    endpoint: Endpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +158,7 @@ class PurposeSnapshot:
             self.prices.get(model_id),
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
             telemetry=self.settings.telemetry,
-            # By attribute, as the secret.
-            caller_fields=getattr(model, "caller_fields", frozenset()),
+            endpoint=_endpoint(model),
         )
 
     def _log_policy(self) -> LogPolicy | None:
@@ -158,6 +168,12 @@ class PurposeSnapshot:
         own = self.settings.for_purpose(self.purpose)
         content = own.log.content if own is not None else None
         return LogPolicy(log.content if content is None else content, log.required)
+
+
+def _endpoint(model: Any) -> Endpoint | None:
+    """The model, if it is that of an endpoint."""
+    # By attribute, since importing the class of endpoints takes a second.
+    return model if hasattr(model, "caller_fields") else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from llm.parts import StreamEvent
 from .. import instance
 from ..access.call_policy import Limit
 from ..access.pseudonyms import pseudonym
+from ..access.snapshot import Endpoint
 from ..errors import FailureKind, NotRecordedError, ProviderError
 from ..events import (
     Outcome,
@@ -108,7 +109,7 @@ class Attempt:
         self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
         self._end: float | None = None
-        self._headers: Mapping[str, str] | None = None  # of the response, where they are known
+        self._headers: list[Mapping[str, str]] = []  # of its responses, where they are known
         self._started: RequestStarted | None = None
         self._waited_s: float | None = None
 
@@ -311,7 +312,8 @@ class Attempt:
 
     async def _request(self) -> AsyncGenerator[str | StreamEvent, None]:
         """What comes from the provider."""
-        response, model = self.response, self.route.target.model
+        response, target = self.response, self.route.target
+        model = target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, response.caller_key)
         self._keys = self.call.used_keys or self._keys
@@ -319,19 +321,20 @@ class Attempt:
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
             arguments["ended"] = self.permit.transfer()
-            limits = self.route.target.call_policy.limits
+            limits = target.call_policy.limits
             arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
-        if self.route.target.caller_fields:
-            arguments["about_caller"] = self._about_caller()
+        if target.endpoint is not None:
+            arguments["about_caller"] = self._about_caller(target.endpoint)
+            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
+            self._keys = target.endpoint.credentials.union(given)
         on_event = response.stream_state.on_event if response.stream_state else None
-        idle_timeout_s = self.route.target.call_policy.idle_timeout_s
-        activity.set(Activity.of(on_event, idle_timeout_s, self._answered))
+        activity.set(Activity.of(on_event, target.call_policy.idle_timeout_s, self._headers))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
         # llm asks for no more than an async iterator, which need not have aclose().
         closing = aclosing(source) if hasattr(source, "aclose") else nullcontext()
         # An empty event counts as a character, since those may never end either.
-        max_chars = left = self.route.target.call_policy.max_answer_chars
+        max_chars = left = target.call_policy.max_answer_chars
         async with Clients(), closing:
             async for chunk in source:
                 left -= (len(chunk) if type(chunk) is str else _chars_of(chunk)) or 1
@@ -345,23 +348,15 @@ class Attempt:
             for well_formed in chunks.rest():
                 yield well_formed
 
-    def _about_caller(self) -> dict[str, Any]:
+    def _about_caller(self, endpoint: Endpoint) -> dict[str, Any]:
         """What an endpoint gets about the caller, as its settings say."""
-        fields, found = self.route.target.caller_fields, dict[str, Any]()
+        fields, found = endpoint.caller_fields, dict[str, Any]()
         if "user" in fields and (user := pseudonym(self.route.datasette, self.model.actor)):
             found["user"] = user
         if "metadata" in fields and (tags := self.started.tags):
             # As LiteLLM has them.
             found["metadata"] = {"tags": [f"{name}:{value}" for name, value in tags.items()]}
         return found
-
-    def _answered(self, headers: Mapping[str, str]) -> None:
-        self._headers = headers
-        # Of an endpoint, which may repeat them: what its headers hold.
-        credentials: frozenset[str] = getattr(self.route.target.model, "credentials", frozenset())
-        if credentials:
-            keys = frozenset({self._keys}) if isinstance(self._keys, str) else self._keys
-            self._keys = credentials | (keys or frozenset())
 
     # How it ended
 
@@ -377,9 +372,14 @@ class Attempt:
         state = self.response.stream_state
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
+        response, receipt = self.response, None
+        if self._headers or response.response_json is not None or error is not None:
+            receipt = receipt_of(
+                self._headers, response.response_json, error, streamed=response.stream
+            )
         return request_finished(
             self.id,
-            self.response,
+            response,
             outcome,
             error,
             keys=self._keys,
@@ -389,9 +389,7 @@ class Attempt:
             finish_reason=self.response.finish_reason,
             failure_kind=kind,
             message=None if error is None else failure_message(error, kind),
-            receipt=receipt_of(
-                self._headers, self.response.response_json, error, streamed=self.response.stream
-            ),
+            receipt=receipt,
         )
 
     def _record(self, finished: RequestFinished) -> None:

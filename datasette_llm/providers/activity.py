@@ -18,24 +18,25 @@ class Activity(NamedTuple):
     Attributes:
         alive: called at each sign of life, or None.
         quiet_s: how many seconds keep-alives alone may last.
-        answered: called with the headers of its HTTP response, a refusal included, or None.
+        headers: gets those of its HTTP response, a refusal included, or None. A list, since a kept
+            connection holds on to the context of the request that opened it.
     """
 
     alive: Callable[[], None] | None = None
     quiet_s: float = QUIET_S
-    answered: Callable[[Mapping[str, str]], None] | None = None
+    headers: list[Mapping[str, str]] | None = None
 
     @classmethod
     def of(
         cls,
         alive: Callable[[], None] | None,
         idle_timeout_s: float | None,
-        answered: Callable[[Mapping[str, str]], None],
+        headers: list[Mapping[str, str]],
     ) -> Activity:
         """How a request with this idle timeout is timed and noted."""
         if idle_timeout_s is None:
-            return cls(alive, QUIET_S, answered)
-        return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s, answered)
+            return cls(alive, QUIET_S, headers)
+        return cls(alive, QUIET_IDLE_TIMEOUTS * idle_timeout_s, headers)
 
 
 UNTIMED = Activity()

@@ -131,9 +131,9 @@ class PooledClient(httpx2.AsyncClient):
         for _ in range(MAX_REDIRECTS):
             response = await self._send_past_stale(request, kwargs)
             if not response.has_redirect_location:
-                answered = activity.get().answered
-                if answered is not None:
-                    answered(response.headers)
+                headers = activity.get().headers
+                if headers is not None:
+                    headers.append(response.headers)
                 return response
             try:
                 request = _redirected(request, response)

@@ -19,7 +19,7 @@ import llm
 import openai
 from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import StreamEvent
-from pydantic import Field, create_model
+from pydantic import Field, JsonValue, create_model
 
 from ..config.settings import EndpointSettings
 from ..redaction import redact
@@ -161,7 +161,7 @@ def _with_caller_fields(options: type[llm.Options]) -> type[llm.Options]:
         __base__=options,
         user=(str | None, Field(default=None, description="In the place of the pseudonym.")),
         metadata=(
-            dict[str, Any] | None,
+            dict[str, JsonValue] | None,
             Field(default=None, description="In the place of the tags, in LiteLLM's form."),
         ),
     )

@@ -5,7 +5,7 @@ They say so in the headers of the response, in the answer, and in the exceptions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,25 +24,23 @@ _RESPONSE_IDS = ("id", "responseId", "response_id", "generation_id")
 
 
 def receipt_of(
-    headers: Mapping[str, str] | None,
+    headers: Sequence[Mapping[str, str]],
     answer: object,
     error: BaseException | None,
     *,
     streamed: bool,
-) -> Receipt | None:
-    """The receipt of a request that has ended; None where nothing came back.
+) -> Receipt:
+    """The receipt of a request that has ended.
 
     Args:
-        headers: those of the response, or None.
+        headers: those of its responses, of which the last one counts; empty where unknown.
         answer: what the model has put into `response.response_json`, or None.
         error: what the request failed with, or None.
         streamed: whether a stream was asked for.
     """
-    if headers is None and answer is None and error is None:
-        return None
     header: Callable[[str], str | None] = _no_header
-    if headers is not None:
-        header = headers.get
+    if headers:
+        header = headers[-1].get
     elif error is not None:
         header = partial(header_of, error, of="response")
     return Receipt(

@@ -943,7 +943,7 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "log.prices",
             "mapping of ids to prices",
             "{}",
-            "`{input, output, cached_input}` in dollars a million tokens, before public prices.",
+            "`{input, output, cached_input}` in dollars a million tokens, before all other prices.",
         ),
         (
             "telemetry.content",

@@ -13,6 +13,7 @@ import yaml
 from datasette_llm import (
     LLM,
     ModelNotAllowedError,
+    tagged,
 )
 from datasette_llm.access.config_warnings import warnings
 from datasette_llm.access.snapshot import snapshot_of
@@ -22,6 +23,7 @@ from datasette_llm.testing import ScriptedModel
 
 from ..support.openai_server import OpenAIServer
 from .examples import (
+    DOCS,
     between,
     ours,
     request_by,
@@ -70,6 +72,21 @@ async def test_endpoints_are_requested_as_described(
     served = [each["litellm_params"]["api_base"] for each in yaml.safe_load(litellm)["model_list"]]
     assert served[0] == addresses[0]
     assert shlex.split(vllm)[2] == ours(config)["endpoints"][0]["model_name"]
+
+
+@shows(config="gateway.yaml")
+async def test_k3_gateway_is_sent_who_asks(config, make_datasette, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("DATASETTE_SECRETS_LITELLM_KEY", "sk-litellm")
+    async with OpenAIServer() as server:
+        local = config.replace("http://litellm.internal:4000/v1", server.url)
+        model = await LLM(make_datasette(ours(local))).model("team", actor={"id": "ana"})
+        with tagged(job=12):
+            await (await model.prompt("x")).text()
+    body = server.requests[0].body
+    assert re.fullmatch("[0-9a-f]{32}", body["user"])
+    assert body["metadata"] == {"tags": ["job:12"]}
+    assert '`metadata: {"tags": ["job:12"]}`' in DOCS["models"]
 
 
 @shows(source="llm_parrot.py", usage="parrot", config="threads.yaml")
