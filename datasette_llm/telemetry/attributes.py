@@ -11,6 +11,8 @@ import llm
 
 from ..events import Outcome, RequestFinished, RequestStarted
 from ..log.cost import reasoning_tokens, usage_of
+from ..redaction import Keys
+from ..sanitize import brief
 from . import registry as names
 
 if TYPE_CHECKING:
@@ -147,18 +149,20 @@ def has_tokens(finished: RequestFinished) -> bool:
     return finished.input_tokens is not None or finished.output_tokens is not None
 
 
-def tool_attributes(name: str, call: llm.ToolCall | None) -> Attributes:
+def tool_attributes(name: str, call: llm.ToolCall | None, keys: Keys) -> Attributes:
     """What is known of a tool before it runs.
 
     Args:
         name: of the tool.
         call: the model's call of it; None where that is not known.
+        keys: what to take out of its id, which is the provider's.
     """
+    call_id = call.tool_call_id if call is not None else None
     found = {
         names.OPERATION_NAME: "execute_tool",
         names.TOOL_NAME: name,
         names.TOOL_TYPE: "function",
-        names.TOOL_CALL_ID: call.tool_call_id if call is not None else None,
+        names.TOOL_CALL_ID: brief(call_id, keys) if call_id is not None else None,
     }
     return _known(found)
 

@@ -26,6 +26,7 @@ from ..log.cost import NANODOLLARS, cost_columns
 from ..log.rows import finished_row
 from ..providers.threads import SerialThread
 from ..redaction import Keys
+from ..sanitize import well_formed
 from . import registry as names
 from .attributes import (
     Attributes,
@@ -359,7 +360,7 @@ class ToolSpan:
             call: the model's call of it; None where that is not known.
             traces: what it takes from the chain.
         """
-        self._name, self._call, self._traces = name, call, traces
+        self._name, self._call, self._traces = well_formed(name), call, traces
         self._result: object = None
         self._current: CurrentSpan | None = None
 
@@ -367,7 +368,7 @@ class ToolSpan:
         if is_traced():
             parent = self._traces.parent()
             name = f"{names.EXECUTE_TOOL}{self._name}"
-            attributes = tool_attributes(self._name, self._call)
+            attributes = tool_attributes(self._name, self._call, self._traces.keys())
             self._current = CurrentSpan(tracer.start_span(name, parent, attributes=attributes))
         return self
 

@@ -311,6 +311,29 @@ async def test_k2_content_is_bounded(backend, site):
     assert len(said[0]["parts"][0]["content"]) < 21_000
 
 
+async def test_k2_odd_texts_reach_the_backend(backend, site):
+    """Half characters, texts that are none and ids of a provider break no export."""
+    half = "\ud800"
+    call = llm.ToolCall(
+        name="tool", arguments={half: [half, {1, 2}]}, tool_call_id=KEY + "i" * 9999
+    )
+
+    def tool(**arguments):
+        return {half: float("nan"), "bytes": b"x"}
+
+    model = ScriptedModel("scripted", [call], [f"{half} done"], needs_key="openai")
+    llms = site(model, telemetry={"content": True, "actor": True})
+    wrapped = await llms.model("scripted", actor={"id": half}, purpose=half)
+    tools = [llm.Tool("tool", implementation=tool)]
+    await wrapped.chain(half, tools=tools, tags={"t": half}, key=KEY).text()
+    assert len(await backend.all()) == 4
+    (span,) = backend.named("execute_tool tool")
+    assert span["gen_ai.tool.call.id"].startswith("[key removed]iii")
+    assert len(span["gen_ai.tool.call.id"]) <= 2_000
+    for name in ("gen_ai.tool.call.arguments", "gen_ai.tool.call.result"):
+        json.loads(span[name])
+
+
 async def test_k2_backend_that_blocks_stops_no_call(backend, site, monkeypatch):
     """Where spans wait for a blocked exporter, only so many do; the others end without a cost."""
     go_on = threading.Event()

@@ -579,7 +579,7 @@ async def test_k2_refused_id_is_no_time_series(model_of, points):
     }
 
 
-async def test_k2_call_refused_by_required_log_is_blocked(model_of, span, points, monkeypatch):
+async def test_k2_call_refused_by_the_log_is_blocked(model_of, span, points, monkeypatch):
     async def refuse(self, statement, weight):
         return False
 
