@@ -165,6 +165,7 @@ class Attempt:
                 keys=self._keys,
                 repaired_id=self.response.answer.repaired_id if self.response.answer else None,
                 tags=result.tags,
+                sized=self.route.recorder is not None,
             )
         return self._started
 

@@ -17,14 +17,16 @@ from typing import Any
 from unittest.mock import patch
 
 from datasette.app import Datasette
+from opentelemetry.sdk.trace import TracerProvider
 
-from datasette_llm import LLM
+from datasette_llm import LLM, tagged
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.model import WrappedAsyncModel
 from datasette_llm.events import RequestStarted
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
 from datasette_llm.redaction import redact
+from datasette_llm.telemetry import spans
 from datasette_llm.telemetry.spans import RequestSpan
 
 from .measuring import Pair, Row, measured, timed
@@ -117,6 +119,29 @@ async def tracing_off(name: str, quick: bool) -> Row:
     work = "the same with a span without an exporter"
     raw_is = "the same with the span taken out of the code"
     return Row(name, work, pair, "ratio", 1.15, "ms", raw_is=raw_is)
+
+
+@row("tracing-on")
+async def tracing_on(name: str, quick: bool) -> Row:
+    """Without an exporter, whose work is a matter of its own."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer(spans.SCOPE)
+    async with running() as datasette:
+        with known(40, scripted()):
+
+            async def asked() -> None:
+                await prompted(await LLM(datasette).model("scripted"))
+
+            async def traced() -> float:
+                with (
+                    patch.object(spans, "tracer", tracer),
+                    patch.object(spans, "is_traced", lambda: True),
+                    tagged(job=12, row=5),
+                ):
+                    return await timed(asked, 100)()
+
+            pair = await measured(timed(asked, 100), traced, 10 if quick else 100)
+    work = "added to a prompt by two tags and a span"
+    return Row(name, work, pair, "added", 40, "µs", raw_is="the same without them")
 
 
 async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], quick: bool) -> Pair:
