@@ -173,8 +173,7 @@ class Call(CallContext):
         error = await contexts.leave(error, self.timed_out, self._grant_time)
         if error is None and self._callback_errors:
             error = self._callback_errors[0]
-        failures = [*self.owners.failures, *contexts.failures]
-        if error is not None and failures:
+        if error is not None and (failures := [*self.owners.failures, *contexts.failures]):
             error = await self._note_failures(failures, error)
         self._settle(error)
         if isinstance(error, FATAL):
@@ -308,9 +307,11 @@ class Call(CallContext):
 
     def _settle(self, error: BaseException | None) -> None:
         self.error = error
-        failure = ResponseCancelledError(f"{type(error).__name__} ended the program")
+        failure = error
+        if isinstance(error, FATAL):
+            failure = ResponseCancelledError(f"{type(error).__name__} ended the program")
         for response in self.result.responses:
-            response.settle(failure if isinstance(error, FATAL) else error)
+            response.settle(failure)
         while self.at_end:  # emptied, so that a call that is over is freed at once
             self.at_end.pop()(error)
         if self.route.group is not None:
