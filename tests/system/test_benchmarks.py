@@ -25,6 +25,7 @@ ROWS = [
     "log-lone",
     "log-off",
     "tracing-off",
+    "tracing-on",
     "concurrency",
     "burst-stall",
     "burst-added",
