@@ -19,6 +19,7 @@ from datasette.cli import cli
 from datasette_llm import LLM
 from datasette_llm.calls import task
 from datasette_llm.console import probe, probe_page
+from datasette_llm.console.log import payloads
 from datasette_llm.console.probe import PROMPT, candidates, probe_model, probe_purpose
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
@@ -57,7 +58,7 @@ async def soon(awaitable: Any) -> Any:
 
 async def rows(datasette: Datasette) -> dict[str, dict[str, Any]]:
     """The record, by id."""
-    await Recorder.of(datasette).writer.flush_in_time()
+    await payloads.flushed(Recorder.of(datasette).writer)
     found = await datasette.get_internal_database().execute("select * from llm_calls")
     return {row["id"]: dict(row) for row in found}
 
@@ -940,41 +941,3 @@ async def test_probe_waits_for_concurrency_limit(start, register_models, monkeyp
     go_on.set()
     assert await (await soon(first)).text() == "ok"
     assert (await probe_model(datasette, "scripted")).ok
-
-
-async def test_p7_what_policy_removes_is_not_tested(start, register_models, plugin):
-    """Blocked by the configuration, or refused by a filter; both are named."""
-
-    class Filter:
-        @hookimpl
-        def llm_filter_models(self, models):
-            return [model for model in models if model.model_id != "b"]
-
-    register_models(*named("a", "b", "c"))
-    plugin(Filter())
-    config = {
-        "default_model": "c",
-        "blocked_models": ["c"],
-        "purposes": {"chat": {"models": ["a", "b"]}},
-    }
-    datasette = await start(config)
-
-    payload = await probe.probe_purpose(datasette, "chat", ANA)
-
-    assert [each["model_id"] for each in payload["results"]] == ["a"]
-    assert set(payload["removed"]) == {"b", "c"}
-    form = await datasette.client.get(f"{TEST}?purpose=chat", actor=ANA)
-    assert "as policy removes them" in form.text
-
-
-async def test_p7_refused_test_links_to_its_row(start, register_models):
-    register_models(*named("a"))
-    datasette = await start({"blocked_models": ["a"]})
-
-    result = (await post(datasette, {"model": "a"})).json()
-
-    row = (await rows(datasette))[result["call_id"]]
-    assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
-    page = (await datasette.client.get(f"/-/llm/log/{result['call_id']}", actor=ANA)).text
-    assert "nothing was sent" in page
-    assert ">unknown<" not in page
