@@ -938,3 +938,6 @@ async def test_p7_refused_test_links_to_its_row(start, register_models):
 
     row = (await rows(datasette))[result["call_id"]]
     assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
+    page = (await datasette.client.get(f"/-/llm/log/{result['call_id']}", actor=ANA)).text
+    assert "nothing was sent" in page
+    assert ">unknown<" not in page
