@@ -16,7 +16,8 @@ create table t (
     mixed real
 );
 insert into t values (1, 'Cleo', 12.5, 1, 'a*b', 'x', 1), (2, 'cleo', 13, '1', 'aXb', 'y', 2),
-    (3, '', -1, 'NA', 'x', 'x', 'NA'), (4, null, null, 2.5, null, null, null), (5, '5', 5, x'00', '[', 'x', 3);
+    (3, '', -1, 'NA', 'x', 'x', 'NA'), (4, null, null, 2.5, null, null, null),
+    (5, '5', 5, x'00', '[', 'x', 3);
 """
 
 
