@@ -19,7 +19,6 @@ from datasette.cli import cli
 from datasette_llm import LLM
 from datasette_llm.calls import task
 from datasette_llm.console import probe, probe_page
-from datasette_llm.console.log import payloads
 from datasette_llm.console.probe import PROMPT, candidates, probe_model, probe_purpose
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.providers.names import provider_of
@@ -58,7 +57,7 @@ async def soon(awaitable: Any) -> Any:
 
 async def rows(datasette: Datasette) -> dict[str, dict[str, Any]]:
     """The record, by id."""
-    await payloads.flushed(Recorder.of(datasette).writer)
+    await Recorder.of(datasette).writer.flush_in_time()
     found = await datasette.get_internal_database().execute("select * from llm_calls")
     return {row["id"]: dict(row) for row in found}
 
