@@ -25,7 +25,7 @@ ADDRESSES = {
     },
     **{
         f"/-/llm/{page}{twin}": ((MANAGE,), SHOWS)
-        for page in ("models/echo", "purposes/consult")
+        for page in ("models/echo", "purposes/dataset-consultant")
         for twin in ("", ".json")
     },
     **{
