@@ -385,6 +385,22 @@ def m007_gateway(db: Database) -> None:
     )
 
 
+@migrations()
+def m008_ranges(db: Database) -> None:
+    """Indexes for ranges and orders; of what is known at the end of a call, or of few calls only."""
+    for name, column in (
+        ("conversation", "conversation_id"),
+        ("cost", "cost_nanodollars"),
+        ("duration", "duration_ms"),
+        ("first_chunk", "first_chunk_ms"),
+        ("tokens", "input_tokens + output_tokens"),
+    ):
+        db.execute(
+            f"create index llm_calls_{name} on llm_calls ({column}, id) "
+            f"where {column} is not null"
+        )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date, as `migrations.migrate`."""
     database.migrate(connection, migrations, *TABLES)
