@@ -1,7 +1,8 @@
 """How many calls of a list have each value, and what they add up to, within a time limit.
 
 As on Datasette's page of a table, all filters count, a facet's own too. Where the sums of past
-periods answer, see `usage`, all calls are counted; otherwise the newest, as many as the time allows.
+periods answer, see `usage`, all calls are counted; otherwise the newest, as many as
+the time allows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from datasette.utils.sqlite import sqlite3
 from . import latency
 from .listing import Cursor, Listing, newest_ids
 from .queries import RUNNING, tag_text, tags_of, text_of, time_of
-from .totals import Sums
+from .totals import NUMBERS_SQL, Sums
 from .usage import Question, Reader, sums_of
 from .usage_schema import DIMENSIONS
 
@@ -128,11 +129,11 @@ def _count_newest(
 
 def _rows(connection: sqlite3.Connection, ids: list[str]) -> Iterable[tuple[Any, ...]]:
     sql = (
-        f"select {', '.join(_COLUMNS.values())}, tags, 1, cost_nanodollars is not null, "
-        "input_tokens, output_tokens, cost_nanodollars, duration_ms, first_chunk_ms "
+        f"select {', '.join(_COLUMNS.values())}, tags, {NUMBERS_SQL}, duration_ms, first_chunk_ms "
         "from llm_calls where id in (select value from json_each(?))"
     )
-    return connection.execute(sql, (json.dumps(ids),))
+    rows: Iterable[tuple[Any, ...]] = connection.execute(sql, (json.dumps(ids),))
+    return rows
 
 
 def _add_calls(found: Facets, names: set[str], rows: Iterable[tuple[Any, ...]]) -> None:

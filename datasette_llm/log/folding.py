@@ -8,7 +8,7 @@ from typing import Any
 
 from datasette.utils.sqlite import sqlite3
 
-from .totals import Sums
+from .totals import NUMBERS_SQL, Sums
 
 Row = dict[str, Any]
 
@@ -69,8 +69,7 @@ def _fold(
     connection: sqlite3.Connection, kind: str, fold_id: str, rows: list[Row], limit: int
 ) -> Fold:
     sql = (
-        "select outcome, 1, cost_nanodollars is not null, input_tokens, output_tokens, "
-        f"cost_nanodollars, null, null from llm_calls where {KINDS[kind]} limit :n"
+        f"select outcome, {NUMBERS_SQL}, null, null from llm_calls where {KINDS[kind]} limit :n"
     )
     sums, found = Sums(), connection.execute(sql, {"id": fold_id, "n": limit + 1}).fetchall()
     for outcome, *values in found[:limit]:

@@ -83,9 +83,7 @@ class Page:
     cut: bool
 
 
-def page(
-    connection: sqlite3.Connection, listing: Listing, limit_ms: float | None = None
-) -> Page:
+def page(connection: sqlite3.Connection, listing: Listing, limit_ms: float | None = None) -> Page:
     """A page of calls.
 
     Args:
@@ -268,7 +266,7 @@ class _Finder:
         return sql, asked.values
 
     def _along_time(self, asked: Conditions) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Spans of time, the newest first, so that the place is known where the limit is reached."""
+        """Spans of time, the newest first: the place is known where the limit is reached."""
         condition = asked.unindexed()
         sql = f"select {{}}(id) from llm_calls where {' and '.join(['1', *asked.between])}"
         oldest, newest = (
@@ -284,9 +282,12 @@ class _Finder:
             last = begin <= oldest
             values = asked.values | {"begin": "" if last else begin, "end": end}
             yield (
-                f"select id from llm_calls where {condition} and id >= :begin and id < :end "
-                "order by id desc limit :n"
-            ), values
+                (
+                    f"select id from llm_calls where {condition} and id >= :begin and id < :end "
+                    "order by id desc limit :n"
+                ),
+                values,
+            )
             if last:
                 return
             self.reached = end = begin

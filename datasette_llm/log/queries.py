@@ -25,7 +25,7 @@ from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 Values = str | tuple[str, ...] | None
 
 RUNNING = "running"
-MAX_AMOUNT = 1e9
+MAX_AMOUNT = 1_000_000_000
 BATCH_ROWS = 1_000
 MAX_TAG_KEYS = 50
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -324,9 +324,7 @@ def calls(
     return _rows(connection, sql, found.values | {"n": limit})
 
 
-def ids_sql(
-    connection: sqlite3.Connection, found: Conditions, order: str = "id desc"
-) -> str:
+def ids_sql(connection: sqlite3.Connection, found: Conditions, order: str = "id desc") -> str:
     """SQL for the ids of the first `:n` calls that meet conditions, in the order of their ids.
 
     Args:
@@ -532,7 +530,7 @@ def amount(name: str, text: str) -> float:
     if not (0 <= found <= MAX_AMOUNT) or not text.isascii():
         unit = RANGES[name.partition("_")[2]][2]
         raise BadFilterError(
-            f"{name}: {text!r} is no number of {unit}; write it like 0.5, at most {MAX_AMOUNT:.0e}"
+            f"{name}: {text!r} is no number of {unit} from 0 to {MAX_AMOUNT:,}; write it like 0.5"
         )
     return found
 

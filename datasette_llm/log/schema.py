@@ -387,7 +387,7 @@ def m007_gateway(db: Database) -> None:
 
 @migrations()
 def m008_ranges(db: Database) -> None:
-    """Indexes for ranges and orders; of what is known at the end of a call, or of few calls only."""
+    """Indexes for conversations, and for ranges and orders, which are known when a call ends."""
     for name, column in (
         ("conversation", "conversation_id"),
         ("cost", "cost_nanodollars"),
@@ -396,8 +396,7 @@ def m008_ranges(db: Database) -> None:
         ("tokens", "input_tokens + output_tokens"),
     ):
         db.execute(
-            f"create index llm_calls_{name} on llm_calls ({column}, id) "
-            f"where {column} is not null"
+            f"create index llm_calls_{name} on llm_calls ({column}, id) where {column} is not null"
         )
 
 

@@ -17,7 +17,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3

@@ -65,6 +65,7 @@ def list_context(datasette: Datasette, list_request: LogListRequest, payload: Ro
         "usage": _usage_address(datasette, arguments),
         "tiles": tiles(payload["totals"]) if payload["totals"] else None,
         "facets": list(_facets(datasette, list_request, payload["facets"] or {})),
+        "facet_notes": _facet_notes(payload["facets"] or {}),
         "views": [
             view | {"address": list_address(datasette, parse_qs(view["query"]))}
             for view in payload["views"]
@@ -72,9 +73,7 @@ def list_context(datasette: Datasette, list_request: LogListRequest, payload: Ro
     }
 
 
-def refused_context(
-    datasette: Datasette, given: Arguments, choices: Row, message: str
-) -> Row:
+def refused_context(datasette: Datasette, given: Arguments, choices: Row, message: str) -> Row:
     """The context for an invalid filter: the message, and the form with its values."""
     return {
         "refused": message,
@@ -206,13 +205,28 @@ def _facets(datasette: Datasette, list_request: LogListRequest, found: Row) -> I
         values = [_facet_value(datasette, given, name, each) for each in facet["values"]]
         if values:
             yield {
-                "label": FACET_LABELS.get(name, filter_form.LABELS[name]),
+                "label": _facet_label(name),
                 "name": name,
                 "values": values[:SHOWN_VALUES],
                 "rest": values[SHOWN_VALUES:],
                 "more": facet["more"],
-                "since": facet["complete_since"],
             }
+
+
+def _facet_notes(found: Row) -> list[str]:
+    """Of which facets only the newest calls were counted, and since when."""
+    labels: dict[str, list[str]] = {}
+    for name, facet in found.items():
+        if facet["complete_since"]:
+            labels.setdefault(facet["complete_since"], []).append(_facet_label(name))
+    return [
+        f"{', '.join(names)}: of calls since {time(since)} (UTC) only, as time was short"
+        for since, names in labels.items()
+    ]
+
+
+def _facet_label(name: str) -> str:
+    return FACET_LABELS.get(name, filter_form.LABELS[name])
 
 
 def _facet_value(datasette: Datasette, given: Arguments, name: str, each: Row) -> Row:
@@ -248,7 +262,7 @@ def _usage_address(datasette: Datasette, arguments: Arguments) -> str | None:
 def _covered(covered: Row) -> str:
     since, until = covered["since"], covered["until"]
     if covered["complete_since"]:
-        return f"since {covered['complete_since'][:16]} (UTC) only: the time limit was reached"
+        return f"since {time(covered['complete_since'])} (UTC) only: the time limit was reached"
     if since and until:
         return f"from {since} until {until} (UTC)"
     if since or until:
