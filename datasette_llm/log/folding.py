@@ -68,9 +68,7 @@ def _key(row: Row, apart: Collection[str]) -> tuple[str, str]:
 def _fold(
     connection: sqlite3.Connection, kind: str, fold_id: str, rows: list[Row], limit: int
 ) -> Fold:
-    sql = (
-        f"select outcome, {NUMBERS_SQL}, null, null from llm_calls where {KINDS[kind]} limit :n"
-    )
+    sql = f"select outcome, {NUMBERS_SQL}, null, null from llm_calls where {KINDS[kind]} limit :n"
     sums, found = Sums(), connection.execute(sql, {"id": fold_id, "n": limit + 1}).fetchall()
     for outcome, *values in found[:limit]:
         sums.add(outcome, values)

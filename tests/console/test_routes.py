@@ -34,6 +34,7 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     **{f"/-/llm/log{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
+    "/-/llm/log/views": ((LOG,), ("POST",)),
     **{f"/-/llm/log/CALL{twin}": ((LOG,), SHOWS) for twin in ("", ".json")},
     **{
         f"/-/llm/consultations{page}{twin}": ((ANALYZE,), SHOWS)

@@ -97,16 +97,6 @@ def query_of(query: str) -> str:
         return ""
 
 
-def back_address(datasette: Datasette, query: str) -> str:
-    """The address of the list from which a call was opened.
-
-    Args:
-        datasette: the Datasette instance.
-        query: the query string of its address; the whole list for one that is invalid.
-    """
-    return list_address(datasette, parse_qs(query_of(query)))
-
-
 def row_context(datasette: Datasette, row: Row) -> Row:
     """The context of one row in a table of calls."""
     return {

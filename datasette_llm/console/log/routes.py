@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from datasette import NotFound, Response
 from datasette.utils.asgi import AsgiStream
@@ -129,7 +130,8 @@ async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
     payload = await _call_payload(datasette, request)
     context = call_context(datasette, payload)
-    context["list_address"] = list_page.back_address(datasette, request.args.get("back") or "")
+    back = list_page.query_of(request.args.get("back") or "")
+    context["back"] = list_page.list_address(datasette, parse_qs(back)) if back else None
     here = context["started"]
     return await render(datasette, request, "llm_log_call.html", context, path=LOG, here=here)
 
