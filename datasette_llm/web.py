@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasette import Response
+from datasette.utils.asgi import AsgiStream
 
 if TYPE_CHECKING:
-    from datasette.utils.asgi import Request
+    from datasette.utils.asgi import AsgiWriter, Request
 
 Payload = dict[str, Any]
+Write = Callable[[str], Awaitable[None]]
 
 READ_METHODS = ("GET", "HEAD")
 # How many rows a page of a list has.
@@ -53,6 +55,23 @@ def html_page(html: str, status: int = 200) -> Response:
     html = html.encode(errors="replace").decode()  # a name may have a lone surrogate
     headers = {"Content-Security-Policy": "frame-ancestors 'self'"}
     return Response.html(html, status=status, headers=headers)
+
+
+def streamed_page(stream: Callable[[Write], Awaitable[None]]) -> AsgiStream:
+    """A page that is sent as it is written, like those of `html_page`.
+
+    Args:
+        stream: writes it, with the function that it gets.
+    """
+    page = html_page("")
+
+    async def write(writer: AsgiWriter) -> None:
+        async def text(part: str) -> None:
+            await writer.write(part.encode(errors="replace").decode())
+
+        await stream(text)
+
+    return AsgiStream(write, headers=page.headers, content_type=page.content_type)
 
 
 def method_not_allowed(allowed: Sequence[str] = READ_METHODS) -> Response:

@@ -253,8 +253,8 @@ async def _build(
     """llm's response, not yet begun; built in a thread where llm has to look at a file or URL."""
     if pace.begun >= SLICE:
         await pace.turn()
-    attachments = kwargs.get("attachments") or ()
-    if any(not item.type and (item.path or item.url) for item in attachments):
+    attachments = kwargs.get("attachments")
+    if attachments and any(not item.type and (item.path or item.url) for item in attachments):
         return await asyncio.to_thread(build)
     return build()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ import click
 
 from ..console.advice import payloads
 from ..consultant.advice.consultation import ConsultationRequest, consult
-from ..consultant.advice.dataset import MALFORMED, NOT_CHECKED
 from ..consultant.advice.previews import make_preview
+from ..consultant.advice.progress import ClaimChecked, Progress, Step, ignored
 from .site import Site, run, site_options
 from .terminal import echo, echo_json, printable
 
@@ -94,8 +94,8 @@ async def _consult(
     payload: dict[str, Any],
     quiet: bool,
 ) -> None:
-    on_step = _ignore if quiet else _echo_step
-    done = await consult(datasette, request, None, with_model=with_model, on_step=on_step)
+    on_progress = ignored if quiet else _echo_progress
+    done = await consult(datasette, request, None, with_model=with_model, on_progress=on_progress)
     payload |= await payloads.consultation_payload(done.row)
     if done.unrecorded is not None:
         echo(done.unrecorded, err=True)
@@ -113,12 +113,16 @@ async def _database(datasette: Datasette, path: Path, table: str) -> str:
     return str(name)
 
 
-def _ignore(step: str) -> None:
-    pass
+def _echo_progress(event: Progress) -> None:
+    match event:
+        case Step(sentence):
+            echo(f"{printable(sentence)}…", err=True)
+        case ClaimChecked(index, check):
+            echo(f"claim {index + 1}: {_status(check)}", err=True)
 
 
-def _echo_step(step: str) -> None:
-    echo(f"{printable(step)}…", err=True)
+def _status(check: Mapping[str, Any]) -> str:
+    return str(check["status"]).replace("_", " ")
 
 
 def _echo_preview(payload: dict[str, Any]) -> None:
@@ -130,6 +134,8 @@ def _echo_preview(payload: dict[str, Any]) -> None:
     echo(f"model: {printable(payload['model_id'] or 'none')}")
     if payload["fallbacks"]:
         echo(f"when that fails: {printable(', '.join(payload['fallbacks']))}")
+    for sentence in payload["cut"]:
+        echo(printable(sentence))
     echo(f"tokens: about {payload['input_tokens']:,}; cost: about {price}")
     if payload["problem"]:
         echo(printable(payload["problem"]), err=True)
@@ -152,15 +158,16 @@ def _echo_findings(consultation: dict[str, Any]) -> None:
 
 
 def _echo_consultation(consultation: dict[str, Any]) -> None:
-    advice = consultation["advice"] or {}
     if consultation["outcome"] != "ok":
-        _echo_text(f"{consultation['outcome']}: {consultation['error_message']}")
+        echo(printable(f"{consultation['outcome']}: {consultation['error_message']}"))
+        return
+    advice = consultation["advice"] or {}
     for title in ("suggested_action", "reasoning_summary"):
         _echo_titled(title, advice.get(title))
     for title, text in (consultation["derived"] or {}).items():
         _echo_titled(title, text)
-    for flag in advice.get("risk_flags", ()):
-        _echo_flag(flag)
+    for flag, check in zip(advice.get("risk_flags", ()), consultation["checks"], strict=True):
+        _echo_flag(flag, check)
     for sentence in consultation["rejected"]:
         echo(f"rejected: {printable(sentence)}")
 
@@ -171,12 +178,12 @@ def _echo_titled(title: str, text: str | None) -> None:
         _echo_text(text)
 
 
-def _echo_flag(flag: dict[str, Any]) -> None:
+def _echo_flag(flag: Mapping[str, Any], check: Mapping[str, Any]) -> None:
     where = f" in {flag['column']}" if flag["column"] is not None else ""
-    echo(f"\nrisk: {flag['kind']}{printable(where)}: {printable(flag['claim'])}")
-    if flag["kind"] != MALFORMED:
-        echo(f"    not checked: {NOT_CHECKED}")
-        _echo_text(flag["evidence_sql"])
+    echo(f"\n{flag['kind']}{printable(where)}: {printable(flag['claim'])}")
+    echo(f"    {_status(check)}: {printable(check['sentence'])}")
+    if check["reason"]:
+        echo(f"    ({printable(check['reason'])})")
 
 
 def _echo_text(text: str) -> None:

@@ -74,6 +74,7 @@ _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
 _Milliseconds = Annotated[int, Field(ge=1)]
+_PromptTokens = Annotated[int, Field(ge=4_000)]
 _Threads = Annotated[int, Field(ge=1, le=1_000)]
 _Address = Annotated[str, BeforeValidator(address)]
 _Proxy = Annotated[str, BeforeValidator(proxy_address)]
@@ -223,6 +224,15 @@ def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSetting
     return endpoints
 
 
+class TelemetrySettings(Section):
+    """What spans hold besides numbers and names; without these settings neither."""
+
+    content: bool = Field(default=False, title="bool")
+    """Put messages, tool arguments and tool results into spans, without keys and shortened."""
+    actor: bool = Field(default=False, title="bool")
+    """Put the id of the actor into spans."""
+
+
 class ConsultantSettings(Section):
     """Settings of table profiles, which requests for advice about a table send."""
 
@@ -230,6 +240,8 @@ class ConsultantSettings(Section):
     """Which values of the table a model sees: none; extremes and frequent ones; whole rows too."""
     time_limit_ms: _Milliseconds = Field(default=2_000, title="milliseconds")
     """Time limit of a profile; columns that would take longer are sampled."""
+    max_prompt_tokens: _PromptTokens = Field(default=8_000, title="number")
+    """Budget of both prompts and the schema of the answer; the least telling figures are cut."""
     exclude: Ids = Field(default=(), title="list of columns")
     """Excluded from profiles: `column`, `table.column` or `database.table.column`."""
 
@@ -255,6 +267,7 @@ class Settings(CallSettings):
         default=True, validate_default=True, title="bool or mapping"
     )
     """Whether calls are recorded, and how."""
+    telemetry: TelemetrySettings = Field(default={}, validate_default=True)
     consultant: ConsultantSettings = Field(default={}, validate_default=True)
     purposes: Annotated[Mapping[str, PurposeSettings], _READ_ONLY] = Field(
         default={}, validate_default=True
@@ -285,6 +298,7 @@ def settings_table() -> list[tuple[str, str, str, str]]:
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),
         *_rows(LogSettings, "log."),
+        *_rows(TelemetrySettings, "telemetry."),
         *_rows(ConsultantSettings, "consultant."),
         *_rows(PurposeSettings, "purposes.<name>."),
         *_rows(PurposeLogSettings, "purposes.<name>.log."),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 # That a template renders before others get their turn.
-ROWS_AT_ONCE = 50
+ROWS_AT_ONCE = 10
 
 
 @dataclass(frozen=True, slots=True)

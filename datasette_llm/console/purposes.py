@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasette import NotFound, Response
@@ -27,7 +27,7 @@ from ..sanitize import storable
 from ..web import PostError, as_json, method_not_allowed, posted, refused, wants_html
 from .call_policies import ANY_MODEL, CallPolicies
 from .choices import refused_by_filters, registered_purposes
-from .figures import FIGURE_SORTS, Figures, in_order, labels, recent
+from .figures import FIGURE_SORTS, Figures, Recent, in_order, labels, recent
 from .formatting import duration, price
 from .navigation import ROOT, row_address
 from .page import Page, rendered
@@ -52,20 +52,25 @@ SORTS: dict[str, tuple[str, Callable[[Row], Any]]] = {
 MAX_NAME_CHARS = 100
 
 
-async def purposes(datasette: Datasette, speeds: Mapping[str | None, Figures] = {}) -> Payload:
-    """Every purpose, with its model.
+async def purposes(
+    datasette: Datasette,
+    pick: Callable[[list[Row]], list[Row]] = list,
+    speeds: Mapping[str | None, Figures] = {},
+) -> Payload:
+    """The purposes, with the model of each.
 
     Hooks are not called, as they choose a default for one actor: the plugins that have such a
     hook are listed instead.
 
     Args:
         datasette: the Datasette instance.
+        pick: picks those that are shown, by default all; called in a thread.
         speeds: the figures of models, for the menus.
 
     Returns:
-        `purposes`, each with the model it resolves to, the rule, and its problem or None; `menu`,
-        the index in `menus` of its allowed models; `plan`, the call policy of its model. The
-        outer `plan` is the call policy of models and purposes without settings.
+        `known`, how many there are; `purposes`, each with the model it resolves to, the rule, and
+        its problem or None; `menu`, the index in `menus` of its allowed models; `plan`, the call
+        policy of its model. The outer `plan` is that of models and purposes without settings.
     """
     snapshot = await snapshot_of(datasette)
     status = await read_status(datasette)
@@ -73,10 +78,11 @@ async def purposes(datasette: Datasette, speeds: Mapping[str | None, Figures] = 
     past, unread = await _history(datasette)
     call_policies = CallPolicies(datasette, snapshot, status)
 
+    names = sorted({*registered, *snapshot.settings.purposes, *snapshot.assigned})
+
     def rows_and_menus() -> tuple[list[Row], list[dict[str, list[Option]]]]:
-        names = sorted({*registered, *snapshot.settings.purposes, *snapshot.assigned})
-        menus, numbers = _menus(snapshot, status, names, speeds)
-        rows = [_row(snapshot, status, name, registered.get(name)) for name in names]
+        rows = pick([_row(snapshot, status, name, registered.get(name)) for name in names])
+        menus, numbers = _menus(snapshot, status, [row["purpose"] for row in rows], speeds)
         for row in rows:
             row["menu"] = numbers[row["purpose"]]
             row["plan"] = call_policies.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
@@ -86,6 +92,7 @@ async def purposes(datasette: Datasette, speeds: Mapping[str | None, Figures] = 
     rows, menus = await asyncio.to_thread(rows_and_menus)
     return {
         "ok": True,
+        "known": len(names),
         "last_until_restart": datasette.get_internal_database().is_temp_disk,
         "warnings": [*warnings, *unread],
         "default_hooks": dispatch.plugins_with(datasette, "llm_default_model"),
@@ -98,43 +105,81 @@ async def purposes(datasette: Datasette, speeds: Mapping[str | None, Figures] = 
     }
 
 
+@dataclass(slots=True)
+class _Search:
+    """Which purposes a page shows.
+
+    Attributes:
+        q: words that all have to occur in the name, the description or the model.
+        sort: the name of a sort, with a minus for descending; empty for the order of names.
+        page: the number of the page, as in the address; empty for the first.
+        used: the figures of purposes.
+        matching: how many purposes match, once some were picked.
+    """
+
+    q: str
+    sort: str
+    page: str
+    used: Recent
+    matching: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the page, from 1 on; 0 if it is none."""
+        return int(self.page) if re.fullmatch("[0-9]{1,6}", self.page) else 0 if self.page else 1
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be picked, or None."""
+        if self.sort.removeprefix("-") not in ("", *SORTS):
+            return f"sort: expected one of {', '.join(SORTS)}, with a minus for descending"
+        return None if self.number else "page: expected a whole number from 1 on"
+
+    def pick(self, rows: list[Row]) -> list[Row]:
+        """The rows of the page, with their figures; none if there is a problem."""
+        if self.problem:
+            return []
+        words = self.q.casefold().split()
+        found = [
+            row | {"figures": self.used.payload(row["purpose"])}
+            for row in rows
+            if all(word in _text_of(row) for word in words)
+        ]
+        self.matching = len(found)
+        first = (self.number - 1) * PAGE_ROWS
+        return in_order(found, self.sort, SORTS)[first : first + PAGE_ROWS]
+
+
+def _text_of(row: Row) -> str:
+    return f"{row['purpose']}\n{row['description'] or ''}\n{row['resolves_to']}".casefold()
+
+
 async def _payload(datasette: Datasette, request: Request) -> Payload:
     """A page of the purposes that match a search, with figures, and menus for the actor."""
     given = {name: (request.args.get(name) or "").strip() for name in ARGUMENTS}
     speeds, used = [await recent(datasette, request.actor, by) for by in ("model", "purpose")]
-    listed = await purposes(datasette, speeds.by_name)
-    page = int(given["page"]) if re.fullmatch("[0-9]{1,6}", given["page"]) else 0
-    about: Payload = {
+    search = _Search(given["q"], given["sort"], given["page"], used)
+    listed = await purposes(datasette, search.pick, speeds.by_name)
+    await _add_refusals(datasette, listed["purposes"], listed["menus"], request.actor)
+    return listed | {
         "filter": given,
         "choices": {"sort": labels(SORTS)},
-        "known": len(listed["purposes"]),
         "figures_since": used.since,
         "warnings": [*listed["warnings"], *([used.problem] if used.problem else [])],
+        "matching": search.matching,
+        "page": search.number,
+        "pages": -(-search.matching // PAGE_ROWS),
+        **(refused(search.problem) if search.problem else {}),
     }
-    problem = None
-    if given["sort"].removeprefix("-") not in ("", *SORTS):
-        problem = f"sort: expected one of {', '.join(SORTS)}, with a minus for descending"
-    elif given["page"] and not page:
-        problem = "page: expected a whole number from 1 on"
-    if problem is not None:
-        nothing = {"purposes": [], "pages": 0, "page": 1}
-        return listed | about | nothing | refused(problem)
-    rows = _matching(listed["purposes"], given["q"])
-    rows = [row | {"figures": used.payload(row["purpose"])} for row in rows]
-    rows = in_order(rows, given["sort"], SORTS)
-    first = (max(page, 1) - 1) * PAGE_ROWS
-    shown = rows[first : first + PAGE_ROWS]
-    await _add_refusals(datasette, shown, listed["menus"], request.actor)
-    pages = -(-len(rows) // PAGE_ROWS)
-    paging = {"matching": len(rows), "page": max(page, 1), "pages": pages}
-    return listed | about | paging | {"purposes": shown}
 
 
 async def _inner_payload(datasette: Datasette, request: Request, name: str) -> Payload:
     """One purpose: its model and where that comes from, its menu, call policy and figures."""
     speeds, used = [await recent(datasette, request.actor, by) for by in ("model", "purpose")]
-    listed = await purposes(datasette, speeds.by_name)
-    row = next((row for row in listed["purposes"] if row["purpose"] == name), None)
+    listed = await purposes(
+        datasette, lambda rows: [row for row in rows if row["purpose"] == name], speeds.by_name
+    )
+    row = next(iter(listed["purposes"]), None)
     figures = used.payload(name)
     if row is None and not (figures and figures["calls"]):
         raise NotFound(_unknown(name))
@@ -155,15 +200,6 @@ async def _inner_payload(datasette: Datasette, request: Request, name: str) -> P
         "history": [each for each in listed["history"] if each["purpose"] == name],
         "history_limit": listed["history_limit"],
     }
-
-
-def _matching(rows: Iterable[Row], q: str) -> list[Row]:
-    words = q.casefold().split()
-
-    def text_of(row: Row) -> str:
-        return f"{row['purpose']}\n{row['description'] or ''}\n{row['resolves_to']}".casefold()
-
-    return [row for row in rows if all(word in text_of(row) for word in words)]
 
 
 async def _add_refusals(

@@ -25,6 +25,7 @@ def own_connections(db: Database, count: int) -> Iterator[list[Connection]]:
             # Plugins add the functions that views use; it has no public name.
             db.ds._prepare_connection(connection, db.name)  # noqa: SLF001  # as above
             connection.row_factory = None
+            connection.isolation_level = None  # no transaction is longer than a statement
             opened.append(connection)
         yield opened
 

@@ -34,7 +34,6 @@ Key = tuple[Any, ...]
 Rows = list[tuple[Any, ...]]
 
 _MOMENT = datetime.timedelta(microseconds=1)
-_COLUMNS = tuple(DIMENSIONS.values())
 # By these filters, and by times, the sums of past periods can be asked.
 _KEPT = frozenset({*DIMENSIONS, "since", "until"})
 # The value of a tag of a call, whose tags are an object in JSON.
@@ -78,6 +77,15 @@ class Question:
         """Whether the sums of past periods answer it."""
         plain = self.filter.given().keys() <= _KEPT and self.filter.only is None
         return self.tag is None and plain
+
+    @property
+    def read_by(self) -> tuple[str, ...]:
+        """What calls that are read are grouped by: by all, so that other questions use it too."""
+        if self.is_kept:
+            return tuple(DIMENSIONS)
+        if self.tag is not None:
+            return (*DIMENSIONS, "tag")
+        return tuple(dict.fromkeys(("outcome", *self.by, *self.only)))
 
     def allowed(self) -> tuple[list[str], dict[str, Any]]:
         """The same for the values that calls may have; a tag is no column."""
@@ -150,6 +158,7 @@ class Reader:
         Returns:
             The sums by key, which has a value for each of `by`, after the begin of the unit.
         """
+        begin = max(begin, self.cut or begin)
         found: dict[Key, Sums] = {}
         periods = []
         for piece in self._pieces(question, begin, end):
@@ -187,7 +196,7 @@ class Reader:
         if at is None:
             at = max(begin, floor(shortest, self._now))
             yield Piece(at, None)
-        while at > (begin if self.cut is None else max(begin, self.cut)):
+        while at > begin:
             newest = self._newest(begin, at)
             if newest is None:
                 return
@@ -243,7 +252,7 @@ class Reader:
         rows = self._calls(question, piece)
         if rows is None:
             return False
-        names = (*DIMENSIONS, "tag") if question.tag is not None else tuple(DIMENSIONS)
+        names = question.read_by
         places = [names.index(name) for name in question.by]
         outcome = names.index("outcome")
         when = [floor(question.unit, min(piece.begin, self._now))] if question.unit else []
@@ -256,8 +265,8 @@ class Reader:
         return True
 
     def _calls(self, question: Question, piece: Piece) -> Rows | None:
-        """The calls of a piece by all dimensions; None where the time limit was reached."""
-        key = (piece, question.filter, question.tag)
+        """The calls of a piece, grouped; None where the time limit was reached."""
+        key = (piece, question.filter, question.tag, question.read_by)
         if key not in self._rows:
             sql, values = _calls_query(question, piece)
             try:
@@ -266,7 +275,7 @@ class Reader:
                 if str(error) != "interrupted":
                     raise
                 return None
-            width = len(_COLUMNS) + (question.tag is not None)
+            width = len(question.read_by)
             self._rows[key] = [(*map(text_of, row[:width]), *row[width:]) for row in rows]
         return self._rows[key]
 
@@ -321,9 +330,8 @@ def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]
     if piece.end is not None:
         found.between.append("id < :end")
         found.values["end"] = first_id(piece.end)
-    columns = list(_COLUMNS)
+    columns = [DIMENSIONS.get(name, f"({_TAG})") for name in question.read_by]
     if question.tag is not None:
-        columns.append(f"({_TAG})")
         found.values["tag_key"] = question.tag
     sql = _ROWS_SQL.format(
         columns=", ".join(columns),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Of one problem, whose message may repeat the value.
 MAX_PROBLEM_CHARS = 300
+# A longer answer is read in a thread in any case, since it would hold up the event loop.
+LONG_CHARS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Shape:
         Raises:
             UnfitError: there is none that fits.
         """
-        if self.in_thread:
+        if self.in_thread or len(answer) > LONG_CHARS:
             return await asyncio.to_thread(fitting, answer, self.validated)
         return fitting(answer, self.validated)
 

@@ -22,6 +22,7 @@ def main() -> int:
             log_pages_rows,
             log_rows,
             profile_rows,
+            usage_rows,
             wire_rows,
         )
         from .measuring import Row

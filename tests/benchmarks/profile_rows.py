@@ -2,7 +2,8 @@
 
 The reference for the million is what `sqlite-utils analyze-tables` does, by the function that it
 calls for each column; it has no figures for types, extremes, means and lengths. Such a table has a
-key, texts with few, some and many values, dates, integers, real numbers and a column with gaps.
+key, texts with few, some and many values, dates, integers, real numbers and a column with gaps;
+one of twenty columns has these twice.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import Any, NamedTuple
 from datasette.app import Datasette
 from sqlite_utils import Database
 
+from datasette_llm.consultant.findings.find import find
+
 from .measuring import Pair, Row, measured, timed
 from .profiled import profiled
 from .rows import row
 
 TIME_LIMIT_MS = 2_000
 UNLIMITED_MS = 10 * 60 * 1_000
+FINDINGS_S = 3
 STALL_S = 0.05
 TEN = "id integer primary key, mail, city, status, day, amount, score, age, active, note"
 FIVE = "id integer primary key, mail, city, status, day"
@@ -113,6 +117,22 @@ async def profile_budget(name: str, quick: bool) -> Row:
     )
 
 
+@row("findings")
+async def findings(name: str, quick: bool) -> Row:
+    rows, twice = 100_000, [f"{each}_2" for each in TEN.split(", ")[1:]]
+    with table_of(rows, ", ".join([TEN, "number", *twice])) as path:
+        async with serving(path) as datasette:
+            made = await profiled(datasette, path, UNLIMITED_MS)
+            pair = await measured(
+                lambda: asyncio.to_thread(_seconds_of_reference, path, rows),
+                timed(lambda: find(datasette, path.stem, made, None, limit_s=60)),
+                1 if quick else 5,
+            )
+    work = f"findings of {rows:,} rows by twenty columns"
+    raw_is = "sqlite-utils' analyze_column() for each of the columns"
+    return Row(name, work, pair, "median", FINDINGS_S, "s", raw_is=raw_is)
+
+
 @asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[Datasette]:
     datasette = Datasette([str(path)])
@@ -134,7 +154,7 @@ def table_of(rows: int, columns: str = TEN) -> Iterator[Path]:
             connection.execute("begin")
             width = len(columns.split(","))
             places = ", ".join("?" * width)
-            made = (values[:width] for values in _rows(rows))
+            made = ((values * 2)[:width] for values in _rows(rows))
             connection.executemany(f"insert into t values ({places})", made)
             connection.execute("commit")
         yield path

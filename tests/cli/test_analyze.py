@@ -9,9 +9,7 @@ import pytest
 from click.testing import CliRunner
 from datasette.cli import cli
 
-from datasette_llm.consultant.advice.dataset import NOT_CHECKED
-
-from ..support.consultant import GOOD_FLAG, SCHEMA, answer, answering, flag
+from ..support.consultant import GOOD_FLAG, SCHEMA, answer, answering, flag, rows_where
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def analyze(tmp_path, register_models):
         assert result.exit_code == status, result.output
         return result
 
-    run.model = answering(answer(GOOD_FLAG, flag("select ssn from secrets", column="ghost")))
+    run.model = answering(answer(GOOD_FLAG, flag(rows_where("ssn"), column="ghost")))
     run.internal = internal
     run.config = config
     register_models(run.model, answering("No.", model_id="rude"))
@@ -52,7 +50,8 @@ def test_advice_is_printed_and_stored(analyze):
     output = analyze("pets").stdout
     assert "Look at the negative weight" in output
     assert "facets:" in output
-    assert output.count(f"    not checked: {NOT_CHECKED}\n") == 2
+    assert "    confirmed: 1 of 4 rows, 25 % (rows where `weight` < 0), as said\n" in output
+    assert "    not checkable: Not counted\n    (There is no column `ssn`)\n" in output
     assert "rejected: risk flag outliers: no such column: ghost" in output
     connection = sqlite3.connect(analyze.internal)
     rows = connection.execute("select outcome, actor_id from llm_consultations").fetchall()
@@ -66,9 +65,11 @@ def test_json_is_the_consultation(analyze):
 
 
 def test_no_advice_is_a_failure(analyze):
-    output = analyze("pets", "-m", "rude", status=1).stdout
-    assert "No." in output
-    assert "malformed_response" in output
+    result = analyze("pets", "-m", "rude", status=1)
+    assert "problem: impossible_values" in result.stdout
+    (line,) = [each for each in result.stdout.splitlines() if each.startswith("error: ")]
+    assert "answer of model 'rude' does not fit the schema: There is no JSON" in line
+    assert "risk" not in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,13 @@ FULL: dict[str, Any] = {
         "required": True,
         "prices": {"gpt-4o": {"input": 1, "output": 2.5, "cached_input": 0.1}},
     },
-    "consultant": {"values": "none", "time_limit_ms": 500, "exclude": ["mail"]},
+    "telemetry": {"content": True, "actor": False},
+    "consultant": {
+        "values": "none",
+        "time_limit_ms": 500,
+        "max_prompt_tokens": 5_000,
+        "exclude": ["mail"],
+    },
     "purposes": {
         "chat": {
             "model": "claude",

@@ -499,6 +499,7 @@ def test_reference_problems_repeat_no_value(name: str, wrap: Any) -> None:
             {"time_limit_ms": 0},
             ".time_limit_ms: expected at least 1",
         ),
+        ({"max_prompt_tokens": 3_999}, ".max_prompt_tokens: expected at least 4,000"),
         (
             {"exclude": "mail"},
             '.exclude: expected a list, got the text "mail"; write it as ["mail"]',
@@ -509,6 +510,18 @@ def test_reference_problems_repeat_no_value(name: str, wrap: Any) -> None:
 )
 def test_consultant_problems(raw: object, problem: str) -> None:
     assert problems_of({"consultant": raw}) == [f".consultant{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (True, ": expected a mapping such as {content: …}, got true"),
+        ({"content": "yes"}, ".content: expected true or false, without quotes, got text"),
+        ({"contents": True}, '.contents: unknown setting (did you mean "content"?)'),
+    ],
+)
+def test_k2_telemetry_problems(raw: object, problem: str) -> None:
+    assert problems_of({"telemetry": raw}) == [f".telemetry{problem}"]
 
 
 ENDPOINT = {"model": "e", "api_base": "http://127.0.0.1:8000/v1"}
@@ -934,6 +947,13 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "`{input, output, cached_input}` in dollars a million tokens, before all other prices.",
         ),
         (
+            "telemetry.content",
+            "bool",
+            "false",
+            "Put messages, tool arguments and tool results into spans, without keys and shortened.",
+        ),
+        ("telemetry.actor", "bool", "false", "Put the id of the actor into spans."),
+        (
             "consultant.values",
             "none, top or sample",
             '"top"',
@@ -945,6 +965,13 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "milliseconds",
             "2000",
             "Time limit of a profile; columns that would take longer are sampled.",
+        ),
+        (
+            "consultant.max_prompt_tokens",
+            "number",
+            "8000",
+            "Budget of both prompts and the schema of the answer; the least telling figures are "
+            "cut.",
         ),
         (
             "consultant.exclude",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llm
 import pytest
 from datasette import hookimpl
 from datasette.app import Datasette
@@ -208,3 +209,40 @@ async def test_hostile_text_stays_text(start: Start, register_models) -> None:
 
     assert_harmless(page)
     assert page.text.count(HOSTILE) >= 3
+
+
+async def test_p7_every_place_of_a_key(start: Start, birds, monkeypatch) -> None:
+    """The same places as in the error of a prompt, each with what sets it."""
+    datasette = await start()
+    monkeypatch.setenv("BIRD_TOKEN", KEY)
+    places = (await secret(datasette, BIRD))["places"]
+    commands = {place["label"]: place["command"] for place in places}
+    assert commands == {
+        f"environment variable DATASETTE_SECRETS_{BIRD}": f"export DATASETTE_SECRETS_{BIRD}=…",
+        f"encrypted secret {BIRD}": None,
+        "llm's keys.json, as bird": "llm keys set bird",
+        "environment variable BIRD_TOKEN": "export BIRD_TOKEN=…",
+    }
+    assert [place["label"] for place in places if place["set"]] == [
+        "environment variable BIRD_TOKEN"
+    ]
+    monkeypatch.delenv("BIRD_TOKEN")
+    with pytest.raises(llm.NeedsKeyException) as error:
+        await (await LLM(datasette).model("pelican")).prompt("x")
+    for label in commands:
+        assert label.split()[-1] in str(error.value)
+
+
+async def test_p7_last_use_of_a_key(start: Start, register_models) -> None:
+    register_models(ScriptedModel("pelican", ["x"], needs_key="bird"))
+    datasette = await start(may=("manage-llm", "view-llm-log"))
+    await store(datasette, BIRD)
+    assert ((await secret(datasette, BIRD))["last_used"]) is None
+    response = await (await LLM(datasette).model("pelican", actor={"id": "zoe"})).prompt("x")
+    await response.text()
+    found = await secret(datasette, BIRD)
+    assert found["last_used"]["actor_id"] == "zoe"
+    assert found["newest_call"]["id"] == response.id
+    page = Page((await get(datasette, "keys")).text)
+    assert f"/-/llm/log/{response.id}" in page.links()
+    assert found["last_used"]["at"] in [each["datetime"] for each in page.all("time")]

@@ -400,3 +400,138 @@ def test_command_escapes_control_characters(run, register_models) -> None:
     register_models(ScriptedModel("pel\x1b[31mican"))
 
     assert "\x1b" not in run({}, "models", "pel").stdout
+
+
+# Use, order and pages of models
+
+
+async def test_p7_usable_first_the_rest_folded(start: Start, birds) -> None:
+    datasette = await start({"blocked_models": ["heron"], "models": ["heron", "pelican", "echo"]})
+
+    found = await get_json(datasette, "models")
+    page = Page((await get(datasette, "models")).text)
+
+    folds = [row["fold"] for row in found["models"]]
+    assert (found["models"][0]["model_id"], folds[0]) == ("echo", None)
+    assert folds[1:] == sorted(folds[1:])
+    texts = [each["text"] for each in found["folded"]]
+    assert [each["count"] for each in found["folded"]] == [
+        folds.count(number) for number in range(len(texts))
+    ]
+    assert "1 model without a key: set BIRD_API_KEY" in texts
+    assert "1 model blocked by plugins.datasette-llm.blocked_models" in texts
+    assert all(text in page.text for text in texts)
+    assert len([each for each in page.all("details") if "open" in each]) == 0
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"),
+    [
+        ("-calls", "pelican"),
+        ("calls", "heron"),
+        ("-failures", "pelican"),
+        ("-model", "pelican"),
+        ("latency", "heron"),
+        ("price", "heron"),
+    ],
+)
+async def test_p7_sorted_within_its_part(start: Start, register_models, sort, first) -> None:
+    """Those without a value come last, whichever the direction."""
+    register_models(
+        ScriptedModel("heron", ["x"]),
+        ScriptedModel("pelican", ["x"], [llm.ModelError("no")]),
+        ScriptedModel("unused"),
+    )
+    config = {
+        "models": ["unused", "pelican", "heron"],
+        "retries": 0,
+        "log": {"prices": {"heron": {"input": 1, "output": 2}}},
+    }
+    datasette = await start(config, may=("manage-llm", "view-llm-log"))
+    for name in ("heron", "pelican", "pelican"):
+        try:
+            response = await (await LLM(datasette).model(name)).prompt("x")
+            await response.text()
+        except llm.ModelError:
+            pass
+
+    rows = (await get_json(datasette, "models", sort=sort, availability="available"))["models"]
+    by_id = {row["model_id"]: row for row in rows}
+
+    values = {"calls": ("calls",), "failures": ("failures",), "latency": ("median_ms",)}
+    for name in values.get(sort.removeprefix("-"), ()):
+        assert by_id["unused"]["figures"][name] in (0, None)
+    ranked = [row["model_id"] for row in rows if row["model_id"] != "unused"]
+    if sort != "latency":
+        assert ranked[0] == first
+    page = Page((await get(datasette, "models", sort=sort, availability="available")).text)
+    assert [each["aria-sort"] for each in page.all("th") if each.get("aria-sort")] == [
+        "descending" if sort.startswith("-") else "ascending"
+    ]
+
+
+async def test_p7_price_and_context_are_shown(start: Start, register_models) -> None:
+    """A configured price comes first; a model that may be self-hosted needs its exact name."""
+    register_models(*[ScriptedModel(name) for name in ("gpt-4o", "o3", "my-gpt-4o")])
+    datasette = await start({"log": {"prices": {"o3": {"input": 7, "output": 0.5}}}})
+
+    rows = {row["model_id"]: row for row in (await get_json(datasette, "models"))["models"]}
+
+    assert rows["gpt-4o"]["price"] == {
+        "input_dollars": 2.5,
+        "output_dollars": 10.0,
+        "source": "genai-prices openai/gpt-4o",
+    }
+    assert rows["gpt-4o"]["context_window"] == 128_000
+    assert rows["o3"]["price"]["source"] == "configuration"
+    assert rows["my-gpt-4o"]["price"]["source"] is None
+    page = Page((await get(datasette, "models", q="gpt-4o")).text)
+    assert {"$2.50 / $10.00", "128k"} <= {cell.strip() for cell in page.cells}
+
+
+@pytest.mark.parametrize(
+    "model_id", ["org/a.b:c~d", "x y?&#", "ümläut", HOSTILE, "m" * 3_000], ids=range(5)
+)
+async def test_p7_each_model_has_a_page(start: Start, register_models, model_id: str) -> None:
+    register_models(ScriptedModel(model_id, needs_key="bird"))
+    datasette = await start(
+        {
+            "default_model": model_id,
+            "purposes": {"chat": {}, "sql": {"blocked_models": [model_id]}},
+        },
+        settings={"base_url": "/prefix/"},
+    )
+    page = Page((await get(datasette, "models", q=model_id[:20])).text)
+    (link,) = [link for link in page.links() if link.startswith("/prefix/-/llm/models/")]
+    address = link.removeprefix("/prefix")
+
+    own = Page((await datasette.client.get(address, actor=ANA)).text)
+    assert_harmless(own)
+    twin = (await datasette.client.get(f"{address}.json", actor=ANA)).json()
+
+    assert twin["model"]["model_id"] == model_id
+    assert twin["purposes"]["default_of"] == ["chat", "sql"]
+    assert twin["purposes"]["refused_for"] == ["sql"]
+    assert [each["label"] for each in twin["places"]] == [
+        "environment variable DATASETTE_SECRETS_BIRD_API_KEY",
+        "encrypted secret BIRD_API_KEY",
+        "llm's keys.json, as bird",
+    ]
+    assert "llm keys set bird" in own.text
+    for actor in (None, {"id": "ben"}):
+        for twin_of in ("", ".json"):
+            refused = await datasette.client.get(address + twin_of, actor=actor)
+            assert refused.status_code == 403
+
+
+async def test_p7_unknown_model_is_not_found(start: Start, birds) -> None:
+    datasette = await start()
+    assert (await datasette.client.get(f"{CONSOLE}/models/gone", actor=ANA)).status_code == 404
+    assert (await datasette.client.get(f"{CONSOLE}/models/gone.json", actor=ANA)).status_code == 404
+
+
+async def test_p7_five_hundred_models(start: Start, register_models) -> None:
+    register_models(*[ScriptedModel(f"bird-{n}", needs_key="bird") for n in range(500)])
+    datasette = await start()
+    page = Page((await get(datasette, "models")).text)
+    assert "500 models without a key: set BIRD_API_KEY" in page.text

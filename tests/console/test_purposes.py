@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click.testing
 import pytest
@@ -680,3 +681,87 @@ def test_command_without_purposes_says_so(run: Run) -> None:
     result = run("purposes", ours={})
 
     assert result.output == "No plugin registers a purpose, and the configuration has none\n"
+
+
+# Many purposes, pages of purposes, and filters
+
+
+class Refuses:
+    """A filter that does not let an actor use some models."""
+
+    def __init__(self, *model_ids: str, error: Exception | None = None) -> None:
+        self.model_ids, self.error, self.actors = model_ids, error, []
+
+    @hookimpl
+    def llm_filter_models(self, models, actor):
+        self.actors.append(actor)
+        if self.error:
+            raise self.error
+        return [model for model in models if model.model_id not in self.model_ids]
+
+
+async def test_p7_filters_are_asked_for_who_assigns(start: Start, plugin) -> None:
+    """The menu names the plugin beside the models that it refuses; a choice of one is warned of."""
+    asked = plugin(Refuses("heron"))
+    datasette = await start()
+
+    text = await page(datasette)
+
+    assert {(actor or {}).get("id") for actor in asked.actors} == {"ana"}
+    assert (
+        '<optgroup label="The plugin Refuses does not let you use"><option value="heron">' in text
+    )
+    answer = await post(datasette, purpose="chat", model_id="heron")
+    assert (answer["ok"], answer["refused_by"]) == (True, "Refuses")
+    assert "The plugin Refuses does not let you use it." in await page(datasette)
+    assert (await post(datasette, purpose="chat", model_id="pelican"))["refused_by"] is None
+
+
+async def test_p7_failing_filter_breaks_no_menu(start: Start, plugin) -> None:
+    plugin(Refuses(error=ValueError("no")))
+    datasette = await start()
+    assert '<option value="heron">' in await page(datasette)
+
+
+async def test_p7_three_thousand_purposes(start: Start) -> None:
+    """They come in pages, and can be searched and sorted; each has a page of its own."""
+    names = [f"purpose {number:04}" for number in range(3_000)]
+    datasette = await start({"default_model": "pelican", "purposes": {name: {} for name in names}})
+
+    async def listed(status: int = 200, **arguments: str) -> Any:
+        query = urlencode(arguments)
+        path = f"/-/llm/purposes.json?{query}"
+        response = await datasette.client.get(path, actor=ANA)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    first = await listed()
+    assert (first["known"], first["pages"], len(first["purposes"])) == (3_000, 60, 50)
+    last = await listed(page="60", sort="-purpose")
+    assert last["purposes"][-1]["purpose"] == "purpose 0000"
+    found = await listed(q="2999")
+    assert [row["purpose"] for row in found["purposes"]] == ["purpose 2999"]
+    assert (await listed(page="61"))["purposes"] == []
+    for wrong in ({"sort": "colour"}, {"page": "0"}, {"page": "x" * 5_000}):
+        assert "expected" in (await listed(400, **wrong))["error"]
+    text = (await datasette.client.get("/-/llm/purposes?page=2", actor=ANA)).text
+    assert "Page 2 of 60" in text
+    own = await datasette.client.get("/-/llm/purposes/purpose~202999", actor=ANA)
+    assert own.status_code == 200
+    assert "purpose 2999" in own.text
+
+
+async def test_p7_choice_on_a_purposes_page(start: Start) -> None:
+    """It leads back there, and the page has its history and no other."""
+    datasette = await start()
+    fields = {"purpose": "chat", "model": "heron", "back": "purpose"}
+    answer = await datasette.client.post(ASSIGN, data=fields, headers=BROWSER, actor=ANA)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/-/llm/purposes/chat")
+    own = (await datasette.client.get("/-/llm/purposes/chat.json", actor=ANA)).json()
+    assert [each["model_id"] for each in own["history"]] == ["heron"]
+    assert own["purpose"]["resolves_to"] == "heron"
+    for actor in (None, {"id": "ben"}):
+        for twin in ("", ".json"):
+            path = f"/-/llm/purposes/chat{twin}"
+            assert (await datasette.client.get(path, actor=actor)).status_code == 403
+    assert (await datasette.client.get("/-/llm/purposes/none", actor=ANA)).status_code == 404

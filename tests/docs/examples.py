@@ -36,7 +36,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 FOUND = re.findall(r"^<!-- example: (.+?) -->\n```(\w+)\n(.*?)^```$", EVERYTHING, re.M | re.S)
 EXAMPLES = {name: text for name, _, text in FOUND}
 COMMANDS = [line for _, kind, text in FOUND if kind == "bash" for line in text.splitlines()]
-ZOO_FLAG = flag("select name from animals where weight < 0")
+ZOO_FLAG = flag()
 SHOWN: set[str] = set()
 
 

@@ -114,7 +114,7 @@ def test_commands_preview_and_analyze(commands, config, zoo, register_models, an
     assert CliRunner().invoke(cli, found).exit_code == 0
     assert "Dumbo" in CliRunner().invoke(cli, first).stdout
     assert model.calls == []
-    assert "not checked" in CliRunner().invoke(cli, second).stdout
+    assert "counted: 1 of 1 rows" in CliRunner().invoke(cli, second).stdout
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from typing import get_args
 
 import yaml
 
 from datasette_llm import web
-from datasette_llm.consultant.advice import dataset
-from datasette_llm.consultant.advice import types as prompting
+from datasette_llm.consultant.advice import answers, claims, dataset, prompt, types
 from datasette_llm.consultant.advice.consultation import FINDINGS_TIME
+from datasette_llm.consultant.advice.verdicts import Status
+from datasette_llm.consultant.evidence import ClaimEvidence
 from datasette_llm.consultant.findings.find import KINDS
 
 from ..support.consultant import answer as advice_answer
@@ -40,7 +42,7 @@ async def test_post_gets_advice_with_permission_shown(
             found = response.json()["consultation"]
     assert statuses == {"ana": 201, "cid": 403}
     assert (found["outcome"], found["exclude"]) == ("ok", ["keeper"])
-    assert [check["status"] for check in found["checks"]] == ["unchecked"]
+    assert [check["status"] for check in found["checks"]] == ["counted"]
     assert "Timothy" not in found["user_prompt"]
 
 
@@ -51,11 +53,22 @@ def test_a1_documented_kinds_are_those_of_the_code():
     assert "one and a half times `consultant.time_limit_ms`" in " ".join(section.split())
 
 
+def test_a3_documented_evidence_is_that_of_the_code():
+    section = DOCS["consultant"].split("## How advice is checked")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    union, _ = get_args(ClaimEvidence)
+    kinds = [each.model_fields["kind"].default for each in get_args(union)]
+    assert named == [*kinds, *get_args(Status)]
+
+
 def test_bounds_are_those_of_the_code():
     section = DOCS["consultant"]
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
     assert f"the first {dataset.MAX_CLAIMS} claims" in section
-    assert f"The {prompting.MAX_FINDINGS} most severe findings" in section
-    assert f"every {prompting.BYTES_PER_TOKEN} bytes" in section
-    assert f"{prompting.ANSWER_TOKENS:,} tokens of answer" in section
+    assert f"the first {answers.MAX_ANSWER_CHARS:,} characters" in section
+    assert claims.CHECKS_TIME == 2
+    assert "twice `consultant.time_limit_ms`" in section
+    assert f"The {prompt.MAX_FINDINGS} most severe findings" in section
+    assert f"every {prompt.BYTES_PER_TOKEN} bytes" in section
+    assert f"{types.ANSWER_TOKENS:,} tokens of answer" in section

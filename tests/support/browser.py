@@ -39,14 +39,24 @@ async def browser() -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def visit(chromium: Any, url: str, **options: Any) -> AsyncIterator[Any]:
-    """A page of its own, which fails the test at its end if a script or a resource failed."""
+async def visit(
+    chromium: Any, url: str, *, may_fail: str | None = None, **options: Any
+) -> AsyncIterator[Any]:
+    """A page of its own, which fails the test at its end if a script or a resource failed.
+
+    Requests to the path `may_fail` may, for example as the page cancels them.
+    """
     context = await chromium.new_context(base_url=url, **options)
     context.set_default_timeout(15_000)
     page = await context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(f"{request.url} failed"))
+
+    def failed(request: Any) -> None:
+        if may_fail is None or request.url != f"{url}{may_fail}":
+            problems.append(f"{request.url} failed")
+
+    page.on("requestfailed", failed)
     try:
         yield page
     finally:

@@ -38,12 +38,26 @@ CONFIG = {
 }
 
 
-def flag(sql: str, column: str | None = "weight", kind: str = "outliers", **more: str) -> Any:
-    claim = more.get("claim", "Some weights are negative")
-    return {"kind": kind, "column": column, "claim": claim, "evidence_sql": sql}
+def rows_where(
+    column: str, op: str = "<", value: Any = 0, expected: int | None = 1
+) -> dict[str, Any]:
+    """Evidence that counts rows with one condition."""
+    condition = {"column": column, "op": op, "value": value, "other_column": None}
+    return {"kind": "rows", "any_of": [[condition]], "expected": expected}
 
 
-GOOD_FLAG = flag('select id, weight from "pets" where weight < 0')
+def flag(
+    evidence: Any = None,
+    column: str | None = "weight",
+    kind: str = "outliers",
+    claim: str = "Some weights are negative",
+) -> dict[str, Any]:
+    """A claim, by default a true one about the pets."""
+    evidence = rows_where("weight") if evidence is None else evidence
+    return {"kind": kind, "column": column, "claim": claim, "evidence": evidence}
+
+
+GOOD_FLAG = flag()
 
 
 def answer(*flags: Any, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,10 +14,8 @@ from datasette.utils.sqlite import sqlite3
 
 from datasette_llm.log.schema import migrate
 
-from ..support import consultant as consulting
 from ..support.browser import browser, fits, needs_browser, picture, visit
 from ..support.call_log import add, call_row
-from ..support.openai_server import OpenAIServer, write_model
 from ..support.server import Served, alone
 
 pytestmark = needs_browser
@@ -64,28 +61,6 @@ def _week() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_log_is_filtered_paged_and_opened(served, javascript):
-    async with (
-        browser() as chromium,
-        visit(chromium, served.url, java_script_enabled=javascript) as page,
-    ):
-        await page.goto("/-/llm/log")
-        await picture(page, "log")
-        await page.get_by_role("combobox", name="Outcome").select_option("error")
-        await page.get_by_role("button", name="Filter").click()
-        shown = page.get_by_role("table", name="Calls, the newest first")
-        assert await shown.get_by_role("row").count() == 1 + 20
-        await page.get_by_role("combobox", name="Outcome").select_option("")
-        await page.get_by_role("button", name="Filter").click()
-        assert await shown.get_by_role("row").count() == 1 + 50
-        await page.get_by_role("link", name="Older calls").click()
-        assert await shown.get_by_role("row").count() == 1 + 30
-        await shown.get_by_role("link").first.click()
-        await page.get_by_role("heading", name="Call of").wait_for()
-        await picture(page, "call")
-
-
 async def test_log_pages_on_a_phone_and_in_the_dark(served):
     async with browser() as chromium, visit(chromium, served.url, **PHONE) as page:
         await page.goto("/-/llm/log")
@@ -94,28 +69,52 @@ async def test_log_pages_on_a_phone_and_in_the_dark(served):
         ground = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in ground.strip("rgb()").split(","))
         assert brightness < 150
-        chart = page.get_by_role("list", name="Calls per day by purpose")
-        assert (await chart.bounding_box())["width"] > 200
-        bar = chart.get_by_role("link").last
-        await bar.focus()
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+ calls?", await bar.inner_text())
-        opacity = "text => getComputedStyle(text).opacity"
-        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
         await page.set_viewport_size({"width": 320, "height": 800})
         assert await fits(page)
         cut = "tiles => tiles.filter(tile => tile.scrollWidth > tile.clientWidth).length"
         assert await page.locator(".llm-tile").evaluate_all(cut) == 0
 
 
-async def test_chart_numbers_are_accessible(served):
-    async with browser() as chromium, visit(chromium, served.url) as page:
-        await page.goto("/-/llm/log?measure=cost")
-        numbers = page.get_by_role("table", name="Cost per day by purpose")
+async def test_p3_usage_on_a_phone_and_by_keyboard(served):
+    """The first tap shows a bar's value, the second one opens its calls; arrow keys go along."""
+    async with browser() as chromium, visit(chromium, served.url, has_touch=True, **PHONE) as page:
+        await page.goto("/-/llm/usage?measure=calls")
+        await picture(page, "usage-phone-dark")
+        assert await fits(page)
+        assert not await page.get_by_label("Since", exact=True).is_visible()  # filters are folded
+        chart = page.get_by_role("list", name="Calls by day and model")
+        bar = chart.get_by_role("link").last
+        await bar.focus()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d: \d+", await bar.get_attribute("data-text"))
+        opacity = "text => getComputedStyle(text).opacity"
+        assert await bar.locator(".llm-bar-text").evaluate(opacity) == "1"
+        await page.keyboard.press("ArrowLeft")
+        assert await chart.get_by_role("link").nth(-2).evaluate("a => a === document.activeElement")
+        box = await bar.bounding_box()
+        assert box["width"] >= 24
+        await bar.tap()
+        readout = page.locator("#llm-readout")
+        assert await bar.get_attribute("data-text") in await readout.inner_text()
+        await page.set_viewport_size({"width": 320, "height": 800})
+        assert await fits(page)
+        await readout.get_by_role("link").tap()
+        await page.wait_for_url("**/-/llm/log?since=**")
+
+
+async def test_p3_usage_without_a_script(served):
+    """A bar is a link, and a table has its numbers."""
+    options = {"java_script_enabled": False}
+    async with browser() as chromium, visit(chromium, served.url, **options) as page:
+        await page.goto("/-/llm/usage?measure=cost")
+        await picture(page, "usage")
+        numbers = page.get_by_role("table", name="Cost by day and model")
         assert not await numbers.is_visible()
         await page.get_by_text("The same numbers in a table").focus()
         await page.keyboard.press("Enter")
         assert await numbers.get_by_role("row").count() == 1 + 30
         assert "$" in await numbers.inner_text()
+        await page.get_by_role("link", name="purpose", exact=True).first.click()
+        await page.get_by_role("heading", name="By purpose").wait_for()
 
 
 # The console
@@ -187,91 +186,3 @@ async def test_console_on_a_phone_and_in_the_dark(site):
             await page.goto(f"/-/llm{name}")
             await picture(page, f"console{name.replace('/', '-')}-phone-dark")
             assert await fits(page), name
-
-
-# The consultant
-
-
-@pytest.fixture
-async def advised(tmp_path: Path, llm_folder: Path) -> AsyncIterator[tuple[Served, OpenAIServer]]:
-    """A Datasette with a table, and a model that gives advice about it over HTTP."""
-    database = tmp_path / "data.db"
-    connection = sqlite3.connect(database)
-    connection.executescript(consulting.SCHEMA)
-    connection.close()
-    config = tmp_path / "datasette.json"
-    settings = {"plugins": {"datasette-llm": {"default_model": "wire"}}}
-    config.write_text(json.dumps(settings))
-    (llm_folder / "keys.json").write_text(json.dumps({"wire": "sk-" + "0123456789abcdef"}))
-    async with OpenAIServer() as server:
-        write_model(llm_folder, server.url)
-        internal = str(tmp_path / "internal.db")
-        options = (str(database), "--root", "--internal", internal, "--config", str(config))
-        served = await Served.start(alone(llm_folder), *options)
-        try:
-            await served.ready()
-            yield served, server
-        finally:
-            await served.kill()
-
-
-@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_preview_is_sent_and_advice_is_shown(advised, javascript):
-    site, server = advised
-    gate = asyncio.Event()
-    doubtful = consulting.flag("select name from pets where weight > 99", kind="other")
-    answer = consulting.answer(consulting.GOOD_FLAG, doubtful)
-    server.play([gate, json.dumps(answer)])
-    async with (
-        browser() as chromium,
-        visit(chromium, site.url, java_script_enabled=javascript) as page,
-    ):
-        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
-        await page.goto("/data/pets")
-        await page.locator(".actions-menu-links summary").click()
-        await page.get_by_role("menuitem", name="Analyze with AI").click()
-        await page.get_by_role("heading", name="Findings").wait_for()
-        await picture(page, "consultant-preview")
-        prompt = page.get_by_role("region", name="User prompt")
-        assert "Pancakes" in await page.content() or "Cleo" in await prompt.inner_text()
-        await page.get_by_text("Columns to leave out").click()
-        await page.get_by_label("owner").check()
-        if not javascript:
-            await page.get_by_role("button", name="Show what would be sent").click()
-        await page.get_by_text("Columns to leave out: 1 of 5").wait_for()
-        seen = await prompt.inner_text()
-        assert '"left_out": ["owner"]' in seen
-
-        sending = asyncio.create_task(page.get_by_role("button", name="Send", exact=True).click())
-        request = await server.received()
-        if javascript:
-            await page.get_by_text("Waiting for the answer of wire").wait_for()
-            await picture(page, "consultant-waiting")
-        gate.set()
-        await sending
-        await page.get_by_role("heading", name="Advice about pets").wait_for()
-        assert request.body["messages"][1]["content"].strip() == seen.strip()
-        await picture(page, "consultant-advice")
-        yaml = await page.get_by_role("region", name="datasette.yaml").inner_text()
-        assert "sort_desc: weight" in yaml
-        assert await page.get_by_text("not checked").count() == 2
-        await page.get_by_role("link", name="Advice", exact=True).last.click()
-        await page.get_by_role("cell", name="data: pets").first.wait_for()
-        await picture(page, "consultant-list")
-
-
-async def test_consultant_on_a_phone_and_in_the_dark(advised):
-    site, server = advised
-    server.play([json.dumps(consulting.answer())])
-    async with browser() as chromium, visit(chromium, site.url, **PHONE) as page:
-        await page.goto(re.search(r"/-/auth-token\?token=\w+", site.output)[0])
-        await page.goto("/data/pets/-/llm-analyze")
-        await picture(page, "consultant-preview-phone-dark")
-        assert await fits(page)
-        await page.get_by_role("button", name="Send", exact=True).click()
-        await page.get_by_role("heading", name="Advice about pets").wait_for()
-        await picture(page, "consultant-advice-phone-dark")
-        assert await fits(page)
-        await page.goto("/-/llm/consultations")
-        await picture(page, "consultant-list-phone-dark")
-        assert await fits(page)

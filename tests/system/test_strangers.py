@@ -24,7 +24,7 @@ from datasette.utils import tilde_encode
 from datasette_llm import LLM, Purpose
 from datasette_llm.testing import ScriptedModel
 from tests.support.console import Page
-from tests.support.consultant import answer, flag
+from tests.support.consultant import answer, flag, rows_where
 
 ROOT = {"id": "root"}
 PIECES = (
@@ -88,7 +88,11 @@ async def site(request, make_datasette, register_models, plugin, tmp_path):
     """A site in which a stranger has said something wherever they can."""
     text = said(request.param)
     plugin(Stranger(text), f"plugin {text}")
-    advice = answer(flag(text, claim=text), suggested_action=text, reasoning_summary=text)
+    advice = answer(
+        flag(rows_where(text, "=", text), column=text, claim=text),
+        suggested_action=text,
+        reasoning_summary=text,
+    )
     register_models(
         ScriptedModel(f"m {text}", [text, text], [f"refuse {text}"]),
         ScriptedModel("failing", *[[RuntimeError(text)]] * 20),

@@ -1,21 +1,21 @@
-"""The page of a table's preview, and sending it."""
+"""The page of a table: what code finds in it, its profile, and what a model would be sent."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qs, urlencode
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from datasette import Forbidden, NotFound, Response
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import AsgiStream
 from datasette.utils.sqlite import sqlite3
 
-from ...consultant.advice.consultation import Consultation, OnStep, consult, record_findings
-from ...consultant.advice.previews import Preview, cached_preview, make_preview
+from ...consultant.advice.consultation import consult, record_findings
+from ...consultant.advice.previews import make_preview
 from ...consultant.findings.dismissals import dismiss, restore
+from ...consultant.findings.find import Findings
 from ...consultant.table_access import may_analyze
 from ...errors import LLMError, NewerDatabaseError
 from ...hooks import dispatch
@@ -23,76 +23,84 @@ from ...permissions import ANALYZE
 from ...web import (
     READ_METHODS,
     PostError,
-    client_disconnected,
+    html_page,
     method_not_allowed,
     posted,
+    streamed_page,
     wants_html,
 )
 from ..navigation import ADVICE
 from . import payloads
+from .connected import ClientGoneError, client_gone, while_connected
 from .payloads import FIELDS, BadRequestError
-from .rendering import analyze_path, render_consultation, render_preview
+from .rendering import (
+    analyze_path,
+    findings_part,
+    model_part,
+    page_frame,
+    problem_part,
+    render_preview,
+)
+from .sending import CHANGED, error_line, send, streams
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.asgi import AsgiWriter, Request
+    from datasette.utils.asgi import Request
 
-    from ...consultant.table_access import Actor
+    from ...consultant.advice.consultation import ConsultationRequest
+    from ...web import Write
 
     Fields = Mapping[str, list[str]]
 
-T = TypeVar("T")
-
 _METHODS = (*READ_METHODS, "POST")
-NDJSON = "application/x-ndjson"
-CHANGED = (
-    "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
-    "changed since the preview. This is what would be sent now."
-)
-_GONE = "The consultation was stored, but you may not see it: the table is gone"
 
 
 async def analyze_page(datasette: Datasette, request: Request) -> Response | AsgiStream:
-    """The preview; a POST sends it."""
-    database, table = await _permitted_table(datasette, request)
+    """What is known of the table, part by part; a POST sends it to a model."""
+    database, table = await permitted_table(datasette, request)
     if request.method not in _METHODS:
         return method_not_allowed(_METHODS)
+    if request.method == "HEAD":
+        return html_page("")
+    fields: Fields = {}
     try:
-        if request.method == "POST":
-            fields = await _form_fields(request)
-            return await _send(datasette, request, database, table, fields)
-        work = _preview(datasette, request, database, table, arguments(request))
-        preview = await _while_connected(request, work)
-        notice = CHANGED if request.args.get("changed") else None
-        if request.method == "GET" and not request.args:
-            made = (preview.request, request.actor, preview.profile, preview.findings)
-            notice = await record_findings(datasette, *made) or notice
-        return await _preview_page(datasette, request, preview, notice)
+        fields = await _form_fields(request) if request.method == "POST" else arguments(request)
+        asked = await payloads.consultation_request(datasette, database, table, fields)
+        if request.method == "GET":
+            return _page_in_parts(datasette, request, asked)
+        return await send(datasette, request, asked, fields)
     except BadRequestError as error:
-        empty = await _preview(datasette, request, database, table, {})
-        return await _preview_page(datasette, request, empty, str(error), status=400)
-    except _ClientGoneError:
-        return _client_gone()
+        if streams(request):
+            return error_line(error)
+        return await _corrected_page(datasette, request, (database, table), fields, error)
+    except LLMError as error:
+        raise NotFound(str(error)) from None
+    except ClientGoneError:
+        return client_gone()
 
 
 async def analyze_json(datasette: Datasette, request: Request) -> Response:
     """The preview as JSON; a POST asks the model, and returns the stored consultation."""
-    database, table = await _permitted_table(datasette, request)
+    database, table = await permitted_table(datasette, request)
     if request.method not in _METHODS:
         return method_not_allowed(_METHODS)
     try:
         if request.method != "POST":
-            work = _preview(datasette, request, database, table, arguments(request))
-            preview = await _while_connected(request, work)
+            fields: Fields = arguments(request)
+            asked = await payloads.consultation_request(datasette, database, table, fields)
+            work = make_preview(datasette, asked, request.actor)
+            preview = await while_connected(request, work)
             return Response.json(await payloads.preview_payload(datasette, preview))
         fields = await _json_fields(request)
-        advice_request = await payloads.consultation_request(datasette, database, table, fields)
-        done = await _while_connected(request, consult(datasette, advice_request, request.actor))
+        asked = await payloads.consultation_request(datasette, database, table, fields)
+        done = await while_connected(request, consult(datasette, asked, request.actor))
     except BadRequestError as error:
         return Response.error(str(error), 400)
-    except _ClientGoneError:
-        return _client_gone()
-    payload = await payloads.consultation_payload(done.row)
+    except LLMError as error:
+        raise NotFound(str(error)) from None
+    except ClientGoneError:
+        return client_gone()
+    payload = await payloads.shown_payload(datasette, request.actor, done.row)
     if done.unrecorded is not None:
         return Response.json(payload | {"ok": False, "error": done.unrecorded}, status=503)
     location = {"location": datasette.urls.path(f"{ADVICE}/{done.row['id']}.json")}
@@ -101,7 +109,7 @@ async def analyze_json(datasette: Datasette, request: Request) -> Response:
 
 async def dismiss_finding(datasette: Datasette, request: Request) -> Response:
     """Dismiss a finding, or restore it with `restore`; then the page again, or JSON."""
-    database, table = await _permitted_table(datasette, request)
+    database, table = await permitted_table(datasette, request)
     if request.method != "POST":
         return method_not_allowed(("POST",))
     try:
@@ -127,7 +135,7 @@ def arguments(request: Request) -> dict[str, list[str]]:
     return {name: request.args.getlist(name) for name in request.args}
 
 
-async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str, str]:
+async def permitted_table(datasette: Datasette, request: Request) -> tuple[str, str]:
     """The names of a table that exists and that the actor may view and analyze."""
     route, table = (tilde_decode(request.url_vars[name]) for name in ("database", "table"))
     names = {db.route: name for name, db in datasette.databases.items()}
@@ -139,144 +147,62 @@ async def _permitted_table(datasette: Datasette, request: Request) -> tuple[str,
     return database, table
 
 
-async def _preview(
-    datasette: Datasette, request: Request, database: str, table: str, fields: Fields
-) -> Preview:
-    advice_request = await payloads.consultation_request(datasette, database, table, fields)
-    try:
-        return await make_preview(datasette, advice_request, request.actor)
-    except LLMError as error:
-        raise NotFound(str(error)) from None
+def _page_in_parts(
+    datasette: Datasette, request: Request, asked: ConsultationRequest
+) -> AsgiStream:
+    """The page, whose findings are there before the model is known."""
+
+    async def stream(write: Write) -> None:
+        notice = CHANGED if request.args.get("changed") else None
+        head, tail = await page_frame(datasette, request, asked.database, asked.table, notice)
+        await write(head)
+        try:
+            with dispatch.answered_in_time():
+                await while_connected(request, _write_parts(datasette, request, asked, write))
+        except ClientGoneError:
+            return
+        except LLMError as error:
+            await write(await problem_part(datasette, request, str(error)))
+        await write(tail)
+
+    return streamed_page(stream)
 
 
-async def _preview_page(
+async def _write_parts(
+    datasette: Datasette, request: Request, asked: ConsultationRequest, write: Write
+) -> None:
+    async def show(profile: Mapping[str, Any], findings: Findings) -> None:
+        payload = await payloads.findings_payload(datasette, asked, profile, findings)
+        await write(await findings_part(datasette, request, payload))
+        if not request.args:
+            made = (asked, request.actor, profile, findings)
+            if problem := await record_findings(datasette, *made):
+                await write(await problem_part(datasette, request, problem))
+
+    preview = await make_preview(datasette, asked, request.actor, show)
+    payload = await payloads.preview_payload(datasette, preview)
+    payload |= {"beside": payloads.beside_of(arguments(request))}
+    await write(await model_part(datasette, request, payload))
+
+
+async def _corrected_page(
     datasette: Datasette,
     request: Request,
-    preview: Preview,
-    notice: str | None = None,
-    status: int = 200,
+    names: tuple[str, str],
+    fields: Fields,
+    error: BadRequestError,
 ) -> Response:
-    payload = await payloads.preview_payload(datasette, preview)
-    return await render_preview(datasette, request, payload, notice, status)
-
-
-async def _send(
-    datasette: Datasette, request: Request, database: str, table: str, fields: Fields
-) -> Response | AsgiStream:
-    """Send a preview, if it is the one that was shown."""
-    advice_request = await payloads.consultation_request(datasette, database, table, fields)
-    digest = next(iter(fields.get("digest", ())), "")
-    preview = cached_preview(datasette, advice_request, digest)
-    streams = NDJSON in request.headers.get("accept", "")
-    if preview is None:
-        preview = await _preview(datasette, request, database, table, fields)
-        if preview.digest != digest:
-            return await _changed(datasette, request, preview, streams)
-    if streams:
-        return _streamed(datasette, request, preview)
-    return await _waited(datasette, request, preview)
-
-
-async def _changed(
-    datasette: Datasette, request: Request, preview: Preview, streams: bool
-) -> Response:
-    """Show the new preview instead of sending it."""
-    if not streams:
-        return await _preview_page(datasette, request, preview, CHANGED, status=409)
-    advice_request = preview.request
-    fields = {"model": advice_request.model_id, "question": advice_request.question}
-    query = [(name, value) for name, value in fields.items() if value]
-    query += [("exclude", name) for name in advice_request.exclude]
-    query += [("type", advice_request.kind.name), ("changed", "1")]
-    path = analyze_path(datasette, advice_request.database, advice_request.table)
-    line = json.dumps({"next": f"{path}?{urlencode(query)}"})
-    return Response(f"{line}\n", content_type=NDJSON)
-
-
-async def _waited(datasette: Datasette, request: Request, preview: Preview) -> Response:
-    """Wait for the consultation, and show it."""
-    work = _consult(datasette, preview, request.actor)
-    done = await _while_connected(request, work)
-    path = await _visible_path(datasette, request, done)
-    if path is not None:
-        # 303, so that reloading the page does not send again.
-        return Response.redirect(path, status=303)
-    payload = await payloads.consultation_payload(done.row)
-    return await render_consultation(datasette, request, payload, done.unrecorded, status=503)
-
-
-def _streamed(datasette: Datasette, request: Request, preview: Preview) -> AsgiStream:
-    """Lines of JSON: each step as it begins, and at the end the path to go to."""
-
-    async def stream(writer: AsgiWriter) -> None:
-        steps: asyncio.Queue[str | None] = asyncio.Queue()
-        work = asyncio.create_task(
-            _while_connected(request, _consult(datasette, preview, request.actor, steps.put_nowait))
-        )
-        work.add_done_callback(lambda _: steps.put_nowait(None))
-        try:
-            while (step := await steps.get()) is not None:
-                await writer.write(json.dumps({"step": step}) + "\n")
-            done = await work
-            path = await _visible_path(datasette, request, done)
-            last = {"next": path} if path else {"error": done.unrecorded or _GONE}
-            await writer.write(json.dumps(last) + "\n")
-        except _ClientGoneError:
-            return
-        finally:
-            if not work.done():
-                work.cancel()
-                await asyncio.wait([work])
-
-    return AsgiStream(stream, content_type=NDJSON)
-
-
-async def _consult(
-    datasette: Datasette, preview: Preview, actor: Actor, on_step: OnStep = lambda _: None
-) -> Consultation:
-    request, profile = preview.pinned_request, preview.profile
-    with dispatch.answered_in_time():
-        return await consult(
-            datasette, request, actor, profile=profile, findings=preview.findings, on_step=on_step
-        )
-
-
-async def _visible_path(datasette: Datasette, request: Request, done: Consultation) -> str | None:
-    """The path of a consultation, where it was stored and the actor may see it."""
-    if done.unrecorded is not None:
-        return None
-    payload = await payloads.stored_payload(datasette, request.actor, done.row["id"])
-    path: str = datasette.urls.path(f"{ADVICE}/{done.row['id']}")
-    return None if payload is None else path
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run the work as long as the client is connected; cancel it when the client goes away.
-
-    Raises:
-        _ClientGoneError: the client went away.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(client_disconnected(request))
+    """The page with what is wrong; nothing that was typed is lost."""
+    kept = await payloads.valid_fields(datasette, *names, fields)
+    asked = await payloads.consultation_request(datasette, *names, kept)
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        disconnected = not task.done()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-    if disconnected:
-        raise _ClientGoneError
-    return task.result()
-
-
-class _ClientGoneError(Exception):
-    """The client went away, so that the response is of no use."""
-
-
-def _client_gone() -> Response:
-    return Response.text("", status=499)  # nginx's status for it in access logs
+        preview = await make_preview(datasette, asked, request.actor)
+    except LLMError as gone:
+        raise NotFound(str(gone)) from None
+    payload = await payloads.preview_payload(datasette, preview)
+    typed = next(iter(fields.get("question", ())), None)
+    payload |= {"question": typed, "beside": payloads.beside_of(fields)}
+    return await render_preview(datasette, request, payload, str(error), status=400)
 
 
 async def _form_fields(request: Request) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from ...web import DEFAULT_LIMIT, READ_METHODS, ArgumentError, method_not_allowe
 from ..navigation import ADVICE
 from . import payloads
 from .analyze import analyze_json, analyze_page, arguments, dismiss_finding
+from .evidence_page import rows_json, rows_page
 from .payloads import BadRequestError
 from .rendering import analyze_path, render_consultation, render_list
 
@@ -36,6 +37,8 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         (rf"{table}$", analyze_page),
         (rf"{table}\.json$", analyze_json),
         (rf"{table}/dismiss$", dismiss_finding),
+        (rf"{table}/rows$", rows_page),
+        (rf"{table}/rows\.json$", rows_json),
         (rf"^{ADVICE}$", _only_shown(list_page)),
         (rf"^{ADVICE}\.json$", _only_shown(list_json)),
         (rf"^{ADVICE}/(?P<id>[0-9a-z]+)\.json$", _only_shown(consultation_json)),
@@ -65,8 +68,8 @@ async def table_links(
     if not await may_analyze(datasette, actor, database, table):
         return []
     href = analyze_path(datasette, database, table)
-    description = "See what is remarkable about it, and get advice from a language model."
-    return [{"href": href, "label": "Analyze with AI", "description": description}]
+    description = "See what is remarkable about it, and ask a language model."
+    return [{"href": href, "label": "Analyze", "description": description}]
 
 
 async def list_page(datasette: Datasette, request: Request) -> Response:
@@ -88,12 +91,15 @@ async def _list_payload(datasette: Datasette, request: Request) -> Payload:
         return await payloads.list_payload(datasette, request.actor, arguments(request))
     except (BadRequestError, ArgumentError) as error:
         rest: Payload = {"consultations": [], "next": None, "limit": DEFAULT_LIMIT}
+        rest |= {"database": None, "table": None}
         return rest | {"ok": False, "error": str(error)}
 
 
 async def consultation_page(datasette: Datasette, request: Request) -> Response:
-    """One consultation."""
-    return await render_consultation(datasette, request, await _stored_payload(datasette, request))
+    """One consultation, or two beside each other."""
+    payload = await _stored_payload(datasette, request)
+    beside = payload.get("beside")
+    return await render_consultation(datasette, request, payload, beside=beside)
 
 
 async def consultation_json(datasette: Datasette, request: Request) -> Response:
@@ -102,7 +108,15 @@ async def consultation_json(datasette: Datasette, request: Request) -> Response:
 
 
 async def _stored_payload(datasette: Datasette, request: Request) -> Payload:
-    payload = await payloads.stored_payload(datasette, request.actor, request.url_vars["id"])
+    payload = await _seen_payload(datasette, request, request.url_vars["id"])
+    other = payloads.beside_of(arguments(request))
+    if other is None:
+        return payload
+    return payload | {"beside": await _seen_payload(datasette, request, other)}
+
+
+async def _seen_payload(datasette: Datasette, request: Request, consultation_id: str) -> Payload:
+    payload = await payloads.stored_payload(datasette, request.actor, consultation_id)
     if payload is None:
         raise NotFound("There is no such consultation, or it is not one that you may see")
     return payload

@@ -129,7 +129,7 @@ class UsageRequest:
             "measure": self.measure,
             "limit": str(self.limit),
         }
-        defaults = {"by": "model", "limit": str(DEFAULT_LIMIT), "period": DEFAULT}
+        defaults = {"by": "model", "limit": str(DEFAULT_LIMIT)}
         changed = {name.removesuffix("_"): value for name, value in changes.items()}
         return {
             name: value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,13 @@ from ..findings.dismissals import with_dismissals
 from ..findings.find import Findings, find
 from ..profile.profile import make_profile
 from ..table_access import viewable_tables
+from .answers import MAX_ANSWER_CHARS, Answer, taken_answer
+from .claims import check_claims
 from .dataset import SuggestedConfig, TableFacts, reviewed_config
+from .progress import ClaimRead, OnProgress, Step, ignored
 from .store import has_findings, write
 from .types import DATASET_ANALYSIS, ConsultationType, Prompts
+from .verdicts import uncounted
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from ...calls.group import Group
     from ...calls.model import WrappedAsyncModel
     from ..table_access import Actor
+    from .verdicts import Check
 
 PURPOSE = "dataset-consultant"
 PURPOSE_DESCRIPTION = "Advice about a table, from a profile of its columns"
@@ -50,8 +56,7 @@ _BLOCKS = (ModelNotAllowedError, NotRecordedError, HookError)
 
 # Findings take their time after the profile, as many times as its limit.
 FINDINGS_TIME = 1.5
-
-OnStep = Callable[[str], None]
+UNCOUNTED = "The consultation ended before it was counted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ async def consult(
     profile: Mapping[str, Any] | None = None,
     findings: Findings | None = None,
     with_model: bool = True,
-    on_step: OnStep = lambda _: None,
+    on_progress: OnProgress = ignored,
 ) -> Consultation:
     """Look for findings, ask a model, check its answer, and store the consultation.
 
@@ -116,12 +121,12 @@ async def consult(
         profile: the profile of the preview; without one it is made now.
         findings: those of the preview; without them they are looked for now.
         with_model: whether to ask a model; otherwise the findings are all.
-        on_step: called with a sentence when the next step begins.
+        on_progress: called with what happens.
 
     Raises:
         CancelledError: the caller was cancelled; the consultation is stored as cancelled.
     """
-    run = _Run(datasette, request, actor, on_step, profile, findings)
+    run = _Run(datasette, request, actor, on_progress, profile, findings)
     with instance.of(datasette, UnfinishedTasks).current():
         try:
             await run.all_steps(with_model)
@@ -142,7 +147,7 @@ async def profile_of(
     datasette: Datasette,
     request: ConsultationRequest,
     actor: Actor,
-    on_step: OnStep = lambda step: None,
+    on_progress: OnProgress = ignored,
 ) -> dict[str, Any]:
     """The profile of the table, by the configured settings.
 
@@ -150,7 +155,7 @@ async def profile_of(
         datasette: the Datasette instance.
         request: which table, and what to leave out.
         actor: who asks; of the other tables only those that they may view are named.
-        on_step: called with a sentence when it has to wait for other profiles.
+        on_progress: called when it has to wait for other profiles.
 
     Raises:
         LLMError: the table is gone.
@@ -163,7 +168,7 @@ async def profile_of(
         exclude=request.exclude,
         settings=settings,
         other_tables=await viewable_tables(datasette, actor, request.database),
-        on_wait=on_step,
+        on_wait=lambda sentence: on_progress(Step(sentence)),
     )
 
 
@@ -204,7 +209,7 @@ async def record_findings(
     Returns:
         Why they could not be stored; None where they are.
     """
-    run = _Run(datasette, replace(request, question=None, model_id=None), actor, _no_step)
+    run = _Run(datasette, replace(request, question=None, model_id=None), actor, ignored)
     run.profile, run.findings = profile, findings
     row = run.row()
     try:
@@ -215,17 +220,28 @@ async def record_findings(
     return None
 
 
-def prompts_to_send(
+async def prompts_to_send(
+    datasette: Datasette,
     request: ConsultationRequest,
     profile: Mapping[str, Any],
     findings: Findings,
     model: WrappedAsyncModel | None,
 ) -> Prompts:
-    """The exact prompts; for a model without schemas they include the schema."""
-    prompts = request.kind.prompts(profile, request.question, findings.found)
-    if model is None:
-        return prompts
-    return Prompts(prompts.system, prompt_text(model, prompts.user, request.kind.schema) or "")
+    """The exact prompts, within the configured budget.
+
+    For a model without schemas they include the schema.
+    """
+    budget = (await settings_of(datasette)).consultant.max_prompt_tokens
+
+    def made() -> Prompts:
+        prompts = request.kind.prompts(profile, request.question, findings.found, budget)
+        if model is None or model.supports_schema:
+            return prompts
+        sent = prompt_text(model, prompts.user, request.kind.schema) or ""
+        return replace(prompts, user=sent, text=prompts.user)
+
+    # In a thread, since a table may have thousands of columns.
+    return await asyncio.to_thread(made)
 
 
 async def table_facts(datasette: Datasette, database: str, table: str) -> TableFacts:
@@ -240,10 +256,6 @@ async def table_facts(datasette: Datasette, database: str, table: str) -> TableF
     )
 
 
-def _no_step(step: str) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class _Run:
     """A running consultation, with its results so far."""
@@ -251,7 +263,7 @@ class _Run:
     datasette: Datasette
     request: ConsultationRequest
     actor: Actor
-    on_step: OnStep
+    on_progress: OnProgress
     profile: Mapping[str, Any] | None = None
     findings: Findings | None = None
     outcome: str = "ok"
@@ -260,6 +272,7 @@ class _Run:
     raw_answer: str | None = None
     advice: dict[str, Any] | None = None
     rejected: Sequence[str] = ()
+    checks: Sequence[Check] = ()
     latency_ms: float | None = None
     group: Group[WrappedAsyncModel] | None = None
     calls: list[Call] = field(default_factory=list)
@@ -267,44 +280,63 @@ class _Run:
     async def all_steps(self, with_model: bool) -> None:
         request = self.request
         if self.profile is None:
-            self.on_step("Profiling the table")
-            self.profile = await profile_of(self.datasette, request, self.actor, self.on_step)
+            self._begin("Profiling the table")
+            self.profile = await profile_of(self.datasette, request, self.actor, self.on_progress)
         if self.findings is None:
-            self.on_step("Looking for findings")
+            self._begin("Looking for findings")
             self.findings = await findings_of(self.datasette, request, self.actor, self.profile)
         if with_model:
             await self._advise(self.profile, self.findings)
 
+    def _begin(self, step: str) -> None:
+        self.on_progress(Step(step))
+
     async def _advise(self, profile: Mapping[str, Any], findings: Findings) -> None:
-        request = self.request
-        self.prompts = prompts_to_send(request, profile, findings, None)
-        self.group = LLM(self.datasette).group(request.model_id, PURPOSE, self.actor)
+        self.group = LLM(self.datasette).group(self.request.model_id, PURPOSE, self.actor)
         self.group.on_call = self.calls.append
+        self.prompts = await self._prompts(profile, findings, None)
         started = time.monotonic()
         try:
             answer = await self._ask(self.group, profile, findings)
         finally:
             self.latency_ms = round((time.monotonic() - started) * 1000, 1)
-        await self._review(answer)
+        await self._review(answer, profile)
 
     async def _ask(
         self, group: Group[WrappedAsyncModel], profile: Mapping[str, Any], findings: Findings
-    ) -> Any:
-        kind = self.request.kind
-        self.on_step("Looking for the model")
+    ) -> Answer:
+        schema = self.request.kind.schema
+        self._begin("Looking for the model")
         async with group as model:
-            self.prompts = prompts_to_send(self.request, profile, findings, model)
-            self.on_step(f"Waiting for the answer of {model.model_id}")
-            text = kind.prompts(profile, self.request.question, findings.found).user
-            result = await model.structured(text, schema=kind.schema, system=self.prompts.system)
-            self.raw_answer = result.response.text_or_raise()
-        return result.value
+            self.prompts = prompts = await self._prompts(profile, findings, model)
+            self._begin(f"Waiting for the answer of {model.model_id}")
+            asking = model.structured(prompts.unschemed, schema=schema, system=prompts.system)
+            answer = await taken_answer(asking, group, schema, self.on_progress)
+            self.raw_answer = answer.raw
+        return answer
 
-    async def _review(self, answer: Any) -> None:
+    async def _prompts(
+        self, profile: Mapping[str, Any], findings: Findings, model: WrappedAsyncModel | None
+    ) -> Prompts:
+        return await prompts_to_send(self.datasette, self.request, profile, findings, model)
+
+    async def _review(self, answer: Answer, profile: Mapping[str, Any]) -> None:
         request = self.request
         facts = await table_facts(self.datasette, request.database, request.table)
-        review = request.kind.review(answer, facts)
-        self.advice, self.rejected = review.advice, review.rejected
+        review = await asyncio.to_thread(request.kind.review, answer.value, facts)
+        self.advice = review.advice
+        self.rejected = (*((answer.rest,) if answer.rest else ()), *review.rejected)
+        for index, _ in enumerate(review.claims):
+            self.on_progress(ClaimRead(index, review.advice["risk_flags"][index]))
+        self.checks = [uncounted(claim, UNCOUNTED) for claim in review.claims]
+        self.checks = await check_claims(
+            self.datasette,
+            review.claims,
+            profile,
+            self.actor,
+            unrestricted=request.unrestricted,
+            on_progress=self.on_progress,
+        )
 
     def fail(self, error: Exception) -> None:
         """Set the error and the outcome."""
@@ -312,8 +344,8 @@ class _Run:
         if self.raw_answer is None:
             self.raw_answer = self._partial_answer()
         if isinstance(error, StructuredOutputError):
-            self.raw_answer = error.text
-            self.advice = self.request.kind.unreadable(error.text, error.problems)
+            self.raw_answer = error.text[:MAX_ANSWER_CHARS]
+            self.advice = self.request.kind.unreadable(self.raw_answer, error.problems)
         elif isinstance(error, ResponseCancelledError):
             self.outcome = "cancelled"
         elif isinstance(error, _BLOCKS) or self._is_refused():
@@ -325,7 +357,7 @@ class _Run:
 
     def _partial_answer(self) -> str | None:
         responses = self.group.responses if self.group is not None else []
-        return (responses[-1].text_so_far or None) if responses else None
+        return (responses[-1].text_so_far[:MAX_ANSWER_CHARS] or None) if responses else None
 
     async def stored(self) -> Consultation:
         """Write the row; if that fails, the advice is returned all the same."""
@@ -357,7 +389,7 @@ class _Run:
             "raw_answer": self.raw_answer,
             "advice": self.advice,
             "rejected": list(self.rejected),
-            "checks": [],
+            "checks": self.checks,
             "outcome": self.outcome,
             "error_type": type(self.error).__name__ if self.error else None,
             "error_message": brief(self.error, keys) if self.error else None,

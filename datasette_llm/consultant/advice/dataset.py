@@ -1,18 +1,29 @@
 """Advice about a table: the schema of a model's answer, and its check against the columns.
 
-A model's answer is untrusted. Its columns are checked against the table. Its claims about the data
-are not checked, and no query that a model wrote is run: SQLite has no wall around untrusted text.
+A model's answer is untrusted. Its columns are checked against the table, and its claims come with
+evidence, which is data that we count: no text of a model is run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from ...sanitize import well_formed, without_controls
+from ..evidence import ClaimEvidence, columns_of
 
 RiskKind = Literal[
     "missing_values",
@@ -24,21 +35,24 @@ RiskKind = Literal[
     "personal_data",
     "outdated_values",
     "other",
+    "answer",
 ]
 # The flag of an answer that cannot be parsed; not in the schema, so that no model can set it.
 MALFORMED = "malformed_response"
 
 MAX_TEXT_CHARS = 10_000
 # Of one answer; what is beyond is dropped.
-MAX_CLAIMS = 20
+MAX_CLAIMS = 30
 MAX_REJECTED = 50
+MAX_PROBLEM_CHARS = 300
 
 NOT_CHECKED = "queries that a model wrote are not run, so read the data before you believe it"
-# The keys of a check that was made, which programs may expect.
+# The keys of a check of earlier versions, which programs may expect.
 _EMPTY_RESULT = {"columns": [], "rows": [], "more": False, "tables": [], "duration_ms": 0.0}
 
-# The fields that hold names of columns.
-_COLUMN_NAMES = (
+# The fields that hold names of columns, or are shown as they are counted.
+_EXACT = (
+    "evidence",
     "column",
     "facets",
     "sort",
@@ -83,17 +97,37 @@ class SuggestedConfig(_Closed):
     """Columns that people will rarely want to see."""
 
 
+class Unreadable(BaseModel):
+    """Stands for evidence that does not fit its schema, so that the rest of the answer is kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    problem: str
+
+
+def _or_unreadable(value: Any, read: Callable[[Any], Any]) -> Any:
+    try:
+        return read(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        # The first part is pydantic's name of the union, the second the kind.
+        where = ".".join(map(str, first["loc"][2:]))
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        return Unreadable(problem=problem[:MAX_PROBLEM_CHARS])
+
+
 class RiskFlag(_Closed):
-    """A claim about what is wrong with the data."""
+    """A claim about the data, which a program will count."""
 
     kind: RiskKind
-    """What kind of problem it is."""
+    """What kind of problem it is; `answer` for a part of the answer to the question."""
     column: str | None
     """The exact name of the column concerned; null for the table as a whole."""
     claim: str
-    """The problem, in one sentence."""
-    evidence_sql: str
-    """One SQLite SELECT that returns rows if, and only if, the claim is true; it is not run."""
+    """One sentence."""
+    evidence: Annotated[
+        ClaimEvidence | SkipJsonSchema[Unreadable], WrapValidator(_or_unreadable)
+    ] = Field(default_factory=lambda: Unreadable(problem="there is none"))
 
 
 class DatasetAdvice(_Closed):
@@ -105,6 +139,24 @@ class DatasetAdvice(_Closed):
     reasoning_summary: str
     """Why, in a short paragraph."""
     risk_flags: list[RiskFlag]
+    _beyond: int = PrivateAttr(default=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _bounded(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        # Before each is read, which takes long for thousands of claims.
+        flags = data.get("risk_flags") if isinstance(data, dict) else None
+        beyond = len(flags) - MAX_CLAIMS if isinstance(flags, list) else 0
+        if flags is None or beyond <= 0:
+            return read(data)
+        made = read({**data, "risk_flags": flags[:MAX_CLAIMS]})
+        made._beyond = beyond  # noqa: SLF001  # it is of this class
+        return made
+
+    @property
+    def beyond(self) -> int:
+        """The number of claims after the first `MAX_CLAIMS`, which are not read."""
+        return self._beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +177,35 @@ class TableFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim of an answer, to be checked.
+
+    Attributes:
+        kind: as in its risk flag.
+        column: the column that it is about; None for the table, or an unknown one.
+        sentence: what it says.
+        evidence: what to count.
+    """
+
+    kind: str
+    column: str | None
+    sentence: str
+    evidence: ClaimEvidence | Unreadable
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """An answer after the checks that need no data.
 
     Attributes:
         advice: the accepted part of it, as JSON.
         rejected: a sentence for each thing that was dropped.
+        claims: those of the advice, in order.
     """
 
     advice: dict[str, Any]
     rejected: tuple[str, ...]
+    claims: tuple[Claim, ...] = ()
 
 
 def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
@@ -149,32 +220,57 @@ def review(answer: DatasetAdvice, facts: TableFacts) -> Review:
         null. Of flags the first `MAX_CLAIMS` are kept.
     """
     config, rejected = reviewed_config(answer.suggested_config, facts)
-    flags = []
-    for flag in answer.risk_flags[:MAX_CLAIMS]:
-        known = flag.column is None or flag.column in facts.columns
-        if not known:
-            rejected.append(f"risk flag {flag.kind}: no such column: {flag.column}")
-        flags.append(flag.model_dump() | ({} if known else {"column": None}))
-    beyond = len(answer.risk_flags) - len(flags)
-    if beyond:
-        rejected.insert(0, f"risk_flags: {beyond:,} more than the {MAX_CLAIMS} that are kept")
+    claims = [_claim(flag, facts, rejected) for flag in answer.risk_flags]
+    if answer.beyond:
+        more = f"risk_flags: {answer.beyond:,} more than the {MAX_CLAIMS} that are kept"
+        rejected.insert(0, more)
     advice = {
         "suggested_action": answer.suggested_action,
         "suggested_config": config.model_dump(),
         "reasoning_summary": answer.reasoning_summary,
-        "risk_flags": flags,
+        "risk_flags": [_flag(claim) for claim in claims],
     }
-    return Review(_plain_texts(advice), tuple(map(plain, rejected[:MAX_REJECTED])))
+    return Review(
+        _plain_texts(advice),
+        tuple(map(plain, [*dict.fromkeys(rejected)][:MAX_REJECTED])),
+        tuple(claims),
+    )
 
 
-def checks(advice: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """What is shown beside each claim of stored advice: that it was not checked, and why.
+def earlier_checks(advice: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What is shown beside each claim of an earlier version, whose evidence was a query.
 
-    Whatever is stored: earlier versions ran the queries.
+    Whatever is stored: the first versions ran the queries.
+
+    Returns:
+        None for advice with evidence that was counted.
     """
-    flags = (advice or {}).get("risk_flags", ())
-    claims = [flag for flag in flags if flag["kind"] != MALFORMED]
+    claims = [flag for flag in advice.get("risk_flags", ()) if flag["kind"] != MALFORMED]
+    if not any("evidence_sql" in claim for claim in claims):
+        return None
     return [{"status": "unchecked", "reason": NOT_CHECKED} | _EMPTY_RESULT for _ in claims]
+
+
+def _claim(flag: RiskFlag, facts: TableFacts, rejected: list[str]) -> Claim:
+    known = flag.column is None or flag.column in facts.columns
+    evidence = flag.evidence
+    named = [] if isinstance(evidence, Unreadable) else columns_of(evidence)
+    unknown = [name for name in named if name not in facts.columns]
+    for name in dict.fromkeys([*(() if known else (flag.column,)), *unknown]):
+        rejected.append(f"risk flag {flag.kind}: no such column: {name}")
+    return Claim(flag.kind, flag.column if known else None, flag.claim, evidence)
+
+
+def _flag(claim: Claim) -> dict[str, Any]:
+    """A claim as JSON; its evidence is null where it could not be read."""
+    evidence = claim.evidence
+    counted = None if isinstance(evidence, Unreadable) else evidence.model_dump(mode="json")
+    return {
+        "kind": claim.kind,
+        "column": claim.column,
+        "claim": claim.sentence,
+        "evidence": counted,
+    }
 
 
 def unreadable(text: str, problems: Sequence[str]) -> dict[str, Any]:
@@ -194,7 +290,7 @@ def unreadable(text: str, problems: Sequence[str]) -> dict[str, Any]:
         full_text_columns=[],
         hidden_columns=[],
     )
-    flag = {"kind": MALFORMED, "column": None, "claim": claim, "evidence_sql": ""}
+    flag = {"kind": MALFORMED, "column": None, "claim": claim, "evidence": None}
     advice = {
         "suggested_action": "",
         "suggested_config": empty.model_dump(),
@@ -260,9 +356,9 @@ def plain(text: str) -> str:
 
 
 def _plain_texts(value: Any) -> Any:
-    """The advice with its texts as `plain`, except the names of columns."""
+    """The advice with its texts as `plain`, except what has to be exact."""
     if isinstance(value, dict):
-        return {k: v if k in _COLUMN_NAMES else _plain_texts(v) for k, v in value.items()}
+        return {k: v if k in _EXACT else _plain_texts(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_plain_texts(each) for each in value]
     return plain(value) if isinstance(value, str) else value

@@ -1,16 +1,18 @@
-"""Previews of consultations: what a person sends is exactly what the preview showed.
+"""Previews of consultations: of the table, a person sends exactly what the preview showed.
 
 A table may change between preview and sending, and a sampled profile may differ the next time. So
 the profiles of previews are cached for a while. A profile that is no longer cached is made again,
-and sent only if its prompts are the same.
+and sent only if its prompts are the same. The question may differ, as the person who sends has
+written it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ... import instance
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from ...calls.model import WrappedAsyncModel
     from ..table_access import Actor
 
+OnMeasured = Callable[[Mapping[str, Any], Findings], Awaitable[None]]
+
 # The previews that are cached; profiles take some hundred kilobytes at most.
 MAX_PREVIEWS = 20
 _NO_DEFAULT = (
@@ -54,6 +58,7 @@ class Preview:
         problem: why there is no model, or no choice; or None.
         cost: the estimated cost.
         findings: what is remarkable about the table.
+        digest: a hash of the model and of the prompts without the question.
         fallbacks: the ids of the models that they may be sent to when the first one fails.
     """
 
@@ -65,17 +70,13 @@ class Preview:
     problem: str | None
     cost: Estimate
     findings: Findings
+    digest: str
     fallbacks: tuple[str, ...] = ()
 
-    @property
-    def digest(self) -> str:
-        """A hash of the prompts and the model."""
-        return self.prompts.digest(self.model_id)
-
-    @property
-    def pinned_request(self) -> ConsultationRequest:
-        """The request with the model that was shown, since the default may change meanwhile."""
-        return replace(self.request, model_id=self.model_id or self.request.model_id)
+    def to_send(self, question: str | None) -> ConsultationRequest:
+        """The request with a question, and the model that was shown: the default may change."""
+        model_id = self.model_id or self.request.model_id
+        return replace(self.request, question=question, model_id=model_id)
 
 
 class PreviewCache:
@@ -89,38 +90,56 @@ class PreviewCache:
 
     def add(self, preview: Preview) -> None:
         """Add a preview; the oldest is dropped above `MAX_PREVIEWS`."""
-        self._previews[preview.request, preview.digest] = preview
+        self._previews[_without_question(preview.request), preview.digest] = preview
         while len(self._previews) > MAX_PREVIEWS:
             self._previews.popitem(last=False)
 
     def get(self, request: ConsultationRequest, digest: str) -> Preview | None:
-        """The preview of exactly this request with this digest, if it is cached."""
-        return self._previews.get((request, digest))
+        """The preview of this request, with any question, if it is cached."""
+        return self._previews.get((_without_question(request), digest))
 
     def clear(self) -> None:
         """Drop all previews."""
         self._previews.clear()
 
 
-async def make_preview(datasette: Datasette, request: ConsultationRequest, actor: Actor) -> Preview:
+async def _no_wait(profile: Mapping[str, Any], findings: Findings) -> None:
+    pass
+
+
+async def make_preview(
+    datasette: Datasette,
+    request: ConsultationRequest,
+    actor: Actor,
+    on_measured: OnMeasured = _no_wait,
+) -> Preview:
     """Make a preview, and cache it until it is sent.
+
+    Args:
+        datasette: the Datasette instance.
+        request: what to ask.
+        actor: who asks; the caller checks that they may analyze the table.
+        on_measured: awaited with profile and findings, perhaps before the model is known.
 
     Raises:
         LLMError: the table is gone, or the configuration cannot be used.
     """
     (profile, findings), (model, models, problem) = await asyncio.gather(
-        _measured(datasette, request, actor), _choice(datasette, request, actor)
+        _measured(datasette, request, actor, on_measured), _choice(datasette, request, actor)
     )
-    prompts = await asyncio.to_thread(prompts_to_send, request, profile, findings, model)
+    sent = partial(prompts_to_send, datasette, profile=profile, findings=findings, model=model)
+    prompts, unasked = await sent(request), await sent(_without_question(request))
+    model_id = model.model_id if model else None
     preview = Preview(
         request,
         profile,
         prompts,
-        model.model_id if model else None,
+        model_id,
         models,
         problem,
         await _estimate(datasette, request, prompts, model),
         findings,
+        unasked.digest(model_id),
         await _fallbacks(datasette, model),
     )
     instance.of(datasette, PreviewCache).add(preview)
@@ -130,15 +149,21 @@ async def make_preview(datasette: Datasette, request: ConsultationRequest, actor
 def cached_preview(
     datasette: Datasette, request: ConsultationRequest, digest: str
 ) -> Preview | None:
-    """The preview of exactly this request with this digest, if it is cached."""
+    """The preview of this request with this digest, whatever its question, if it is cached."""
     return instance.of(datasette, PreviewCache).get(request, digest)
 
 
+def _without_question(request: ConsultationRequest) -> ConsultationRequest:
+    return replace(request, question=None)
+
+
 async def _measured(
-    datasette: Datasette, request: ConsultationRequest, actor: Actor
+    datasette: Datasette, request: ConsultationRequest, actor: Actor, on_measured: OnMeasured
 ) -> tuple[Mapping[str, Any], Findings]:
     profile = await profile_of(datasette, request, actor)
-    return profile, await findings_of(datasette, request, actor, profile)
+    findings = await findings_of(datasette, request, actor, profile)
+    await on_measured(profile, findings)
+    return profile, findings
 
 
 async def _estimate(

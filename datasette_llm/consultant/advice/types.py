@@ -8,33 +8,25 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ...log.cost import cost_columns
-from ...sanitize import well_formed
+from ...structured import closed_schema
 from . import suggested_config as configuration
 from .dataset import DatasetAdvice, Review, TableFacts, review, unreadable
+from .prompt import BYTES_PER_TOKEN, tokens_estimate, user_prompt
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ...config.settings import PriceSettings
 
-# Prose has about four bytes per token; JSON, which most of a prompt is, has fewer. Tokenizers need
-# a download, so this estimates too many tokens rather than too few.
-BYTES_PER_TOKEN = 3
 # The assumed length of an answer, for its cost.
 ANSWER_TOKENS = 1_500
 HOW = (
     f"a token for every {BYTES_PER_TOKEN} bytes of both prompts and the schema, and "
     f"{ANSWER_TOKENS:,} tokens of answer; prices as configured, else from genai-prices"
 )
-
-_BEGIN, _END = "<profile>", "</profile>"
-# What a model gets of a finding, and of how many: the most severe ones.
-MAX_FINDINGS = 40
-_SENT = ("kind", "columns", "severity", "sentence", "examples")
 
 _SYSTEM = """\
 You advise a person about one table of a SQLite database that Datasette publishes. You get a \
@@ -50,14 +42,18 @@ Rules for your answer:
 few different values, a useful order, the column that names a row, one sentence about each column \
 that does not explain itself, with the unit of its numbers.
 - Suggest nothing where you have no reason to; empty lists and null are good answers.
-- A risk flag is a claim about the data. Its evidence_sql is one SQLite SELECT on this table that \
-returns rows if the claim is true and no rows if it is false. It is shown beside your claim, and \
-not run. Put names of tables and columns in double quotes.
+- A risk flag is a claim about the data. Its evidence says what to count, as data; a program \
+counts it, and shows what was said beside what was counted. Say in expected what you claim, or \
+null where you do not know; say the same in the sentence, in English, with numbers as digits. \
+Choose evidence that is about exactly what the sentence says. What cannot be counted is an opinion.
 - The findings were counted by a program, and the person sees them beside your answer. Do not \
 repeat them as risk flags; say in suggested_action and reasoning_summary which of them matter, and \
 why.
-- Where a figure of the profile was sampled, do not claim it as exact.
-- If there is a question, answer it in reasoning_summary.
+- Where a figure of the profile was sampled (exact is false), do not expect exactly it. What the \
+profile leaves out is none, zero or false; `names` are columns that are alike, `s1 … s9` also \
+those between.
+- If there is a question, answer it in reasoning_summary, and add claims of the kind "answer" that \
+count what you say: `top` ranks values of a column, `aggregate` has figures, `rows` counts.
 """
 
 
@@ -67,11 +63,20 @@ class Prompts:
 
     Attributes:
         system: the instructions.
-        user: the question and the profile.
+        user: the question and the profile; for a model without schemas, also the schema.
+        text: the same without the schema; None where that is `user`.
+        cut: sentences about what was left out to fit the budget.
     """
 
     system: str
     user: str
+    text: str | None = None
+    cut: tuple[str, ...] = ()
+
+    @property
+    def unschemed(self) -> str:
+        """The question and the profile, without the schema."""
+        return self.user if self.text is None else self.text
 
     def digest(self, model_id: str | None) -> str:
         """A hash of the prompts and the model."""
@@ -126,33 +131,33 @@ class ConsultationType:
         profile: Mapping[str, Any],
         question: str | None,
         findings: Sequence[Mapping[str, Any]] = (),
+        max_tokens: int | None = None,
     ) -> Prompts:
-        """The prompts for a profile, findings and a question."""
+        """The prompts for a profile, findings and a question, for a model with schemas.
+
+        Args:
+            profile: the profile of the table.
+            question: the person's question, or None.
+            findings: what is remarkable about the table.
+            max_tokens: of both prompts and the schema; None for no limit.
+        """
         # llm strips a system prompt, and the preview has to show exactly what is sent.
-        return Prompts(self.system.strip(), user_prompt(profile, question, findings))
+        system = self.system.strip()
+        fixed = len(system.encode()) + len(schema_text(self.schema).encode())
+        room = math.inf if max_tokens is None else max_tokens * BYTES_PER_TOKEN - fixed
+        user = user_prompt(profile, question, findings, room)
+        return Prompts(system, user.text, cut=user.cut)
 
 
-def user_prompt(
-    profile: Mapping[str, Any],
-    question: str | None,
-    findings: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """The question, and profile and findings as delimited data.
-
-    No text of the data can contain a delimiter: its angle brackets are escaped.
-    """
-    line = f"The person's question: {_as_json(question)}\n\n" if question else ""
-    open_ = (each for each in findings if not each.get("dismissed"))
-    first = islice(open_, MAX_FINDINGS)
-    found = [{name: each[name] for name in _SENT if name in each} for each in first]
-    more = f"<findings>\n{_as_json(found)}\n</findings>\n" if found else ""
-    return f"{line}{_BEGIN}\n{_as_json(profile)}\n{_END}\n{more}"
+def schema_text(schema: type[BaseModel]) -> str:
+    """The schema of an answer, as it is sent."""
+    return json.dumps(closed_schema(schema), ensure_ascii=False, separators=(",", ":"))
 
 
 def input_tokens(prompts: Prompts, schema: type[BaseModel]) -> int:
-    """The estimated number of tokens of the prompts and the schema; see `HOW`."""
-    parts = (prompts.system, prompts.user, json.dumps(schema.model_json_schema()))
-    return math.ceil(sum(len(part.encode()) for part in parts) / BYTES_PER_TOKEN)
+    """The estimated number of tokens of the prompts and the schema, which counts once."""
+    parts = (prompts.system, prompts.unschemed, schema_text(schema))
+    return tokens_estimate(sum(len(part.encode()) for part in parts))
 
 
 async def estimate(
@@ -223,11 +228,6 @@ def _derived(database: str, table: str, advice: Mapping[str, Any]) -> dict[str, 
         "search_command": configuration.search_command(database, table, config),
         "hiding_query": configuration.hiding_query(config),
     }
-
-
-def _as_json(value: object) -> str:
-    text = well_formed(json.dumps(value, ensure_ascii=False, indent=None))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 DATASET_ANALYSIS = ConsultationType(

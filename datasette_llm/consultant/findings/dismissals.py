@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlite_utils import Database, Migrations
 
@@ -42,11 +42,54 @@ def m001_dismissals(db: Database) -> None:
     )
 
 
+@migrations()
+def m002_which(db: Database) -> None:
+    """Those of before are of all findings of a kind in these columns, as they were."""
+    db.execute("alter table llm_dismissed_findings rename to llm_dismissed_findings_1")
+    db.execute(
+        """
+        create table llm_dismissed_findings (
+            database_name text not null,
+            table_name text not null,
+            kind text not null,
+            columns text not null,
+            which text not null,
+            dismissed_at text not null,
+            actor_id text,
+            reason text not null,
+            primary key (database_name, table_name, kind, columns, which)
+        ) without rowid
+        """
+    )
+    db.execute(
+        """
+        insert into llm_dismissed_findings
+        select database_name, table_name, kind, columns, '', dismissed_at, actor_id, reason
+        from llm_dismissed_findings_1
+        """
+    )
+    db.execute("drop table llm_dismissed_findings_1")
+
+
+class Dismissed(NamedTuple):
+    """What a dismissal is of.
+
+    Attributes:
+        kind: the kind of finding.
+        columns: its columns as a JSON list.
+        which: which of these findings, as the finding says; empty for all.
+    """
+
+    kind: str
+    columns: str
+    which: str = ""
+
+
 async def dismiss(
     datasette: Datasette,
     database: str,
     table: str,
-    finding: tuple[str, str],
+    finding: Dismissed,
     actor: Actor,
     reason: str,
 ) -> None:
@@ -56,7 +99,7 @@ async def dismiss(
         datasette: the Datasette instance.
         database: the name of the database.
         table: the name of the table or view.
-        finding: its kind, and its columns as a JSON list.
+        finding: which finding, or findings.
         actor: who dismisses it; the caller checks that they may.
         reason: why.
 
@@ -68,8 +111,7 @@ async def dismiss(
     row = {
         "database_name": database,
         "table_name": table,
-        "kind": finding[0],
-        "columns": finding[1],
+        **finding._asdict(),
         "dismissed_at": now(),
         "actor_id": None if actor_id is None else brief(actor_id),
         "reason": reason,
@@ -81,13 +123,13 @@ async def dismiss(
     await _write(datasette, sql, row)
 
 
-async def restore(
-    datasette: Datasette, database: str, table: str, finding: tuple[str, str]
-) -> None:
-    """Undo `dismiss`."""
-    names = ("database_name", "table_name", "kind", "columns")
-    where = " and ".join(f"{name} = :{name}" for name in names)
-    values = dict(zip(names, (database, table, *finding), strict=True))
+async def restore(datasette: Datasette, database: str, table: str, finding: Dismissed) -> None:
+    """Undo `dismiss`, also where it was of all findings of the kind in these columns."""
+    where = """
+        database_name = :database_name and table_name = :table_name and kind = :kind
+        and columns = :columns and (which = :which or which = '' or :which = '')
+    """
+    values = {"database_name": database, "table_name": table, **finding._asdict()}
     await _write(datasette, f"delete from llm_dismissed_findings where {where}", values)
 
 
@@ -96,10 +138,13 @@ async def with_dismissals(
 ) -> Findings:
     """Findings that tell which of them are dismissed: `dismissed` is None, or by, at and reason."""
     dismissed = await _dismissed(datasette, database, table)
-    found = (
-        each | {"dismissed": dismissed.get((each["kind"], key_of(each["columns"])))}
-        for each in findings.found
-    )
+
+    def of(finding: Mapping[str, Any]) -> dict[str, Any] | None:
+        all_of_them = Dismissed(finding["kind"], key_of(finding["columns"]))
+        one = all_of_them._replace(which=finding["which"])
+        return dismissed.get(one, dismissed.get(all_of_them))
+
+    found = (each | {"dismissed": of(each)} for each in findings.found)
     return replace(findings, found=tuple(found))
 
 
@@ -110,13 +155,16 @@ def key_of(columns: list[str]) -> str:
 
 async def _dismissed(
     datasette: Datasette, database: str, table: str
-) -> dict[tuple[str, str], dict[str, Any]]:
+) -> dict[Dismissed, dict[str, Any]]:
     def read(connection: sqlite3.Connection) -> list[Any]:
-        exists = "select 1 from sqlite_master where name = 'llm_dismissed_findings'"
-        if connection.execute(exists).fetchone() is None:
+        sql = "select name from pragma_table_info('llm_dismissed_findings')"
+        names = [row[0] for row in connection.execute(sql)]
+        if not names:
             return []  # before the first one
-        sql = """
-            select kind, columns, actor_id, dismissed_at, reason from llm_dismissed_findings
+        which = "which" if "which" in names else "''"  # a table of before has all of them
+        sql = f"""
+            select kind, columns, {which}, actor_id, dismissed_at, reason
+            from llm_dismissed_findings
             where database_name = :database and table_name = :table
         """
         values = storable({"database": database, "table": table})
@@ -124,8 +172,8 @@ async def _dismissed(
 
     rows = await datasette.get_internal_database().execute_fn(read)
     return {
-        (kind, columns): {"by": actor_id, "at": at, "reason": reason}
-        for kind, columns, actor_id, at, reason in rows
+        Dismissed(kind, columns, which): {"by": actor_id, "at": at, "reason": reason}
+        for kind, columns, which, actor_id, at, reason in rows
     }
 
 

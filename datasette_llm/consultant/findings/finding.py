@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...sanitize import well_formed, without_controls
-from ..evidence import Evidence
+from ..evidence import Evidence, Rows
 
 Severity = Literal["problem", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "info")
@@ -56,6 +56,18 @@ class Finding:
         """The share of the rows that were looked at."""
         return self.rows / self.of if self.rows is not None and self.of else None
 
+    @property
+    def which(self) -> str:
+        """What tells it from other findings of its kind and columns, whatever the data is."""
+        evidence = self.evidence
+        if isinstance(evidence, Rows):
+            conditions = {
+                f"{each.column} {each.op}" for all_of in evidence.any_of for each in all_of
+            }
+            return " | ".join(sorted(conditions))
+        fields = evidence.model_dump(include={"kind", "function", "of", "other_table"})
+        return " ".join(map(str, fields.values()))
+
     def counted(self, rows: int, of: int) -> Finding:
         """The finding with the number of rows of the whole table."""
         evidence = self.evidence.model_copy(update={"expected": rows})
@@ -72,6 +84,7 @@ class Finding:
         return {
             "kind": self.kind,
             "columns": [well_formed(name) for name in self.columns],
+            "which": plain(self.which),
             "severity": self.severity,
             "sentence": plain(self.text(hint=values != "none")),
             "rows": self.rows,

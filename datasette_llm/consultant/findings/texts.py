@@ -42,7 +42,8 @@ def numbers_as_text(column: ColumnValues) -> Iterator[Finding]:
     if column.number_rows > column.text_rows or _are_codes(column, parsed):
         return
     rest = column.text_rows - rows
-    more = f" {rest:,} other texts are no numbers." if rest else ""
+    others = "1 other text is no number" if rest == 1 else f"{rest:,} other texts are no numbers"
+    more = f" {others}." if rest else ""
     yield Finding(
         "numbers_as_text",
         (column.name,),

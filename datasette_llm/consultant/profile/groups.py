@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from .rows import Rows
 from .scan import Figures, decoded, shown_sql
 from .table import column_ref
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
 
 MAX_DISPLAY_CHARS = 80
 TRUNCATION_MARK = "…"
@@ -25,9 +30,20 @@ TOP_VALUES = 10
 TOP_MASKS = 20
 # Masks are of all texts only where there are no more different ones than this.
 MASKED_TEXTS = 5_000
-# SQLite orders values: NULL, numbers, texts, blobs. The unary plus removes the column's affinity,
-# by which a number could be compared as text, or the reverse.
-_NUMBERS, _TEXTS = "+v < ''", "+v >= '' and +v < x''"
+# Groups in order are counted by so many.
+_BLOCK = 4_096
+# The columns have no affinity, by which a number could be compared as text, or the reverse.
+_GROUPS = "temp.llm_profile_groups"
+_COUNTS = f"""
+    select count(*), total(n), count(*) filter (where n = 1),
+        count(*) filter (where v < ''), total(n) filter (where v < '') from {_GROUPS}
+"""
+_SHOWN = f"iif(typeof(v) = 'text', {shown_sql('cast(v as blob)')}, v)"
+# A value of a single row is not frequent, and may identify a person.
+_TOP = f"""
+    select {_SHOWN}, n from {_GROUPS} where n > 1 and v < x'' order by n desc, v limit {TOP_VALUES}
+"""
+_TEXTS = f"select {_SHOWN}, n from {_GROUPS} where rowid >= ? and v < x'' limit {MASKED_TEXTS + 1}"
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)", re.ASCII)
 
 Run = Callable[[str, Sequence[Any]], list[Sequence[Any]]]
@@ -56,7 +72,7 @@ class Groups:
         rows: the number of rows.
         filled: the number of values that are not null.
         distinct: the number of different ones; numbers that are equal are the same.
-        single: the number of values that only one row has.
+        single: the number of values that only one row has; None where these were not counted.
         top: the most frequent numbers and texts with their number of rows, of two or more.
         quartiles: of the numbers, by linear interpolation as in `statistics.quantiles` with the
             method "inclusive"; None where there are none, or they were not asked for.
@@ -66,17 +82,23 @@ class Groups:
     rows: int
     filled: int
     distinct: int
-    single: int
+    single: int | None = None
     top: tuple[tuple[float | str, int], ...] = ()
     quartiles: tuple[float, float, float] | None = None
     masks: Masks | None = None
+
+
+def prepare(connection: Connection) -> None:
+    """Make what `group` needs on a connection of ours: a temporary table, kept from all others."""
+    connection.execute("pragma query_only = 0")  # which temporary tables are under, too
+    connection.execute(f"create temp table if not exists {_GROUPS[5:]} (v, n)")
 
 
 def group(run: Run, rows: Rows, column: str, encoding: str, *, numbers: bool) -> Groups:
     """Group the values of a column.
 
     Args:
-        run: executes a query with parameters, and returns its rows.
+        run: executes a query with parameters on a prepared connection, and returns its rows.
         rows: what to read.
         column: the name of the column.
         encoding: that of the database.
@@ -85,47 +107,64 @@ def group(run: Run, rows: Rows, column: str, encoding: str, *, numbers: bool) ->
     Raises:
         OutOfTimeError, sqlite3.Error: by `run`.
     """
-    v = column_ref(column)
-    text = f"iif(typeof(v) = 'text', {shown_sql('cast(v as blob)')}, v)"
-    # A value of a single row is not frequent, and may identify a person.
-    top = f"select v, n from g where n > 1 and +v < x'' order by n desc, +v limit {TOP_VALUES}"
-    texts = f"select v, n from g where {_TEXTS} limit {MASKED_TEXTS + 1}"
-    parts = [
-        "select 'all', total(n), total(n) filter (where v is not null), count(v), "
-        "count(v) filter (where n = 1), null, null, null from g",
-        f"select 'top', {text}, n, null, null, null, null, null from ({top})",
-        f"select 'text', {text}, n, null, null, null, null, null from ({texts})",
-        *([_QUARTILES] if numbers else []),
-    ]
-    groups = f"select {v} collate binary as v, count(*) as n from {rows.source(column)} group by 1"
-    result = run(f"with g as ({groups}) {' union all '.join(parts)}", rows.parameters)
-    of: dict[str, list[Sequence[Any]]] = {"top": [], "text": [], "quartiles": []}
-    for kind, *values in result[1:]:
-        of[kind].append(values)
-    rows_read, filled, distinct, single = (int(figure) for figure in result[0][1:5])
-    top_values, masked = (
-        [(decoded(v, encoding) if isinstance(v, bytes) else v, n) for v, n, *_ in of[kind]]
-        for kind in ("top", "text")
+    v = rows.bytewise(column)
+    run(f"delete from {_GROUPS}", ())
+    # In this order the rowids are ranks: of a NULL, numbers, texts, blobs.
+    grouped = f"select {v}, count(*) from {rows.source(column)} group by 1 order by 1"
+    run(f"insert into {_GROUPS} {grouped}", rows.parameters)
+    count, total, single, kinds, filled = map(int, run(_COUNTS, ())[0])
+    nulls = next(
+        (n for (n,) in run(f"select n from {_GROUPS} where rowid = 1 and v is null", ())), 0
     )
-    masks = masks_of(masked) if len(masked) <= MASKED_TEXTS else None
-    quartiles = next((_quartiles(row[1:], row[0]) for row in of["quartiles"] if row[0]), None)
-    return Groups(rows_read, filled, distinct, single, tuple(top_values), quartiles, masks)
+    first = 2 if nulls else 1
+    ends = _at_quartiles(run, first, kinds, filled) if numbers and filled else None
+    top, texts = (
+        [(decoded(value, encoding) if isinstance(value, bytes) else value, n) for value, n in found]
+        for found in (run(_TOP, ()), run(_TEXTS, (first + kinds,)))
+    )
+    return Groups(
+        *(total, total - nulls, count - (nulls > 0), single - (nulls == 1)),
+        top=tuple(top),
+        quartiles=_quartiles(ends, filled) if ends else None,
+        masks=masks_of(texts) if len(texts) <= MASKED_TEXTS else None,
+    )
 
 
-def _quartile_sql() -> str:
-    """The number of numbers, and for each quartile the two numbers between which it is."""
-    ends = [
-        f"min(v) filter (where upto > {quartile} * (numbers - 1) / 4 + {further})"
+def _at_quartiles(run: Run, first: int, groups: int, numbers: int) -> list[Any]:
+    """For each quartile the two numbers between which it is, from the groups in order."""
+    wanted = [
+        min(quartile * (numbers - 1) // 4 + further, numbers - 1)
         for quartile in (1, 2, 3)
         for further in (0, 1)
     ]
-    running = "sum(n) over (order by v rows unbounded preceding)"
-    upto = f"select v, {running} as upto from g where {_NUMBERS}"
-    total = f"select sum(n) as numbers from g where {_NUMBERS}"
-    return f"select 'quartiles', max(numbers), {', '.join(ends)} from ({upto}), ({total})"
+    found, before = [], 0
+    for start in range(first, first + groups, _BLOCK):
+        block = (start, min(start + _BLOCK, first + groups) - 1)
+        rows = int(run(f"select sum(n) from {_GROUPS} where rowid between ? and ?", block)[0][0])
+        inside = [at - before for at in wanted if before <= at < before + rows]
+        if inside:
+            values = run(f"select v, n from {_GROUPS} where rowid between ? and ?", block)
+            upto = list(accumulate(n for _, n in values))
+            found += [values[bisect_right(upto, at)][0] for at in inside]
+        before += rows
+    return found
 
 
-_QUARTILES = _quartile_sql()
+def count_distinct(run: Run, rows: Rows, column: str, figures: Figures, *, few: bool) -> Groups:
+    """Only count the different values of a column.
+
+    Args:
+        run: as for `group`.
+        rows: all rows of the table.
+        column: the name of the column.
+        figures: of the column.
+        few: whether few are expected, which are faster to look up than to sort.
+    """
+    v, source = rows.bytewise(column), rows.source(column)
+    each = f"select {v} as v from {source} group by 1"
+    sql = f"select count(distinct {v}) from {source}" if few else f"select count(v) from ({each})"
+    distinct = int(run(sql, rows.parameters)[0][0])
+    return Groups(figures.rows, figures.filled, distinct)
 
 
 def group_unique(run: Run, rows: Rows, column: str, figures: Figures, *, numbers: bool) -> Groups:

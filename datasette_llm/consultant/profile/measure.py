@@ -21,10 +21,17 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.sqlite import sqlite3
 
 from ...errors import ProfileError
-from .groups import Groups, display_value, group, group_unique
+from .groups import Groups, count_distinct, display_value, group, group_unique, prepare
 from .rows import LOOK_ROWS, SAMPLE_ROWS, Rows, TableRows, rows_of
 from .scan import Figures, Form, add_functions, decoded, exact_sum, merged, scan, shown_sql
-from .table import Column, Table, column_ref, columns_left_out, may_hold_excluded, read_table
+from .table import (
+    Column,
+    Table,
+    column_ref,
+    columns_holding_excluded,
+    columns_left_out,
+    read_table,
+)
 from .time_budget import MIN_INSTRUCTIONS, Clock, OutOfTimeError, TimeBudget, instructions_for
 
 if TYPE_CHECKING:
@@ -40,6 +47,8 @@ MIN_SAMPLE_ROWS = 25
 # Of all columns together.
 MAX_SAMPLE_CELLS = 50_000
 MAX_SAMPLE_BYTES = 32 * 1024 * 1024
+# In a sample: as few are looked up faster than sorted.
+FEW_DISTINCT = 1_000
 # The size up to which a column is sorted, which writes it to a temporary file.
 MAX_SORTED_BYTES = 256 * 1024 * 1024
 # Of values as large as this fewer are sorted: SQLite may compare each to its end, and merges them
@@ -88,7 +97,7 @@ class Measurement:
         exact: whether all rows were read, so that it and the figures are exact.
         seen: the number of rows that were read.
         stats: by column name.
-        values: as the setting; "none" where the values may be those of an excluded column.
+        values: as the setting.
         sample_rows: a few whole rows where `values` is "sample".
     """
 
@@ -124,19 +133,19 @@ def measure(
 
     Raises:
         TableNotFoundError: there is no such table or view.
-        ProfileError: SQLite cannot read it.
+        ProfileError: SQLite cannot read it, or all that it holds may be excluded.
     """
     budget = TimeBudget(settings.time_limit_ms / 1_000, clock)
     connection = connections[0]
     try:
         table = read_table(connection, name)
-        excluded = columns_left_out(database, name, [each.name for each in table.columns], exclude)
+        excluded = _excluded(connection, database, table, exclude, settings.exclude)
         columns = tuple(each for each in table.columns if each.name not in excluded)
-        hidden = may_hold_excluded(connection, database, name, settings.exclude)
-        values = "none" if hidden else settings.values
+        values = settings.values
         encoding = connection.execute("pragma encoding").fetchone()[0]
         for each in connections:
             add_functions(each, encoding)
+            prepare(each)
         work = _Work(rows_of(connection, table), columns, budget, encoding, values != "none")
         work.look_at(connection)
         sample_rows = work.whole_rows(connection) if values == "sample" else []
@@ -151,6 +160,26 @@ def measure(
     return Measurement(
         *(table, columns, tuple(excluded), count, exact, work.seen, stats, values, sample_rows)
     )
+
+
+def _excluded(
+    connection: Connection,
+    database: str,
+    table: Table,
+    exclude: Collection[str],
+    configured: Collection[str],
+) -> list[str]:
+    """The columns of a table to leave out: those named, and those made of what is configured."""
+    names = [each.name for each in table.columns]
+    named = columns_left_out(database, table.name, names, exclude)
+    holding = columns_holding_excluded(connection, database, table.name, configured)
+    if set(names) <= {*named, *holding} and not set(holding) <= set(named):
+        raise ProfileError(
+            f"{table.name!r} is not analyzed: each of its columns holds, or may hold, values of "
+            "columns that consultant.exclude leaves out. Analyze the table that it is made of, or "
+            "a view that does not read those columns"
+        )
+    return [name for name in names if name in named or name in holding]
 
 
 @dataclass(slots=True)
@@ -262,6 +291,10 @@ class _Work:
         with suppress(sqlite3.Error):  # of sorting, such as a full disk
             if column.unique:
                 groups = group_unique(run, rows, name, figures, numbers=numbers)
+            elif not self.shows_values:
+                sampled = self.sampled.get(name)
+                few = sampled is not None and sampled.distinct <= FEW_DISTINCT
+                groups = count_distinct(run, rows, name, figures, few=few)
             else:
                 groups = group(run, rows, name, self.encoding, numbers=numbers)
             self.grouped[name] = groups

@@ -234,7 +234,7 @@ def _distinct(column: Column, measured: Measurement) -> dict[str, Any]:
         if stats.exact:
             return {"count": figures.filled, "exact": True}
         return _bracket(values, figures.filled, values, UNIQUE)
-    if groups is None or not groups.filled:
+    if groups is None or not groups.filled or groups.single is None:
         return _bracket(None, min(figures.filled, 1), values, GEE)
     # Each value that the sample has once stands for up to this many that it has not.
     times = max(values / groups.filled, 1.0) if values is not None else None

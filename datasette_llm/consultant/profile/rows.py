@@ -41,12 +41,14 @@ class Rows:
         condition: a WHERE clause about `t`, or nothing.
         parameters: those of the clause.
         limit: how many rows at most; None for all.
+        collated: whether a column may have a collation of its own.
     """
 
     table: str
     condition: str = ""
     parameters: tuple[Any, ...] = ()
     limit: int | None = None
+    collated: bool = True
 
     def source(self, *columns: str) -> str:
         """A FROM clause for a query about some columns, with the table as `t`."""
@@ -56,6 +58,11 @@ class Rows:
         # No other column, since SQLite may fail to compute it.
         selected = ", ".join(map(column_ref, columns)) or "1"
         return f"(select {selected} from {source} limit {self.limit}) as t"
+
+    def bytewise(self, column: str) -> str:
+        """A column of `source` whose values are compared byte by byte."""
+        # Only where it must be: SQLite then sorts the column twice, with and without.
+        return f"{column_ref(column)} collate binary" if self.collated else column_ref(column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class TableRows:
     @property
     def all(self) -> Rows:
         """All rows."""
-        return Rows(self.table.name)
+        return self._rows()
 
     @property
     def chunks(self) -> list[Rows]:
@@ -84,7 +91,7 @@ class TableRows:
         if self.table.rowid is None:
             return [self._first(SAMPLE_ROWS), self.all]
         condition = f"where t.{self.table.rowid} between ? and ?"
-        return [Rows(self.table.name, condition, span) for span in self.spans]
+        return [self._rows(condition, span) for span in self.spans]
 
     def share(self, chunks: Collection[int]) -> float:
         """The share of the table that some chunks are, by their rowids."""
@@ -98,10 +105,15 @@ class TableRows:
         found, count = self.sampled, min(limit, len(self.sampled))
         chosen = [found[len(found) * number // count] for number in range(count)]
         condition = f"where t.{self.table.rowid} in (select value from json_each(?))"
-        return Rows(self.table.name, condition, (json.dumps(chosen),))
+        return self._rows(condition, (json.dumps(chosen),))
 
     def _first(self, limit: int) -> Rows:
-        return Rows(self.table.name, limit=limit)
+        return self._rows(limit=limit)
+
+    def _rows(
+        self, condition: str = "", parameters: tuple[Any, ...] = (), limit: int | None = None
+    ) -> Rows:
+        return Rows(self.table.name, condition, parameters, limit, self.table.collated)
 
 
 def rows_of(connection: Connection, table: Table) -> TableRows:

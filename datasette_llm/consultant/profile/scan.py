@@ -218,7 +218,8 @@ def _expressions(column: str, form: Form, shift: int) -> dict[str, str]:
     real = f"count(*) filter (where typeof({v}) = 'real')"
     is_numeric = f"cast({v} as numeric) = {v}"
     if form in (Form.INTEGERS, Form.NUMBERS):
-        fits = f"typeof(max({v})) in ('integer', 'real', 'null')"  # numbers sort before the others
+        # Numbers sort before the others. A list of three types would be an index, made each time.
+        fits = f"coalesce(max({v}) < '', 1)"
         figures = _numbers(v, shift) | {"integers": f"count({v}) - {real}", "reals": real}
         if form is Form.INTEGERS:
             total = f"sum({v} - {shift})"  # an integer if all are; it may overflow, unlike total()

@@ -12,6 +12,7 @@ from datasette.utils import detect_fts, get_outbound_foreign_keys
 from datasette.utils.sqlite import sqlite3
 
 from ...errors import TableNotFoundError
+from .lineage import columns_read
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
 # In pragma table_xinfo: a column of a virtual table that `select *` leaves out too.
 _HIDDEN = 1
 # In the same: a generated column, virtual or stored.
-_GENERATED = (2, 3)
+_STORED = 3
+_GENERATED = (2, _STORED)
+_VIRTUAL = re.compile(
+    r"\s*create\s+virtual\s+table\b.*?\busing\s+[\"'`\[]?(?P<module>\w+)(?P<arguments>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# Of a full-text table: the table or view whose rows it indexes, and a column of its own copy.
+_CONTENT = re.compile(r"""\bcontent\s*=\s*["'`\[]?(?P<table>[^"'`\],)]*)""", re.IGNORECASE)
+_CONTENT_COLUMN = re.compile(r"c(\d+)")
+# The tables that a full-text table is stored in: its name and one of these.
+_PARTS = ("content", "data", "idx", "docsize", "config", "segments", "segdir", "stat")
 _CHECK = re.compile(r"\bcheck\s*\(", re.IGNORECASE)
 # A comment, a quoted text or name, a parenthesis.
 _TOKEN = re.compile(
@@ -59,6 +70,7 @@ class Table:
     Attributes:
         rowid: the name of its rowid; None where it has none that can be used.
         checks: the conditions of its CHECK constraints.
+        collated: whether a column may have a collation of its own.
     """
 
     name: str
@@ -66,6 +78,7 @@ class Table:
     columns: tuple[Column, ...]
     rowid: str | None
     checks: tuple[str, ...] = ()
+    collated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +136,13 @@ def columns_left_out(
     return [column for column in columns if names(column) & excluded]
 
 
-def may_hold_excluded(
+def columns_holding_excluded(
     connection: Connection, database: str, name: str, exclude: Collection[str]
-) -> bool:
-    """Whether a view or a full-text index may have values of an excluded column of other tables.
+) -> list[str]:
+    """The columns of a table, view or index that must not be read, whatever their names.
 
-    SQLite does not say from which column a value comes, so the definitions are searched for the
-    names of such tables and columns: rather one too many.
+    A column of a view is one if SQLite reads an excluded column for it; so is one of a full-text
+    table or of its parts that such a column is copied to. Where it cannot be decided it is.
 
     Args:
         connection: to its database.
@@ -137,27 +150,109 @@ def may_hold_excluded(
         name: the name of the table, view, virtual table or part of one.
         exclude: as for `columns_left_out`.
     """
-    if not exclude:
-        return False
-    sql = "select name, type, coalesce(sql, '') from sqlite_master where type in ('table', 'view')"
-    schema = [(table, kind, text.lstrip()) for table, kind, text in connection.execute(sql)]
-    virtual = [table for table, _, text in schema if text[:14].upper() == "CREATE VIRTUAL"]
-    made_of_others, suspicious = {}, set()
-    for table, kind, text in schema:
-        if kind == "view" or table in virtual or any(table.startswith(f"{v}_") for v in virtual):
-            made_of_others[table] = _unquoted(text)
-        else:
-            columns = [each.name for each in _declared(connection, table)]
-            if found := columns_left_out(database, table, columns, exclude):
-                suspicious |= {_unquoted(table), *map(_unquoted, found)}
-    while name in made_of_others:
-        found = [t for t, text in made_of_others.items() if any(s in text for s in suspicious)]
-        if name in found or not found:
-            return name in found
-        for table in found:
-            del made_of_others[table]
-            suspicious.add(_unquoted(table))
-    return False
+    found = _Excluded(connection, database, exclude).columns_of(name) if exclude else set()
+    return [each.name for each in _declared(connection, name) if each.name in found]
+
+
+def may_hold_excluded(
+    connection: Connection, database: str, name: str, exclude: Collection[str]
+) -> bool:
+    """Whether a table may hold excluded values in a column that is not excluded by its name.
+
+    Args:
+        connection: to its database.
+        database: the name of the database.
+        name: the name of the table, view, virtual table or part of one.
+        exclude: as for `columns_left_out`.
+    """
+    found = columns_holding_excluded(connection, database, name, exclude)
+    return len(columns_left_out(database, name, found, exclude)) < len(found)
+
+
+class _Excluded:
+    """The columns of a database's tables that hold excluded values."""
+
+    def __init__(self, connection: Connection, database: str, exclude: Collection[str]) -> None:
+        self._connection, self._database, self._exclude = connection, database, exclude
+        sql = "select name, type, sql from sqlite_master where type in ('table', 'view')"
+        schema = connection.execute(sql).fetchall()
+        self._views = {name for name, kind, _ in schema if kind == "view"}
+        self._virtual = {
+            name: made for name, _, sql in schema if (made := _VIRTUAL.match(sql or ""))
+        }
+        self._parts = {f"{name}_{part}": name for name in self._virtual for part in _PARTS}
+        others = self._views | {*self._virtual, *self._parts}
+        self._ordinary = [name for name, _, _ in schema if name not in others]
+        self._found: dict[str, set[str]] = {}
+
+    def columns_of(self, name: str) -> set[str]:
+        """The columns of a table or view that hold such values."""
+        if name not in self._found:
+            try:
+                declared = _declared(self._connection, name)
+            except sqlite3.Error:  # a view or a module that is broken, which nothing can read
+                declared = []
+            self._found[name] = {each.name for each in declared}  # while it is not decided
+            self._found[name] = self._holding(name, declared)
+        return self._found[name]
+
+    def _holding(self, name: str, declared: Sequence[_Declared]) -> set[str]:
+        columns = [each.name for each in declared]
+        found = set(columns_left_out(self._database, name, columns, self._exclude))
+        if name in self._virtual:
+            return found | self._of_virtual(self._virtual[name], columns)
+        if name in self._parts and name not in self._views:
+            return found | self._of_part(self._parts[name], name, columns)
+        others = [
+            each.name for each in declared if name in self._views or each.hidden in _GENERATED
+        ]
+        if name not in self._views and found:
+            # What SQLite has stored of a generated column does not tell what it is made of.
+            found |= {each.name for each in declared if each.hidden == _STORED}
+        others = [each for each in others if each not in found]
+        if others and self._reads_excluded(name, others, found):
+            found |= {each for each in others if self._reads_excluded(name, [each], found)}
+        return found
+
+    def _reads_excluded(self, name: str, columns: Sequence[str], found: Collection[str]) -> bool:
+        selected = ", ".join(map(column_ref, columns))
+        try:
+            reads = columns_read(self._connection, f"select {selected} from {table_source(name)}")
+        except sqlite3.Error:  # reading it will say why
+            return False
+        if not reads.decided and any(map(self.columns_of, self._virtual)):
+            return True
+        return any(
+            column in (found if table == name else self.columns_of(table))
+            for table, column in reads.columns
+        )
+
+    def _of_virtual(self, made: re.Match[str], columns: Sequence[str]) -> set[str]:
+        """Those that are copies of excluded ones, by name; all of what is made of such a table."""
+        arguments = made["arguments"]
+        content = _CONTENT.search(arguments)
+        if made["module"].casefold().startswith("fts") and "vocab" not in made["module"].casefold():
+            source = content["table"].strip().casefold() if content else ""
+            named = [each for each in (*self._ordinary, *self._views) if each.casefold() == source]
+            sources = named or self._ordinary
+            names = {each.casefold() for table in sources for each in self.columns_of(table)}
+            return {each for each in columns if each.casefold() in names}
+        mentioned = _unquoted(arguments)
+        others = [each for each in self._virtual if _unquoted(each) in mentioned]
+        return set(columns) if any(map(self.columns_of, others)) else set()
+
+    def _of_part(self, owner: str, name: str, columns: Sequence[str]) -> set[str]:
+        """Those of a part of a full-text table; its index has the words of all columns."""
+        hidden = self.columns_of(owner)
+        if not hidden or name != f"{owner}_content":
+            return set(columns) if hidden else set()
+        of_owner = [each.name for each in _declared(self._connection, owner)]
+        numbers = {each: _CONTENT_COLUMN.match(each) for each in columns}
+        return {
+            each
+            for each, number in numbers.items()
+            if number and of_owner[int(number[1])] in hidden
+        }
 
 
 def _unquoted(sql: str) -> str:
@@ -181,7 +276,9 @@ def read_table(connection: Connection, name: str) -> Table:
     declared = _declared(connection, name)
     rowid = _rowid(connection, name, {each.name for each in declared}) if ordinary else None
     columns = _columns(connection, name, declared, has_rowid=rowid is not None)
-    return Table(name, kind, columns, rowid, checks_of(definition) if ordinary else ())
+    checks = checks_of(definition) if ordinary else ()
+    collated = not ordinary or "collate" in definition.casefold()
+    return Table(name, kind, columns, rowid, checks, collated)
 
 
 def checks_of(definition: str) -> tuple[str, ...]:

@@ -8,14 +8,16 @@ import sqlite3
 from urllib.parse import urlencode
 
 import pytest
+from datasette import hookimpl
 from datasette.utils import tilde_encode
 
 from datasette_llm import instance
 from datasette_llm.console.advice.payloads import MAX_QUESTION_CHARS
+from datasette_llm.console.advice.profile_cards import MAX_CARDS
 from datasette_llm.console.log.call_page import MAX_SHOWN_CHARS
 from datasette_llm.consultant.advice import previews, store
 from datasette_llm.testing import ScriptedModel
-from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag
+from tests.support.consultant import ANA, BEN, HOSTILE, OPEN, answer, answering, flag, rows_where
 from tests.support.openai_server import BOUND_S
 
 from ...support.console import Page
@@ -269,7 +271,7 @@ async def test_changed_request_is_shown_and_not_sent(site, register_models):
     register_models(model)
     page = await previewed(site, query="?model_id=shy")
     sent = fields(page, model_id="shy")
-    for changed in ({"question": "New?"}, {"exclude": "name"}, {"digest": ""}):
+    for changed in ({"exclude": "name"}, {"model_id": "scripted"}, {"digest": ""}):
         answered = await site.send(sent | changed)
         assert answered.status_code == 409
         assert "Nothing was sent" in answered.text
@@ -287,9 +289,183 @@ async def test_changed_request_is_shown_and_not_sent(site, register_models):
     assert len(model.calls) == 1
 
 
+async def test_a8_typed_question_is_sent_in_one_go(site, register_models):
+    """With the very data that was seen, though the table and the default model have changed."""
+    model = answering(answer(), answer(), model_id="asked")
+    register_models(model)
+    page = await previewed(site, query="?model_id=asked&exclude=owner")
+    seen = await site.preview(query="?model_id=asked&exclude=owner")
+    connection = sqlite3.connect(site.path)
+    connection.execute("insert into pets (name) values ('Newcomer'), ('Newcomer')")
+    connection.commit()
+    connection.close()
+    typed = {"model_id": "asked", "exclude": "owner", "question": " Why?\u2028\U0001f436 "}
+    answered = await site.send(fields(page, **typed))
+    assert answered.status_code == 303
+    question, _, rest = model.calls[0].prompt.partition("\n\n")
+    assert json.loads(question.removeprefix("The person's question: ")) == typed["question"].strip()
+    assert rest == seen["user_prompt"]
+    (row,) = await site.rows()
+    assert (row["question"], row["exclude"]) == (typed["question"].strip(), '["owner"]')
+    # A second tab still has the preview of before; what it shows is what it sends.
+    again = await site.send(fields(page, model_id="asked", exclude="owner", question="And?"))
+    assert again.status_code == 303
+    assert model.calls[1].prompt.partition("\n\n")[2] == rest
+
+
+async def test_a8_bad_input_loses_nothing(site):
+    """A question that is too long stays in the form, with all else that was valid."""
+    page = await previewed(site)
+    long = "Why? " * 500
+    for bad in ({"question": long}, {"question": "Why?", "exclude": ["name", "ghost"]}):
+        sent = fields(page, model_id="other", **bad)
+        refused = await site.send(sent)
+        shown = Page(refused.text)
+        assert refused.status_code == 400
+        typed = [each["value"] for each in shown.all("input") if each.get("name") == "question"]
+        assert typed == [bad["question"]]
+        assert shown.form()["model"] == "other"
+        lines = (await site.send(sent, accept="application/x-ndjson")).text.splitlines()
+        assert list(json.loads(lines[0])) == ["error"]
+    assert await site.rows() == []
+
+
+async def test_a8_findings_come_before_the_model(start_site, plugin):
+    """They are sent while a plugin still thinks about the models."""
+    gate, chunks = asyncio.Event(), []
+
+    class Slow:
+        @hookimpl
+        async def llm_filter_models(self, models):
+            await gate.wait()
+            return models
+
+    plugin(Slow())
+    site = await start_site(schema=DIRTY)
+    seen = asyncio.Event()
+
+    async def send(message):
+        chunks.append(message.get("body", b"").decode())
+        if "edge spaces" in "".join(chunks):
+            seen.set()
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    cookie = f"ds_actor={site.datasette.client.actor_cookie(ANA)}"
+    scope = _scope("GET", [(b"host", b"localhost"), (b"cookie", cookie.encode())])
+    page = asyncio.create_task(site.datasette.app()(scope, receive, send))
+    async with asyncio.timeout(BOUND_S):
+        await seen.wait()
+        assert 'id="llm-ask"' not in "".join(chunks)
+        gate.set()
+        await page
+    text = "".join(chunks)
+    assert text.index("edge spaces") < text.index('id="llm-ask"') < text.index("</html>")
+
+
+async def test_a8_broken_table_is_named_in_the_page(start_site):
+    """Once the page has begun, it says what is wrong; else, as in JSON, there is a status."""
+    rows = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 999)"
+    schema = f"create table t (a); insert into t {rows} select i from n; create table u (a);"
+    site = await start_site({}, schema=schema, databases={})
+    connection = sqlite3.connect(site.path)
+    connection.execute("create view broken as select ghost from u")
+    connection.close()
+    with site.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    await site.datasette.refresh_schemas(force=True)
+    shown = (await site.get("/data/t/-/llm-analyze")).text
+    assert "llm-notice-error" in shown
+    assert "malformed" in shown
+    assert shown.rstrip().endswith("</html>")
+    assert "malformed" in (await site.get("/data/t/-/llm-analyze.json", 404)).text
+    for suffix in ("", ".json"):
+        refused = await site.get(f"/data/broken/-/llm-analyze{suffix}", 404)
+        assert "no such column: ghost" in refused.text
+
+
+async def test_a8_profile_is_a_card_a_column(start_site):
+    rows = ", ".join(f"({at}, '{'ab'[at % 3 == 0]}', {at * at})" for at in range(100))
+    schema = f"create table t (id integer primary key, kind text, n); insert into t values {rows};"
+    schema += "create table wide (" + ", ".join(f"c{at}" for at in range(150)) + ");"
+    site = await start_site({}, schema=schema, databases={})
+    page = Page((await site.get("/data/t/-/llm-analyze")).text)
+    text = " ".join(page.text.split())
+    assert "id INTEGER primary key MissingnoneRange0 to 99Mean49.5" in text
+    assert "a 66 (66 %)b 34 (34 %)" in text
+    bars = [each["style"] for each in page.all("li") if "--width" in (each.get("style") or "")]
+    assert len(bars) == 8
+    assert bars[4] == "--width: 6.25; --height: 100.0%"
+    wide = (await site.get("/data/wide/-/llm-analyze")).text
+    assert wide.count('class="llm-card"') == MAX_CARDS
+    assert "50 more columns are in the JSON" in wide
+    assert len((await site.preview("wide"))["profile"]["columns"]) == 150
+
+
+async def test_a8_cost_is_for_readers_of_the_log(start_site, register_models):
+    model = answering("not JSON", answer())
+    register_models(model)
+    permissions = OPEN | {"view-llm-log": {"id": "eve"}}
+    prices = {"scripted": {"input": 1000, "output": 1000}}
+    config = {"default_model": "scripted", "log": {"prices": prices}}
+    site = await start_site(config, permissions=permissions)
+    found = await site.ask()
+    address = f"{PATH}/{found['id']}"
+    assert (await site.get(f"{address}.json")).json()["usage"] is None
+    assert "In the call log" not in (await site.get(address)).text
+    usage = (await site.get(f"{address}.json", actor=EVE)).json()["usage"]
+    assert usage["calls"] == 2
+    assert "2 calls" in " ".join(Page((await site.get(address, actor=EVE)).text).text.split()) or (
+        usage["input_tokens"] is None
+    )
+
+
+async def test_a8_answers_are_shown_beside_each_other(site):
+    first = (await site.ask(question="Why?", exclude=["owner"]))["id"]
+    hidden = (await site.ask("secrets", actor=EVE))["id"]
+    page = Page((await site.get(f"{PATH}/{first}")).text)
+    again, other = [link for link in page.links() if f"beside={first}" in link]
+    assert (again.split("#")[1], other.split("#")[1]) == ("llm-ask", "llm-model")
+    form = Page((await site.get(again.split("#")[0])).text)
+    names = ("digest", "beside", "question", "model")
+    sent = {name: form.form()[name] for name in names} | {"exclude": "owner"}
+    assert (sent["question"], sent["beside"]) == ("Why?", first)
+    answered = await site.send(sent)
+    address = answered.headers["location"]
+    both = Page((await site.get(address)).text)
+    assert len(both.all("article")) == 2
+    ids = [each["id"] for _, each in both.tags if each.get("id")]
+    assert len(ids) == len(set(ids))
+    twin = (await site.get(address.replace("?", ".json?"))).json()
+    assert twin["beside"]["consultation"]["id"] == first
+    for suffix in ("", ".json"):
+        await site.get(f"{PATH}/{first}{suffix}?beside={hidden}", 404)
+        await site.get(f"{PATH}/{first}{suffix}?beside=nonsense")
+
+
+async def test_a8_earlier_advice_of_the_table_is_linked(site):
+    mine = [(await site.ask())["id"] for _ in range(2)]
+    hidden = (await site.ask("secrets", actor=EVE))["id"]
+    await site.get(PETS)  # which stores the findings
+    earlier = [each["id"] for each in (await site.preview())["earlier"]]
+    assert earlier == mine[::-1]
+    page = await previewed(site)
+    assert f"{PATH}/{mine[0]}" in page.links()
+    (all_of_it,) = [link for link in page.links() if "database=data" in link]
+    listed = (await site.get(all_of_it.replace("?", ".json?"))).json()["consultations"]
+    assert len(listed) == 3
+    for query in ("table=secrets", "database=data&table=secrets", "database=ghost"):
+        assert (await site.get(f"{PATH}.json?{query}")).json()["consultations"] == []
+        assert hidden not in (await site.get(f"{PATH}?{query}")).text
+
+
 async def test_preview_cache_is_bounded(site):
+    names = ("id", "name", "kind", "weight", "owner")
     for number in range(previews.MAX_PREVIEWS + 5):
-        await site.preview(query=f"?question={number}")
+        left_out = [("exclude", name) for at, name in enumerate(names) if number >> at & 1]
+        await site.preview(query=f"?{urlencode(left_out)}")
     cache = instance.of(site.datasette, previews.PreviewCache)
     assert len(cache) == previews.MAX_PREVIEWS
 
@@ -336,16 +512,44 @@ async def test_json_post_returns_201_and_location(start_site, register_models):
 # While it runs
 
 
-async def test_ndjson_has_a_line_for_each_step(site):
+async def test_a8_ndjson_has_a_line_for_each_event(start_site, register_models):
+    """Steps, how the answer grows, each claim and its verdict, and where the advice is."""
+    wrong = flag(rows_where("weight", expected=3), claim="Some are below zero: 3")
+    register_models(answering(answer(flag(), wrong)))
+    site = await start_site()
     sent = fields(await previewed(site))
     answered = await site.send(sent, accept="application/x-ndjson")
     lines = [json.loads(line) for line in answered.text.splitlines()]
-    assert [line["step"] for line in lines[:-1]] == [
+    assert [line["step"] for line in lines if "step" in line][:2] == [
         "Looking for the model",
         "Waiting for the answer of scripted",
     ]
-    assert "Cleo" not in (await site.get(lines[-1]["next"], 200)).text.split("Raw answer")[0]
-    assert len(await site.rows()) == 1
+    claims = {line["index"]: line["claim"]["claim"] for line in lines if "claim" in line}
+    assert claims == {0: flag()["claim"], 1: wrong["claim"]}
+    checks = {line["index"]: line["check"] for line in lines if "check" in line}
+    stored = (await site.get(lines[-1]["next"].replace("?", ".json?"), 200)).text
+    (row,) = await site.rows()
+    assert [checks[0], checks[1]] == json.loads(row["checks"])
+    assert [checks[at]["status"] for at in (0, 1)] == ["confirmed", "contradicted"]
+    assert all(type(line["tokens"]) is int for line in lines if "chars" in line)
+    assert "Cleo" not in stored.split("Raw answer")[0]
+
+
+async def test_a4_infinite_figure_confirms_nothing(start_site, register_models):
+    """Nor does it break the lines of JSON."""
+    evidence = {"kind": "aggregate", "function": "max", "column": "weight", "any_of": []}
+    greatest = flag(evidence | {"expected": 3.0}, claim="The greatest is 3")
+    register_models(answering(answer(greatest)))
+    site = await start_site()
+    connection = sqlite3.connect(site.path)
+    connection.execute("insert into pets (weight) values (9e999)")
+    connection.commit()
+    connection.close()
+    answered = await site.send(fields(await previewed(site)), accept="application/x-ndjson")
+    assert "Infinity" not in answered.text
+    lines = [json.loads(line) for line in answered.text.splitlines()]
+    (check,) = [line["check"] for line in lines if "check" in line]
+    assert check["status"] == "contradicted"
 
 
 async def test_ndjson_leads_to_the_changed_preview(site):
@@ -397,9 +601,13 @@ async def _posted(site, sent, accept, leaves):
         (b"content-type", b"application/x-www-form-urlencoded"),
         (b"cookie", f"ds_actor={cookie}".encode()),
     ]
-    scope = {
+    await site.datasette.app()(_scope("POST", headers), receive, send)
+
+
+def _scope(method, headers):
+    return {
         "type": "http",
-        "method": "POST",
+        "method": method,
         "path": PETS,
         "raw_path": PETS.encode(),
         "query_string": b"",
@@ -409,7 +617,6 @@ async def _posted(site, sent, accept, leaves):
         "client": ("127.0.0.1", 1),
         "server": ("localhost", 80),
     }
-    await site.datasette.app()(scope, receive, send)
 
 
 # Findings, with and without a model
@@ -439,7 +646,7 @@ async def test_a2_page_has_findings_without_a_model(start_site):
     assert missing["evidence"]["kind"] == "rows"
     assert shown["model_id"] is None
     text = (await site.get(PETS)).text
-    assert text.index("disguised missing") < text.index("Ask a model")
+    assert text.index("disguised missing") < text.index('id="llm-ask"')
     assert "2 of 8 rows (25 %)" in text
 
 
@@ -453,7 +660,7 @@ async def test_a1_configuration_needs_no_model(start_site):
     assert shown["suggested_config"]["facets"] == ["kind"]
     assert "label_column: name" in shown["derived"]["datasette_yaml"]
     address = "/data/places/-/llm-analyze"
-    assert "label_column: name" in (await site.get(address)).text.split("Ask a model")[0]
+    assert "label_column: name" in (await site.get(address)).text.split('id="llm-ask"')[0]
     (row,) = await site.rows(asked=False)
     stored = (await site.get(f"{PATH}/{row['id']}.json")).json()["consultation"]
     assert stored["derived"] == shown["derived"]
@@ -612,7 +819,7 @@ async def test_odd_table_and_column_names(start_site, register_models):
     schema = f"create table {quoted} ({quoted}, \"a,b\"); insert into {quoted} values (1, 'x');"
     config = answer()["suggested_config"] | {"facets": [ODD], "hidden_columns": [ODD]}
     config |= {"columns": [], "sort_desc": None, "label_column": ODD, "full_text_columns": [ODD]}
-    model = answering(answer(flag(f"select * from {quoted}", column=ODD), suggested_config=config))
+    model = answering(answer(flag(rows_where(ODD, ">"), column=ODD), suggested_config=config))
     register_models(model)
     site = await start_site(schema=schema + "create table secrets (ssn);")
     address = tilde_encode(ODD)
@@ -640,7 +847,7 @@ async def test_html_of_a_model_is_escaped(start_site, register_models):
     config = answer()["suggested_config"]
     described = [{"column": "weight", "description": HOSTILE, "unit": HOSTILE}]
     hostile = answer(
-        flag(f"select '{HOSTILE.replace(chr(39), chr(39) * 2)}' as x from pets", claim=HOSTILE),
+        flag(rows_where("name", "=", HOSTILE), claim=HOSTILE),
         suggested_action=HOSTILE,
         reasoning_summary=HOSTILE,
         suggested_config=config | {"facets": [HOSTILE], "columns": described},
@@ -670,7 +877,7 @@ async def test_every_url_has_the_base_url(start_site, register_models):
         shown = Page((await site.get(address)).text)
         targets = [*shown.links(), *(form["action"] or "" for form in shown.all("form"))]
         for target in targets:
-            assert target.startswith(("/prefix/", "https://")), target
+            assert target.startswith(("/prefix/", "https://", "#")), target
 
 
 async def test_other_kinds_of_tables(start_site, register_models):

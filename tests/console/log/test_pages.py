@@ -726,6 +726,9 @@ async def test_s3_odd_rows_are_shown(start: Start, odd: object) -> None:
         await get(datasette, address)
     for sort in ("cost", "-cost", "duration", "tokens"):
         await get(datasette, sort=sort)
+    for by in ("model", "outcome", "failure_kind", "day"):
+        for suffix in ("", ".json", ".csv"):
+            await get(datasette, f"/-/llm/usage{suffix}", by=by, measure="tokens")
 
 
 # CSV

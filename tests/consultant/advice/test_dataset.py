@@ -17,12 +17,11 @@ from datasette_llm.consultant.advice.dataset import (
     MAX_TEXT_CHARS,
     DatasetAdvice,
     TableFacts,
-    checks,
     review,
     unreadable,
 )
 from datasette_llm.structured import closed_schema
-from tests.support.consultant import CONFIG, answer, flag
+from tests.support.consultant import CONFIG, answer, flag, rows_where
 
 COLUMNS = ("id", "name", "kind", "weight", "owner")
 FACTS = TableFacts(COLUMNS, ("id",))
@@ -88,25 +87,47 @@ def test_view_has_no_label_and_no_search():
 
 
 def test_claim_about_unknown_column_is_rejected():
-    whole = answer(flag("select 1", column="ghost"), flag("select 2", column=None))
+    whole = answer(flag(rows_where("nmae"), column="ghost"), flag(column=None))
     result = review(DatasetAdvice.model_validate(whole), FACTS)
     assert result.advice["risk_flags"][0]["column"] is None
-    assert result.rejected == ("risk flag outliers: no such column: ghost",)
+    assert result.rejected == (
+        "risk flag outliers: no such column: ghost",
+        "risk flag outliers: no such column: nmae",
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "problem"),
+    [
+        (None, "Input should be a valid dictionary"),
+        ({"kind": "sql", "sql": "select 1"}, "Input tag 'sql'"),
+        ({"kind": "rows"}, "any_of: Field required"),
+        (rows_where("id", "=="), "any_of.0.0.op: Input should be"),
+        (rows_where("id") | {"sql": "select 1"}, "sql: Extra inputs"),
+        (rows_where("id", "=", {"a": 1}), "any_of.0.0.value"),
+    ],
+)
+def test_a3_unreadable_evidence_loses_only_itself(evidence, problem):
+    whole = answer(flag() | {"evidence": evidence}, flag())
+    (bad, good) = review(DatasetAdvice.model_validate(whole), FACTS).claims
+    assert problem in bad.evidence.problem
+    assert good.evidence.kind == "rows"
 
 
 def test_s0_endless_answer_is_cut():
     ghosts = CONFIG | {"facets": [f"ghost{number}" for number in range(20_000)]}
-    whole = answer(*[flag("select 1")] * 20_000, suggested_config=ghosts)
+    whole = answer(*[flag()] * 20_000, suggested_config=ghosts)
     result = review(DatasetAdvice.model_validate(whole), FACTS)
-    assert len(result.advice["risk_flags"]) == advice.MAX_CLAIMS == len(checks(result.advice))
+    assert len(result.advice["risk_flags"]) == advice.MAX_CLAIMS == len(result.claims)
     assert len(result.rejected) == advice.MAX_REJECTED
-    assert result.rejected[0] == "risk_flags: 19,980 more than the 20 that are kept"
+    assert result.rejected[0] == "risk_flags: 19,970 more than the 30 that are kept"
 
 
-def test_s0_shown_query_is_the_one_that_was_written():
-    sql = "select\tid\nfrom pets"
-    result = review(DatasetAdvice.model_validate(answer(flag(sql))), FACTS)
-    assert result.advice["risk_flags"][0]["evidence_sql"] == sql
+def test_s0_shown_evidence_is_what_is_counted():
+    evidence = rows_where("name", "=", "a\tb\u202e")
+    result = review(DatasetAdvice.model_validate(answer(flag(evidence))), FACTS)
+    assert result.advice["risk_flags"][0]["evidence"] == evidence
+    assert result.claims[0].evidence.any_of[0][0].value == "a\tb\u202e"
 
 
 def test_control_characters_are_removed():
@@ -134,13 +155,14 @@ def test_unreadable_answer_becomes_flagged_advice():
 
 def test_model_cannot_set_malformed_flag():
     with pytest.raises(pydantic.ValidationError):
-        DatasetAdvice.model_validate(answer(flag("select 1", kind=MALFORMED)))
+        DatasetAdvice.model_validate(answer(flag(kind=MALFORMED)))
 
 
 def test_schema_is_strict():
     schema = closed_schema(DatasetAdvice)
     objects = [schema, *schema["$defs"].values()]
-    assert len(objects) == 4
+    assert len(objects) == 12
+    assert len(json.dumps(schema, separators=(",", ":"))) < 7_500
     for each in objects:
         assert each["additionalProperties"] is False
         assert sorted(each["required"]) == sorted(each["properties"])

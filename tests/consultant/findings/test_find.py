@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from datasette_llm.consultant import evidence as counting
 from datasette_llm.consultant.findings import find
+from datasette_llm.consultant.findings.column_values import read_values
 from datasette_llm.consultant.findings.find import KINDS, Findings, search
 from datasette_llm.consultant.findings.references import OtherTable
 from datasette_llm.consultant.findings.time_limit import TimeLimit
@@ -190,15 +191,19 @@ NAMES = st.sampled_from(
     cells=st.lists(CELLS, min_size=1, max_size=8).flatmap(
         lambda few: st.lists(st.sampled_from(few), max_size=40)
     ),
+    grouped=st.booleans(),
 )
-def test_a1_any_column_agrees_with_its_evidence(name, declared, cells):
+def test_a1_any_column_agrees_with_its_evidence(name, declared, cells, grouped):
     """Whatever is in a column, SQLite counts as many rows as Python."""
     with closing(sqlite3.connect(":memory:")) as connection:
         quoted = '"' + name.replace('"', '""') + '"'
         connection.execute(f"create table t ({quoted} {declared}, other)")
         connection.executemany("insert into t values (?, 1)", [(cell,) for cell in cells])
         before = connection.total_changes
-        findings = found_in(connection, "t")
+        columns = profile_of(connection, "t")["columns"]
+        if grouped:  # as where the profile has seen few values in many rows
+            columns = [each | {"rows": 1_000, "distinct": {"count": 1}} for each in columns]
+        findings = found_in(connection, "t", columns=columns)
         json.dumps(findings.found, allow_nan=False)
         assert findings.note is None
         for each in findings.found:
@@ -249,6 +254,19 @@ def test_a1_text_that_is_not_well_formed_is_read():
         findings = found_in(connection, "weather")
     assert ("mixed_types", "temperature") in kinds(findings)
     assert ("disguised_missing", "temperature") in kinds(findings)
+
+
+def test_a1_long_text_with_nul_is_long():
+    """SQLite's functions of texts end at NUL, so that it could be taken for a short one."""
+    texts = ["ab", "ab\0" + "x" * 900, "{\0" + "y" * 900, "ab\0c", "z" * 201]
+    with closing(tables.table("t", "c", [(text,) for text in texts])) as connection:
+        budget = TimeLimit(connection, 30, time.perf_counter)
+        with budget.until(1):
+            values = read_values(
+                connection, "t", {"name": "c"}, "", exact=True, unique=False, budget=budget
+            )
+    assert values.counts == {"ab": 1, "ab\0c": 1}
+    assert (values.long_texts, values.long_json) == (3, 1)
 
 
 def test_a1_a_broken_table_beside_it_does_not_matter():

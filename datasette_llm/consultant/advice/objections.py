@@ -1,0 +1,426 @@
+"""Why a claim whose evidence counts what was expected is not confirmed by it.
+
+The sentence is read in few words, and compared with what the evidence is about. There is no proof
+in it, so that rather one claim too few is confirmed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import text_forms
+from ..evidence import (
+    Aggregate,
+    Condition,
+    Duplicates,
+    Evidence,
+    Orphans,
+    Pattern,
+    Rows,
+    Top,
+    columns_of,
+    conditions_of,
+)
+from .dataset import Claim, plain
+from .wording import (
+    ABOUT,
+    COMPARED,
+    LESS,
+    MORE,
+    ROW_WORDS,
+    Number,
+    names_in,
+    numbers_in,
+    quantifiers_in,
+    word_set,
+)
+
+# A number is rounded if it differs by half of its last digit, but by no more than this share.
+MAX_ROUNDED = 0.1
+# What "about" and the like leave open.
+MAX_ABOUT = 0.05
+
+_NULLS = ("is null", "is empty", "is missing")
+_FUNCTION_WORDS = {
+    "average": ("mean",),
+    "averages": ("mean",),
+    "mean": ("mean",),
+    "median": ("median",),
+    "maximum": ("max",),
+    "highest": ("max",),
+    "largest": ("max",),
+    "latest": ("max",),
+    "minimum": ("min",),
+    "lowest": ("min",),
+    "smallest": ("min",),
+    "earliest": ("min",),
+    "total": ("sum", "count"),
+    "sum": ("sum",),
+    "distinct": ("distinct",),
+    "different": ("distinct",),
+}
+# Without such a word, a sentence with their figure may mean another.
+_NAMED_FUNCTIONS = ("mean", "median", "sum")
+_MISSING = word_set(
+    "missing null nulls blank empty no without lack lacks lacking absent unknown not unfilled none"
+)
+_NOT = word_set("not no neither invalid malformed broken cannot other without except")
+_BELOW = word_set("below under less lower smaller fewer before short shorter younger negative")
+_ABOVE = word_set("above over more greater higher larger exceed exceeds after long longer older")
+_NO_WORDS = frozenset[str]()
+_NUMBERS = word_set("number numbers numeric integer integers decimal float floats real whole")
+# A sentence about such a condition has one of these words,
+_CONDITION_WORDS = {
+    "is null": _MISSING,
+    "is empty": _MISSING,
+    "is missing": _MISSING,
+    "does not parse as": _NOT,
+    "not like": _NOT,
+    "!=": _NOT,
+    "has edge spaces": word_set("space spaces whitespace blank blanks trailing leading edge"),
+}
+_FORM_WORDS = {
+    "text": word_set("text texts string strings"),
+    "integer": _NUMBERS,
+    "real": _NUMBERS,
+    "number": _NUMBERS,
+    "blob": word_set("blob blobs binary bytes"),
+    "null": _MISSING,
+    "missing": _MISSING | word_set("na placeholder placeholders"),
+    "date": word_set("date dates day days"),
+    "time": word_set("time times hour hours"),
+    "json": word_set("json"),
+}
+# and none of these.
+_OPPOSITES = {
+    "is not null": word_set("missing null blank empty absent lack lacks without"),
+    "parses as": word_set("invalid malformed"),
+    "=": word_set("except"),
+    "in": word_set("except"),
+}
+_DENIALS = word_set("not no without free cannot")
+_NEGATED = ("!=", "not like", "does not parse as", "is not null")
+_NOT_MISSING = re.compile(r"(\bnot|n't|\bno) (missing|null|empty|blank)", re.IGNORECASE)
+_NAMED_TEXTS = ("=", "!=", "in", "like", "not like", "contains", "mask is")
+_LARGEST = word_set("most highest largest greatest biggest maximum latest heaviest")
+_SMALLEST = word_set("least fewest lowest smallest minimum earliest cheapest lightest")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What we counted of a claim.
+
+    Attributes:
+        figure: the number or, of texts, the text; None for a `Top`, or where there is none.
+        of: the number of rows of the table; None where it could not be counted in time.
+        result: the rows of a `Top`, as pairs of a value and a figure.
+        sql: as in `Check`.
+        duration_ms: as in `Check`.
+    """
+
+    figure: float | str | None
+    of: int | None
+    result: Sequence[tuple[Any, Any]] = ()
+    sql: str | None = None
+    duration_ms: float = 0.0
+
+
+class Figures:
+    """The figures that a number in a claim's sentence may repeat."""
+
+    def __init__(self, evidence: Evidence, counted: Counted) -> None:
+        self.rows: float | None = None
+        self.figure = counted.figure if isinstance(counted.figure, int | float) else None
+        self.of = counted.of
+        self.percent: float | None = None
+        if not isinstance(evidence, Aggregate | Top) or counts_rows(evidence):
+            self.rows = self.figure
+            if self.rows is not None and counted.of:
+                self.percent = 100 * self.rows / counted.of
+        elif isinstance(evidence, Aggregate) and evidence.function == "share":
+            self.percent = self.figure
+        self.compared = _compared_with(evidence)
+        pairs = (each for pair in counted.result for each in pair)
+        self.listed = {each for each in pairs if isinstance(each, int | float)}
+        if isinstance(evidence, Top):
+            self.listed |= {evidence.limit, len(counted.result)}
+
+    def hold(self, number: Number) -> bool:
+        """Whether a number is one of them."""
+        if number.value is None:
+            return False
+        if number.is_percent:
+            plain_figure = self.figure if self.rows is None else None
+            return self._is_one_of(number, [self.percent, plain_figure])
+        total = [self.of] if {"of", "all", "among"} & {*number.before[:1]} else []
+        if self._is_one_of(number, [self.rows, self.figure, *total, *self.listed]):
+            return True
+        if ROW_WORDS & {*number.after} and "of" not in number.before[:1]:
+            return False
+        return _is_compared(number) and number.value in self.compared
+
+    def _is_one_of(self, number: Number, figures: Collection[float | None]) -> bool:
+        return any(each is not None and _says(number, each) for each in figures)
+
+
+def _is_compared(number: Number) -> bool:
+    return bool(COMPARED & {*number.before})
+
+
+def _says(number: Number, figure: float) -> bool:
+    value = number.value or 0.0
+    if MORE & {*number.before}:
+        return figure >= value
+    if LESS & {*number.before}:
+        return figure <= value
+    if ABOUT & {*number.before} and abs(value - figure) <= MAX_ABOUT * abs(figure):
+        return True
+    return is_rounded(value, number.step, figure)
+
+
+def counts_rows(evidence: Evidence) -> bool:
+    """Whether it is an aggregate that counts rows, as most other evidence does."""
+    return isinstance(evidence, Aggregate) and evidence.function == "count"
+
+
+def _compared_with(evidence: Evidence) -> set[float]:
+    values: set[float] = set()
+    for condition in conditions_of(evidence):
+        value = condition.value
+        listed = value if isinstance(value, tuple) else (value,)
+        values |= {each for each in listed if isinstance(each, int | float)}
+    return values
+
+
+def _texts(evidence: Evidence) -> Iterator[str]:
+    for condition in conditions_of(evidence):
+        yield from _texts_of(condition)
+    if isinstance(evidence, Pattern):
+        yield from evidence.usual
+    if isinstance(evidence.expected, str):
+        yield evidence.expected
+
+
+def _texts_of(condition: Condition) -> Iterator[str]:
+    value = condition.value
+    listed = value if isinstance(value, tuple) else (value,)
+    yield from (each for each in listed if isinstance(each, str))
+
+
+def numbers_of(claim: Claim, evidence: Evidence, columns: Collection[str]) -> list[Number]:
+    """The numbers in a claim's sentence, without names of columns and texts of the evidence."""
+    return [*numbers_in(plain(claim.sentence), {*columns, *_texts(evidence)})]
+
+
+def objections(
+    claim: Claim, evidence: Evidence, figures: Figures, columns: Collection[str]
+) -> Iterator[str]:
+    """Why a claim whose evidence is as expected is not confirmed by it, but for numbers.
+
+    Args:
+        claim: the claim.
+        evidence: its evidence.
+        figures: what was counted.
+        columns: the names of the table's columns.
+    """
+    sentence = plain(claim.sentence)
+    yield from _about_other_columns(claim, sentence, evidence, columns)
+    yield from _about_other_things(claim, sentence, evidence)
+    yield from _about_other_conditions(claim, sentence, evidence)
+    if figures.rows != 0:
+        yield from _about_the_opposite(sentence, evidence)
+    if isinstance(evidence, Top):
+        yield from _of_ranking(sentence, evidence)
+    elif figures.rows is not None or figures.percent is not None:
+        numbers = numbers_of(claim, evidence, columns)
+        yield from _of_quantity(quantifiers_in(sentence), evidence, figures.percent)
+        yield from _of_all_or_none(sentence, evidence, figures, numbers)
+
+
+def _about_other_columns(
+    claim: Claim, sentence: str, evidence: Evidence, columns: Collection[str]
+) -> Iterator[str]:
+    counted = set(columns_of(evidence))
+    counted |= {evidence.other_column} if isinstance(evidence, Orphans) else set()
+    if claim.column is not None and claim.column not in counted:
+        yield f"the evidence is not about `{claim.column}`"
+    quoted, words = names_in(sentence, columns)
+    other = sorted(quoted - counted)
+    if other or (words and not (quoted | words) & counted):
+        name = (other or sorted(words))[0]
+        yield f"the sentence is about `{name}`, and the evidence is not"
+
+
+def _about_other_things(claim: Claim, sentence: str, evidence: Evidence) -> Iterator[str]:
+    words = word_set(sentence)
+    missing = {"missing", "null", "nulls", "blank", "empty"} & words
+    if (claim.kind == "missing_values" or missing) and not _is_about_missing(evidence):
+        yield "the evidence does not count missing values"
+    repeated = {"duplicate", "duplicates", "duplicated", "repeated"} & words
+    if (claim.kind == "duplicates" or repeated) and not _is_about_duplicates(evidence):
+        yield "the evidence does not count duplicates"
+    if claim.kind == "broken_reference" and not isinstance(evidence, Orphans):
+        yield "the evidence does not count broken references"
+    if "negative" in words and not _is_about_negatives(evidence):
+        yield "the evidence does not count negative numbers"
+    functions = {name for word in words for name in _FUNCTION_WORDS.get(word, ())}
+    if isinstance(evidence, Aggregate | Top) and functions:
+        ranks = isinstance(evidence, Top) and functions <= {"min", "max"}
+        if evidence.function not in functions and not ranks:
+            yield f"the sentence is not about the {evidence.function}"
+    elif isinstance(evidence, Aggregate) and evidence.function in _NAMED_FUNCTIONS:
+        yield f"the sentence does not speak of the {evidence.function}"
+
+
+def _about_other_conditions(claim: Claim, sentence: str, evidence: Evidence) -> Iterator[str]:
+    words = word_set(sentence)
+    if claim.kind == "missing_values":
+        words |= {"missing"}
+    for condition in conditions_of(evidence):
+        spoken = _words_for(condition)
+        if spoken and not spoken & words:
+            yield f"the sentence does not say that `{condition.column}` {condition.op}"
+        if _opposite_of(condition.op, words) & words:
+            yield f"the sentence is about the opposite of `{condition.column}` {condition.op}"
+        texts = [each for each in _texts_of(condition) if condition.op in _NAMED_TEXTS]
+        if texts and not any(_is_named(each, sentence, words) for each in texts):
+            yield f"the sentence does not name {plain(texts[0])}"
+
+
+def _about_the_opposite(sentence: str, evidence: Evidence) -> Iterator[str]:
+    """The sentence denies something, and what was counted is there."""
+    if isinstance(evidence, Orphans | Pattern):
+        return
+    ops = {each.op for each in conditions_of(evidence)}
+    if _DENIALS & word_set(sentence) and not ops & {*_NULLS, *_NEGATED}:
+        yield "the sentence denies what was counted"
+    if ops & {*_NULLS} and _NOT_MISSING.search(sentence):
+        yield "the sentence denies that values are missing"
+
+
+def _words_for(condition: Condition) -> frozenset[str]:
+    """Words of which a sentence has one if it is about a condition; none for any sentence."""
+    if condition.op in ("type is", "parses as"):
+        return _FORM_WORDS.get(str(condition.value), _NO_WORDS)
+    return _CONDITION_WORDS.get(condition.op, _NO_WORDS)
+
+
+def _opposite_of(op: str, words: frozenset[str]) -> frozenset[str]:
+    # "More than 5 are below 3" has words for both.
+    for ops, own, opposite in ((("<", "<="), _BELOW, _ABOVE), ((">", ">="), _ABOVE, _BELOW)):
+        if op in ops:
+            return _NO_WORDS if own & words else opposite
+    return _OPPOSITES.get(op, _NO_WORDS)
+
+
+def _is_named(text: str, sentence: str, words: frozenset[str]) -> bool:
+    if text_forms.is_missing(text) and _MISSING & words:
+        return True
+    return text.strip("%_ ").casefold() in sentence.casefold()
+
+
+def _is_about_missing(evidence: Evidence) -> bool:
+    if isinstance(evidence, Duplicates | Orphans | Pattern):
+        return False
+    return any(map(_finds_missing, conditions_of(evidence))) and not any(
+        each.op in ("is not null", "!=", "not like") for each in conditions_of(evidence)
+    )
+
+
+def _finds_missing(condition: Condition) -> bool:
+    listed = condition.op in ("=", "in") and condition.other_column is None
+    parsed = condition.op == "parses as" and condition.value == "missing"
+    return condition.op in _NULLS or listed or parsed or condition.value == "null"
+
+
+def _is_about_duplicates(evidence: Evidence) -> bool:
+    if isinstance(evidence, Aggregate):
+        return evidence.function == "distinct"
+    if isinstance(evidence, Top):
+        return evidence.function == "count" and evidence.order == "largest"
+    return isinstance(evidence, Duplicates)
+
+
+def _is_about_negatives(evidence: Evidence) -> bool:
+    if isinstance(evidence, Aggregate) and evidence.function == "min":
+        return True
+    return any(map(_finds_negatives, conditions_of(evidence)))
+
+
+def _finds_negatives(condition: Condition) -> bool:
+    value = condition.value
+    if isinstance(value, str):
+        return value.startswith("-")
+    if not isinstance(value, int | float):
+        return False
+    return value < 0 if condition.op in ("=", "<=") else condition.op == "<" and value <= 0
+
+
+def _of_ranking(sentence: str, evidence: Top) -> Iterator[str]:
+    words = word_set(sentence)
+    opposite = _SMALLEST if evidence.order == "largest" else _LARGEST
+    if opposite & words:
+        yield f"the sentence is not about the {evidence.order}"
+    expected = evidence.expected
+    if expected is not None and str(expected).casefold() not in sentence.casefold():
+        yield f"the sentence does not name {plain(str(expected))}"
+
+
+def _of_quantity(
+    quantifiers: Mapping[str, str], evidence: Evidence, percent: float | None
+) -> Iterator[str]:
+    """Words for a share of the rows, beside the one that was counted."""
+    holds = {
+        "all": percent == 100 or (percent == 0 and _counts_faults(evidence)),
+        "none": percent == 0,
+        "most": percent is not None and percent > 50,
+        "few": percent is not None and percent < 50,
+    }
+    for meaning, word in quantifiers.items():
+        if not holds[meaning]:
+            yield f"the sentence says “{word}”, which is not what was counted"
+
+
+def _of_all_or_none(
+    sentence: str, evidence: Evidence, figures: Figures, numbers: Sequence[Number]
+) -> Iterator[str]:
+    """What every row meets, or none, only proves a sentence that says so."""
+    said = quantifiers_in(sentence)
+    counts = {each.value for each in numbers if not each.is_percent and not _is_compared(each)}
+    shares = {each.value for each in numbers if each.is_percent}
+    words = word_set(sentence)
+    total = [each.value for each in numbers if each.before[:1] in (("of",), ("all",))]
+    if figures.percent == 100 and figures.of:
+        says_all = "all" in said or "constant" in words or 100 in shares
+        if not says_all and figures.of not in {*counts, *total}:
+            yield "every row meets the condition"
+    if figures.percent == 0:
+        says_none = "none" in said or "unique" in words or 0 in shares | counts
+        if not says_none and not ("all" in said and _counts_faults(evidence)):
+            yield "no row meets the condition"
+
+
+def _counts_faults(evidence: Evidence) -> bool:
+    """Whether what is counted is a fault, so that none of it is good of all."""
+    faults = (*_NULLS, "has edge spaces", "does not parse as", "not like")
+    if isinstance(evidence, Rows):
+        return all(each.op in faults for each in conditions_of(evidence))
+    return True
+
+
+def is_rounded(said: float, step: float, counted: float | None) -> bool:
+    """Whether a number is what was counted, or that rounded.
+
+    Args:
+        said: the number.
+        step: one of its last digit.
+        counted: what was counted.
+    """
+    if counted is None or not math.isfinite(counted):
+        return said == counted
+    near = MAX_ROUNDED * abs(counted)
+    return abs(said - counted) <= min(near, step / 2 + 1e-9 * abs(counted))
