@@ -30,7 +30,7 @@ NONE_COUNTS = ("purpose", "actor")
 # The sums by actor are as many as actors, so the newest calls have to do.
 _KEPT = ("model", "purpose", "outcome", "failure_kind")
 _COLUMNS = {**DIMENSIONS, "finish_reason": "finish_reason"}
-_FIRST_BATCH, _BATCH = 500, 1_500
+_FIRST_BATCH, _BATCH = 1_000, 1_500
 # The share of the time that is for the sums of past periods, and the least for the first batch.
 _KEPT_SHARE = 0.6
 _LEAST_MS = 25.0
@@ -79,19 +79,20 @@ def counted(
     Raises:
         BadFilterError: the filter or the words are invalid.
     """
-    found, end_s = Facets(), time.perf_counter() + limit_ms / 1000
-    names = set(FACETS)
-    if listing.words is None and Question(listing.filter).is_kept:
-        reader = Reader(connection, now, limit_ms * _KEPT_SHARE)
-        for key, sums in sums_of(reader, listing.filter, _KEPT).items():
-            values = dict(zip(_KEPT, key, strict=True))
-            found.sums_of(values["outcome"]).merge(sums)
-            for name, value in values.items():
-                found.add(name, value, sums.calls)
-        if reader.cut is not None:
-            found.since |= dict.fromkeys(_KEPT, reader.cut)
-        names -= set(_KEPT)
-    _count_newest(connection, listing, found, names, end_s, now)
+    end_s = time.perf_counter() + limit_ms / 1000
+    found, newest = Facets(), _Newest(connection, listing, now, end_s)
+    newest.read(_FIRST_BATCH)
+    is_kept = listing.words is None and Question(listing.filter).is_kept
+    kept = set(_KEPT) if is_kept and newest.has_more else set()
+    if kept:
+        _add_kept(found, Reader(connection, now, limit_ms * _KEPT_SHARE), listing)
+    names = set(FACETS) - kept
+    newest.add_to(found, names)
+    while newest.has_more and newest.has_time:
+        newest.read(_BATCH)
+        newest.add_to(found, names)
+    if newest.has_more:
+        found.since |= dict.fromkeys(names, newest.since)
     return found
 
 
@@ -100,40 +101,63 @@ def top(counts: Counter[str], size: int) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:size]
 
 
-def _count_newest(
-    connection: sqlite3.Connection,
-    listing: Listing,
-    found: Facets,
-    names: set[str],
-    end_s: float,
-    now: datetime.datetime,
-) -> None:
-    """Count the newest calls, in batches."""
-    cursor, size, reached = None, _FIRST_BATCH, now
-    while True:
-        rest_ms = (end_s - time.perf_counter()) * 1000
-        if rest_ms <= 0 and cursor is not None:
-            break
-        batch = replace(listing, cursor=cursor, limit=size)
-        ids, cut = newest_ids(connection, batch, max(_LEAST_MS, rest_ms))
-        _add_calls(found, names, _rows(connection, ids))
-        if ids:
-            cursor, reached = Cursor(ids[-1]), time_of(ids[-1])
+def _add_kept(found: Facets, reader: Reader, listing: Listing) -> None:
+    """Count all calls, by what the sums of past periods know."""
+    for key, sums in sums_of(reader, listing.filter, _KEPT).items():
+        values = dict(zip(_KEPT, key, strict=True))
+        found.sums_of(values["outcome"]).merge(sums)
+        for name, value in values.items():
+            found.add(name, value, sums.calls)
+    if reader.cut is not None:
+        found.since |= dict.fromkeys(_KEPT, reader.cut)
+
+
+class _Newest:
+    """Reads calls in batches, the newest first.
+
+    Attributes:
+        since: when the last call began that was read.
+        has_more: whether there are older ones, or there was no time to find any.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        listing: Listing,
+        now: datetime.datetime,
+        end_s: float,
+    ) -> None:
+        self.since = now
+        self.has_more = True
+        self._connection = connection
+        self._listing = replace(listing, cursor=None)
+        self._end_s = end_s
+        self._ids: list[str] = []
+
+    def read(self, size: int) -> None:
+        """Find the next batch."""
+        rest_ms = (self._end_s - time.perf_counter()) * 1000
+        batch = replace(self._listing, limit=size)
+        self._ids, cut = newest_ids(self._connection, batch, max(_LEAST_MS, rest_ms))
+        if self._ids:
+            self.since = time_of(self._ids[-1])
+            self._listing = replace(self._listing, cursor=Cursor(self._ids[-1]))
+        self.has_more = cut or len(self._ids) == size
         if cut:
-            break
-        if len(ids) < size:
-            return
-        size = _BATCH
-    found.since |= dict.fromkeys(names, reached)
+            self._end_s = 0.0
 
+    @property
+    def has_time(self) -> bool:
+        """Whether there is time for another batch."""
+        return time.perf_counter() < self._end_s
 
-def _rows(connection: sqlite3.Connection, ids: list[str]) -> Iterable[tuple[Any, ...]]:
-    sql = (
-        f"select {', '.join(_COLUMNS.values())}, tags, {NUMBERS_SQL}, duration_ms, first_chunk_ms "
-        "from llm_calls where id in (select value from json_each(?))"
-    )
-    rows: Iterable[tuple[Any, ...]] = connection.execute(sql, (json.dumps(ids),))
-    return rows
+    def add_to(self, found: Facets, names: set[str]) -> None:
+        """Count the batch."""
+        sql = (
+            f"select {', '.join(_COLUMNS.values())}, tags, {NUMBERS_SQL}, duration_ms, "
+            "first_chunk_ms from llm_calls where id in (select value from json_each(?))"
+        )
+        _add_calls(found, names, self._connection.execute(sql, (json.dumps(self._ids),)))
 
 
 def _add_calls(found: Facets, names: set[str], rows: Iterable[tuple[Any, ...]]) -> None:

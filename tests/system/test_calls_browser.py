@@ -79,14 +79,17 @@ async def test_p4_a_failure_is_found_in_four_clicks(served, javascript):
         await page.get_by_role("region", name="Outcome").get_by_role("link", name="error").click()
         kinds = page.get_by_role("region", name="Failure")
         await kinds.get_by_role("link", name="Rate limit or quota").click()
+        await page.wait_for_url("**failure_kind=rate_limit**")
         shown = page.get_by_role("table", name="Calls")
+        await shown.wait_for()
         assert await shown.get_by_role("row").count() == 1 + 1
         filtered = page.url
         await shown.get_by_role("link").first.click()
+        await page.get_by_role("heading", name="Call of").wait_for()
         assert WHY in await page.locator("body").inner_text()
         await picture(page, "calls-failure")
         await page.get_by_role("link", name="Back to the list").click()
-        assert page.url == filtered
+        await page.wait_for_url(filtered)
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
@@ -109,15 +112,21 @@ async def test_p4_calls_are_filtered_sorted_and_paged(served, javascript):
         assert ("purpose=" in page.url) is not javascript
         await page.get_by_role("link", name="cost", exact=True).click()
         costs = page.locator("tbody tr td[data-label=Cost]")
+        await page.wait_for_url("**sort=-cost**")
+        await costs.first.wait_for()
         first = await costs.all_inner_texts()
         assert first[0] == "$0.07"
         await page.get_by_role("link", name="Older").click()
+        await page.wait_for_url("**next=**")
         assert await costs.first.inner_text() not in first
         await page.get_by_role("link", name="Newer").click()
+        await page.wait_for_url("**previous=**")
+        await costs.first.wait_for()
         assert await costs.all_inner_texts() == first
         await page.get_by_role("link", name="Remove Model: heron").click()
-        assert re.search(r"min_tokens=1010", page.url)
-        assert "model=" not in page.url.replace("model=&", "")
+        await page.get_by_text("Model: heron").wait_for(state="hidden")
+        await page.wait_for_url("**min_tokens=1010**")
+        assert not re.search("model=heron", page.url)
 
 
 async def test_p4_a_phone_begins_with_calls(served):
