@@ -54,7 +54,7 @@ def list_context(datasette: Datasette, list_request: LogListRequest, payload: Ro
         "reset": list_address(datasette, {}) if payload["filter"] or payload["search"] else None,
         "sorts": _sorts(datasette, list_request),
         "unsorted": SORTS[list_request.sorted_by] is not None and list_request.sorted_by,
-        "folds": list(_folds(datasette, list_request, payload)),
+        "folds": list(_folds(datasette, arguments, payload)),
         "first_page": list_address(datasette, arguments) if list_request.cursor else None,
         "newer": list_address(datasette, newer) if newer else None,
         "older": list_address(datasette, older) if older else None,
@@ -119,12 +119,12 @@ def row_context(datasette: Datasette, row: Row) -> Row:
     }
 
 
-def _folds(datasette: Datasette, list_request: LogListRequest, payload: Row) -> Iterator[Row]:
-    back = _query(list_request.arguments())
+def _folds(datasette: Datasette, given: Arguments, payload: Row) -> Iterator[Row]:
+    back = _query({"back": _query(given)} if given else {})
     rows = {row["id"]: row for row in payload["rows"]}
     for fold in payload["folds"]:
         first, *others = [
-            _listed(datasette, list_request, rows[each], back) | {"prompt": prompt}
+            _listed(datasette, given, rows[each], back) | {"prompt": prompt}
             for each in fold["calls"]
             for prompt in [payload["prompts"].get(each)]
         ]
@@ -154,19 +154,19 @@ def _fold_label(fold: Row) -> str:
     return ", ".join(parts)
 
 
-def _listed(datasette: Datasette, list_request: LogListRequest, row: Row, back: str) -> Row:
+def _listed(datasette: Datasette, given: Arguments, row: Row, back: str) -> Row:
     """A row of the list; its names lead to the calls that have them."""
     shown = row_context(datasette, row)
     names = {"model": row["model_id"], "purpose": row["purpose"], "actor": row["actor_id"]}
     ties = {"group": row["group_id"], "chain": row["chain_id"]}
     ties |= {"conversation": row["conversation_id"]}
     links = {
-        name: list_address(datasette, list_request.arguments(**{name: value}))
+        name: list_address(datasette, {**given, name: value})
         for name, value in names.items()
         if value
     }
     return shown | {
-        "address": f"{shown['address']}?{urlencode({'back': back})}" if back else shown["address"],
+        "address": f"{shown['address']}?{back}" if back else shown["address"],
         "links": links,
         "ties": [
             (name, list_address(datasette, {name: value})) for name, value in ties.items() if value
