@@ -47,7 +47,7 @@ GROUP_ROWS = 20
 # Of the line of a prompt in the list.
 PROMPT_CHARS = 100
 # How much of the time that Datasette has for one facet all facets and totals together take.
-FACETS_SHARE = 0.3
+FACETS_SHARE = 0.25
 
 
 # The list
