@@ -139,14 +139,18 @@ def page_limit(text: str | None) -> int:
     return number
 
 
-def page_cursor(text: str | None) -> str | None:
-    """The argument `next` of a list: the id of the last row of the previous page, or None.
+def page_cursor(text: str | None, name: str = "next") -> str | None:
+    """A cursor of a list: by default `next`, the id of the last row of the previous page, or None.
+
+    Args:
+        text: the argument.
+        name: its name.
 
     Raises:
         ArgumentError: it is no id.
     """
     if text is not None and not _ID.fullmatch(text):
-        raise ArgumentError(f"next: {text!r} is not a cursor from a page of this list")
+        raise ArgumentError(f"{name}: {text!r} is not a cursor from a page of this list")
     return text
 
 

@@ -21,6 +21,11 @@ CHOICE_COLUMNS: Mapping[str, str] = {
     "actor": "actor_id",
 }
 MAX_CHOICES = 50
+# The numbers of one call as `Sums.add` takes them, also of a row that no version has written.
+NUMBERS_SQL = (
+    "1, cost_nanodollars is not null, cast(input_tokens as real), cast(output_tokens as real), "
+    "cast(cost_nanodollars as real)"
+)
 
 
 @dataclass(slots=True)

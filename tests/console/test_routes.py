@@ -37,6 +37,7 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     **{f"/-/llm/log{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
+    "/-/llm/log/views": ((LOG,), ("POST",)),
     **{f"/-/llm/usage{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
     **{f"/-/llm/log/CALL{twin}": ((LOG,), SHOWS) for twin in ("", ".json")},
     **{

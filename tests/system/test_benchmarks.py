@@ -38,6 +38,7 @@ ROWS = [
     "log-first-page",
     "log-filtered",
     "log-tagged",
+    "log-explored",
     "log-middle",
     "log-csv",
     "profile",

@@ -61,28 +61,6 @@ def _week() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
-async def test_log_is_filtered_paged_and_opened(served, javascript):
-    async with (
-        browser() as chromium,
-        visit(chromium, served.url, java_script_enabled=javascript) as page,
-    ):
-        await page.goto("/-/llm/log")
-        await picture(page, "log")
-        await page.get_by_role("combobox", name="Outcome").select_option("error")
-        await page.get_by_role("button", name="Filter").click()
-        shown = page.get_by_role("table", name="Calls, the newest first")
-        assert await shown.get_by_role("row").count() == 1 + 20
-        await page.get_by_role("combobox", name="Outcome").select_option("")
-        await page.get_by_role("button", name="Filter").click()
-        assert await shown.get_by_role("row").count() == 1 + 50
-        await page.get_by_role("link", name="Older calls").click()
-        assert await shown.get_by_role("row").count() == 1 + 30
-        await shown.get_by_role("link").first.click()
-        await page.get_by_role("heading", name="Call of").wait_for()
-        await picture(page, "call")
-
-
 async def test_log_pages_on_a_phone_and_in_the_dark(served):
     async with browser() as chromium, visit(chromium, served.url, **PHONE) as page:
         await page.goto("/-/llm/log")

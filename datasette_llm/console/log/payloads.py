@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,13 +17,17 @@ from ...access.snapshot import settings_of
 from ...consultant.advice.consultation import PURPOSE
 from ...consultant.advice.store import tables_of_call
 from ...consultant.table_access import may_view
-from ...log import queries, totals
-from ...log.queries import Filter
+from ...log import facets, folding, queries, search, totals
+from ...log.facets import Facets
+from ...log.folding import Fold
+from ...log.listing import Listing
+from ...log.listing import page as listing_page
+from ...log.queries import Condition, Filter
 from ...log.recorder import Recorder
 from ...log.totals import dollars
 from ...log.usage import Reader, totals_of
-from ...log.usage_schema import DAY, floor
-from .list_request import LogListRequest
+from .list_request import LogListRequest, cursor_text
+from .saved_views import saved_views
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -40,46 +44,80 @@ MAX_STEPS = 200
 # A model and 9 fallbacks with 20 retries each; more are not to be expected.
 MAX_ATTEMPTS = 210
 GROUP_ROWS = 20
-# Of the totals, unless the filter names a time.
-DEFAULT_DAYS = 30
+# Of the line of a prompt in the list.
+PROMPT_CHARS = 100
+# How much of the time that Datasette has for one facet all facets and totals together take.
+FACETS_SHARE = 0.25
 
 
 # The list
 
 
-async def list_payload(datasette: Datasette, list_request: LogListRequest) -> dict[str, Any]:
-    """A page of calls, and on the first page the totals of the filter."""
+async def list_payload(
+    datasette: Datasette, list_request: LogListRequest, actor: Actor
+) -> dict[str, Any]:
+    """A page of calls, and on the first page the totals and facets of the list.
+
+    Args:
+        datasette: the Datasette instance.
+        list_request: which page.
+        actor: whose saved views are part of it.
+    """
     status = await log_status(datasette)
-    now = datetime.datetime.now(datetime.UTC)
-    covered = _with_days(list_request.filter, now)
-    page = read(datasette, lambda connection: _page(connection, list_request))
-    if list_request.before is not None:
-        return status | _listed(list_request, await page) | _NO_SUMS
+    listing = listing_of(list_request)
     limit_ms = datasette.setting("sql_time_limit_ms")
-    found, sums = await asyncio.gather(
+    page = read(datasette, lambda c: _page(c, list_request, listing, limit_ms))
+    views = saved_views(datasette, actor)
+    if list_request.cursor is not None:
+        found, own = await asyncio.gather(page, views)
+        return status | _listed(list_request, found) | _NO_SUMS | {"views": own}
+    now = datetime.datetime.now(datetime.UTC)
+    facets_ms = datasette.setting("facet_time_limit_ms") * FACETS_SHARE
+    size = datasette.setting("default_facet_size")
+    found, sums, own = await asyncio.gather(
         page,
-        read(datasette, lambda c: _sums(Reader(c, now, limit_ms), list_request.filter, covered)),
+        read(datasette, lambda c: _sums(facets.counted(c, listing, now, facets_ms), listing, size)),
+        views,
     )
-    return status | _listed(list_request, found) | (sums or _NO_SUMS)
+    return status | _listed(list_request, found) | (sums or _NO_SUMS) | {"views": own}
 
 
-def _with_days(log_filter: Filter, now: datetime.datetime) -> Filter:
-    """The filter for totals: the last `DEFAULT_DAYS` days, unless it names a time."""
-    if log_filter.since is not None or log_filter.until is not None:
-        return log_filter
-    first = floor("day", now) - (DEFAULT_DAYS - 1) * DAY
-    return replace(log_filter, since=first.date().isoformat())
+def listing_of(list_request: LogListRequest) -> Listing:
+    """What to list."""
+    log_filter = list_request.filter
+    if list_request.search is not None:
+        # Its content is for those who may view the table, see `call_payload`.
+        only = Condition("purpose is not :consultant", (("consultant", PURPOSE),))
+        log_filter = replace(log_filter, only=only)
+    return Listing(
+        log_filter,
+        list_request.search,
+        list_request.sorted_by,
+        list_request.sort.startswith("-"),
+        list_request.cursor,
+        list_request.limit,
+    )
 
 
-def _sums(reader: Reader, given: Filter, covered: Filter) -> Row:
+def _sums(found: Facets, listing: Listing, size: int) -> Row:
+    since = {name: each.isoformat() for name, each in found.since.items()}
     return {
-        "totals": totals_of(reader, covered),
+        "totals": totals.totals(found.sums),
         "covered": {
-            "since": covered.since,
-            "until": covered.until,
-            "default_days": DEFAULT_DAYS if covered != given else None,
+            "since": listing.filter.since,
+            "until": listing.filter.until,
             # None where all calls of the time are counted.
-            "complete_since": reader.cut.isoformat() if reader.cut else None,
+            "complete_since": since.get("outcome"),
+        },
+        "facets": {
+            name: {
+                "values": [
+                    {"value": value, "calls": calls} for value, calls in facets.top(counts, size)
+                ],
+                "more": len(counts) > size,
+                "complete_since": since.get(name),
+            }
+            for name, counts in found.counts.items()
         },
     }
 
@@ -92,23 +130,57 @@ async def choices(datasette: Datasette) -> dict[str, dict[str, Any]]:
 NO_CHOICES: dict[str, dict[str, Any]] = {
     name: {"values": [], "more": False, "none": False} for name in totals.CHOICE_COLUMNS
 }
-_EMPTY_PAGE: Row = {"rows": [], "next": None, "choices": NO_CHOICES}
-_NO_SUMS: Row = {"covered": None, "totals": None}
+_EMPTY_PAGE: Row = {
+    **{"rows": [], "folds": [], "prompts": {}, "next": None, "previous": None},
+    **{"cut": False, "choices": NO_CHOICES, "content_exists": False, "search_complete": True},
+}
+_NO_SUMS: Row = {"covered": None, "totals": None, "facets": None}
 
 
-def _page(connection: sqlite3.Connection, list_request: LogListRequest) -> Row:
-    limit, before = list_request.limit, list_request.before
-    rows = queries.calls(connection, list_request.filter, before=before, limit=limit + 1)
-    more = len(rows) > limit
+def _page(
+    connection: sqlite3.Connection,
+    list_request: LogListRequest,
+    listing: Listing,
+    limit_ms: float,
+) -> Row:
+    page = listing_page(connection, listing, limit_ms)
+    # Advice about tables is only for those who may view these.
+    shown = [row["id"] for row in page.rows if row["purpose"] != PURPOSE]
     return {
-        "rows": [with_dollars(row) for row in rows[:limit]],
-        "next": rows[limit - 1]["id"] if more else None,
+        "rows": [with_dollars(row) for row in page.rows],
+        "folds": [_fold(each) for each in _folds(connection, list_request, page.rows)],
+        "prompts": queries.prompts(connection, shown, PROMPT_CHARS, limit_ms / 10),
+        "next": cursor_text(page.older),
+        "previous": cursor_text(page.newer),
+        "cut": page.cut,
         "choices": totals.choices(connection),
+        "content_exists": queries.has_content(connection),
+        "search_complete": search.is_complete(connection),
+    }
+
+
+def _folds(
+    connection: sqlite3.Connection, list_request: LogListRequest, rows: Sequence[Row]
+) -> list[Fold]:
+    # In another order than that of time, each call has its own place.
+    if list_request.sorted_by != "time":
+        return folding.folds(connection, rows, tuple(folding.KINDS))
+    return folding.folds(connection, rows, tuple(list_request.filter.given()))
+
+
+def _fold(fold: Fold) -> Row:
+    return {
+        "kind": fold.kind,
+        "id": fold.id,
+        "calls": [row["id"] for row in fold.rows],
+        "totals": fold.sums.summary(latencies=False),
+        "complete": fold.complete,
     }
 
 
 def _listed(list_request: LogListRequest, page: Row | None) -> Row:
-    return {"filter": list_request.filter.given()} | (page or _EMPTY_PAGE)
+    asked = {"filter": list_request.filter.given(), "search": list_request.search}
+    return asked | {"sort": list_request.sort} | (page or _EMPTY_PAGE)
 
 
 def with_dollars(row: Row) -> Row:

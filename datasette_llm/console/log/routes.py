@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from datasette import NotFound, Response
 from datasette.utils.asgi import AsgiStream
 
 from ...log.queries import BadFilterError
 from ...permissions import VIEW_LOG
-from ...web import READ_METHODS, ArgumentError, method_not_allowed
+from ...web import (
+    READ_METHODS,
+    ArgumentError,
+    PostError,
+    method_not_allowed,
+    posted,
+    wants_html,
+)
 from ..navigation import LOG
 from ..page import render
 from . import list_page, payloads
 from .call_page import call_context
 from .csv_export import copy, csv_chunks
 from .list_request import LogListRequest
+from .saved_views import delete, save, saved_views
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 
     View = Callable[[Datasette, Request], Awaitable[Response | AsgiStream]]
 
+VIEWS = f"{LOG}/views"
 _INVALID = (BadFilterError, ArgumentError)
 
 
@@ -33,6 +43,7 @@ def routes() -> list[tuple[str, View]]:
         (r"^/-/llm/log$", _checked(log_page)),
         (r"^/-/llm/log\.json$", _checked(log_json)),
         (r"^/-/llm/log\.csv$", _checked(log_csv)),
+        (rf"^{VIEWS}$", views_action),
         (r"^/-/llm/log/(?P<id>[^/]+)\.json$", _checked(call_json)),
         (r"^/-/llm/log/(?P<id>[^/]+)$", _checked(call_page)),
     ]
@@ -53,12 +64,10 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
     try:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
-        given: dict[str, Any] = {name: request.args[name] for name in request.args}
-        given["tag"] = request.args.getlist("tag")
         choices = await payloads.choices(datasette)
-        context = list_page.refused_context(datasette, given, choices, str(error))
+        context = list_page.refused_context(datasette, _arguments(request), choices, str(error))
         return await render(datasette, request, "llm_log.html", context, path=LOG, status=400)
-    payload = await payloads.list_payload(datasette, list_request)
+    payload = await payloads.list_payload(datasette, list_request, request.actor)
     context = list_page.list_context(datasette, list_request, payload)
     return await render(datasette, request, "llm_log.html", context, path=LOG)
 
@@ -69,7 +78,7 @@ async def log_json(datasette: Datasette, request: Request) -> Response:
         list_request = LogListRequest.of(_arguments(request))
     except _INVALID as error:
         return Response.error(str(error), 400)
-    return Response.json(await payloads.list_payload(datasette, list_request))
+    return Response.json(await payloads.list_payload(datasette, list_request, request.actor))
 
 
 async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStream:
@@ -79,7 +88,7 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
     except _INVALID as error:
         return Response.text(str(error), status=400)
 
-    chunks = csv_chunks(datasette, list_request.filter)
+    chunks = csv_chunks(datasette, payloads.listing_of(list_request))
     head = await anext(chunks)  # an error here still has a status of its own
 
     async def stream(writer: AsgiWriter) -> None:
@@ -90,10 +99,39 @@ async def log_csv(datasette: Datasette, request: Request) -> Response | AsgiStre
     return AsgiStream(stream, headers=disposition, content_type="text/csv; charset=utf-8")
 
 
+async def views_action(datasette: Datasette, request: Request) -> Response:
+    """Save the list of an address under a name, or delete a saved view."""
+    await datasette.ensure_permission(action=VIEW_LOG, actor=request.actor)
+    if request.method != "POST":
+        return method_not_allowed(("POST",))
+    try:
+        fields = await posted(request)
+        query = await _changed_view(datasette, request.actor, fields)
+    except (*_INVALID, PostError) as error:
+        if not wants_html(request):
+            return Response.error(str(error), 400)
+        choices = await payloads.choices(datasette)
+        context = list_page.refused_context(datasette, {}, choices, str(error))
+        return await render(datasette, request, "llm_log.html", context, path=LOG, status=400)
+    if wants_html(request):
+        return Response.redirect(datasette.urls.path(f"{LOG}?{query}" if query else LOG))
+    return Response.json({"ok": True, "views": await saved_views(datasette, request.actor)})
+
+
+async def _changed_view(datasette: Datasette, actor: Any, fields: Mapping[str, str]) -> str:
+    """The query string of the list to show next."""
+    if "delete" in fields:
+        await delete(datasette, actor, fields["delete"])
+        return list_page.query_of(fields.get("query", ""))
+    return await save(datasette, actor, fields.get("name", ""), fields.get("query", ""))
+
+
 async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
     payload = await _call_payload(datasette, request)
     context = call_context(datasette, payload)
+    back = list_page.query_of(request.args.get("back") or "")
+    context["back"] = list_page.list_address(datasette, parse_qs(back)) if back else None
     here = context["started"]
     return await render(datasette, request, "llm_log_call.html", context, path=LOG, here=here)
 
