@@ -228,7 +228,8 @@ def _checked(
     except (sqlite3.Error, OverflowError) as error:
         return uncounted(claim, f"SQLite cannot count it: {error}", _duration_ms(started))
     counted = replace(counted, duration_ms=_duration_ms(started))
-    return verdict(claim, evidence, counted, scope.columns | scope.left_out, scope.sampled)
+    columns = scope.columns | scope.left_out
+    return verdict(claim, evidence, counted, columns, scope.sampled, scope.table)
 
 
 def _counted(connection: Connection, evidence: Evidence, table: str, of: int | None) -> Counted:

@@ -95,7 +95,7 @@ def test_a7_beginning_of_json_is_closed(text, part):
 async def test_a4_answer_to_a_question(start_site, register_models):
     ranked = {"kind": "top", "group_by": "kind", "function": "max", "column": "weight"}
     ranked |= {"any_of": [], "order": "largest", "limit": 2, "expected": "dog"}
-    claim = flag(ranked, column=None, kind="answer", claim="The dog is the heaviest")
+    claim = flag(ranked, column=None, kind="answer", claim="The dog has the largest weight")
     register_models(answering(answer(claim)))
     found = await (await start_site()).ask(question="Which kind is the heaviest?")
     (check,) = found["checks"]

@@ -88,7 +88,7 @@ TRUE = [
     ("The median age is 39", figure("median", "age", 39)),
     ("About 2.5 % of the ages are missing", figure("share", None, 2.5, any_of=[[
         {"column": "age", "op": "is null"}]])),
-    ("The Mauretania pays most, 100.5 on average", most("Mauretania")),
+    ("The Mauretania pays most, a fare of 100.5 on average", most("Mauretania")),
     ("All 40 fares are numbers", rows(("fare", "type is", "real"), expected=40)),
     ("Fares go up to 100.5", figure("max", "fare", 100.5)),
 ]  # fmt: skip
@@ -339,7 +339,8 @@ async def test_a3_excluded_columns_of_other_tables(start_site):
     profile = {"database": "data", "table": "pets", "columns": columns, "left_out": []}
     asked = [
         claim(
-            "x", {"kind": "orphans", "column": "owner", "other_table": table, "other_column": name}
+            "Some owners are not there",
+            {"kind": "orphans", "column": "owner", "other_table": table, "other_column": name},
         )
         for table, name in (("secrets", "ssn"), ("secrets", "owner"), ("numbers", "number"))
     ]
