@@ -62,6 +62,8 @@ from .wording import (
 MAX_ROUNDED = 0.1
 # What "about" and the like leave open.
 MAX_ABOUT = 0.05
+# Of the rows, where a sentence says "few".
+MAX_FEW_PERCENT = 10
 # Of the words of a sentence that no program reads.
 MAX_UNREAD = 5
 
@@ -71,7 +73,7 @@ _NAMED_FUNCTIONS = {
     **dict.fromkeys(("mean", "median", "sum"), NO_WORDS),
     "min": frozenset(("at least",)),
     "max": AT_MOST,
-    "distinct": word_set("unique"),
+    "distinct": NO_WORDS,
 }
 # A sentence about such a condition has none of these words.
 _OPPOSITES = {
@@ -81,19 +83,33 @@ _OPPOSITES = {
     "in": word_set("except"),
 }
 _DENIALS = word_set("not no without free cannot")
+_NEGATING = word_set("not no none never neither without cannot free except")
 _NEGATED = ("!=", "not like", "does not parse as", "is not null")
-_NEGATIONS = re.compile(r"\b(?:not|no|none|never|neither|without|cannot|free)\b|n't\b", re.I)
+_NEGATIONS = re.compile(
+    r"\b(?:not|no|none|never|neither|without|cannot|free|except|other than)\b|n't\b", re.I
+)
 _MISSING_WORDS = word_set(
     "missing null nulls blank empty absent unknown lack lacks lacking unfilled"
 )
 # A sentence without a number that has one of these says that there are some.
-_EXISTENTIAL = word_set(
-    "some any there has have had contain contains include includes exist exists"
+_EXISTENTIAL = word_set("some there has have had contain contains include includes exist exists")
+_FAULTS = word_set(
+    "broken invalid malformed odd unusual different other another unlike nowhere orphan orphans"
 )
-_FAULTS = word_set("broken invalid malformed odd unusual different other another unlike")
+_UNUSUAL = _FAULTS | word_set("not unknown missing")
+_COMPARING = {
+    op: re.compile(pattern, re.IGNORECASE)
+    for op, pattern in {
+        "<": r"below|under|less than|lower|smaller|fewer|before|short|young|negative|<(?!=)",
+        "<=": r"at most|up to|or (less|fewer|lower|below|under)|until|\u2264|<=|between",
+        ">": r"above|over|more than|greater|higher|larger|exceed|after|long|old|>(?!=)",
+        ">=": r"at least|or (more|above|over|higher)|from|since|\u2265|>=|between",
+    }.items()
+}
 _ZERO_WORDS = word_set("zero negative positive")
 _IN_PERCENT = re.compile("percent|pct|share|rate|ratio|%", re.IGNORECASE)
 # Words for what is greatest of one kind of figure only.
+_MOST_OF_ALL = re.compile(r"\b(the|has|have|had|pays?|paid|does) most\b", re.IGNORECASE)
 _RANKED_FIGURES = word_set("pay pays paid latest heaviest earliest cheapest lightest")
 _NAMED_TEXTS = ("=", "!=", "in", "like", "not like", "contains", "mask is")
 
@@ -132,6 +148,7 @@ class Figures:
         elif isinstance(evidence, Aggregate) and evidence.function == "share":
             self.percent = self.figure
         column = evidence.column if isinstance(evidence, Aggregate) else None
+        self._is_of_column = getattr(evidence, "function", "") in _OF_NUMBERS
         self._is_in_percent = self.rows is None and bool(_IN_PERCENT.search(column or ""))
         self.compared = _compared_with(evidence)
         pairs = (each for pair in counted.result for each in pair)
@@ -149,10 +166,14 @@ class Figures:
         if self.rows is not None and number.step % 1:
             return False  # rows are counted in integers: "5.000" may be written for 5,000
         after_rows = ROW_WORDS & {*number.after}
+        if self._is_of_column and _ONLY_ROWS & {*number.after}:
+            return False
         if self.compared and not after_rows and _COMPARISONS & {*number.before}:
             return number.value in self.compared
-        total = [self.of] if {"of", "all", "among"} & {*number.before[:1]} else []
-        if self._is_one_of(number, [self.rows, self.figure, *total, *self.listed]):
+        is_total = bool({"of", "all", "among"} & {*number.before[:1]})
+        if is_total and self.of is not None and (self.rows is not None or after_rows):
+            return _says(number, self.of)
+        if self._is_one_of(number, [self.rows, self.figure, *self.listed]):
             return True
         if after_rows and "of" not in number.before[:1]:
             return False
@@ -162,6 +183,8 @@ class Figures:
         return any(each is not None and _says(number, each) for each in figures)
 
 
+_OF_NUMBERS = ("min", "max", "mean", "median", "sum")
+_ONLY_ROWS = word_set("row rows record records entry entries case cases")
 # Before a number that a column is compared with, rather than a number of rows.
 _COMPARISONS = frozenset(("over", "above", "under", "below", "exceed", "exceeds"))
 
@@ -202,7 +225,10 @@ def _compared_with(evidence: Evidence) -> set[float]:
 
 def numbers_of(claim: Claim, evidence: Evidence, columns: Collection[str]) -> list[Number]:
     """The numbers in a claim's sentence, without names of columns and texts of the evidence."""
-    return [*numbers_in(plain(claim.sentence), {*columns, *texts(evidence)})]
+    known = [*texts(evidence)]
+    return [
+        *numbers_in(plain(claim.sentence), {*columns, *known, *(each.strip("%") for each in known)})
+    ]
 
 
 def objections(
@@ -233,7 +259,9 @@ def objections(
     elif figures.rows is not None or figures.percent is not None:
         yield from _of_quantity(sentence, evidence, figures.percent)
         yield from _of_all_or_none(sentence, evidence, figures, numbers)
-        quantities = _EXISTENTIAL | ({"one"} if figures.rows == 1 else set())
+        quantities = _EXISTENTIAL | ({"one"} if figures.rows == 1 else NO_WORDS)
+        if isinstance(evidence, Duplicates) and figures.rows == 0:
+            quantities |= UNREPEATED
         if not (numbers or quantifiers_in(sentence) or quantities & word_set(sentence)):
             yield "the sentence does not say how many"
     else:
@@ -268,12 +296,31 @@ def _unnamed(
             yield f"the sentence does not name `{name}`"
     said = {each.value for each in numbers}
     says_zero = bool(_ZERO_WORDS & word_set(sentence))
+    for condition in conditions_of(evidence):
+        yield from _uncompared(condition, sentence)
     for value in _compared_with(evidence):
         if value not in said and not (value == 0 and says_zero):
             yield f"the sentence does not name {value:,.6g}"
     any_of = getattr(evidence, "any_of", ())
     if any_of and (len(any_of) > 1) != bool({"or", "either"} & word_set(sentence)):
         yield "the sentence does not say “and” or “or” as the conditions do"
+
+
+def _uncompared(condition: Condition, sentence: str) -> Iterator[str]:
+    """The sentence does not compare as a condition does."""
+    if not (isinstance(condition.value, int | float) or condition.other_column is not None):
+        return
+    said = {op for op, pattern in _COMPARING.items() if pattern.search(sentence)}
+    wanted = {condition.op} & {*_COMPARING}
+    if not (said >= wanted if wanted else condition.op != "=" or not said):
+        yield f"the sentence does not say {condition.op}"
+    other = condition.other_column
+    if other is not None and not _in_order(condition.column, other, sentence.casefold()):
+        yield f"the sentence does not compare `{condition.column}` with `{other}`"
+
+
+def _in_order(first: str, second: str, sentence: str) -> bool:
+    return -1 < sentence.find(first.casefold()) < sentence.rfind(second.casefold())
 
 
 def _columns_to_name(evidence: Evidence, columns: Collection[str]) -> Iterator[str]:
@@ -305,6 +352,10 @@ def _of_negations(
     said_unique = (UNREPEATED | {"key"}) & word_set(sentence)
     if isinstance(evidence, Duplicates) and figures.rows != 0 and said_unique:
         yield "the sentence denies what was counted"
+    if isinstance(evidence, Orphans | Pattern):
+        words, all_good = word_set(sentence), _says_all_are_good(sentence, evidence)
+        if not words & _UNUSUAL and not ("all" in quantifiers_in(sentence) and all_good):
+            yield "the sentence does not say what is wrong"
     if isinstance(evidence, Pattern) and figures.percent is not None and figures.percent > 50:
         yield "what the evidence calls usual is not"
 
@@ -321,11 +372,15 @@ def _about_other_things(claim: Claim, sentence: str, evidence: Evidence) -> Iter
         yield "the evidence does not count broken references"
     if "negative" in words and not _is_about_negatives(evidence):
         yield "the evidence does not count negative numbers"
-    functions = {name for word in words for name in FUNCTION_WORDS.get(word, ())}
-    if isinstance(evidence, Aggregate | Top) and functions:
-        ranks = isinstance(evidence, Top) and functions <= {"min", "max"}
-        if evidence.function not in functions and not ranks:
+    said = words & {*FUNCTION_WORDS}
+    if isinstance(evidence, Top):
+        said -= LARGEST | SMALLEST
+    if isinstance(evidence, Aggregate | Top) and said:
+        if not all(evidence.function in FUNCTION_WORDS[each] for each in said):
             yield f"the sentence is not about the {evidence.function}"
+    elif isinstance(evidence, Top):
+        if evidence.function in ("mean", "sum"):
+            yield f"the sentence does not speak of the {evidence.function}"
     elif isinstance(evidence, Aggregate) and evidence.function in _NAMED_FUNCTIONS:
         others = _NAMED_FUNCTIONS[evidence.function]
         if not any(re.search(rf"\b{each}\b", sentence, re.IGNORECASE) for each in others):
@@ -338,7 +393,9 @@ def _about_other_conditions(claim: Claim, sentence: str, evidence: Evidence) -> 
         words |= {"missing"}
     for condition in conditions_of(evidence):
         kinds = filter(None, (words_for(condition), form_words(condition)))
-        if not all(spoken & words for spoken in kinds):
+        is_good = condition.op in _NULLS and "all" in quantifiers_in(sentence)
+        is_good = is_good and _says_all_are_good(sentence, evidence)
+        if not is_good and not all(spoken & words for spoken in kinds):
             yield f"the sentence does not say that `{condition.column}` {condition.op}"
         if _opposite_of(condition.op, words) & words:
             yield f"the sentence is about the opposite of `{condition.column}` {condition.op}"
@@ -409,10 +466,15 @@ def _finds_negatives(condition: Condition) -> bool:
 
 def _of_ranking(sentence: str, evidence: Top) -> Iterator[str]:
     words = word_set(sentence)
-    if not words & (LARGEST | SMALLEST | {"first", "common", "frequent", "often"}):
+    if not words & (LARGEST | SMALLEST | {"common", "frequent", "often"}):
         yield "the sentence does not say what comes first"
     if evidence.column is None and _RANKED_FIGURES & words:
         yield "the evidence only counts rows"
+    if evidence.function != "count" and _ONLY_ROWS & words:
+        yield "the evidence does not count rows"
+    for word in quantifiers_in(sentence).values():
+        if word.lower() != "most" or not _MOST_OF_ALL.search(sentence):
+            yield f"the sentence says “{word}”, which is not what was counted"
     if evidence.group_by in [each.column for each in conditions_of(evidence)]:
         yield f"the evidence chooses among the values of `{evidence.group_by}`"
     opposite = SMALLEST if evidence.order == "largest" else LARGEST
@@ -426,11 +488,12 @@ def _of_ranking(sentence: str, evidence: Top) -> Iterator[str]:
 def _of_quantity(sentence: str, evidence: Evidence, percent: float | None) -> Iterator[str]:
     """Words for a share of the rows, beside the one that was counted."""
     quantifiers = quantifiers_in(sentence)
+    is_good = _says_all_are_good(sentence, evidence)
     holds = {
-        "all": percent == 100 or (percent == 0 and _says_all_are_good(sentence, evidence)),
-        "none": percent == 0,
+        "all": percent == 100 or (percent == 0 and is_good),
+        "none": percent == 0 and (not _counts_faults(evidence) or is_good),
         "most": percent is not None and percent > 50,
-        "few": percent is not None and percent < 50,
+        "few": percent is not None and percent <= MAX_FEW_PERCENT,
     }
     for meaning, word in quantifiers.items():
         if not holds[meaning]:
@@ -452,7 +515,8 @@ def _of_all_or_none(
             yield "every row meets the condition"
     if figures.percent == 0:
         says_none = "none" in said or "unique" in words or 0 in shares | counts
-        if not says_none and not ("all" in said and _says_all_are_good(sentence, evidence)):
+        denies = "all" in said or bool(_NEGATIONS.search(sentence))
+        if not says_none and not (denies and _says_all_are_good(sentence, evidence)):
             yield "no row meets the condition"
 
 
@@ -460,14 +524,15 @@ def _says_all_are_good(sentence: str, evidence: Evidence) -> bool:
     """Whether a sentence about all rows denies the fault that none of them has."""
     words = word_set(sentence)
     faults = _MISSING_WORDS | REPEATED | _FAULTS
-    faults = faults.union(*map(words_for, conditions_of(evidence))) - _DENIALS
-    return _counts_faults(evidence) and len(faults & words) == len(_NEGATIONS.findall(sentence))
+    faults = faults.union(*map(words_for, conditions_of(evidence))) - _NEGATING
+    denies = bool(_NEGATIONS.search(sentence))
+    return _counts_faults(evidence) and bool(faults & words) == denies
 
 
 def _counts_faults(evidence: Evidence) -> bool:
     """Whether what is counted is a fault, so that none of it is good of all."""
     faults = (*_NULLS, "has edge spaces", "does not parse as", "not like")
-    if isinstance(evidence, Rows):
+    if isinstance(evidence, Rows | Aggregate):
         return all(each.op in faults for each in conditions_of(evidence))
     return True
 

@@ -1,6 +1,6 @@
 """The words that the sentence of a claim may have: those about what its evidence counts.
 
-A sentence with any other word may say more than was counted, in a way that no program reads.
+A sentence with other word may say more than was counted, in a way that no program reads.
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ _PLAIN = ROW_WORDS | word_set(
     "with among and or nor neither either as is are was were be been have has had do does did "
     "column columns field fields table contain contains contained include includes hold holds show "
     "shows appear appears occur occurs exist exists found which who whose what where when "
-    "no not none never without cannot free except some any all every each always entire entirely "
+    "no not none never without cannot free except some all every each always entire entirely "
     "whole complete completely most majority mostly nearly almost usually predominantly few "
     "rarely minority handful share percent percentage per cent pct out than more less fewer least "
-    "up about around roughly approximately exactly count number total overall equal equals zero data"
+    "up about around roughly approximately exactly count number total overall equal equals zero "
+    "between"
 )
 _OF_EVIDENCE: dict[type, frozenset[str]] = {
     Duplicates: REPEATED
@@ -99,10 +100,10 @@ _OF_EVIDENCE: dict[type, frozenset[str]] = {
         "mask masks shape shapes pattern patterns format formats look looks like unlike other "
         "another different odd unusual date dates"
     ),
-    Aggregate: frozenset(FUNCTION_WORDS) | word_set("go goes reach reaches unique between"),
+    Aggregate: frozenset(FUNCTION_WORDS) | word_set("go goes reach reaches"),
     Top: LARGEST
     | SMALLEST
-    | word_set("average mean median maximum minimum sum pay pays paid first common often frequent"),
+    | word_set("average mean median maximum minimum sum pay pays paid common often frequent"),
 }
 _COMPARISONS = {
     "<": BELOW,
@@ -125,7 +126,7 @@ _ABBREVIATION_CHARS = 3
 
 
 def words_for(condition: Condition) -> frozenset[str]:
-    """Words of which a sentence has one if it is about a condition; none for any sentence."""
+    """Words of which a sentence has one if it is about a condition; none for sentence."""
     if condition.op in ("type is", "parses as"):
         return _FORM_WORDS.get(str(condition.value), NO_WORDS)
     return _CONDITION_WORDS.get(condition.op, NO_WORDS)
@@ -188,10 +189,18 @@ def _words_about(evidence: Evidence) -> frozenset[str]:
     words = _PLAIN | _OF_EVIDENCE.get(type(evidence), NO_WORDS)
     for condition in conditions_of(evidence):
         words |= words_for(condition) | form_words(condition)
-        words |= _COMPARISONS.get(condition.op, NO_WORDS)
+        words |= _COMPARISONS.get(condition.op, NO_WORDS) | _places(condition)
         if any(map(text_forms.is_missing, texts_of(condition))):
-            words |= MISSING
+            words |= MISSING | word_set("placeholder placeholders")
     return words
+
+
+def _places(condition: Condition) -> frozenset[str]:
+    pattern = str(condition.value)
+    if condition.op != "like" or pattern.startswith("%") == pattern.endswith("%"):
+        return NO_WORDS
+    is_end = pattern.startswith("%")
+    return word_set("end ends ending" if is_end else "start starts begin begins leading")
 
 
 def _parts(name: str) -> list[str]:
