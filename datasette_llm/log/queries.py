@@ -15,6 +15,7 @@ from ulid import ULID
 
 from ..errors import FailureKind, LLMError
 from ..events import FinishReason
+from ..sanitize import well_formed
 from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 
 RUNNING = "running"
@@ -383,9 +384,11 @@ def _tags(value: Any) -> dict[str, Any]:
 def _rows(
     connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
+    # As texts are stored.
+    bound = {name: well_formed(v) if isinstance(v, str) else v for name, v in values.items()}
     rows = [
         {name: _shown(name, value) for name, value in zip(COLUMNS, row, strict=True)}
-        for row in connection.execute(sql, values)
+        for row in connection.execute(sql, bound)
     ]
     for row in rows:
         row["outcome"] = row["outcome"] or RUNNING
