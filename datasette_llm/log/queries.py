@@ -16,6 +16,7 @@ from ulid import ULID
 from ..errors import FailureKind, LLMError
 from ..events import FinishReason
 from ..sanitize import well_formed
+from ..tags.values import MAX_TAGS
 from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 
 RUNNING = "running"
@@ -81,6 +82,10 @@ class Conditions(NamedTuple):
         return f"{' intersect '.join(selects)} order by id desc limit :n"
 
 
+# A call has no more: those that are given, and two of our own.
+MAX_FILTER_TAGS = MAX_TAGS + 2
+
+
 class BadFilterError(LLMError):
     """A filter of the call log is invalid; the message says which, and why."""
 
@@ -129,6 +134,8 @@ class Filter:
             BadFilterError: the outcome, the reason, the kind, a time or a tag is invalid.
         """
         equal, tagged, between, values = [], [], [], dict[str, Any]()
+        if len(self.tag) > MAX_FILTER_TAGS:
+            raise BadFilterError(f"tag: up to {MAX_FILTER_TAGS} at once, not {len(self.tag)}")
         for name, column in _FILTER_COLUMNS.items():
             value = _known(name, getattr(self, name))
             if value == "" or (name, value) == ("outcome", RUNNING):

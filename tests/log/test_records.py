@@ -37,6 +37,12 @@ async def test_k4_limit_of_calls_is_bounded(site, limit) -> None:
         await LLM(site).calls(actor=ANA, limit=limit)
 
 
+async def test_k1_filter_takes_no_more_tags_than_a_call(site) -> None:
+    assert await LLM(site).calls(actor=ANA, tag=["a:1"] * 22) == []
+    with pytest.raises(LLMError, match="tag: up to 22 at once, not 600"):
+        await LLM(site).calls(actor=ANA, tag=["a:1"] * 600)
+
+
 async def test_k4_odd_texts_are_looked_up_as_stored(site) -> None:
     model = await LLM(site).model("pelican")
     response = await model.prompt("x", tags={"row": "\ud800"})

@@ -64,6 +64,8 @@ MAX_ROUNDED = 0.1
 MAX_ABOUT = 0.05
 # Of the rows, where a sentence says "few".
 MAX_FEW_PERCENT = 10
+# Of a text that the sentence does not name.
+MAX_NAMED_CHARS = 80
 # Of the words of a sentence that no program reads.
 MAX_UNREAD = 5
 
@@ -402,7 +404,7 @@ def _about_other_conditions(claim: Claim, sentence: str, evidence: Evidence) -> 
         named = [*texts_of(condition)] if condition.op in _NAMED_TEXTS else []
         unnamed = [each for each in named if not _is_named(each, sentence, words)]
         if unnamed:
-            yield f"the sentence does not name {plain(unnamed[0])}"
+            yield f"the sentence does not name {plain(unnamed[0])[:MAX_NAMED_CHARS]}"
 
 
 def _about_the_opposite(sentence: str, evidence: Evidence) -> Iterator[str]:

@@ -118,7 +118,7 @@ _COMPARISONS = {
     "mask is": word_set("mask pattern form like"),
 }
 _WORD = re.compile(
-    r"[^\W_]+|[^\s\w.,;:()!?'\"`\u2019\u201c\u201d<>=\u2264\u2265%~/&\u2013\u2014_-]"
+    r"[^\W_]+|[^\s\w.,;:()\[\]!?'\"`\u2019\u201c\u201d<>=\u2264\u2265%~/&\u2013\u2014_-]"
 )
 _PARTS = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
 # An abbreviation in the name of a column has that many letters, and the word twice as many.

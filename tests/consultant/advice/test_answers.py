@@ -69,6 +69,16 @@ async def test_a7_no_more_than_a_bound_is_taken(start_site, register_models, end
     assert len((await site.rows())[0]["advice"]) < MAX_ANSWER_CHARS
 
 
+async def test_a7_bound_holds_for_a_fast_answer(start_site, register_models):
+    """One that has ended, without being JSON, before anyone looks at how long it is."""
+    text = json.dumps(answer(flag()))[:-2]
+    model = ScriptedModel("scripted", [f"{text}, " + "x" * MAX_ANSWER_CHARS])
+    register_models(model)
+    done = await consult((await start_site()).datasette, PETS, ANA)
+    assert (done.row["outcome"], done.row["error_message"]) == ("ok", None)
+    assert [each["status"] for each in done.row["checks"]] == ["confirmed"]
+
+
 async def test_a7_endless_prose_is_a_failure(start_site, register_models):
     register_models(ScriptedModel("scripted", ["{" * (MAX_ANSWER_CHARS + 1), asyncio.Event()]))
     site = await start_site()
