@@ -18,6 +18,8 @@ from ulid import ULID
 
 from ..errors import FailureKind, LLMError
 from ..events import FinishReason
+from ..sanitize import well_formed
+from ..tags.values import MAX_TAGS
 from .cost import NANODOLLARS
 from .schema import FINISHED_COLUMNS, OUTCOMES, STARTED_COLUMNS, TIME_DIGITS
 
@@ -164,6 +166,10 @@ class Conditions(NamedTuple):
         return " intersect ".join(selects or [_select("llm_calls", "1", self.between)])
 
 
+# A call has no more: those that are given, and two of our own.
+MAX_FILTER_TAGS = MAX_TAGS + 2
+
+
 class BadFilterError(LLMError):
     """A filter of the call log is invalid; the message says which, and why."""
 
@@ -240,6 +246,8 @@ class Filter:
         found = Conditions([], [], [], [], {})
         for name in VALUES:
             self._add_values(found, name)
+        if len(self.tag) > MAX_FILTER_TAGS:
+            raise BadFilterError(f"tag: up to {MAX_FILTER_TAGS} at once, not {len(self.tag)}")
         for number, text in enumerate(self.tag):
             _add_tag(found, number, text)
         for name in RANGES:
@@ -588,9 +596,11 @@ def tags_of(value: Any) -> dict[str, Any]:
 def _rows(
     connection: sqlite3.Connection, sql: str, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
+    # As texts are stored.
+    bound = {name: well_formed(v) if isinstance(v, str) else v for name, v in values.items()}
     rows = [
         {name: _shown(name, value) for name, value in zip(COLUMNS, row, strict=True)}
-        for row in connection.execute(sql, values)
+        for row in connection.execute(sql, bound)
     ]
     for row in rows:
         row["outcome"] = row["outcome"] or RUNNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
     Fields = Mapping[str, list[str]]
 
+logger = logging.getLogger("datasette_llm")
+
+INCOMPLETE = "What follows here cannot be shown: {}. The log of the server says more"
 _METHODS = (*READ_METHODS, "POST")
 
 
@@ -163,6 +167,10 @@ def _page_in_parts(
             return
         except LLMError as error:
             await write(await problem_part(datasette, request, str(error)))
+        except Exception as error:  # of plugins' models and hooks; what is written stays
+            logger.exception("The page of %s/%s is not complete", asked.database, asked.table)
+            problem = INCOMPLETE.format(type(error).__name__)
+            await write(await problem_part(datasette, request, problem))
         await write(tail)
 
     return streamed_page(stream)

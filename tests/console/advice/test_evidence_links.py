@@ -141,6 +141,7 @@ async def test_a8_first_rows_are_bounded_and_checked(start_site):
     create table pets (a text, b text, primary key (a, b)) without rowid;
     create table secrets (ssn text); insert into secrets values ('111-22');
     create view seen as select * from pets;
+    create view names as select b as name, a from pets;
     """ + "".join(f"insert into pets values ('x/{at}', 'y,{at}');" for at in range(30))
     config = {"consultant": {"exclude": ["pets.b"]}}
     site = await start_site(config, schema=schema)
@@ -152,7 +153,11 @@ async def test_a8_first_rows_are_bounded_and_checked(start_site):
     for evidence, table, reason in (
         (where([("b", "=", "y,1")]), "pets", "consultant.exclude"),
         (where([("ghost", "=", 1)]), "pets", "no column"),
-        (orphans, "pets", "may not view"),
+        (orphans, "pets", "you may view"),
+        (orphans | {"other_table": "SECRETS"}, "pets", "you may view"),
+        (orphans | {"other_table": "sqlite_master"}, "pets", "you may view"),
+        (orphans | {"other_table": "names", "other_column": "name"}, "pets", "left out"),
+        (orphans | {"other_table": "seen", "other_column": "rowid"}, "pets", "no column"),
         (where([("a", "=", "x")]), "seen", "view has no rows"),
         ({"kind": "opinion"}, "pets", "not about single rows"),
         (where(), "pets", "no condition"),
