@@ -29,9 +29,9 @@ from ...web import (
     streamed_page,
     wants_html,
 )
+from ..connected import ClientGoneError, client_gone, while_connected
 from ..navigation import ADVICE
 from . import payloads
-from .connected import ClientGoneError, client_gone, while_connected
 from .payloads import FIELDS, BadRequestError
 from .rendering import (
     analyze_path,

@@ -23,9 +23,9 @@ from ...consultant.advice.progress import (
     ignored,
 )
 from ...hooks import dispatch
+from ..connected import ClientGoneError, while_connected
 from ..navigation import ADVICE
 from . import payloads
-from .connected import ClientGoneError, while_connected
 from .rendering import preview_path, render_consultation, render_preview
 
 if TYPE_CHECKING:

@@ -2,44 +2,146 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...log.queries import tag_text
+from ...log.queries import RUNNING, tag_text
 from ..formatting import dollars, duration, failure, label_of, missing, number, time, waited
-from ..navigation import LOG
+from ..navigation import ADVICE, LOG
+from .conversation import MAX_TEXT_CHARS, Source, as_text, messages_of, shown
+from .conversation_page import conversation_address
 from .list_page import Row, list_address, row_context, tiles
 from .list_request import NULLABLE
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+    from ..running import State
+    from .timeline import Kind
+
 # More makes a browser slow; the JSON has the whole text.
 MAX_SHOWN_CHARS = 100_000
+MAX_SPANS = 100
+
+SPANS: Mapping[Kind, str] = {
+    "queue": "Queue, for the concurrency limit",
+    "first_chunk": "Until the first chunk",
+    "answer": "Answer, until its end",
+    "pause": "Pause before the next attempt",
+    "tools": "Tools, before the next step",
+}
+_OF_REQUEST = ("queue", "first_chunk", "answer")
+STATES: Mapping[State, str] = {
+    "plugins": "plugins have not let it go yet",
+    "queued": "waits for a concurrency limit",
+    "asked": "waits for the first chunk",
+    "answering": "the answer arrives",
+    "tools": "tools run",
+    "ending": "the answer is there, plugins have not finished",
+}
 
 
-def call_context(datasette: Datasette, payload: Row) -> Row:
-    """The context of the call's template."""
+async def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row:
+    """The context of the call's template.
+
+    Args:
+        datasette: the Datasette instance.
+        payload: of the call.
+        may_stop: whether the actor may stop it while it runs.
+    """
     call, group, content = payload["call"], payload["group"], payload["content"] or {}
+    address = f"{LOG}/{call['id']}"
+    messages = messages_of(content)
+    said = await asyncio.to_thread(shown, [Source(call["id"], messages)])
     return {
         "payload": payload,
         "call": call,
         "list_address": list_address(datasette, {}),
-        "json_address": datasette.urls.path(f"{LOG}/{call['id']}.json"),
+        "address": datasette.urls.path(address),
+        "json_address": datasette.urls.path(f"{address}.json"),
         "started": time(call["started_at"]),
         "failure": failure(call),
-        "facts": _facts(datasette, call, payload["attempts"]),
+        "running": _running_context(datasette, payload, may_stop=may_stop),
+        "facts": _facts(datasette, payload),
+        "timeline": _timeline_context(payload),
         "attempts": payload["attempts"] and _attempts_context(datasette, payload),
         "group": group and _group_context(datasette, group, call["id"]),
         "chain": [
             row_context(datasette, row) | {"current": row["id"] == call["id"]}
             for row in payload["chain"]
         ],
+        "chain_tiles": payload["chain_totals"] and tiles(payload["chain_totals"]),
+        "messages": said,
+        # What came before the newest question, answered by this call or by an earlier one.
+        "earlier": next((n for n in range(len(said) - 1, 0, -1) if said[n].role == "user"), 0),
+        "setup": list(_setup(content.get("request"))),
         "content": [
             _part(part, content[part]) for part in ("request", "response") if part in content
         ],
     }
+
+
+def _running_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row | None:
+    """What is known of a call that runs; None for one that has ended."""
+    call, running = payload["call"], payload["running"]
+    if call["outcome"] != RUNNING:
+        return None
+    stop = datasette.urls.path(f"{LOG}/{call['id']}/stop")
+    return {
+        "here": running is not None,
+        "seconds": int(running["seconds"] if running else payload["timeline"]["total_ms"] / 1000),
+        "state": STATES[running["state"]] if running else "",
+        "stop": stop if running is not None and may_stop else None,
+        "follow": datasette.urls.path(f"{LOG}/follow"),
+    }
+
+
+def _timeline_context(payload: Row) -> Row:
+    """The timeline as bars, each with its place and width in percent, and its text."""
+    found = payload["timeline"]
+    rows = {row["id"]: row for row in [*payload["attempts"], *payload["chain"], payload["call"]]}
+    total_ms = found["total_ms"]
+    return {
+        "total": duration(total_ms),
+        "ended": payload["call"]["outcome"] != RUNNING,
+        "more": max(0, len(found["spans"]) - MAX_SPANS),
+        "spans": [
+            {
+                "kind": span["kind"],
+                "label": _span_label(span["kind"], rows[span["call_id"]]),
+                "duration": duration(span["duration_ms"]),
+                "start": duration(span["start_ms"]) or "0 ms",
+                "left": _percent(span["start_ms"], total_ms),
+                "width": _percent(span["duration_ms"], total_ms),
+            }
+            for span in found["spans"][:MAX_SPANS]
+        ],
+    }
+
+
+def _span_label(kind: Kind, row: Row) -> str:
+    step = f"Step {row['chain_step']}" if row["chain_step"] else ""
+    attempt = f"attempt {row['attempt']}" if row["attempt"] != 1 else ""
+    what = ", ".join(filter(None, (step, attempt)))
+    label = SPANS[kind]
+    return f"{what[:1].upper()}{what[1:]}: {label}" if what and kind in _OF_REQUEST else label
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.2f}" if whole else "0"
+
+
+def _setup(request: Any) -> Iterator[tuple[str, str]]:
+    """What a request had besides its messages, for people to read."""
+    fields = request if isinstance(request, dict) else {}
+    tools, options = fields.get("tools"), fields.get("options")
+    if isinstance(tools, list) and tools:
+        yield "Tools", ", ".join(map(str, tools))
+    if isinstance(options, dict) and options:
+        yield "Options", ", ".join(f"{name} {value}" for name, value in options.items())
+    if fields.get("schema"):
+        yield "Schema", as_text(fields["schema"])[:MAX_TEXT_CHARS]
 
 
 def _group_context(datasette: Datasette, group: Row, call_id: str) -> Row:
@@ -73,7 +175,8 @@ def _attempts_context(datasette: Datasette, payload: Row) -> Row:
     }
 
 
-def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row]:
+def _facts(datasette: Datasette, payload: Row) -> list[Row]:
+    call, attempts = payload["call"], payload["attempts"]
     always = [
         ("Started", f"{time(call['started_at'])} UTC", None),
         ("Outcome", call["outcome"], "outcome"),
@@ -102,8 +205,6 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Response id", call["response_id"]),
         ("Request id", call["request_id"]),
         ("Token details", call["token_details"]),
-        ("Conversation", call["conversation_id"]),
-        ("Step of its chain", call["chain_step"]),
         ("Attempt", f"{call['attempt']} of {attempts[-1]['attempt']}" if attempts else None),
         (
             "Waited for concurrency limit",
@@ -117,8 +218,8 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Messages", number(call["message_count"])),
         ("Attachments", number(call["attachment_count"])),
     ]
-    shown = [*always, *((k, v, None) for k, v in sometimes if v is not None)]
-    shown += [(label, value, None) for label, value in sizes]
+    facts = [*always, *((k, v, None) for k, v in sometimes if v is not None)]
+    facts += [(label, value, None) for label, value in sizes]
     return [
         {
             "label": label,
@@ -126,8 +227,30 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
             "missing": "none" if name in NULLABLE else missing(call["outcome"]),
             "address": list_address(datasette, {name: value}) if name and value else None,
         }
-        for label, value, name in shown
-    ] + [_tag(datasette, key, value) for key, value in call["tags"].items()]
+        for label, value, name in facts
+    ] + [
+        *_links(datasette, payload),
+        *(_tag(datasette, key, value) for key, value in call["tags"].items()),
+    ]
+
+
+def _links(datasette: Datasette, payload: Row) -> Iterator[Row]:
+    """What the call belongs to."""
+    call = payload["call"]
+    page = datasette.urls.path(f"{LOG}/{call['id']}")
+    if call["conversation_id"]:
+        address = conversation_address(datasette, call["conversation_id"])
+        yield _link("Conversation", call["conversation_id"], address)
+    if call["chain_step"]:
+        yield _link("Chain", f"step {call['chain_step']}", f"{page}#chain")
+    if payload["group"]:
+        yield _link("Group", payload["group"]["id"], f"{page}#group")
+    for each in payload["consultations"]:
+        yield _link("Advice", each, str(datasette.urls.path(f"{ADVICE}/{each}")))
+
+
+def _link(label: str, value: str, address: str) -> Row:
+    return {"label": label, "value": value, "missing": "", "address": address}
 
 
 def _tag(datasette: Datasette, key: str, value: object) -> Row:
@@ -141,9 +264,7 @@ def _tag(datasette: Datasette, key: str, value: object) -> Row:
 
 
 def _part(part: str, content: Any) -> Row:
-    text = (
-        content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
-    )
+    text = content if isinstance(content, str) else as_text(content)
     return {
         "title": part.capitalize(),
         "text": text[:MAX_SHOWN_CHARS],

@@ -12,7 +12,7 @@ from ...web import DEFAULT_LIMIT, page_cursor, page_limit
 # In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"
 NULLABLE = ("purpose", "actor", "group")
-OPTIONS = ("limit", "next")
+OPTIONS = ("limit", "next", "follow")
 
 
 @dataclass(frozen=True, slots=True)
