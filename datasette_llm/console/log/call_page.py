@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...log.queries import RUNNING, tag_text
@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from ..running import State
     from .timeline import Kind
 
+# A label, a value, and the filter of the list that it is for.
+Fact = tuple[str, str, str | None]
+
 # More makes a browser slow; the JSON has the whole text.
 MAX_SHOWN_CHARS = 100_000
 MAX_SPANS = 100
 
 SPANS: Mapping[Kind, str] = {
-    "queue": "Queue, for the concurrency limit",
-    "first_chunk": "Until the first chunk",
-    "answer": "Answer, until its end",
-    "pause": "Pause before the next attempt",
-    "tools": "Tools, before the next step",
+    "queue": "queue for the concurrency limit",
+    "first_chunk": "until the first chunk",
+    "answer": "answer, until its end",
+    "failure": "until it ended, without an answer",
+    "running": "running",
+    "pause": "pause before the next attempt",
+    "tools": "tools, before the next step",
 }
-_OF_REQUEST = ("queue", "first_chunk", "answer")
+_OF_REQUEST = ("queue", "first_chunk", "answer", "failure", "running")
 STATES: Mapping[State, str] = {
     "plugins": "plugins have not let it go yet",
     "queued": "waits for a concurrency limit",
@@ -63,7 +68,12 @@ async def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) ->
         "started": time(call["started_at"]),
         "failure": failure(call),
         "running": _running_context(datasette, payload, may_stop=may_stop),
-        "facts": _facts(datasette, payload),
+        "facts": [
+            *_facts(datasette, call, _main_facts(call)),
+            *_links(datasette, payload),
+            *(_tag(datasette, key, value) for key, value in call["tags"].items()),
+        ],
+        "more_facts": _facts(datasette, call, _more_facts(call, payload["attempts"])),
         "timeline": _timeline_context(payload),
         "attempts": payload["attempts"] and _attempts_context(datasette, payload),
         "group": group and _group_context(datasette, group, call["id"]),
@@ -101,7 +111,7 @@ def _timeline_context(payload: Row) -> Row:
     """The timeline as bars, each with its place and width in percent, and its text."""
     found = payload["timeline"]
     rows = {row["id"]: row for row in [*payload["attempts"], *payload["chain"], payload["call"]]}
-    total_ms = found["total_ms"]
+    total_ms, retried = found["total_ms"], any(row["attempt"] != 1 for row in rows.values())
     return {
         "total": duration(total_ms),
         "ended": payload["call"]["outcome"] != RUNNING,
@@ -109,7 +119,7 @@ def _timeline_context(payload: Row) -> Row:
         "spans": [
             {
                 "kind": span["kind"],
-                "label": _span_label(span["kind"], rows[span["call_id"]]),
+                "label": _span_label(span["kind"], rows[span["call_id"]], retried=retried),
                 "duration": duration(span["duration_ms"]),
                 "start": duration(span["start_ms"]) or "0 ms",
                 "left": _percent(span["start_ms"], total_ms),
@@ -120,12 +130,12 @@ def _timeline_context(payload: Row) -> Row:
     }
 
 
-def _span_label(kind: Kind, row: Row) -> str:
-    step = f"Step {row['chain_step']}" if row["chain_step"] else ""
-    attempt = f"attempt {row['attempt']}" if row["attempt"] != 1 else ""
+def _span_label(kind: Kind, row: Row, *, retried: bool) -> str:
+    step = f"step {row['chain_step']}" if row["chain_step"] else ""
+    attempt = f"attempt {row['attempt']}" if retried else ""
     what = ", ".join(filter(None, (step, attempt)))
-    label = SPANS[kind]
-    return f"{what[:1].upper()}{what[1:]}: {label}" if what and kind in _OF_REQUEST else label
+    label = f"{what}: {SPANS[kind]}" if what and kind in _OF_REQUEST else SPANS[kind]
+    return label[:1].upper() + label[1:]
 
 
 def _percent(part: float, whole: float) -> str:
@@ -175,10 +185,11 @@ def _attempts_context(datasette: Datasette, payload: Row) -> Row:
     }
 
 
-def _facts(datasette: Datasette, payload: Row) -> list[Row]:
-    call, attempts = payload["call"], payload["attempts"]
-    always = [
-        ("Started", f"{time(call['started_at'])} UTC", None),
+def _main_facts(call: Row) -> Iterator[Fact]:
+    yield "Started", f"{time(call['started_at'])} UTC", None
+    if call["failure_kind"]:
+        yield "Failure", call["failure_kind"], "failure_kind"
+    yield from (
         ("Outcome", call["outcome"], "outcome"),
         ("Finish reason", call["finish_reason"] or "", "finish_reason"),
         ("Model", call["model_id"], "model"),
@@ -189,9 +200,10 @@ def _facts(datasette: Datasette, payload: Row) -> list[Row]:
         ("Cost", dollars(call["cost_dollars"]), None),
         ("First chunk after", duration(call["first_chunk_ms"]), None),
         ("Took", duration(call["duration_ms"]), None),
-    ]
-    if call["failure_kind"]:
-        always.insert(1, ("Failure", call["failure_kind"], "failure_kind"))
+    )
+
+
+def _more_facts(call: Row, attempts: Sequence[Row]) -> Iterator[Fact]:
     sometimes = [
         ("Finished", call["finished_at"] and f"{time(call['finished_at'])} UTC"),
         ("Error", call["error_type"]),
@@ -211,15 +223,15 @@ def _facts(datasette: Datasette, payload: Row) -> list[Row]:
             None if call["waited_ms"] is None else waited(call["waited_ms"]) or "no",
         ),
     ]
-    sizes = [
-        ("Streaming", "yes" if call["streaming"] else "no"),
-        ("Prompt", f"{number(call['prompt_chars'])} characters"),
-        ("System prompt", f"{number(call['system_chars'])} characters"),
-        ("Messages", number(call["message_count"])),
-        ("Attachments", number(call["attachment_count"])),
-    ]
-    facts = [*always, *((k, v, None) for k, v in sometimes if v is not None)]
-    facts += [(label, value, None) for label, value in sizes]
+    yield from ((label, value, None) for label, value in sometimes if value is not None)
+    yield "Streaming", "yes" if call["streaming"] else "no", None
+    yield "Prompt", f"{number(call['prompt_chars'])} characters", None
+    yield "System prompt", f"{number(call['system_chars'])} characters", None
+    yield "Messages", number(call["message_count"]), None
+    yield "Attachments", number(call["attachment_count"]), None
+
+
+def _facts(datasette: Datasette, call: Row, facts: Iterable[Fact]) -> list[Row]:
     return [
         {
             "label": label,
@@ -228,9 +240,6 @@ def _facts(datasette: Datasette, payload: Row) -> list[Row]:
             "address": list_address(datasette, {name: value}) if name and value else None,
         }
         for label, value, name in facts
-    ] + [
-        *_links(datasette, payload),
-        *(_tag(datasette, key, value) for key, value in call["tags"].items()),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from ...log.queries import CLOSED
-from ..formatting import dollars, duration, label_of, number, reason, time, waited
+from ..formatting import dollars, duration, label_of, number, reason, time, took, waited
 from ..navigation import LOG, USAGE
 from .list_request import NONE, OPTIONS, LogListRequest
 
@@ -137,7 +137,7 @@ def row_context(datasette: Datasette, row: Row) -> Row:
         "input": number(row["input_tokens"]),
         "output": number(row["output_tokens"]),
         "cost": dollars(row["cost_dollars"]),
-        "took": duration(row["duration_ms"]),
+        "took": took(row),
         "attempt": row["attempt"],
         "waited": waited(row["waited_ms"]),
     }

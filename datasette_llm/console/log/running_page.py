@@ -13,7 +13,6 @@ from ...log import queries
 from ...log.feed import Changes, Feed
 from ...log.queries import RUNNING, Filter, time_of
 from ...web import client_disconnected
-from ..formatting import duration
 from ..navigation import LOG
 from ..running import running_calls, stop
 from .call_page import STATES
@@ -84,7 +83,6 @@ def _row(datasette: Datasette, call: Row, *, may_stop: bool) -> Row:
         "stop": datasette.urls.path(f"{address}/stop") if can_stop else None,
         "state": _state(call),
         "seconds": int(call["seconds"]),
-        "took": duration(1000 * call["seconds"]),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ...log.queries import RUNNING, time_of
 
-Kind = Literal["queue", "first_chunk", "answer", "pause", "tools"]
+Kind = Literal["queue", "first_chunk", "answer", "failure", "running", "pause", "tools"]
 Row = Mapping[str, Any]
 
 # What takes less is left out, as the clock that it is measured with may be off by as much.
@@ -21,8 +21,9 @@ class Span(NamedTuple):
 
     Attributes:
         kind: what it was spent on: `queue` is the wait for a concurrency limit, `first_chunk` that
-            for the provider's first event, `answer` what came after it, `pause` what lay between
-            two attempts, `tools` what lay between two steps of a chain.
+            for the provider's first event, `answer` what came after it, `failure` a request that
+            ended without any, `running` one that has not ended, `pause` what lay between two
+            attempts, `tools` what lay between two steps of a chain.
         call_id: the request; of a pause or tools the one after it.
         start_ms: since the beginning, in milliseconds.
         duration_ms: in milliseconds.
@@ -81,21 +82,19 @@ def _spans(rows: Sequence[Row], queued_ms: Sequence[float], now_ms: float) -> It
 
 def _request(row: Row, at_ms: float, now_ms: float) -> Iterator[Span]:
     waited_ms, first_ms, duration_ms = (
-        row[name] or 0.0 for name in ("waited_ms", "first_chunk_ms", "duration_ms")
+        row[name] for name in ("waited_ms", "first_chunk_ms", "duration_ms")
     )
-    if waited_ms >= LEAST_WAIT_MS:
+    if waited_ms and waited_ms >= LEAST_WAIT_MS:
         yield _span("queue", row, at_ms, waited_ms)
-    sent_ms = at_ms + waited_ms
+    sent_ms = at_ms + (waited_ms or 0.0)
     if row["outcome"] == RUNNING:
-        duration_ms = max(0.0, now_ms - sent_ms)
-    if row["duration_ms"] is None and row["outcome"] != RUNNING:
-        return  # it was never sent, or is lost
-    first_ms = min(first_ms, duration_ms)
-    if row["first_chunk_ms"] is None:
-        yield _span("first_chunk", row, sent_ms, duration_ms)
-    else:
+        yield _span("running", row, sent_ms, max(0.0, now_ms - sent_ms))
+    elif duration_ms is not None and first_ms is not None:
+        first_ms = min(first_ms, duration_ms)
         yield _span("first_chunk", row, sent_ms, first_ms)
         yield _span("answer", row, sent_ms + first_ms, duration_ms - first_ms)
+    elif duration_ms:  # else it was never sent, or is lost
+        yield _span("answer" if row["outcome"] == "ok" else "failure", row, sent_ms, duration_ms)
 
 
 def _span(kind: Kind, row: Row, start_ms: float, duration_ms: float) -> Span:
