@@ -110,8 +110,7 @@ def _running_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> R
 def _timeline_context(payload: Row) -> Row:
     """The timeline as bars, each with its place and width in percent, and its text."""
     found = payload["timeline"]
-    rows = {row["id"]: row for row in [*payload["attempts"], *payload["chain"], payload["call"]]}
-    total_ms, retried = found["total_ms"], any(row["attempt"] != 1 for row in rows.values())
+    total_ms, several = found["total_ms"], len({each["call_id"] for each in found["spans"]}) > 1
     return {
         "total": duration(total_ms),
         "ended": payload["call"]["outcome"] != RUNNING,
@@ -119,7 +118,7 @@ def _timeline_context(payload: Row) -> Row:
         "spans": [
             {
                 "kind": span["kind"],
-                "label": _span_label(span["kind"], rows[span["call_id"]], retried=retried),
+                "label": _span_label(span, several=several),
                 "duration": duration(span["duration_ms"]),
                 "start": duration(span["start_ms"]) or "0 ms",
                 "left": _percent(span["start_ms"], total_ms),
@@ -130,11 +129,13 @@ def _timeline_context(payload: Row) -> Row:
     }
 
 
-def _span_label(kind: Kind, row: Row, *, retried: bool) -> str:
-    step = f"step {row['chain_step']}" if row["chain_step"] else ""
-    attempt = f"attempt {row['attempt']}" if retried else ""
-    what = ", ".join(filter(None, (step, attempt)))
-    label = f"{what}: {SPANS[kind]}" if what and kind in _OF_REQUEST else SPANS[kind]
+def _span_label(span: Row, *, several: bool) -> str:
+    label = SPANS[span["kind"]]
+    if several and span["kind"] in _OF_REQUEST:
+        step = f"step {span['chain_step']}" if span["chain_step"] else ""
+        attempt = "repair" if span["is_repair"] else f"attempt {span['attempt']}"
+        first_step = step and attempt == "attempt 1"
+        label = f"{step if first_step else ', '.join(filter(None, (step, attempt)))}: {label}"
     return label[:1].upper() + label[1:]
 
 

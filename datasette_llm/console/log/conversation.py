@@ -14,7 +14,7 @@ from ..formatting import counted
 from ..markdown import as_html
 
 # Of a page, and of one text; the newest texts of a page come first.
-MAX_PAGE_CHARS = 300_000
+MAX_PAGE_CHARS = 200_000
 MAX_TEXT_CHARS = 20_000
 # Of a text for which the page has no room.
 MIN_TEXT_CHARS = 300

@@ -29,7 +29,6 @@ CONVERSATION = f"{LOG}/conversation"
 # Of a page; the request of each turn repeats the ones before it.
 MAX_TURNS = 100
 MAX_READ_CHARS = 20_000_000
-MAX_PAGE_CHARS = 500_000
 
 
 def conversation_address(datasette: Datasette, conversation_id: str) -> str:
@@ -132,7 +131,7 @@ async def conversation_context(datasette: Datasette, payload: Row) -> Row:
     """The context of the template."""
     turns = payload["turns"]
     sources = [Source(turn["call"]["id"], turn["messages"], turn["parts_before"]) for turn in turns]
-    messages = await asyncio.to_thread(shown, sources, MAX_PAGE_CHARS)
+    messages = await asyncio.to_thread(shown, sources)
     address = conversation_address(datasette, payload["conversation"])
     return {
         "payload": payload,

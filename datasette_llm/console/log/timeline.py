@@ -25,12 +25,18 @@ class Span(NamedTuple):
             ended without any, `running` one that has not ended, `pause` what lay between two
             attempts, `tools` what lay between two steps of a chain.
         call_id: the request; of a pause or tools the one after it.
+        chain_step: its step, or None.
+        attempt: its attempt at the response, from 1.
+        is_repair: whether it was to repair an answer to `structured()`.
         start_ms: since the beginning, in milliseconds.
         duration_ms: in milliseconds.
     """
 
     kind: Kind
     call_id: str
+    chain_step: int | None
+    attempt: int
+    is_repair: bool
     start_ms: float
     duration_ms: float
 
@@ -98,7 +104,9 @@ def _request(row: Row, at_ms: float, now_ms: float) -> Iterator[Span]:
 
 
 def _span(kind: Kind, row: Row, start_ms: float, duration_ms: float) -> Span:
-    return Span(kind, row["id"], round(start_ms, 3), round(duration_ms, 3))
+    is_repair = row["attempt"] == 1 and row["prompt_id"] is not None
+    request = (row["id"], row["chain_step"], row["attempt"], is_repair)
+    return Span(kind, *request, round(start_ms, 3), round(duration_ms, 3))
 
 
 def _began(row: Row) -> datetime.datetime:
