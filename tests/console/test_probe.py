@@ -960,7 +960,9 @@ async def test_p8_first_chunk_is_there_at_once(start, register_models):
 
 
 async def test_p8_lines_are_first_chunk_and_result(start, register_models):
-    register_models(ScriptedModel("scripted", PONG), ScriptedModel("broken", [llm.ModelError("no")]))
+    register_models(
+        ScriptedModel("scripted", PONG), ScriptedModel("broken", [llm.ModelError("no")])
+    )
     datasette = await start()
     headers = {"accept": "application/x-ndjson"}
 

@@ -1,4 +1,4 @@
-"""The feed of the call log: what has begun or ended, for all who follow, from one look at a time."""
+"""The feed of the call log: what has begun or ended, for all who follow, from one look."""
 
 from __future__ import annotations
 

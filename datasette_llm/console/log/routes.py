@@ -27,7 +27,14 @@ from .conversation import messages_of, text_at
 from .conversation_page import conversation_context, conversation_payload
 from .csv_export import copy, csv_chunks
 from .list_request import LogListRequest
-from .running_page import page_of, running_context, running_payload, stop_call, write_changes
+from .running_page import (
+    following,
+    page_of,
+    running_context,
+    running_payload,
+    stop_call,
+    write_changes,
+)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -79,6 +86,7 @@ async def log_page(datasette: Datasette, request: Request) -> Response:
         return await render(datasette, request, "llm_log.html", context, path=LOG, status=400)
     payload = await payloads.list_payload(datasette, list_request)
     context = list_page.list_context(datasette, list_request, payload)
+    context |= following(datasette, request)
     return await render(datasette, request, "llm_log.html", context, path=LOG)
 
 

@@ -7,6 +7,7 @@ import datetime
 import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
 from ... import instance
 from ...log import queries
@@ -126,6 +127,28 @@ async def _row_of(datasette: Datasette, call_id: str) -> Row | None:
 
 
 # Following
+
+
+def following(datasette: Datasette, request: Request) -> Row:
+    """What a template needs for the links that let the list of calls follow new ones.
+
+    Returns:
+        Under `following`: `stream`, the address of the changes, if `follow=1` asks for them; `on`
+        and `off`, the addresses of the same list with and without it, `on` for the first page
+        only; and `running`, that of the calls that run.
+    """
+    given = parse_qsl(request.query_string, keep_blank_values=True)
+    query = urlencode([(name, value) for name, value in given if name != "follow"])
+    follows, first = ("follow", "1") in given, "next" not in dict(given)
+    stream, page = (datasette.urls.path(each) for each in (f"{LOG}/follow", LOG))
+    on = f"{page}?{query}&follow=1" if query else f"{page}?follow=1"
+    found = {
+        "stream": f"{stream}?{query}" if follows and first else None,
+        "on": on if first else None,
+        "off": f"{page}?{query}" if query else page,
+        "running": datasette.urls.path(RUNNING_CALLS),
+    }
+    return {"following": found}
 
 
 async def write_changes(

@@ -85,11 +85,17 @@ def test_p5_attachments_are_type_and_size() -> None:
 
     ((_, found),) = outline(shown([Source("x", [said("user", *parts)])]))
 
-    assert found == ["image/png, 5,008 bytes", "attachment, https://example.com/a.pdf", "attachment"]
+    assert found == [
+        "image/png, 5,008 bytes",
+        "attachment, https://example.com/a.pdf",
+        "attachment",
+    ]
 
 
-ODD = [None, 7, "text", [], {}, {"parts": 7}, {"role": 7, "parts": [{"type": "text", "text": 7}]}]
-ODD += [said("user", None, [], {"type": []}, {"type": {}}, {"type": "tool_call"}, {"text": "plain"})]
+ODD: list[Any] = [None, 7, "", [], {}, {"parts": 7}, {"parts": [{"type": "text", "text": 7}]}]
+ODD += [
+    said("user", None, [], {"type": []}, {"type": {}}, {"type": "tool_call"}, {"text": "plain"})
+]
 ODD += [said("user", {"type": "attachment", "attachment": 7}, {"type": "reasoning", "text": ""})]
 
 
@@ -102,7 +108,9 @@ def test_p5_odd_messages_are_shown(message: Any) -> None:
         assert isinstance(text_at([message], number), str)
 
 
-@pytest.mark.parametrize("content", [None, {}, {"request": "no JSON"}, {"request": {"messages": 7}}])
+@pytest.mark.parametrize(
+    "content", [None, {}, {"request": "no JSON"}, {"request": {"messages": 7}}]
+)
 def test_p5_content_of_another_shape_has_no_messages(content: Any) -> None:
     assert messages_of(content) == []
 

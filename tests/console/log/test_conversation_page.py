@@ -86,7 +86,9 @@ async def test_p5_conversation_page_reads_from_top_to_end(site: Datasette) -> No
 
     page = Page((await get(site, address)).text)
 
-    places = [page.text.index(text) for text in ("Be kind", "Q1", "image/png, 4 bytes", "One", "Q5")]
+    places = [
+        page.text.index(text) for text in ("Be kind", "Q1", "image/png, 4 bytes", "One", "Q5")
+    ]
     assert places == sorted(places)
     assert page.text.count("Q2") == 1
     ids = {turn["call"]["id"] for turn in (await get(site, f"{address}.json")).json()["turns"]}
@@ -174,7 +176,9 @@ async def test_p5_hostile_conversation_is_harmless(start: Start) -> None:
     part = {"type": HOSTILE, "name": HOSTILE, "text": HOSTILE, "exception": HOSTILE}
     every = [part | {"type": kind} for kind in ("text", "tool_call", "tool_result", "reasoning")]
     messages = [{"role": HOSTILE, "parts": [part, *every]}, HOSTILE]
-    await record(datasette, row, request={"messages": messages, "tools": [HOSTILE]}, response=HOSTILE)
+    await record(
+        datasette, row, request={"messages": messages, "tools": [HOSTILE]}, response=HOSTILE
+    )
 
     call = Page((await get(datasette, f"{LOG}/{row['id']}")).text)
 

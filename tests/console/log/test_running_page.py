@@ -64,12 +64,20 @@ async def test_p6_list_follows_when_asked(start: Start) -> None:
     async def page(query: str) -> Page:
         return Page((await datasette.client.get(f"/-/llm/log{query}", actor=ANA)).text)
 
-    plain, filtered = await page(""), await page("?purpose=a%26b")
-    following = await page("?purpose=a%26b&follow=1")
+    def stream(page: Page) -> list[str | None]:
+        return [each["data-follow"] for each in page.all("span") if "data-follow" in each]
+
+    plain, filtered = await page(""), await page("?purpose=a%26b&follow=")
+    following, older = (
+        await page("?purpose=a%26b&follow=1"),
+        await page(f"?next={'0' * 26}&follow=1"),
+    )
 
     assert "/-/llm/log?follow=1" in plain.links()
     assert "/-/llm/log?purpose=a%26b&follow=1" in filtered.links()
-    assert "/-/llm/log?purpose=a%26b&follow=1" in following.links()
-    (stream,) = [each["data-follow"] for each in following.all("span") if "data-follow" in each]
-    assert stream == f"{FOLLOW}?purpose=a%26b&follow=1"
-    assert not [each for each in plain.all("span") if "data-follow" in each]
+    assert {"/-/llm/log?purpose=a%26b&follow=1", "/-/llm/log?purpose=a%26b"} <= set(
+        following.links()
+    )
+    assert stream(following) == [f"{FOLLOW}?purpose=a%26b"]
+    assert [stream(each) for each in (plain, filtered, older)] == [[], [], []]
+    assert "/-/llm/log/running" in older.links()

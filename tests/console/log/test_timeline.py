@@ -29,8 +29,10 @@ CASES = {
     ),
     "tools between two steps": (
         [row(0, chain_step=1, **STEP), row(400, chain_step=2, waited_ms=100.0, **STEP)],
-        [("first_chunk", 0, 40), ("answer", 40, 60), ("tools", 100, 200), ("queue", 300, 100)]
-        + [("first_chunk", 400, 40), ("answer", 440, 60)],
+        [
+            *[("first_chunk", 0, 40), ("answer", 40, 60), ("tools", 100, 200)],
+            *[("queue", 300, 100), ("first_chunk", 400, 40), ("answer", 440, 60)],
+        ],
     ),
     "one that runs": ([row(0, outcome="running", duration_ms=None)], [("running", 0, 5000)]),
     "one that was never sent": ([row(0, outcome="blocked", duration_ms=0.0)], []),
