@@ -24,7 +24,6 @@ pytestmark = needs_browser
 ANSWER = (
     "## Of *penguins*\n\n| they | how |\n| --- | --- |\n| swim | well |\n\n```sql\nselect 1\n```"
 )
-STOP = {"name": "Stop"}
 
 
 @pytest.fixture

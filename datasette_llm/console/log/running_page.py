@@ -169,11 +169,11 @@ async def write_changes(
 async def _write(datasette: Datasette, log_filter: Filter, writer: AsgiWriter) -> None:
     async with aclosing(instance.of(datasette, Feed).follow(datasette, log_filter)) as changes:
         async for each in changes:
-            await writer.write(f"data: {json.dumps(_event(each))}\n\n")
+            await writer.write(f"data: {json.dumps(event_of(each))}\n\n")
 
 
-def _event(changes: Changes) -> Row:
-    """What has changed; None where there was too much to name."""
+def event_of(changes: Changes) -> Row:
+    """What has changed, as an event of the stream; None where there was too much to name."""
     if not changes.complete:
         return {"calls": None}
     return {"calls": [{"id": each, "outcome": how} for each, how in changes.outcomes.items()]}
