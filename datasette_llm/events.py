@@ -201,6 +201,7 @@ def request_started(
     keys: Keys,
     repaired_id: str | None = None,
     tags: Tags = NO_TAGS,
+    sized: bool = True,
 ) -> RequestStarted:
     """A request as it is about to be sent.
 
@@ -217,6 +218,7 @@ def request_started(
         keys: what to take out of the texts.
         repaired_id: the id of the response whose answer it is to repair, or None.
         tags: its tags.
+        sized: whether its sizes are wanted, as the call log does and traces do not.
     """
     conversation = response.conversation
     # Read where pydantic keeps them: asking it for an option that a model has not is slow.
@@ -235,7 +237,7 @@ def request_started(
         attempt,
         waited_s,
         bool(response.stream),
-        *_sizes_of(response),
+        *(_sizes_of(response) if sized else _UNSIZED),
         _float(temperature),
         count(options.get("max_tokens")),
         _tags(tags, keys) if tags else NO_TAGS,
@@ -384,6 +386,9 @@ def _http_status(error: BaseException) -> int | None:
     except Exception:  # a third-party exception, whose property may raise
         return None
     return status if isinstance(status, int) else None
+
+
+_UNSIZED = (0, 0, 0, 0)
 
 
 def _sizes_of(response: llm.AsyncResponse) -> tuple[int, int, int, int]:

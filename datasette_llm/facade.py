@@ -24,6 +24,7 @@ from .log.records import CallRecord, call_record, call_records
 from .permissions import VIEW_LOG
 from .tags.source import call_tags
 from .tags.values import NO_TAGS, Tags, checked
+from .telemetry.spans import note_unsent
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -383,8 +384,7 @@ class LLM:
     async def _record_refusal(
         self, refused: RequestStarted, error: ModelNotAllowedError | HookError
     ) -> None:
-        if (await self._snapshot()).settings.log is None:
-            return
+        settings = (await self._snapshot()).settings
         if isinstance(error, HookError):
             blocked_by = error.plugin
         elif error.decision.refusal is not None:
@@ -393,8 +393,10 @@ class LLM:
         else:
             blocked_by = None
         finished = unsent(refused, Outcome.BLOCKED, error, blocked_by=blocked_by)
-        Recorder.of(self.datasette).never_sent(refused, finished)
-        error.call_id = refused.id
+        if settings.log is not None:
+            Recorder.of(self.datasette).never_sent(refused, finished)
+            error.call_id = refused.id
+        note_unsent(refused, finished, settings.telemetry)
 
     def _wrapped(
         self,

@@ -23,6 +23,7 @@ from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
 from .sanitize import message_of
+from .telemetry import spans as telemetry
 
 if TYPE_CHECKING:
     import datasette_secrets
@@ -71,6 +72,7 @@ async def stop(datasette: Datasette) -> None:
                 await call.closed.wait()
     await instance.of(datasette, UnfinishedTasks).cancel()
     await Recorder.of(datasette).close()
+    await asyncio.to_thread(telemetry.flush)
     await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import instance
 from ..config.parse import parse_settings
-from ..config.settings import PriceSettings, Settings, path_of
+from ..config.settings import PriceSettings, Settings, TelemetrySettings, path_of
 from ..errors import ConfigError
 from ..providers.catalog import Catalog, CatalogSource, Entry
 from .assignments import Assignment, Assignments
@@ -55,6 +55,7 @@ class ModelRoute:
         price: its configured price, or None.
         exact_price: whether a public price needs an exact match of the name, since the model
             may be self-hosted.
+        telemetry: what spans of its calls hold.
         endpoint: what is so of an endpoint's requests only; None for other models.
     """
 
@@ -65,6 +66,7 @@ class ModelRoute:
     log: LogPolicy | None
     price: PriceSettings | None
     exact_price: bool
+    telemetry: TelemetrySettings
     endpoint: Endpoint | None
 
 
@@ -155,6 +157,7 @@ class PurposeSnapshot:
             self._log_policy(),
             self.prices.get(model_id),
             exact_price=not model.needs_key or endpoint_secret(model) is not None,
+            telemetry=self.settings.telemetry,
             endpoint=_endpoint(model),
         )
 

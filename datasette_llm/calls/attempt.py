@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Any
@@ -40,7 +40,8 @@ from ..providers.receipts import receipt_of
 from ..providers.sync_adapter import ThreadedModel
 from ..redaction import Keys, redact
 from ..sanitize import new_id
-from ..telemetry.spans import RequestSpan
+from ..telemetry.content import said
+from ..telemetry.spans import After, RequestSpan, note_unsent
 from .context import CallContext
 from .limiter import LimiterRegistry, Permit
 from .response import PromptResponse, StreamState
@@ -60,9 +61,11 @@ class Attempt:
         number: 1 for the first attempt at this response.
         id: of its row in the call log; of a first attempt the response's.
         permit: its places in the concurrency limiters; None where nothing is limited.
+        span: its span; None before it is sent, and where nothing collects telemetry.
     """
 
     __slots__ = (
+        "_after",
         "_began",
         "_end",
         "_headers",
@@ -76,18 +79,32 @@ class Attempt:
         "permit",
         "response",
         "route",
+        "span",
     )
 
     def __init__(
-        self, call: CallContext, response: PromptResponse, model: RoutedModel, number: int = 1
+        self,
+        call: CallContext,
+        response: PromptResponse,
+        model: RoutedModel,
+        after: Attempt | None = None,
     ) -> None:
+        """
+        Args:
+            call: the call that it is made for.
+            response: what it fills.
+            model: the model that is asked.
+            after: the attempt before, or None.
+        """
         self.call = call
         self.response = response
         self.model = model
         self.route = model.route
-        self.number = number
-        self.id = response.id if number == 1 else new_id()
+        self.number: int = 1 if after is None else after.number + 1
+        self.id = response.id if after is None else new_id()
         self.permit: Permit | None = None
+        self.span: RequestSpan | None = None
+        self._after = after.as_link(model) if after is not None else None
         # What to redact: before a key is found, what the caller gave may be one.
         self._keys: Keys = call.used_keys or response.secret_text
         self._began = 0.0
@@ -148,8 +165,19 @@ class Attempt:
                 keys=self._keys,
                 repaired_id=self.response.answer.repaired_id if self.response.answer else None,
                 tags=result.tags,
+                sized=self.route.recorder is not None,
             )
         return self._started
+
+    def as_link(self, model: RoutedModel) -> After | None:
+        """What the span of the next attempt links to; None without a span.
+
+        Args:
+            model: the model that the next attempt asks.
+        """
+        if self.span is None:
+            return None
+        return After(self.span.context, "retry" if model is self.model else "fallback")
 
     @property
     def outlives_request(self) -> bool:
@@ -207,7 +235,9 @@ class Attempt:
                 f"Writing failed with {failed}"
             )
             blocked_by = "configuration (log.required)"
-            self._record(self._finished(refusal, Outcome.BLOCKED, blocked_by))
+            finished = self._finished(refusal, Outcome.BLOCKED, blocked_by)
+            self._record(finished)
+            self._trace_unsent(finished)
             raise refusal
 
     async def _send_recorded(self) -> None:
@@ -221,7 +251,7 @@ class Attempt:
 
     async def _send(self) -> RequestFinished:
         """Send the request inside a span, within its timeouts."""
-        span = RequestSpan(self.model.model_id, self.model.needs_key, lambda: self.started)
+        self.span = RequestSpan.begin(self.route.target, lambda: self.started, self._after)
         self._began = time.monotonic()
         state, idle_timeout_s = (
             self.response.stream_state,
@@ -237,13 +267,27 @@ class Attempt:
                 await self._fill_in_time(state, idle_timeout_s)
             misfit = await self._misfit()
         except BaseException as error:
-            # A task that its event loop left behind is closed outside of its own context.
-            detach = type(error) is not GeneratorExit
-            span.end(self._ended(error), streaming=self.response.stream, detach=detach)
+            self._conclude(error, error)
             raise
-        finished = self._ended(misfit)
-        span.end(finished, streaming=self.response.stream, detach=True)
+        return self._conclude(misfit)
+
+    def _conclude(
+        self, error: BaseException | None, raised: BaseException | None = None
+    ) -> RequestFinished:
+        """How a request ended that was sent; in its span, and noted for the hooks."""
+        finished = self._finished(error)
+        self.call.result.end(finished, self.model.model_id, self.route.target)
+        if self.span is not None:
+            content = self._said(finished) if self.route.target.telemetry.content else None
+            stream = self.response.stream
+            self.span.end(finished, raised, streaming=stream, content=content)
         return finished
+
+    def _said(self, finished: RequestFinished) -> Callable[[], dict[str, Any]]:
+        response = self._response_now(finished)
+        ended = "stop" if finished.outcome is Outcome.OK else finished.outcome
+        reason = str(finished.finish_reason or ended)
+        return partial(said, response.prompt, response.short_messages, reason, self._keys)
 
     async def _misfit(self) -> Exception | None:
         """Why `structured()` fails by a complete answer, or None."""
@@ -317,12 +361,6 @@ class Attempt:
 
     # How it ended
 
-    def _ended(self, error: BaseException | None) -> RequestFinished:
-        """How a request ended that was sent; noted for the hooks."""
-        finished = self._finished(error)
-        self.call.result.end(finished, self.model.model_id, self.route.target)
-        return finished
-
     def _finished(
         self,
         error: BaseException | None,
@@ -361,9 +399,7 @@ class Attempt:
             return
         content = None
         if policy.content:
-            response = self.response
-            if finished.outcome is not Outcome.OK and finished.first_chunk_s is None:
-                response = copy.copy(response)  # which may be asked again before this is written
+            response = self._response_now(finished)
             content = Content(
                 partial(
                     content_statements,
@@ -382,19 +418,30 @@ class Attempt:
             content=content,
         )
 
+    def _response_now(self, finished: RequestFinished) -> PromptResponse:
+        """The response as it is; one that failed may be asked again before it is written."""
+        if finished.outcome is not Outcome.OK and finished.first_chunk_s is None:
+            return copy.copy(self.response)
+        return self.response
+
     def _record_unsent(self, error: BaseException) -> None:
+        outcome, shown = self.call.outcome(error), self.call.public_error(error)
+        kind = _kind(shown, outcome)
+        finished = unsent(
+            self.started,
+            outcome,
+            shown,
+            self._keys,
+            failure_kind=kind,
+            message=failure_message(shown, kind),
+        )
         if self.route.recorder is not None:
-            outcome, shown = self.call.outcome(error), self.call.public_error(error)
-            kind = _kind(shown, outcome)
-            finished = unsent(
-                self.started,
-                outcome,
-                shown,
-                self._keys,
-                failure_kind=kind,
-                message=failure_message(shown, kind),
-            )
             self.route.recorder.never_sent(self.started, finished)
+        self._trace_unsent(finished)
+
+    def _trace_unsent(self, finished: RequestFinished) -> None:
+        target = self.route.target
+        note_unsent(self.started, finished, target.telemetry, target.model)
 
 
 def _kind(error: BaseException | None, outcome: Outcome) -> FailureKind | None:

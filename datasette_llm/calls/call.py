@@ -16,13 +16,13 @@ from .. import instance
 from ..access.hook_failures import HookFailures
 from ..access.quoting import keys_of_site
 from ..errors import ResponseCancelledError
-from ..events import Outcome, never_sent, unsent
+from ..events import Outcome, RequestStarted, never_sent, unsent
 from ..hooks import dispatch
-from ..log.recorder import Recorder
 from ..loop_end import check_each_second
 from ..providers.failures import failure_message
 from ..redaction import Keys, redact
 from ..tags.values import NO_TAGS, Tags
+from ..telemetry.spans import ChainSpan, is_traced, note_unsent
 from .attempt import Attempt
 from .context import CallContext
 from .hook_contexts import Contexts
@@ -57,6 +57,7 @@ class Call(CallContext):
         chain_readers: how many read the chain, of which one may be left without its end.
         at_end: called with what ended the call, or None, before it is closed.
         began: when it was made, in seconds, by the monotonic clock.
+        chain_span: the span of a chain that has been admitted; None where nothing collects spans.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Call(CallContext):
         self.chain_readers = 0
         self.at_end: list[Callable[[BaseException | None], None]] = []
         self.began = time.monotonic()
+        self.chain_span: ChainSpan | None = None
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -155,7 +157,10 @@ class Call(CallContext):
         error: BaseException | None = None
         try:
             await self._admit(contexts)
-            await self._serve()
+            if self.result.is_chain and is_traced():
+                await self._serve_traced()
+            else:
+                await self._serve()
         except BaseException as raised:
             stopped = self._stopped_from_outside(raised)
             error = self.error = self._cause(raised, contexts.ended_by_timeout)
@@ -188,9 +193,23 @@ class Call(CallContext):
                 actor=model.actor,
             )
             await contexts.open(hooks, self.result, self.owners)
-        self.admitted.set()
+
+    async def _serve_traced(self) -> None:
+        """Serve a chain inside a span."""
+        self.chain_span = span = ChainSpan(self.route.target)
+        raised: BaseException | None = None
+        try:
+            await self._serve()
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            first = self.result.response
+            started = self._never_sent() if first is None else self._first_request(first)
+            span.end(started, self.outcome(raised), raised, len(self.result.responses))
 
     async def _serve(self) -> None:
+        self.admitted.set()
         while not self._callback_errors:
             self.stop_if_cancelled()
             while not self._requests:
@@ -220,31 +239,19 @@ class Call(CallContext):
 
     async def _note_refusal(self, error: BaseException) -> BaseException:
         """The error of a call that a hook has refused, once that is noted and recorded."""
-        recorder, plugin = self.route.recorder, self.refused_by
+        plugin = self.refused_by
         if plugin is None or isinstance(error, FATAL):
             return error
         keys = await self._keys_in_reach()
         error = redact(error, keys)
-        if recorder is not None:
-            self._record_refusal(recorder, plugin, error, keys)
+        self._record_refusal(plugin, error, keys)
         self._note_hook(plugin, error, keys)  # after the row, which names the plugin by itself
         return error
 
-    def _record_refusal(
-        self, recorder: Recorder, plugin: str, error: BaseException, keys: Keys
-    ) -> None:
+    def _record_refusal(self, plugin: str, error: BaseException, keys: Keys) -> None:
         response, route = self.result.response, self.route
-        if response is not None:
-            started = Attempt(self, response, self.model).started
-        else:  # a chain has none before its first step
-            started = never_sent(
-                self.model.model_id,
-                route.purpose,
-                route.actor,
-                route.group_id,
-                keys,
-                self.result.tags,
-            )
+        # A chain has none before its first step.
+        started = self._never_sent(keys) if response is None else self._first_request(response)
         finished = unsent(
             started,
             Outcome.BLOCKED,
@@ -254,7 +261,23 @@ class Call(CallContext):
             failure_kind="blocked",
             message=failure_message(error, "blocked"),
         )
-        recorder.never_sent(started, finished)
+        if route.recorder is not None:
+            route.recorder.never_sent(started, finished)
+        note_unsent(started, finished, route.target.telemetry, route.target.model)
+
+    def _first_request(self, response: PromptResponse) -> RequestStarted:
+        return Attempt(self, response, self.model).started
+
+    def _never_sent(self, keys: Keys = None) -> RequestStarted:
+        route = self.route
+        return never_sent(
+            self.model.model_id,
+            route.purpose,
+            route.actor,
+            route.group_id,
+            keys or self.used_keys,
+            self.result.tags,
+        )
 
     async def _note_failures(
         self, failures: list[tuple[str, BaseException]], error: BaseException

@@ -11,6 +11,7 @@ from llm.models import AsyncChainResponse
 
 from ..hooks import dispatch
 from ..tags.values import Tags
+from ..telemetry.spans import ToolTraces
 from .call import Call
 from .pace import SLICE, pace
 from .response import PromptResponse
@@ -71,7 +72,14 @@ class WrappedChain(AsyncChainResponse):
         self._advancing = asyncio.Lock()
         self._turns_before = len(self.conversation.responses) if self.conversation else 0
         thread = tools_thread()
-        self.prompt.tools = supervised_tools(self.prompt.tools, thread)
+        given: object = self._key  # which may be the name of one
+        secret = given if isinstance(given, str) else None
+        traces = ToolTraces(
+            lambda: call.chain_span.context if call.chain_span is not None else None,
+            call.route.target.telemetry.content,
+            lambda: call.used_keys or secret,
+        )
+        self.prompt.tools = supervised_tools(self.prompt.tools, thread, traces)
         call.at_end.append(lambda _: thread.close())
 
     async def responses(self) -> AsyncIterator[llm.AsyncResponse]:

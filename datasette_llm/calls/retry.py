@@ -191,7 +191,7 @@ class _LaterAttempts:
     async def _attempt(self, model: RoutedModel) -> None:
         if self._call.is_being_stopped:
             raise asyncio.CancelledError  # which a hook that was asked meanwhile has swallowed
-        self._last = Attempt(self._call, self._response, model, self._last.number + 1)
+        self._last = Attempt(self._call, self._response, model, self._last)
         await self._last.run(self._end)
 
     async def _fallback_model(self, fallback: Fallback, failure: Exception) -> RoutedModel | None:

@@ -224,6 +224,15 @@ def _endpoints(endpoints: tuple[EndpointSettings, ...]) -> tuple[EndpointSetting
     return endpoints
 
 
+class TelemetrySettings(Section):
+    """What spans hold besides numbers and names; without these settings neither."""
+
+    content: bool = Field(default=False, title="bool")
+    """Put messages, tool arguments and tool results into spans, without keys and shortened."""
+    actor: bool = Field(default=False, title="bool")
+    """Put the id of the actor into spans."""
+
+
 class ConsultantSettings(Section):
     """Settings of table profiles, which requests for advice about a table send."""
 
@@ -258,6 +267,7 @@ class Settings(CallSettings):
         default=True, validate_default=True, title="bool or mapping"
     )
     """Whether calls are recorded, and how."""
+    telemetry: TelemetrySettings = Field(default={}, validate_default=True)
     consultant: ConsultantSettings = Field(default={}, validate_default=True)
     purposes: Annotated[Mapping[str, PurposeSettings], _READ_ONLY] = Field(
         default={}, validate_default=True
@@ -288,6 +298,7 @@ def settings_table() -> list[tuple[str, str, str, str]]:
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),
         *_rows(LogSettings, "log."),
+        *_rows(TelemetrySettings, "telemetry."),
         *_rows(ConsultantSettings, "consultant."),
         *_rows(PurposeSettings, "purposes.<name>."),
         *_rows(PurposeLogSettings, "purposes.<name>.log."),

@@ -55,13 +55,13 @@ def cost_columns(
     """
     uncounted = row["input_tokens"] is None and row["output_tokens"] is None
     if price is not None and not uncounted:
-        return _columns(_configured_price(price, _usage(row)), "configuration")
+        return _columns(_configured_price(price, usage_of(row)), "configuration")
     of_gateway = row.get("gateway_cost_nanodollars")
     if of_gateway is not None:
         return {"cost_nanodollars": of_gateway, "price_source": "gateway"}
     if uncounted:
         return UNKNOWN
-    usage = _usage(row)
+    usage = usage_of(row)
     for name in dict.fromkeys([row["resolved_model"], model_id]):
         found = _public_price(name, usage, exact=exact) if name else None
         if found is not None:
@@ -168,15 +168,21 @@ def _reference(name: str) -> tuple[str, str | None]:
     return (rest, provider) if rest and provider in providers else (name, None)
 
 
-def _usage(row: Mapping[str, Any]) -> dict[str, int]:
+def usage_of(row: Mapping[str, Any]) -> dict[str, int]:
     """The tokens as genai-prices expects them: all of the input, and its cached part.
+
+    Args:
+        row: the second part of a row; of its tokens None counts as zero.
+
+    Returns:
+        `input_tokens` and `output_tokens`; where there are any, `cache_read_tokens` and
+        `cache_write_tokens`.
 
     OpenAI and Gemini count tokens from a cache as input, Anthropic counts them separately, and
     LiteLLM has Anthropic's names beside OpenAI's and counts as OpenAI does. llm's plugins pass
     these names on as details.
     """
-    details = row["token_details"]
-    known = _mapping(json.loads(details) if details else None)
+    known = _details(row)
     openai = _mapping(known.get("prompt_tokens_details") or known.get("input_tokens_details"))
     given = row["input_tokens"] or 0
     read = count(openai.get("cached_tokens") or known.get("cachedContentTokenCount")) or 0
@@ -189,6 +195,22 @@ def _usage(row: Mapping[str, Any]) -> dict[str, int]:
     usage = {"input_tokens": given, "output_tokens": row["output_tokens"] or 0}
     cached = {"cache_read_tokens": read, "cache_write_tokens": written}
     return usage | {name: tokens for name, tokens in cached.items() if tokens}
+
+
+def reasoning_tokens(row: Mapping[str, Any]) -> int | None:
+    """How many of the output's tokens the model thought with, by the names of several providers.
+
+    Args:
+        row: as for `usage_of`.
+    """
+    known = _details(row)
+    openai = _mapping(known.get("completion_tokens_details") or known.get("output_tokens_details"))
+    return count(openai.get("reasoning_tokens") or known.get("thoughtsTokenCount"))
+
+
+def _details(row: Mapping[str, Any]) -> dict[str, Any]:
+    details = row["token_details"]
+    return _mapping(json.loads(details) if details else None)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _text(build: Callable[[], tuple[dict[str, Any], Mapping[str, int]]], keys: K
 
 def _request(prompt: llm.Prompt) -> dict[str, Any]:
     return {
-        "messages": _messages(prompt.messages),
+        "messages": plain_messages(prompt.messages),
         "tools": [tool.name for tool in prompt.tools],
         "options": {k: v for k, v in dict(prompt.options).items() if v is not None},
         "schema": prompt.schema,
@@ -215,10 +215,11 @@ def _request(prompt: llm.Prompt) -> dict[str, Any]:
 def _response(
     messages: Iterable[Any], lengths: Mapping[str, int]
 ) -> tuple[dict[str, Any], Mapping[str, int]]:
-    return {"messages": _messages(messages)}, lengths
+    return {"messages": plain_messages(messages)}, lengths
 
 
-def _messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
+def plain_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
+    """Messages of llm as dictionaries, in which attachments have no bytes."""
     return [_without_bytes(message) for message in messages]
 
 

@@ -157,6 +157,7 @@ class Reader:
         Returns:
             The sums by key, which has a value for each of `by`, after the begin of the unit.
         """
+        begin = max(begin, self.cut or begin)
         found: dict[Key, Sums] = {}
         periods = []
         for piece in self._pieces(question, begin, end):
@@ -194,7 +195,7 @@ class Reader:
         if at is None:
             at = max(begin, floor(shortest, self._now))
             yield Piece(at, None)
-        while at > (begin if self.cut is None else max(begin, self.cut)):
+        while at > begin:
             newest = self._newest(begin, at)
             if newest is None:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+logger = logging.getLogger("datasette_llm")
 
 # How many items a thread may produce before they are consumed.
 LOOK_AHEAD = 16
@@ -83,6 +86,20 @@ class SerialThread:
         self._begun().put(run)
         return await future
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has had work since it was closed."""
+        return self._queue is not None
+
+    @property
+    def waiting(self) -> int:
+        """How much work it has not begun yet."""
+        return self._queue.qsize() if self._queue is not None else 0
+
+    def put(self, work: Callable[[], object]) -> None:
+        """Do work in the thread, later; what it raises is logged."""
+        self._begun().put(partial(_logged, work))
+
     def close(self) -> None:
         """Let the thread end after its work; more work begins another."""
         queue, self._queue = self._queue, None
@@ -99,6 +116,13 @@ class SerialThread:
             threading.Thread(target=_serve, args=(queue,), name=self._name, daemon=True).start()
             self._queue = queue
         return self._queue
+
+
+def _logged(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception as error:  # of an exporter; its message may quote what it exports
+        logger.error("What a thread of datasette-llm was to do raised %s", type(error).__name__)
 
 
 def _serve(queue: SimpleQueue[Callable[[], None] | None]) -> None:

@@ -218,3 +218,13 @@ async function refresh() {
 form?.addEventListener("change", (event) => {
   if (event.target.name !== "question" && !running) refresh();
 });
+
+// What was chosen before this script was loaded, or by a browser that restores a form.
+function isChanged(field) {
+  if (field.type === "checkbox") return field.checked !== field.defaultChecked;
+  if (field.tagName !== "SELECT") return false;
+  const shown = [...field.options].findIndex((option) => option.defaultSelected);
+  return field.selectedIndex !== Math.max(0, shown);
+}
+
+if (form && [...form.elements].some(isChanged)) refresh();

@@ -17,14 +17,16 @@ from typing import Any
 from unittest.mock import patch
 
 from datasette.app import Datasette
+from opentelemetry.sdk.trace import TracerProvider
 
-from datasette_llm import LLM
+from datasette_llm import LLM, tagged
 from datasette_llm.calls.attempt import Attempt
 from datasette_llm.calls.model import WrappedAsyncModel
 from datasette_llm.events import RequestStarted
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.rows import started_row
 from datasette_llm.redaction import redact
+from datasette_llm.telemetry import spans
 from datasette_llm.telemetry.spans import RequestSpan
 
 from .measuring import Pair, Row, measured, timed
@@ -119,6 +121,29 @@ async def tracing_off(name: str, quick: bool) -> Row:
     return Row(name, work, pair, "ratio", 1.15, "ms", raw_is=raw_is)
 
 
+@row("tracing-on")
+async def tracing_on(name: str, quick: bool) -> Row:
+    """Without an exporter, whose work is a matter of its own."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer(spans.SCOPE)
+    async with running() as datasette:
+        with known(40, scripted()):
+
+            async def asked() -> None:
+                await prompted(await LLM(datasette).model("scripted"))
+
+            async def traced() -> float:
+                with (
+                    patch.object(spans, "tracer", tracer),
+                    patch.object(spans, "is_traced", lambda: True),
+                    tagged(job=12, row=5),
+                ):
+                    return await timed(asked, 100)()
+
+            pair = await measured(timed(asked, 100), traced, 10 if quick else 100)
+    work = "added to a prompt by two tags and a span"
+    return Row(name, work, pair, "added", 40, "µs", raw_is="the same without them")
+
+
 async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], quick: bool) -> Pair:
     """A prompt with `log: false`, beside the same where an attempt is made in another way."""
     async with running() as datasette:
@@ -137,10 +162,9 @@ async def _without(make: Callable[[Attempt, float | None], Awaitable[None]], qui
 async def make_without_record(attempt: Attempt, end: float | None) -> None:
     """An attempt with its span and redacted errors, and nothing else."""
     try:
-        span = RequestSpan(attempt.model.model_id, None, lambda: attempt.started)
+        attempt.span = RequestSpan.begin(attempt.route.target, lambda: attempt.started)
         await attempt.response.fill(attempt._request())
-        finished = attempt._finished(None)
-        span.end(finished, streaming=attempt.response.stream, detach=True)
+        attempt._conclude(None)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 
@@ -148,6 +172,7 @@ async def make_without_record(attempt: Attempt, end: float | None) -> None:
 async def _make_without_span(attempt: Attempt, end: float | None) -> None:
     try:
         await attempt.response.fill(attempt._request())
+        attempt._conclude(None)
     except Exception as error:
         raise redact(error, attempt.call.used_keys) from None
 

@@ -65,6 +65,7 @@ FULL: dict[str, Any] = {
         "required": True,
         "prices": {"gpt-4o": {"input": 1, "output": 2.5, "cached_input": 0.1}},
     },
+    "telemetry": {"content": True, "actor": False},
     "consultant": {
         "values": "none",
         "time_limit_ms": 500,

@@ -512,6 +512,18 @@ def test_consultant_problems(raw: object, problem: str) -> None:
     assert problems_of({"consultant": raw}) == [f".consultant{problem}"]
 
 
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (True, ": expected a mapping such as {content: …}, got true"),
+        ({"content": "yes"}, ".content: expected true or false, without quotes, got text"),
+        ({"contents": True}, '.contents: unknown setting (did you mean "content"?)'),
+    ],
+)
+def test_k2_telemetry_problems(raw: object, problem: str) -> None:
+    assert problems_of({"telemetry": raw}) == [f".telemetry{problem}"]
+
+
 ENDPOINT = {"model": "e", "api_base": "http://127.0.0.1:8000/v1"}
 # Where the settings of requests may stand: how each place is written, and its path.
 PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -934,6 +946,13 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "{}",
             "`{input, output, cached_input}` in dollars a million tokens, before all other prices.",
         ),
+        (
+            "telemetry.content",
+            "bool",
+            "false",
+            "Put messages, tool arguments and tool results into spans, without keys and shortened.",
+        ),
+        ("telemetry.actor", "bool", "false", "Put the id of the actor into spans."),
         (
             "consultant.values",
             "none, top or sample",

@@ -729,6 +729,44 @@ async def test_json_lists_candidates_of_purpose(start, register_models):
     assert "chat" in payload["purposes"]
 
 
+async def test_p7_what_policy_removes_is_not_tested(start, register_models, plugin):
+    """Blocked by the configuration, or refused by a filter; both are named."""
+
+    class Filter:
+        @hookimpl
+        def llm_filter_models(self, models):
+            return [model for model in models if model.model_id != "b"]
+
+    register_models(*named("a", "b", "c"))
+    plugin(Filter())
+    config = {
+        "default_model": "c",
+        "blocked_models": ["c"],
+        "purposes": {"chat": {"models": ["a", "b"]}},
+    }
+    datasette = await start(config)
+
+    payload = await probe.probe_purpose(datasette, "chat", ANA)
+
+    assert [each["model_id"] for each in payload["results"]] == ["a"]
+    assert set(payload["removed"]) == {"b", "c"}
+    form = await datasette.client.get(f"{TEST}?purpose=chat", actor=ANA)
+    assert "as policy removes them" in form.text
+
+
+async def test_p7_refused_test_links_to_its_row(start, register_models):
+    register_models(*named("a"))
+    datasette = await start({"blocked_models": ["a"]})
+
+    result = (await post(datasette, {"model": "a"})).json()
+
+    row = (await rows(datasette))[result["call_id"]]
+    assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
+    page = (await datasette.client.get(f"/-/llm/log/{result['call_id']}", actor=ANA)).text
+    assert "nothing was sent" in page
+    assert ">unknown<" not in page
+
+
 async def test_a_post_from_another_site_is_refused(start, register_models):
     model = ScriptedModel("scripted", PONG)
     register_models(model)
@@ -902,41 +940,6 @@ async def test_probe_waits_for_concurrency_limit(start, register_models, monkeyp
     go_on.set()
     assert await (await soon(first)).text() == "ok"
     assert (await probe_model(datasette, "scripted")).ok
-
-
-async def test_p7_what_policy_removes_is_not_tested(start, register_models, plugin):
-    """Blocked by the configuration, or refused by a filter; both are named."""
-
-    class Filter:
-        @hookimpl
-        def llm_filter_models(self, models):
-            return [model for model in models if model.model_id != "b"]
-
-    register_models(*named("a", "b", "c"))
-    plugin(Filter())
-    config = {
-        "default_model": "c",
-        "blocked_models": ["c"],
-        "purposes": {"chat": {"models": ["a", "b"]}},
-    }
-    datasette = await start(config)
-
-    payload = await probe.probe_purpose(datasette, "chat", ANA)
-
-    assert [each["model_id"] for each in payload["results"]] == ["a"]
-    assert set(payload["removed"]) == {"b", "c"}
-    form = await datasette.client.get(f"{TEST}?purpose=chat", actor=ANA)
-    assert "as policy removes them" in form.text
-
-
-async def test_p7_refused_test_links_to_its_row(start, register_models):
-    register_models(*named("a"))
-    datasette = await start({"blocked_models": ["a"]})
-
-    result = (await post(datasette, {"model": "a"})).json()
-
-    row = (await rows(datasette))[result["call_id"]]
-    assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
 
 
 # Line by line

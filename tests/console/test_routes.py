@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from urllib.parse import urlencode
 
 import pytest
 from datasette.tokens import TokenRestrictions
 
 from datasette_llm.console import routes
-from tests.support.consultant import answer, answering
+from tests.support.consultant import answer, answering, rows_where
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SHOWS = ("GET", "HEAD")
 MANAGE, LOG, ANALYZE = "manage-llm", "view-llm-log", "analyze-table"
+EVIDENCE = urlencode({"evidence": json.dumps(rows_where("weight"))})
 # Of each address: the permissions of which one is needed, and the methods that it takes.
 ADDRESSES = {
     "/-/llm/assign": ((MANAGE,), ("POST",)),
@@ -34,6 +37,7 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     **{f"/-/llm/log{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
+    **{f"/-/llm/usage{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
     **{f"/-/llm/log/CALL{twin}": ((LOG,), SHOWS) for twin in ("", ".json")},
     **{
         f"/-/llm/consultations{page}{twin}": ((ANALYZE,), SHOWS)
@@ -41,6 +45,10 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     "/data/pets/-/llm-analyze/dismiss": ((ANALYZE,), ("POST",)),
+    **{
+        f"/data/pets/-/llm-analyze/rows{twin}?{EVIDENCE}": ((ANALYZE,), SHOWS)
+        for twin in ("", ".json")
+    },
     **{f"/data/pets/-/llm-analyze{twin}": ((ANALYZE,), (*SHOWS, "POST")) for twin in ("", ".json")},
 }
 # Of each token of an actor who may do everything: what it is restricted to, and what it may do.
@@ -138,6 +146,7 @@ async def test_s9_restricted_tokens_and_methods(site, token):
 
 
 def test_s9_every_route_is_in_the_table():
-    known = [address.replace("CALL", "x").replace("CONSULTATION", "x") for address in ADDRESSES]
+    paths = [address.partition("?")[0] for address in ADDRESSES]
+    known = [path.replace("CALL", "x").replace("CONSULTATION", "x") for path in paths]
     for pattern, _ in routes.routes():
         assert any(re.match(pattern, address) for address in known), pattern

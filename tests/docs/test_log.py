@@ -14,6 +14,7 @@ from datasette_llm import (
     LLM,
 )
 from datasette_llm.console.log.running_page import event_of
+from datasette_llm.console.usage.request import ARGUMENTS, BYS, MEASURES, PERIODS
 from datasette_llm.log.feed import Changes
 from datasette_llm.log.queries import RUNNING, Filter, calls
 from datasette_llm.log.schema import OUTCOMES
@@ -62,6 +63,19 @@ async def test_log_is_kept_as_configured(config, make_datasette, register_models
     ]
     assert "Which pet?" in contents[0][2]
     assert "Hm." in contents[1][2]
+
+
+@shows(address="usage json")
+async def test_usage_arguments(address, make_datasette):
+    """The address that is shown, and each argument that is named."""
+    datasette = make_datasette({})
+    datasette.config["permissions"] = {"view-llm-log": {"id": "ana"}}
+    await datasette.invoke_startup()
+    found = await datasette.client.get(address.strip(), actor={"id": "ana"})
+    assert found.json()["by"] == ["purpose", "day"]
+    section = DOCS["log"].partition("## Usage")[2]
+    for name in (*ARGUMENTS, *BYS, *PERIODS, *MEASURES):
+        assert f"`{name}`" in section, name
 
 
 @shows(permission="log permission", address="log json")

@@ -1600,6 +1600,7 @@ async def test_l2_row_ends_when_tracing_fails(logged, recorded, monkeypatch, met
         raise RuntimeError("a span processor is broken")
 
     datasette, _, model = await logged(["a"], log={"content": True})
+    monkeypatch.setattr("datasette_llm.telemetry.spans.is_traced", lambda: True)
     monkeypatch.setattr(RequestSpan, method, fail)
     with pytest.raises(RuntimeError):
         await (await model.prompt("x")).text()

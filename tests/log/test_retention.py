@@ -576,9 +576,8 @@ async def test_locked_database_is_logged_once(
     record.connection.execute("rollback")
 
     assert lengths == [60] * 3
-    assert caplog.messages == [
-        "Old calls cannot be removed from the LLM call log: database is locked"
-    ]
+    about_calls = [message for message in caplog.messages if "Old calls" in message]
+    assert about_calls == ["Old calls cannot be removed from the LLM call log: database is locked"]
 
     assert await naps.next() == 3600
     assert record.ids() == []
@@ -586,7 +585,7 @@ async def test_locked_database_is_logged_once(
     record.connection.execute("begin immediate")
     assert await naps.next() == 60
     record.connection.execute("rollback")
-    assert len(caplog.messages) == 2
+    assert len([each for each in caplog.messages if "Old calls" in each]) == 2
     await datasette.invoke_shutdown()
 
 
@@ -608,9 +607,8 @@ async def test_failed_open_at_start_is_retried(
     keeping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await keeping
-    assert caplog.messages == [
-        "Old calls cannot be removed from the LLM call log: database is locked"
-    ]
+    about_calls = [message for message in caplog.messages if "Old calls" in message]
+    assert about_calls == ["Old calls cannot be removed from the LLM call log: database is locked"]
 
 
 async def test_the_task_ends_when_datasette_stops(

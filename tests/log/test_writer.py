@@ -273,10 +273,8 @@ def test_older_database_is_migrated_with_its_rows(connection, monkeypatch):
     after = connection.execute("select * from llm_calls order by id").fetchall()
     assert after == [(*row, None) for row in before]
     applied = [m.name for m in later.applied(Database(connection))]
-    ours = ["m001_record", "m002_attempts", "m003_reasons", "m004_hook_error", "m005_strict"]
-    assert applied[:5] == ours
-    assert applied == [migration.name for migration in later._migrations]
-    assert applied[-1] == "m999_tomorrow"
+    assert ours[:2] == ["m001_record", "m002_attempts"]
+    assert applied == [*ours, "m999_tomorrow"]
 
 
 async def test_database_without_log_gets_tables(make_datasette, register_models, path):

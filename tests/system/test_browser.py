@@ -181,7 +181,8 @@ async def test_administrator_assigns_tests_and_explains(site, javascript):
         await choices.get_by_text("by root").wait_for()
         await picture(page, "console-purposes")
 
-        await page.get_by_role("link", name="Test pets").click()
+        await choices.get_by_role("link", name="pets", exact=True).click()
+        await page.get_by_role("link", name="Test its models").click()
         await page.get_by_role("button", name="Test", exact=True).click()
         await page.get_by_text("1 of 2 answered").wait_for()
         results = page.get_by_role("table", name="The result of each test")
@@ -197,7 +198,7 @@ async def test_administrator_assigns_tests_and_explains(site, javascript):
         await page.get_by_text("it is not on the allowlist").first.wait_for()
         await picture(page, "console-explain")
 
-        await page.get_by_role("link", name="Call log", exact=True).click()
+        await page.get_by_role("link", name="Calls", exact=True).first.click()
         await page.get_by_role("cell", name="echo").first.wait_for()
 
 

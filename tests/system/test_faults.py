@@ -81,6 +81,7 @@ def spans(monkeypatch):
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "tracer", provider.get_tracer(telemetry.SCOPE))
+    monkeypatch.setattr(telemetry, "is_traced", lambda: True)
     return exporter.get_finished_spans
 
 
@@ -154,7 +155,9 @@ class Site:
 
     async def sides(self, text):
         rows = await self.rows(text)
-        spans = {span.attributes[names.CALL_ID]: span for span in self.spans()}
+        telemetry.flush()
+        requests = [span for span in self.spans() if span.name.startswith(names.CHAT)]
+        spans = {span.attributes[names.CALL_ID]: span for span in requests}
         attributes = [spans[row["id"]].attributes for row in rows if row["id"] in spans]
         return Sides(
             rows,

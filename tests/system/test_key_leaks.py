@@ -35,6 +35,7 @@ from datasette_llm import LLM
 from datasette_llm.access.snapshot import snapshot_of
 from datasette_llm.config.parse import parse_settings
 from datasette_llm.errors import ConfigError, GroupError
+from datasette_llm.telemetry import spans as telemetry
 from datasette_llm.testing import ScriptedModel
 
 from ..providers.test_sync_adapter import provide
@@ -189,6 +190,7 @@ def config(server: OpenAIServer) -> dict[str, Any]:
         ],
         "purposes": {"chat": {"models": ["environment", "table"], "model": "environment"}},
         "log": {"content": True},
+        "telemetry": {"content": True, "actor": True},
     }
 
 
@@ -228,6 +230,7 @@ def everything_else(site, search, caplog, tmp_path, otel_spans, otel_metrics):
     async def look() -> None:
         await look_at_pages(site, search)
         await look_at_rows(site, search)
+        telemetry.flush()
         search.text("spans", *(span.to_json() for span in otel_spans.get_finished_spans()))
         otel_metrics.collect()
         search.text("metrics", repr(otel_metrics.collected))

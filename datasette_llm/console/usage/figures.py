@@ -72,17 +72,18 @@ class Usage:
     def figures(self) -> Figures:
         """The figures."""
         window, now = self._window, self._now
-        total = self._sums(("outcome",), window.begin, window.end, durations=True)
+        # The groups before the totals: where the time limit is reached, all are since then.
+        month = self._month()
         groups = self._groups(window.begin, window.end, durations=True)
+        total = self._sums(("outcome",), window.begin, window.end, durations=True)
         everything = merged(total.values())
         measure = self._request.measure or ("cost" if everything.cost_nanodollars else "calls")
         ranked = sorted(groups.items(), key=lambda each: _rank(self._request, measure, *each))
         chart = self._chart(measure, ranked)
+        cut = self._reader.cut
         before, before_total = self._before()
         shown = ranked[: self._request.limit]
         rest = merged(sums for _, sums in ranked[self._request.limit :])
-        month = self._month()
-        cut = self._reader.cut
         payload = {
             "as_of": _iso(now),
             # None where all calls of the time are counted.
@@ -195,7 +196,8 @@ class Usage:
             since = written(self._first) if self._first else "now"
             return {}, shown | {"totals": None, "why": f"the call log begins on {since[:10]}"}
         total = totals(self._sums(("outcome",), begin, end, durations=True))
-        groups = self._groups(begin, end, durations=False)
+        by_time = set(self._request.by) & set(TIMES)
+        groups = {} if by_time else self._groups(begin, end, durations=False)
         if self._reader.cut is not None:
             return {}, shown | {"totals": None, "why": "the time limit was reached"}
         return groups, shown | {"totals": total, "why": None}

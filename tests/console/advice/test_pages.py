@@ -364,7 +364,7 @@ async def test_a8_findings_come_before_the_model(start_site, plugin):
     assert text.index("edge spaces") < text.index('id="llm-ask"') < text.index("</html>")
 
 
-async def test_a8_broken_table_is_told_in_the_page(start_site):
+async def test_a8_broken_table_is_named_in_the_page(start_site):
     """Once the page has begun, it says what is wrong; else, as in JSON, there is a status."""
     rows = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 999)"
     schema = f"create table t (a); insert into t {rows} select i from n; create table u (a);"

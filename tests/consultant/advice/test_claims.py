@@ -226,6 +226,7 @@ def test_a4_infinity_is_no_json(connection):
     for check in checked(connection, *claims):
         json.dumps(check, allow_nan=False)
         assert "inf" in check["sentence"]
+        assert check["status"] != "confirmed"
 
 
 def test_a4_verdicts_say_what_was_counted(connection):
