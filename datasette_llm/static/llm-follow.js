@@ -74,7 +74,7 @@ function follow(element) {
   };
   const connect = () => {
     source = new EventSource(address);
-    // What happened before is not told.
+    // What happened before the connection is not sent.
     source.onopen = load;
     source.onmessage = ({ data }) => {
       const { calls } = JSON.parse(data);

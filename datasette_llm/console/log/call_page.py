@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +46,8 @@ STATES: Mapping[State, str] = {
 }
 
 
-async def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row:
-    """The context of the call's template.
+def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row:
+    """The context of the call's template; slow for much content: call it in a thread.
 
     Args:
         datasette: the Datasette instance.
@@ -58,7 +57,7 @@ async def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) ->
     call, group, content = payload["call"], payload["group"], payload["content"] or {}
     address = f"{LOG}/{call['id']}"
     messages = messages_of(content)
-    said = await asyncio.to_thread(shown, [Source(call["id"], messages)])
+    said = shown([Source(call["id"], messages)])
     return {
         "payload": payload,
         "call": call,

@@ -121,7 +121,7 @@ async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
     payload = await _call_payload(datasette, request)
     may_stop = await _may_stop(datasette, request)
-    context = await call_context(datasette, payload, may_stop=may_stop)
+    context = await asyncio.to_thread(call_context, datasette, payload, may_stop=may_stop)
     here = context["started"]
     return await render(datasette, request, "llm_log_call.html", context, path=LOG, here=here)
 
