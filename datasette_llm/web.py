@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Payload = dict[str, Any]
 Write = Callable[[str], Awaitable[None]]
 
+NDJSON = "application/x-ndjson"
 READ_METHODS = ("GET", "HEAD")
 # How many rows a page of a list has.
 DEFAULT_LIMIT = 50
@@ -84,6 +85,11 @@ def wants_html(request: Request) -> bool:
     """Whether a POST comes from a browser that shows the response, rather than from a program."""
     sent = request.headers.get("content-type", "")
     return "json" not in sent and "text/html" in request.headers.get("accept", "")
+
+
+def streams(request: Request) -> bool:
+    """Whether a client reads the progress line by line."""
+    return NDJSON in request.headers.get("accept", "")
 
 
 async def posted(request: Request) -> Mapping[str, str]:

@@ -126,7 +126,11 @@ class Candidates:
 
 
 async def probe_model(
-    datasette: Datasette, model_id: str, purpose: str | None = None, actor: Actor = None
+    datasette: Datasette,
+    model_id: str,
+    purpose: str | None = None,
+    actor: Actor = None,
+    on_first_chunk: Callable[[float], None] = lambda first_chunk_ms: None,
 ) -> Probe:
     """Prompt a model as a plugin would, for `LIMIT_S` at most.
 
@@ -138,8 +142,9 @@ async def probe_model(
         model_id: an id or alias; it may be unknown.
         purpose: the purpose of the prompt.
         actor: the actor of the call, for policy, budgets and the call log.
+        on_first_chunk: called with the milliseconds until the first text, when it is there.
     """
-    attempt = _Attempt(datasette, model_id, purpose, actor)
+    attempt = _Attempt(datasette, model_id, purpose, actor, on_first_chunk)
     task = asyncio.create_task(attempt.run())
     try:
         await asyncio.wait([task], timeout=LIMIT_S)
@@ -239,7 +244,14 @@ async def probe_purpose(
 class _Attempt:
     """A running probe, and what was observed of it."""
 
-    def __init__(self, datasette: Datasette, name: str, purpose: str | None, actor: Actor) -> None:
+    def __init__(
+        self,
+        datasette: Datasette,
+        name: str,
+        purpose: str | None,
+        actor: Actor,
+        on_first_chunk: Callable[[float], None],
+    ) -> None:
         self.datasette = datasette
         self.name = name
         self.began = time.monotonic()
@@ -249,6 +261,7 @@ class _Attempt:
         self.text = ""
         self.error: Exception | None = None
         self.timed_out: str | None = None
+        self._on_first_chunk = on_first_chunk
         self._purpose = purpose
         self._actor = actor
         self._conversation: WrappedConversation | None = None
@@ -282,6 +295,7 @@ class _Attempt:
         async for chunk in await conversation.prompt(PROMPT):
             if self.first_chunk_at is None:
                 self.first_chunk_at = time.monotonic()
+                self._on_first_chunk(self.ms_until(self.first_chunk_at))
             if len(self.text) < MAX_MESSAGE_CHARS:
                 self.text += chunk
 

@@ -400,6 +400,25 @@ def chain_steps(
     return _rows(connection, sql, {"chain": chain_id, "n": limit})
 
 
+def turns(
+    connection: sqlite3.Connection, conversation_id: str, *, after: str | None = None, limit: int
+) -> list[dict[str, Any]]:
+    """The requests of a conversation, in order.
+
+    Args:
+        connection: a connection to the internal database.
+        conversation_id: the conversation.
+        after: the id of the last one before; None for the first ones.
+        limit: the maximum number.
+    """
+    sql = (
+        f"select {', '.join(COLUMNS)} from llm_calls "
+        "where conversation_id = :conversation and id > :after order by id limit :n"
+    )
+    values = {"conversation": conversation_id, "after": after or "", "n": limit}
+    return _rows(connection, sql, values)
+
+
 def attempts(
     connection: sqlite3.Connection, response_id: str, *, limit: int
 ) -> list[dict[str, Any]]:

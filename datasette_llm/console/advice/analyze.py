@@ -28,11 +28,12 @@ from ...web import (
     method_not_allowed,
     posted,
     streamed_page,
+    streams,
     wants_html,
 )
+from ..connected import ClientGoneError, client_gone, while_connected
 from ..navigation import ADVICE
 from . import payloads
-from .connected import ClientGoneError, client_gone, while_connected
 from .payloads import FIELDS, BadRequestError
 from .rendering import (
     analyze_path,
@@ -42,7 +43,7 @@ from .rendering import (
     problem_part,
     render_preview,
 )
-from .sending import CHANGED, error_line, send, streams
+from .sending import CHANGED, error_line, send
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -23,9 +23,10 @@ from ...consultant.advice.progress import (
     ignored,
 )
 from ...hooks import dispatch
+from ...web import NDJSON, streams
+from ..connected import ClientGoneError, while_connected
 from ..navigation import ADVICE
 from . import payloads
-from .connected import ClientGoneError, while_connected
 from .rendering import preview_path, render_consultation, render_preview
 
 if TYPE_CHECKING:
@@ -36,17 +37,11 @@ if TYPE_CHECKING:
     from ...consultant.table_access import Actor
     from ...web import Payload
 
-NDJSON = "application/x-ndjson"
 CHANGED = (
     "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
     "changed since the preview. This is what would be sent now."
 )
 _GONE = "The consultation was stored, but you may not see it: the table is gone"
-
-
-def streams(request: Request) -> bool:
-    """Whether a client reads the progress line by line."""
-    return NDJSON in request.headers.get("accept", "")
 
 
 def error_line(error: Exception) -> Response:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode
 from ...log.listing import SORTS
 from ...log.queries import BadFilterError
 from ...web import ArgumentError
-from ..formatting import counted, dollars, duration, label_of, number, reason, time, waited
+from ..formatting import counted, dollars, duration, label_of, number, reason, time, took, waited
 from ..navigation import LOG, USAGE
 from . import filter_form
 from .list_request import NONE, LogListRequest
@@ -113,7 +113,7 @@ def row_context(datasette: Datasette, row: Row) -> Row:
         "input": number(row["input_tokens"]),
         "output": number(row["output_tokens"]),
         "cost": dollars(row["cost_dollars"]),
-        "took": duration(row["duration_ms"]),
+        "took": took(row),
         "attempt": row["attempt"],
         "waited": waited(row["waited_ms"]),
     }

@@ -16,7 +16,7 @@ from ...web import DEFAULT_LIMIT, ArgumentError, page_cursor, page_limit
 # In an address, this stands for "has none", since a form sends empty fields too.
 NONE = "(none)"
 NULLABLE = ("purpose", "actor", "group", "conversation", "chain")
-OPTIONS = ("search", "sort", "limit", "next", "previous")
+OPTIONS = ("search", "sort", "limit", "next", "previous", "follow")
 DEFAULT_SORT = "-time"
 MAX_VALUES = 100
 _VALUE_CURSOR = re.compile("([0-9.e+-]{1,30})~([0-9a-z]{26})")

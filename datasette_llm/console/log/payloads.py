@@ -15,8 +15,8 @@ from datasette.views.base import DatasetteError
 
 from ...access.snapshot import settings_of
 from ...consultant.advice.consultation import PURPOSE
-from ...consultant.advice.store import tables_of_call
-from ...consultant.table_access import may_view
+from ...consultant.advice.store import consultations_of_call
+from ...consultant.table_access import may_analyze, may_view
 from ...log import facets, folding, queries, search, totals
 from ...log.facets import Facets
 from ...log.folding import Fold
@@ -26,8 +26,10 @@ from ...log.queries import Condition, Filter
 from ...log.recorder import Recorder
 from ...log.totals import dollars
 from ...log.usage import Reader, totals_of
+from ..running import running_call
 from .list_request import LogListRequest, cursor_text
 from .saved_views import saved_views
+from .timeline import timeline
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -193,25 +195,69 @@ def with_dollars(row: Row) -> Row:
 
 
 async def call_payload(datasette: Datasette, call_id: str, actor: Actor) -> Row | None:
-    """One call with its group, chain, attempts and content; None if there is no such call.
+    """One call with its group, chain, attempts, timeline and content; None if there is none.
 
     Of a consultation's call, content is only for an actor who may view the table.
     """
     status = await log_status(datasette)
-    found = await read(datasette, lambda connection: _call(connection, call_id))
+    now = datetime.datetime.now(datetime.UTC)
+    found = await read(datasette, lambda connection: _call(connection, call_id, now))
     if found is None:
         return None
-    hidden = found["call"]["purpose"] == PURPOSE and not await _may_view(datasette, call_id, actor)
-    return status | found | ({"content": None} if hidden else {}) | {"content_hidden": hidden}
+    call = found["call"]
+    hidden = await is_hidden(datasette, call, actor)
+    ids = {call_id, call["prompt_id"] or call_id}
+    here = running_call(datasette, ids) if call["outcome"] == queries.RUNNING else None
+    return (
+        status
+        | found
+        | ({"content": None} if hidden else {})
+        | {
+            "content_hidden": hidden,
+            "running": here and here.payload(),
+            "consultations": await _consultations(datasette, call, actor),
+        }
+    )
 
 
-async def _may_view(datasette: Datasette, call_id: str, actor: Actor) -> bool:
-    """Whether an actor may view the tables of a consultation; False until it is stored."""
-    tables = await tables_of_call(datasette, call_id)
-    return bool(tables) and all([await may_view(datasette, actor, *table) for table in tables])
+async def call_content(datasette: Datasette, call_id: str, actor: Actor) -> Row | None:
+    """The recorded content of one call, by part; None if there is none that the actor may see."""
+    await log_status(datasette)
+
+    def work(connection: sqlite3.Connection) -> tuple[Row | None, Row | None]:
+        return queries.call(connection, call_id), content_of(queries.content(connection, call_id))
+
+    call, content = await read(datasette, work) or (None, None)
+    if call is None or await is_hidden(datasette, call, actor):
+        return None
+    return content
 
 
-def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
+async def is_hidden(datasette: Datasette, call: Row, actor: Actor) -> bool:
+    """Whether an actor may not see a call's content, as it is about tables that they may not view.
+
+    So it is of every consultation until it is stored.
+    """
+    if call["purpose"] != PURPOSE:
+        return False
+    rows = await consultations_of_call(datasette, call["id"])
+    tables = {(row["database_name"], row["table_name"]) for row in rows}
+    return not (tables and all([await may_view(datasette, actor, *table) for table in tables]))
+
+
+async def _consultations(datasette: Datasette, call: Row, actor: Actor) -> list[str]:
+    """The ids of the consultations that a call was made for, and that the actor may see."""
+    if call["purpose"] != PURPOSE:
+        return []
+    rows = await consultations_of_call(datasette, call["id"])
+    return [
+        row["id"]
+        for row in rows
+        if await may_analyze(datasette, actor, row["database_name"], row["table_name"])
+    ]
+
+
+def _call(connection: sqlite3.Connection, call_id: str, now: datetime.datetime) -> Row | None:
     row = queries.call(connection, call_id)
     if row is None:
         return None
@@ -220,16 +266,28 @@ def _call(connection: sqlite3.Connection, call_id: str) -> Row | None:
     steps: list[Row] = []
     if row["chain_id"]:
         steps = queries.chain_steps(connection, row["chain_id"], limit=MAX_STEPS + 1)
+    shown_steps = [with_dollars(step) for step in steps[:MAX_STEPS]]
     return {
         "call": with_dollars(row),
         # A first attempt alone is not listed; a later one alone is, after retention.
         "attempts": [with_dollars(each) for each in attempts if attempts[-1]["attempt"] != 1],
         "group": _group(connection, row["group_id"]) if row["group_id"] else None,
-        "chain": [with_dollars(step) for step in steps[:MAX_STEPS]],
+        "chain": shown_steps,
         "chain_has_more": len(steps) > MAX_STEPS,
-        "content": _content(content),
+        "chain_totals": _totals(shown_steps) if shown_steps else None,
+        "timeline": timeline(shown_steps or attempts or [row], now).payload(),
+        "content": content_of(content),
         "content_chars": {part: len(text) for part, text in content.items()},
     }
+
+
+def _totals(rows: Sequence[Row]) -> Row:
+    """What a few calls add up to, as the totals of a filter, without percentiles."""
+    sums = totals.Sums()
+    for row in rows:
+        known = [row[name] for name in ("input_tokens", "output_tokens", "cost_nanodollars")]
+        sums.add(row["outcome"], (1, int(known[-1] is not None), *known, "", ""))
+    return sums.summary(latencies=False)
 
 
 def _group(connection: sqlite3.Connection, group_id: str) -> Row | None:
@@ -247,14 +305,15 @@ def _group(connection: sqlite3.Connection, group_id: str) -> Row | None:
     }
 
 
-def _content(parts: Mapping[str, str]) -> Row | None:
+def content_of(parts: Mapping[str, str]) -> Row | None:
+    """The parts of a content, from JSON; what is none stays text."""
     return {part: _parsed(text) for part, text in parts.items()} if parts else None
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasette import Response
 
-from ...web import client_disconnected
+from ..web import client_disconnected
 
 if TYPE_CHECKING:
     from datasette.utils.asgi import Request
