@@ -108,6 +108,7 @@ _COMPARING = {
         ">=": r"at least|or (more|above|over|higher)|from|since|\u2265|>=|between",
     }.items()
 }
+_OF_SPELLING = word_set("case spelling write writes written")
 _ZERO_WORDS = word_set("zero negative positive")
 _IN_PERCENT = re.compile("percent|pct|share|rate|ratio|%", re.IGNORECASE)
 # Words for what is greatest of one kind of figure only.
@@ -251,6 +252,7 @@ def objections(
         yield f"the sentence says {', '.join(unread)}, which no program reads"
     yield from _unnamed(claim, sentence, evidence, columns, numbers)
     yield from _of_negations(sentence, evidence, figures, numbers)
+    yield from _about_faults(sentence, evidence, figures)
     yield from _about_other_columns(claim, sentence, evidence, columns)
     yield from _about_other_things(claim, sentence, evidence)
     yield from _about_other_conditions(claim, sentence, evidence)
@@ -351,13 +353,21 @@ def _of_negations(
     is_of_missing = {*_NULLS} & {each.op for each in conditions_of(evidence)}
     if negations and figures.rows != 0 and is_of_missing and _MISSING_WORDS & word_set(sentence):
         yield "the sentence denies that values are missing"
-    said_unique = (UNREPEATED | {"key"}) & word_set(sentence)
-    if isinstance(evidence, Duplicates) and figures.rows != 0 and said_unique:
-        yield "the sentence denies what was counted"
-    if isinstance(evidence, Orphans | Pattern):
-        words, all_good = word_set(sentence), _says_all_are_good(sentence, evidence)
-        if not words & _UNUSUAL and not ("all" in quantifiers_in(sentence) and all_good):
-            yield "the sentence does not say what is wrong"
+
+
+def _about_faults(sentence: str, evidence: Evidence, figures: Figures) -> Iterator[str]:
+    """The sentence does not speak of the fault that was counted, as it was counted."""
+    words = word_set(sentence)
+    match evidence:
+        case Duplicates():
+            if figures.rows != 0 and (UNREPEATED | {"key"}) & words:
+                yield "the sentence denies what was counted"
+            if evidence.ignoring_case and not _OF_SPELLING & words:
+                yield "the evidence counts how texts are written, and the sentence does not"
+        case Orphans() | Pattern():
+            all_good = "all" in quantifiers_in(sentence) and _says_all_are_good(sentence, evidence)
+            if not words & _UNUSUAL and not all_good:
+                yield "the sentence does not say what is wrong"
     if isinstance(evidence, Pattern) and figures.percent is not None and figures.percent > 50:
         yield "what the evidence calls usual is not"
 

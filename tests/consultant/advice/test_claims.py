@@ -243,6 +243,7 @@ MISREAD = [
     ("All emails are invalid numbers", rows(
         ("email", "does not parse as", "json"), expected=40)),
     ("All notes are dates", rows(("note", "does not parse as", "json"), expected=40)),
+    ("0 ships are duplicates", repeats("ship", expected=0) | {"ignoring_case": True}),
     ("All fares are negative", figure("share", None, 0, any_of=[[
         {"column": "fare", "op": "<", "value": -5}]])),
     ("1 age is above the fare", {"kind": "rows", "expected": 10, "any_of": [[
