@@ -2,6 +2,8 @@
 // each result when it is there. Without this script the form is posted, and the page shows all
 // results at the end. The server renders the rows.
 
+import { postForLines } from "./llm-lines.js";
+
 const form = document.getElementById("llm-test");
 const section = document.getElementById("llm-results");
 const progress = document.getElementById("llm-progress");
@@ -63,26 +65,6 @@ function startClock(row) {
   };
 }
 
-// Calls a function with each line of JSON that comes.
-async function post(fields, signal, onLine) {
-  const response = await fetch(form.action, {
-    method: "POST",
-    body: new URLSearchParams(fields),
-    headers: { accept: "application/x-ndjson" },
-    signal,
-  });
-  if (!(response.headers.get("content-type") || "").includes("ndjson")) {
-    throw new Error(`the server answered with status ${response.status}`);
-  }
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (let { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
-    const lines = (text + value).split("\n");
-    text = lines.pop();
-    for (const line of lines) onLine(JSON.parse(line));
-  }
-}
-
 function rowOf(html) {
   const template = document.createElement("template");
   template.innerHTML = html;
@@ -93,7 +75,7 @@ async function test(model, purpose, row, signal) {
   const clock = startClock(row);
   let made = null;
   try {
-    await post({ model, purpose }, signal, (line) => {
+    await postForLines(form.action, { model, purpose }, signal, (line) => {
       if (line.row) made = rowOf(line.row);
       else clock.firstChunk(line.first_chunk_ms);
     });
