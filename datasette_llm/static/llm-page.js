@@ -30,8 +30,9 @@ export function addLocalTimes(element) {
 
 /** After an action, have the focus at what says how it went. */
 function focusOutcome() {
-  const said = document.querySelector("#llm-refused, p:is(.message-info, .message-warning, .message-error)");
-  if (!said || location.hash) return;
+  const refused = document.getElementById("llm-refused");
+  const said = refused ?? document.querySelector("p:is(.message-info, .message-warning, .message-error)");
+  if (!said || (location.hash && !refused)) return;
   said.tabIndex = -1;
   said.focus();
 }
