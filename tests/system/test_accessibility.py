@@ -50,10 +50,18 @@ CALLS = (
     *("chain_step = 2", "group_id is not null", "conversation_id is not null"),
     *("finish_reason = 'length'", "waited_ms > 0"),
 )
+# What is there after an action: the address, a button, and what comes of it.
+ACTIONS = (
+    ("/-/llm/test?model=echo", "Test", "table .llm-outcome"),
+    ("/harbour/arrivals/-/llm-analyze", "Send", "h1:has-text('Advice about')"),
+)
 SIZES = ({"width": 1280, "height": 900}, {"width": 390, "height": 800})
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
 # Datasette's search box has a property that axe takes for a method of every element.
-PREPARE = "document.querySelectorAll('navigation-search').forEach(each => each.remove())"
+PREPARE = """() => {
+  document.querySelectorAll("navigation-search").forEach((each) => each.remove());
+  document.querySelectorAll("details").forEach((each) => { each.open = true; });
+}"""
 # The header and the footer are Datasette's.
 RUN = """async (options) => {
   const found = await axe.run(
@@ -75,7 +83,7 @@ SMALL = """() => [...document.querySelectorAll("main :is(button, select, summary
 UNFOLDED = """() => [...document.querySelectorAll("main:has(table) form[method=get].llm-filter")]
   .filter((each) => each.checkVisibility()).map((each) => `unfolded: ${each.ariaLabel}`)"""
 
-IN_VIEW = "each => { const { top } = each.getBoundingClientRect(); return 0 <= top && top < 800; }"
+IN_VIEW = "each => { const { top } = each.getBoundingClientRect(); return -1 < top && top < 800; }"
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +232,7 @@ Open = Callable[..., Awaitable[Any]]
 
 @pytest.fixture
 async def opened(folder: Path, llm_folder: Path) -> AsyncIterator[Open]:
-    """A function that opens a window of the site for root; its arguments are playwright's."""
+    """A function that opens a window of the site; its other arguments are playwright's."""
     environment = alone(llm_folder) | {"LLM_LOAD_PLUGINS": "llm-echo"}
     internal = str(folder / "internal" / "internal.db")
     served = await Served.start(environment, str(folder), "--internal", internal, "--root")
@@ -235,10 +243,10 @@ async def opened(folder: Path, llm_folder: Path) -> AsyncIterator[Open]:
             cookie = {"name": "ds_actor", "value": client.cookies["ds_actor"], "url": served.url}
         async with browser() as chromium:
 
-            async def window(**options: Any) -> Any:
+            async def window(*, as_root: bool = True, **options: Any) -> Any:
                 context = await chromium.new_context(base_url=served.url, **options)
                 context.set_default_timeout(15_000)
-                await context.add_cookies([cookie])
+                await context.add_cookies([cookie] if as_root else [])
                 return await context.new_page()
 
             yield window
@@ -257,20 +265,32 @@ async def problems(
     opened: Open, size: dict[str, int], addresses: list[str]
 ) -> dict[str, list[str]]:
     """What is wrong with each page in a window of a size, if anything."""
-    page, found = await opened(viewport=size), {}
+    page, found = await opened(viewport=size), dict[str, list[str]]()
     await page.add_init_script(AXE)
     for address in addresses:
-        await page.emulate_media(color_scheme="light")
         await page.goto(address)
-        await page.evaluate(PREPARE)
-        wrong = [*await page.evaluate(RUN, {}), *await page.evaluate(SMALL)]
-        await page.emulate_media(color_scheme="dark")
-        wrong += [f"dark: {each}" for each in await page.evaluate(RUN, COLOURS)]
-        if size["width"] < 700 and "?" not in address:
-            wrong += await page.evaluate(UNFOLDED)
-        if wrong:
-            found[f"{size['width']} {address}"] = wrong
-    return found
+        folded = size["width"] < 700 and "?" not in address
+        wrong = await page.evaluate(UNFOLDED) if folded else []
+        found[f"{size['width']} {address}"] = [*wrong, *await problems_of(page)]
+    for address, button, result in ACTIONS:
+        await page.goto(address)
+        await page.get_by_role("button", name=button, exact=True).click()
+        await page.locator(result).first.wait_for()
+        found[f"{size['width']} {address}, {button}"] = await problems_of(page)
+    visitor = await opened(viewport=size, as_root=False)
+    await visitor.add_init_script(AXE)
+    await visitor.goto("/-/llm")
+    found[f"{size['width']} 403"] = await problems_of(visitor)
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+async def problems_of(page: Any) -> list[str]:
+    """What is wrong with a page, with all that it folds shown, in both colour schemes."""
+    await page.emulate_media(color_scheme="light")
+    await page.evaluate(PREPARE)
+    wrong = [*await page.evaluate(RUN, {}), *await page.evaluate(SMALL)]
+    await page.emulate_media(color_scheme="dark")
+    return [*wrong, *(f"dark: {each}" for each in await page.evaluate(RUN, COLOURS))]
 
 
 @needs_browser
