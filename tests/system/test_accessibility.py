@@ -264,6 +264,7 @@ async def opened(folder: Path, llm_folder: Path) -> AsyncIterator[Open]:
 
 
 @needs_browser
+@pytest.mark.timeout(240)  # a hundred pages, beside other tests
 async def test_p10_axe_finds_nothing(site: Site, opened: Open) -> None:
     """On every page and state, light and dark, wide and narrow; targets have at least 24 px."""
     looks = zip(SIZES, ("light", "dark"), strict=True)
