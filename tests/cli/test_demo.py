@@ -34,7 +34,7 @@ from datasette_llm.testing import ScriptedModel
 
 from ..support.console import Page
 
-BOUND_S = 30.0
+BOUND_S = 50.0
 # A Wednesday.
 NOW = datetime(2026, 3, 11, 15, 30, tzinfo=UTC)
 LAST_LINE = "Ctrl-C ends it."
@@ -119,7 +119,7 @@ def invoke(tmp_path, monkeypatch) -> Callable[..., Result]:
 
 async def test_login_link_opens_console_and_call_log(llm_folder):
     """The newest call is the demo's own prompt, by a model that is there."""
-    async with running(llm_folder, "llm", "demo") as served:
+    async with running(llm_folder, "llm", "demo", "--days", "2") as served:
         console, record = served.address("The console"), served.address("The call log")
         async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
             assert (await client.get(console)).status_code == 403
