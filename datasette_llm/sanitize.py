@@ -100,8 +100,12 @@ def new_id() -> str:
 
 
 def now() -> str:
-    """The time in UTC, as `2026-01-31T12:00:00.000Z`."""
-    moment = datetime.datetime.now(datetime.UTC)
+    """The time in UTC, in the format of the tables."""
+    return timestamp(datetime.datetime.now(datetime.UTC))
+
+
+def timestamp(moment: datetime.datetime) -> str:
+    """A time in UTC, as `2026-01-31T12:00:00.000Z`."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 _SEED = 1879
 _ARRIVALS = 420
 _BEGIN = datetime(2025, 1, 1, 5)
-_BERTHS = (
+BERTHS = (
     ("North Quay 1", 9.5, 180),
     ("North Quay 2", 9.5, 180),
     ("Fish Quay", 5.2, 60),
@@ -35,7 +35,7 @@ _CARGOES = {
 }
 _FLAGS = ("Norway", "Iceland", "Denmark", "Netherlands", "Panama", "Malta")
 # fmt: off
-_NAMES = (
+SHIPS = (
     "Aurora", "Havørn", "Kittiwake", "Marlin", "Nordlys", "Pelican", "Petrel", "Sildin",
     "Solveig", "Tern", "Vega", "Zeevonk", "Albatros", "Brisa", "Cormorant", "Dunlin", "Eider",
     "Fulmar", "Gannet", "Hilda",
@@ -65,7 +65,7 @@ def write_harbour(path: Path) -> dict[str, int]:
     tables: dict[str, list[Row]] = {
         "berths": [
             {"id": i, "name": name, "depth_m": depth, "length_m": length}
-            for i, (name, depth, length) in enumerate(_BERTHS, 1)
+            for i, (name, depth, length) in enumerate(BERTHS, 1)
         ],
         "ships": ships,
         "arrivals": list(_arrivals(random, ships)),
@@ -80,15 +80,16 @@ def write_harbour(path: Path) -> dict[str, int]:
     return {name: len(rows) for name, rows in tables.items()}
 
 
-def _pick(random: Random, values: Sequence[T]) -> T:
+def pick(random: Random, values: Sequence[T]) -> T:
+    """One of several values."""
     # Only random() is guaranteed to be the same in every version of Python.
     return values[int(random.random() * len(values))]
 
 
 def _ships(random: Random) -> Iterator[Row]:
-    for number, name in enumerate(_NAMES, 1):
-        cargo = _pick(random, list(_CARGOES))
-        flag = _pick(random, _FLAGS)
+    for number, name in enumerate(SHIPS, 1):
+        cargo = pick(random, list(_CARGOES))
+        flag = pick(random, _FLAGS)
         yield {
             "id": number,
             "name": name,
@@ -104,7 +105,7 @@ def _arrivals(random: Random, ships: list[Row]) -> Iterator[Row]:
     arrived = _BEGIN
     for number in range(1, _ARRIVALS + 1):
         arrived += timedelta(minutes=int(random.random() * 2 * 365 * 24 * 60 / _ARRIVALS))
-        ship = _pick(random, ships)
+        ship = pick(random, ships)
         berths, most = _CARGOES[ship["cargo"]]
         stay = timedelta(minutes=90 + int(random.random() * 2400))
         tonnes = round(most * (0.2 + 0.8 * random.random()), 1)
@@ -112,12 +113,12 @@ def _arrivals(random: Random, ships: list[Row]) -> Iterator[Row]:
             {
                 "id": number,
                 "ship_id": ship["id"],
-                "berth_id": _pick(random, berths),
+                "berth_id": pick(random, berths),
                 "arrived": arrived.isoformat(" ", "minutes"),
                 "departed": (arrived + stay).isoformat(" ", "minutes"),
                 "tonnes": tonnes,
                 "fee": round(120 + ship["length_m"] * 4.5 + tonnes * 0.08, 2),
-                "remark": _pick(random, _REMARKS),
+                "remark": pick(random, _REMARKS),
             }
         )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette import Forbidden, NotFound, Response
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
@@ -105,6 +106,7 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
+    parser.add_render_rule("fence", _fence)
     return parser
 
 
@@ -114,6 +116,11 @@ def _table_open(*_: object) -> str:
 
 def _table_close(*_: object) -> str:
     return "</table></div>\n"
+
+
+def _fence(renderer: RendererHTML, *arguments: Any) -> str:
+    """A block of code, which is scrolled by keyboard too where it is wider than the screen."""
+    return renderer.fence(*arguments).replace("<pre>", '<pre tabindex="0">', 1)
 
 
 def _set_anchors(tokens: list[Token]) -> None:

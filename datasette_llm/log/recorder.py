@@ -55,7 +55,13 @@ class Recorder:
         """The recorder of a Datasette instance; made when first asked for."""
         return instance.of(datasette, cls, partial(cls, datasette))
 
-    def __init__(self, datasette: Datasette) -> None:
+    def __init__(self, datasette: Datasette, clock: Callable[[], str] = now) -> None:
+        """
+        Args:
+            datasette: the Datasette instance.
+            clock: the time for the rows, in the format of the tables.
+        """
+        self._clock = clock
         self.session_id = new_id()
         self._session = Session(
             self.session_id, shared=not datasette.get_internal_database().is_temp_disk
@@ -68,7 +74,7 @@ class Recorder:
         Returns:
             Whether it is committed, as `Writer.commit()`.
         """
-        row = started_row(self.session_id, request)
+        row = started_row(self.session_id, request, self._clock())
         return await self.writer.commit((_INSERT_STARTED, row), row_bytes(row))
 
     def finish(
@@ -89,14 +95,14 @@ class Recorder:
             exact_price: as for `cost_columns()`.
             content: its content; None where that is not recorded.
         """
-        row = finished_row(request)
+        row = finished_row(request, self._clock())
         cost = partial(cost_columns, row, model_id, price, exact=exact_price)
         self.writer.later(partial(_write_end, row, cost, content), row_bytes(row), content)
 
     def never_sent(self, started: RequestStarted, finished: RequestFinished) -> None:
         """Record a request that was never sent, soon."""
-        row = started_row(self.session_id, started)
-        row |= finished_row(finished)
+        row = started_row(self.session_id, started, self._clock())
+        row |= finished_row(finished, self._clock())
         if not started.waited_s:
             row["finished_at"] = row["started_at"]
         self.writer.later((_INSERT_WHOLE, row), row_bytes(row))

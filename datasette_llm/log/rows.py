@@ -30,13 +30,19 @@ _INSERT_CONTENT = (
 Statement = tuple[str, Mapping[str, Any]]
 
 
-def started_row(session_id: str, request: RequestStarted) -> dict[str, Any]:
-    """The first part of a row."""
+def started_row(session_id: str, request: RequestStarted, at: str | None = None) -> dict[str, Any]:
+    """The first part of a row.
+
+    Args:
+        session_id: the session that writes it.
+        request: the request.
+        at: when it started; None for now.
+    """
     waited_s = request.waited_s
     return {
         "id": request.id,
         "session_id": session_id,
-        "started_at": now(),
+        "started_at": at or now(),
         "model_id": request.model_id,
         "purpose": request.purpose,
         "actor_id": request.actor_id,
@@ -56,12 +62,17 @@ def started_row(session_id: str, request: RequestStarted) -> dict[str, Any]:
     }
 
 
-def finished_row(request: RequestFinished) -> dict[str, Any]:
-    """The second part of a row, without its cost."""
+def finished_row(request: RequestFinished, at: str | None = None) -> dict[str, Any]:
+    """The second part of a row, without its cost.
+
+    Args:
+        request: how the request ended.
+        at: when it ended; None for now.
+    """
     first_chunk_s, cost = request.first_chunk_s, request.gateway_cost_dollars
     return {
         "id": request.id,
-        "finished_at": now(),
+        "finished_at": at or now(),
         "outcome": str(request.outcome),
         "blocked_by": request.blocked_by,
         "error_type": request.error_type,

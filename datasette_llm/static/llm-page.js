@@ -1,5 +1,5 @@
-// For every page: the reader's local time beside each time in UTC, and the navigation's current page
-// in view where the list is longer than the screen is wide.
+// For every page: the reader's local time beside each time in UTC, the focus after an action, and the
+// navigation's current page in view where the list is longer than the screen is wide.
 
 const format = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit",
@@ -28,5 +28,15 @@ export function addLocalTimes(element) {
   }
 }
 
+/** After an action, have the focus at what says how it went. */
+function focusOutcome() {
+  const refused = document.getElementById("llm-refused");
+  const said = refused ?? document.querySelector("p:is(.message-info, .message-warning, .message-error)");
+  if (!said || (location.hash && !refused)) return;
+  said.tabIndex = -1;
+  said.focus();
+}
+
+focusOutcome();
 addLocalTimes(document);
 document.querySelector(".llm-tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });

@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ import llm
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from datasette.app import Datasette
 from datasette.cli import cli
 
 from datasette_llm.cli import demo
+from datasette_llm.cli.demo_calls import write_calls
 from datasette_llm.cli.demo_data import write_harbour
 from datasette_llm.config.parse import parse_settings
+from datasette_llm.log.queries import time_of
 from datasette_llm.testing import ScriptedModel
 
-BOUND_S = 30.0
+from ..support.console import Page
+
+BOUND_S = 50.0
+# A Wednesday.
+NOW = datetime(2026, 3, 11, 15, 30, tzinfo=UTC)
 LAST_LINE = "Ctrl-C ends it."
 
 
@@ -104,13 +112,14 @@ def invoke(tmp_path, monkeypatch) -> Callable[..., Result]:
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> Result:
-        return CliRunner().invoke(cli, ["llm", "demo", "--no-serve", *words])
+        return CliRunner().invoke(cli, ["llm", "demo", "--no-serve", "--days", "0", *words])
 
     return run
 
 
 async def test_login_link_opens_console_and_call_log(llm_folder):
-    async with running(llm_folder, "llm", "demo") as served:
+    """The newest call is the demo's own prompt, by a model that is there."""
+    async with running(llm_folder, "llm", "demo", "--days", "2") as served:
         console, record = served.address("The console"), served.address("The call log")
         async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
             assert (await client.get(console)).status_code == 403
@@ -121,7 +130,7 @@ async def test_login_link_opens_console_and_call_log(llm_folder):
             assert (await client.get(console)).status_code == 200
             # What only Datasette's root may see.
             assert (await client.get(console.replace("/llm", "/permissions"))).status_code == 200
-            [call] = (await client.get(f"{record}.json")).json()["rows"]
+            call = (await client.get(f"{record}.json")).json()["rows"][0]
             page = await client.get(f"{record}/{call['id']}")
         assert (call["model_id"], call["purpose"]) == ("echo", "harbour")
         assert call["outcome"] == "ok"
@@ -133,7 +142,7 @@ async def test_login_link_opens_console_and_call_log(llm_folder):
 
 
 async def test_sigterm_removes_temporary_folder(llm_folder):
-    async with running(llm_folder, "llm", "demo") as served:
+    async with running(llm_folder, "llm", "demo", "--days", "0") as served:
         folder = served.folder
         assert await served.end(signal.SIGTERM) == (0, "")
     assert not folder.exists()
@@ -141,7 +150,7 @@ async def test_sigterm_removes_temporary_folder(llm_folder):
 
 async def test_printed_command_serves_named_folder(llm_folder, tmp_path):
     place = tmp_path / "my harbour"
-    async with running(llm_folder, "llm", "demo", str(place)) as served:
+    async with running(llm_folder, "llm", "demo", "--days", "1", str(place)) as served:
         again = served.output.partition("Begin again with: datasette ")[2].strip()
     assert (place / "internal" / "internal.db").exists()
     process = await process_of(llm_folder, *shlex.split(again), "--get", "/.json")
@@ -169,6 +178,7 @@ def test_json_has_site_and_answer(invoke, tmp_path):
     assert json.loads(payload.pop("answer"))["prompt"] == demo.QUESTION
     assert payload == {
         "ok": True,
+        "calls": 0,
         "folder": "harbour",
         "default_model": "echo",
         "models_with_key": [],
@@ -254,6 +264,96 @@ def test_demo_continues_after_provider_error(invoke, register_models, monkeypatc
     result = invoke("harbour")
     assert result.exit_code == 0
     assert result.output.endswith("No answer came: RuntimeError: bad [key removed]\n")
+
+
+# What scripted models did
+
+
+async def written(path: Path, days: int, now: datetime = NOW) -> sqlite3.Connection:
+    """A call log that ends at a time."""
+    datasette = Datasette(config=demo.settings("echo"), internal=str(path))
+    count = await write_calls(datasette, now, days)
+    connection = sqlite3.connect(path)
+    assert connection.execute("select count(*) from llm_calls").fetchone() == (count,)
+    return connection
+
+
+async def test_p9_calls_are_reproducible(tmp_path):
+    """The same rows at the same time, all but the sessions that wrote them."""
+    dumps = []
+    for name in ("one.db", "two.db"):
+        with contextlib.closing(await written(tmp_path / name, 2)) as connection:
+            connection.row_factory = sqlite3.Row
+            rows = connection.execute("select * from llm_calls order by id").fetchall()
+            dumps.append([dict(row) | {"session_id": None} for row in rows])
+    assert len(dumps[0]) > 80
+    assert dumps[0] == dumps[1]
+
+
+async def test_p9_calls_show_what_pages_have(tmp_path):
+    with contextlib.closing(await written(tmp_path / "internal.db", 30)) as connection:
+
+        def found(column: str, table: str = "llm_calls") -> set[Any]:
+            return {row[0] for row in connection.execute(f"select distinct {column} from {table}")}
+
+        def count(condition: str) -> int:
+            sql = f"select count(*) from llm_calls where {condition}"
+            return int(connection.execute(sql).fetchone()[0])
+
+        assert found("outcome") == {"ok", "error", "cancelled", "blocked"}
+        assert found("purpose") == set(demo.SETTINGS["purposes"])
+        assert {"rate_limit", "not_allowed", "other"} <= found("failure_kind")
+        assert {"stop", "length", "tool_calls"} <= found("finish_reason")
+        assert found("key", "llm_call_tags") >= {"table", "job", "language", "trial"}
+        assert len(found("actor_id")) == 5
+        assert {1, 2, 3} == found("attempt")
+        assert {1, 2, 3} <= found("chain_step")
+        assert count("group_id is not null") > 100
+        assert count("waited_ms > 0") > 10
+        assert count("cost_nanodollars is null and outcome = 'ok'") == count("model_id='quay-7b'")
+        assert count("cost_nanodollars > 0") > 1_000
+        assert 0 < len(found("call_id", "llm_call_content")) < count("1")
+        longest = "select count(*) from llm_calls group by conversation_id order by 1 desc limit 1"
+        assert connection.execute(longest).fetchone()[0] >= 4
+
+
+async def test_p9_calls_have_the_times_of_the_past(tmp_path):
+    """Ids, starts, durations and ends agree; weekends are calm, and yesterday has failures."""
+    with contextlib.closing(await written(tmp_path / "internal.db", 14)) as connection:
+        sql = "select id, started_at, finished_at, duration_ms, outcome from llm_calls"
+        rows = connection.execute(f"{sql} where outcome <> 'blocked'").fetchall()
+        days = dict(
+            connection.execute("select date(started_at), count(*) from llm_calls group by 1")
+        )
+    for call_id, started, finished, duration_ms, _ in rows:
+        began, ended = datetime.fromisoformat(started), datetime.fromisoformat(finished)
+        assert began < NOW
+        assert (ended - began) / timedelta(milliseconds=1) == pytest.approx(duration_ms, abs=2)
+        assert abs(time_of(call_id) - began) < timedelta(seconds=10)  # what it waited in a queue
+    assert len(days) == 14
+    assert days["2026-03-08"] < days["2026-03-10"] / 2
+    yesterday = [row for row in rows if row[1].startswith("2026-03-10") and row[4] == "error"]
+    assert len(yesterday) >= 21
+
+
+async def test_p9_start_page_leads_to_what_it_names(llm_folder):
+    """Every address of the start page answers, to root alone."""
+    async with running(llm_folder, "llm", "demo", "--days", "5") as served:
+        start = served.address("What to look at")
+        async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
+            page = Page((await client.get(start)).text)
+            links = [href for href in page.links() if "/-/llm" in f"/{href}"]
+            assert len(links) == 11
+            refused = {(await client.get(f"{start}{href}")).status_code for href in links}
+            assert refused <= {403, 404}
+            await client.get(served.address("Log in as root, once"))
+            for href in links:
+                shown = await client.get(f"{start}{href}")
+                assert shown.status_code == 200, href
+                assert "No calls match" not in shown.text
+            advice = next(href for href in links if "consultations" in href)
+            checked = (await client.get(f"{start}{advice}.json")).json()["consultation"]["checks"]
+    assert [check["status"] for check in checked].count("contradicted") == 1
 
 
 def test_harbour_is_reproducible(tmp_path):

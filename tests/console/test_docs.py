@@ -172,7 +172,7 @@ def test_script_addresses_are_no_links():
 
 def test_comments_are_left_out():
     html = as_html("<!-- example: a -->\n```python\nx = 1\n```\n\n<!-- settings -->\n", "/docs")
-    assert html == '<pre><code class="language-python">x = 1\n</code></pre>\n'
+    assert html == '<pre tabindex="0"><code class="language-python">x = 1\n</code></pre>\n'
 
 
 def test_headings_have_anchors():

@@ -39,7 +39,7 @@ from datasette_llm.calls.limiter import LimiterRegistry
 from datasette_llm.console.probe import probe_model
 from datasette_llm.decision import Decision, Step
 from datasette_llm.errors import ProviderError, ResponseTimeoutError
-from datasette_llm.log import rows, writer
+from datasette_llm.log import writer
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import FINISHED_COLUMNS
 from datasette_llm.sanitize import MAX_COUNT, MAX_TEXT_CHARS
@@ -1405,7 +1405,8 @@ async def test_clock_going_backwards(logged, recorded, monkeypatch):
             f"datasette_llm.calls.{module}.time", SimpleNamespace(monotonic=time.monotonic)
         )
     minutes = itertools.count(59, -1)
-    monkeypatch.setattr(rows, "now", lambda: f"2026-01-31T12:{next(minutes)}:00.000Z")
+    times = (f"2026-01-31T12:{minute}:00.000Z" for minute in minutes)
+    monkeypatch.setattr(Recorder.of(datasette), "_clock", times.__next__)
     ids = []
     for _ in range(5):
         response = await model.prompt("x")

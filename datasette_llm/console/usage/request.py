@@ -27,7 +27,7 @@ ARGUMENTS = (
 )
 _NULLABLE = ("purpose", "actor")
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-MAX_HOURS = 31 * 24
+MAX_BY_HOUR = datetime.timedelta(days=31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,7 @@ class UsageRequest:
             found = window.named(name, now, first)
         else:
             found = window.between(self.given.get("since"), self.given.get("until"), now)
-        hours = (found.until(now) - found.begin) / datetime.timedelta(hours=1)
-        if "hour" in self.by and hours > MAX_HOURS:
+        if "hour" in self.by and not has_hours(found, now):
             raise BadFilterError(
                 "By hour, the time can have 31 days at most; choose a shorter one, or by day"
             )
@@ -136,6 +135,11 @@ class UsageRequest:
             for name, value in (dict(self.given) | options | changed).items()
             if value is not None and value != defaults.get(name)
         }
+
+
+def has_hours(window: Window, now: datetime.datetime) -> bool:
+    """Whether a time is short enough to show each of its hours."""
+    return window.until(now) - window.begin <= MAX_BY_HOUR
 
 
 def _single(arguments: Mapping[str, list[str]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..formatting import UNKNOWN, amount, axis, change, counted, dollars, durati
 from ..log.list_request import NONE
 from ..navigation import LOG, USAGE
 from .chart import Chart, Number, Series, axis_steps
-from .request import FILTERS, TIMES, UsageRequest
+from .request import FILTERS, TIMES, UsageRequest, has_hours
 from .window import LABELS as PERIODS
 from .window import Window, written
 
@@ -45,6 +45,9 @@ NAMES = {
     "hour": "hour",
 }
 NOT_IN_LOG = ("provider",)
+_BY = ("by", "and_")
+# Longer than what can be shown by hour.
+_LONG = ("90d", "12-months", "all")
 
 
 class _Links:
@@ -110,14 +113,15 @@ def shown(datasette: Datasette, request: UsageRequest, payload: Row, figures: Fi
     """The context of the page."""
     links = _Links(datasette, request, figures.window)
     arguments = request.arguments()
+    hourly = has_hours(figures.window, datetime.datetime.fromisoformat(payload["as_of"]))
     return {
         "title": "Usage",
         "payload": payload,
         "covered": _covered(figures.window),
-        "periods": _switches(links, "period", PERIODS, request.period),
+        "periods": _periods(links, request),
         "measures": _switches(links, "measure", MEASURES, payload["measure"]),
-        "bys": _bys(links, request, 0),
-        "ands": _bys(links, request, 1),
+        "bys": _bys(links, request, 0, hourly=hourly),
+        "ands": _bys(links, request, 1, hourly=hourly),
         "tiles": _tiles(links, payload),
         "outcomes": [
             (name, number(count), links.calls({"outcome": name}))
@@ -242,26 +246,41 @@ def _covered(window: Window) -> str:
 def _switches(
     links: _Links, name: str, labels: Mapping[Any, str], current: str | None
 ) -> list[Row]:
-    dates = {"since": None, "until": None} if name == "period" else {}
     return [
         {
             "label": label,
-            "address": links.usage(**{name: value}, **dates),
+            "address": links.usage(**{name: value}),
             "current": value == current,
         }
         for value, label in labels.items()
     ]
 
 
-def _bys(links: _Links, request: UsageRequest, place: int) -> list[Row]:
+def _periods(links: _Links, request: UsageRequest) -> list[Row]:
+    """The links that change the time; a long one is shown by day instead of by hour."""
+    place = request.by.index("hour") if "hour" in request.by else None
+    by_day = {} if place is None else {_BY[place]: "day"}
+    return [
+        {
+            "label": label,
+            "address": links.usage(
+                period=value, since=None, until=None, **(by_day if value in _LONG else {})
+            ),
+            "current": value == request.period,
+        }
+        for value, label in PERIODS.items()
+    ]
+
+
+def _bys(links: _Links, request: UsageRequest, place: int, *, hourly: bool) -> list[Row]:
     """The links that change what the calls are grouped by first, or besides."""
     other = request.by[1 - place] if len(request.by) > 1 - place else None
     now = request.by[place] if len(request.by) > place else None
-    name = ("by", "and_")[place]
+    name = _BY[place]
     choices: list[tuple[str | None, str]] = [
         (each, label)
         for each, label in NAMES.items()
-        if each != other and not {each, other} <= set(TIMES)
+        if each != other and not {each, other} <= set(TIMES) and (hourly or each != "hour")
     ]
     if place == 1:
         choices.insert(0, (None, "nothing else"))

@@ -221,6 +221,16 @@ def test_p3_periods_are_as_long_as_before(name: Any) -> None:
             assert found.before < end <= found.begin
 
 
+@pytest.mark.parametrize(
+    "shown", [{"by": "hour"}, {"and": "hour", "period": "7d"}, {"period": "12-months"}]
+)
+async def test_p3_no_link_asks_for_too_many_hours(start: Start, shown: dict[str, str]) -> None:
+    """A long time is offered by day, and hours only of a time that is short enough."""
+    datasette = await start(call_row(NOW - 100 * DAY), call_row(NOW))
+    for link in {link for link in (await page_of(datasette, **shown)).links() if USAGE in link}:
+        await get(datasette, link)
+
+
 async def test_p3_empty_log(start: Start) -> None:
     datasette = await start()
     page = await page_of(datasette)
