@@ -23,6 +23,8 @@ from ..redaction import Keys, redact
 from ..tags.values import NO_TAGS, Tags
 from ..telemetry.spans import ChainSpan, is_traced, note_unsent
 from .attempt import Attempt
+from .cache import CachedPrompt
+from .cache_mode import CacheMode
 from .context import CallContext
 from .hook_contexts import Contexts
 from .pace import pace
@@ -59,7 +61,13 @@ class Call(CallContext):
     """
 
     def __init__(
-        self, model: RoutedModel, text: str | None, tags: Tags = NO_TAGS, *, is_chain: bool
+        self,
+        model: RoutedModel,
+        text: str | None,
+        tags: Tags = NO_TAGS,
+        *,
+        is_chain: bool,
+        response_cache: CacheMode = False,
     ) -> None:
         """
         Args:
@@ -67,6 +75,7 @@ class Call(CallContext):
             text: the text that the caller gave, or None.
             tags: its tags.
             is_chain: whether it is a chain.
+            response_cache: whether the response cache is used; not for a chain.
         """
         super().__init__(model, tags, is_chain=is_chain)
         self.admitted = asyncio.Event()
@@ -75,6 +84,7 @@ class Call(CallContext):
         self.chain_readers = 0
         self.at_end: list[Callable[[BaseException | None], None]] = []
         self.chain_span: ChainSpan | None = None
+        self._response_cache = response_cache
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -153,6 +163,8 @@ class Call(CallContext):
         contexts = Contexts()
         error: BaseException | None = None
         try:
+            if self._response_cache is not False and self.route.target.call_policy.cache:
+                await self._look_up()
             await self._admit(contexts)
             if self.result.is_chain and is_traced():
                 await self._serve_traced()
@@ -178,6 +190,11 @@ class Call(CallContext):
         self._settle(error)
         if isinstance(error, FATAL):
             raise error  # the event loop's business
+
+    async def _look_up(self) -> None:
+        response = self.result.responses[0]
+        self.cached = await CachedPrompt.of(self.route, response, self._response_cache)
+        self.result.cached = self.cached is not None and self.cached.hit is not None
 
     async def _admit(self, contexts: Contexts) -> None:
         model, datasette = self.model, self.route.datasette

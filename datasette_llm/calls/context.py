@@ -7,6 +7,7 @@ from typing import Any
 from ..access.keys import KeyName, find_key, find_named_key
 from ..access.secrets import registered_secrets
 from ..tags.values import Tags
+from .cache import CachedPrompt
 from .prompt_result import CallbackOwners, PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
@@ -23,6 +24,7 @@ class CallContext(SupervisedTask):
         result: what the contexts of the hooks know of the call.
         awaits_permit: whether its request waits for a concurrency limit.
         used_keys: the keys looked up so far, those of fallbacks included.
+        cached: what the response cache has for it; None where it has no part.
     """
 
     def __init__(self, model: RoutedModel, tags: Tags, *, is_chain: bool) -> None:
@@ -35,6 +37,7 @@ class CallContext(SupervisedTask):
         self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners, tags)
         self.awaits_permit = False
         self.used_keys: frozenset[str] = frozenset()
+        self.cached: CachedPrompt | None = None
         self._keys: dict[RoutedModel, str | None] = {}
 
     @property
@@ -57,6 +60,10 @@ class CallContext(SupervisedTask):
             if found:
                 self.used_keys |= {found}
         return self._keys[model]
+
+    def known_key(self, model: RoutedModel) -> str | None:
+        """The key that was found for a model; None where none was."""
+        return self._keys.get(model)
 
     async def _found_key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
         datasette, target = model.route.datasette, model.route.target
