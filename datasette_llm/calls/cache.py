@@ -230,12 +230,16 @@ class Cache:
             return
         self._waiting_bytes += weight
         self.unwritten[place.digest] = answer
-        waiting = [partial(cache_store.keep, place=place, answer=answer, form=form, keys=keys)]
+        work = partial(cache_store.keep, place=place, answer=answer, form=form, keys=keys)
+        tried = False
 
         def write(connection: sqlite3.Connection) -> None:
-            if waiting:  # once, whatever comes of the transaction
+            # Once, whatever comes of the transaction; it holds on to the answer until the commit.
+            nonlocal tried
+            if not tried:
+                tried = True
                 self._waiting_bytes -= weight
-                cache_store.guarded(waiting.pop(), connection)
+                cache_store.guarded(work, connection)
 
         writer.later(write)
 
