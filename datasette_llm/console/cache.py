@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from datasette.utils.sqlite import sqlite3
 from ..access.call_policy import cache_policies
 from ..access.snapshot import settings_of
 from ..log import cache_store
+from ..log.queries import time_of
 from ..log.recorder import Recorder
 from ..permissions import MANAGE
 from ..web import PostError, as_json, method_not_allowed, posted, refused, wants_html
-from .formatting import counted
+from .formatting import counted, dollars
 from .navigation import PURPOSES, ROOT
 
 if TYPE_CHECKING:
@@ -63,6 +65,15 @@ async def kept(datasette: Datasette, purpose: str | None = None) -> Payload:
     }
 
 
+async def kept_sizes(datasette: Datasette) -> list[dict[str, Any]]:
+    """The sizes of `kept()`; none where the internal database cannot be read."""
+    try:
+        sizes: list[dict[str, Any]] = (await kept(datasette))["sizes"]
+    except sqlite3.Error:  # which other parts of the page report
+        return []
+    return sizes
+
+
 async def clear(datasette: Datasette, purpose: str | None) -> Payload:
     """Remove what the response cache keeps, in transactions of a bounded size.
 
@@ -84,6 +95,25 @@ async def clear(datasette: Datasette, purpose: str | None) -> Payload:
         left = f"{total:,} answers were removed before"
         return refused(f"The internal database cannot be written; {left}: {error}", 503)
     return {"ok": True, "purpose": purpose, "removed": total}
+
+
+def origin(call: Mapping[str, Any]) -> str | None:
+    """Where the answer of a call is from, how old it was, and what that saved; None if its own."""
+    paid = call["cached_from"]
+    if paid is None:
+        return None
+    age = time_of(call["id"]) - time_of(paid)
+    saved = dollars(call["saved_dollars"])
+    return f"answer of call {paid}, {_age(age)} old; {saved or 'an unknown cost'} saved"
+
+
+def _age(age: datetime.timedelta) -> str:
+    if age.days > 1:
+        return f"{age.days:,} days"
+    minutes = max(0, round(age.total_seconds())) // 60
+    if minutes >= 120:
+        return f"{minutes // 60} hours"
+    return f"{minutes} minutes" if minutes > 1 else "about a minute"
 
 
 def sentence(payload: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...log.queries import tag_text
+from ..cache import origin
 from ..formatting import dollars, duration, failure, label_of, missing, number, time, waited
 from ..navigation import LOG
 from .list_page import Row, list_address, row_context, tiles
@@ -96,6 +97,7 @@ def _facts(datasette: Datasette, call: Row, attempts: Sequence[Row]) -> list[Row
         ("Failed afterwards", call["hook_error"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
+        ("From the response cache", origin(call)),
         ("Gateway's cost", dollars(call["gateway_cost_dollars"]) or None),
         ("Gateway's call", call["gateway_call_id"]),
         ("Gateway's model", call["gateway_model_id"]),
