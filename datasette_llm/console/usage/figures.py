@@ -225,10 +225,10 @@ class Usage:
 
     def _cache(self) -> dict[str, Any]:
         """How many calls the response cache has answered, and what that has saved."""
-        end = self._window.end
-        times = {"since": self._window.begin.isoformat(), "until": end and end.isoformat()}
+        begin, end = self._window.begin.isoformat(), self._window.end
+        until = end.isoformat() if end is not None else None
         conditions, values = Question(only=self._only).allowed()
-        log_filter = replace(self._request.filter, **times)
+        log_filter = replace(self._request.filter, since=begin, until=until)
         hits, saved = cached(self._connection, log_filter, *conditions, **values)
         return {"calls": hits, "saved_nanodollars": saved, "saved_dollars": dollars(saved)}
 
