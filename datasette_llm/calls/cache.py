@@ -14,10 +14,11 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
@@ -37,10 +38,18 @@ from .response import PromptResponse
 from .task import FATAL
 
 if TYPE_CHECKING:
+    from datasette.database import Database
+
     from ..access.call_policy import CachePolicy
     from .route import Route
 
 logger = logging.getLogger("datasette_llm")
+
+# An answer, and whether its use is to be noted.
+Found = tuple[Answer | None, bool]
+
+# The digest of a request, how old its answer may be in days, and who waits for it.
+Wanted = tuple[bytes, int, asyncio.Future[Found]]
 
 # A database that takes longer to answer has no answers.
 LOOKUP_S = 1.0
@@ -199,6 +208,46 @@ class SharedRequest:
         self._changed.clear()
 
 
+class Lookups:
+    """Reads answers in a thread: of all that are waited for, those that came meanwhile together."""
+
+    def __init__(self) -> None:
+        self._wanted: list[Wanted] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
+        """An answer, as `cache_store.find()`; none where the database cannot be read in time."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Found] = loop.create_future()
+        self._wanted.append((digest, keep_days, found))
+        if self._task is None:
+            # In an empty context: it reads for many calls.
+            self._task = loop.create_task(self._read(database), context=Context())
+        return await found
+
+    async def _read(self, database: Database) -> None:
+        wanted = self._wanted
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, []
+                _resolve(wanted, await self._answers(database, [each[:2] for each in wanted]))
+        finally:  # also where Datasette or the event loop ends
+            left, self._wanted, self._task = [*wanted, *self._wanted], [], None
+            _resolve(left, [(None, False)] * len(left))
+
+    async def _answers(self, database: Database, wanted: list[tuple[bytes, int]]) -> list[Found]:
+        def work(connection: sqlite3.Connection) -> list[Found]:
+            return [cache_store.find(connection, *each) for each in wanted]
+
+        try:
+            async with asyncio.timeout(LOOKUP_S):
+                found: list[Found] = await database.execute_fn(work)
+        except (sqlite3.Error, DatasetteClosedError, TimeoutError) as error:
+            logger.debug("The response cache cannot be read: %s", message_of(error))
+            return [(None, False)] * len(wanted)
+        return found
+
+
 class Cache:
     """The response cache of a Datasette instance: what is on its way, out and in.
 
@@ -211,8 +260,13 @@ class Cache:
     def __init__(self) -> None:
         self.unwritten: WeakValueDictionary[bytes, Answer] = WeakValueDictionary()
         self.shared: dict[tuple[asyncio.AbstractEventLoop, bytes], SharedRequest] = {}
+        self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = WeakKeyDictionary()
         self._secret = os.urandom(32)
         self._waiting_bytes = 0
+
+    def lookups(self) -> Lookups:
+        """Those of the running event loop."""
+        return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
 
     def identity(self, key: str | None) -> bytes:
         """What two equal keys have in common, and from which no key can be computed."""
@@ -322,8 +376,8 @@ class CachedPrompt:
         hit = self.hit
         assert hit is not None
         for event in hit.events:
-            yield replace(event)
-        vars(rider.response).update(copy.deepcopy(dict(hit.attributes)))
+            yield event
+        vars(rider.response).update(hit.attributes)
         self._note_saved(rider.response, hit.call_id, hit.gateway_cost_dollars)
 
     def ride(self, rider: Rider, shared: SharedRequest) -> AsyncGenerator[str | StreamEvent, None]:
@@ -368,21 +422,13 @@ class CachedPrompt:
         writer = Recorder.of(self._route.datasette).writer
         if writer.failure is not None:
             return  # the call could not be recorded
-        self.hit = self._cache.unwritten.get(self._digest)
-        if self.hit is not None:
+        unwritten = self._cache.unwritten.get(self._digest)
+        if unwritten is not None:
+            self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
-        find = partial(cache_store.find, digest=self._digest, keep_days=self._policy.keep_days)
         database = self._route.datasette.get_internal_database()
-        # Not asyncio.timeout(), which would be taken for that of a hook.
-        reading = asyncio.ensure_future(database.execute_fn(find))
-        try:
-            await asyncio.wait([reading], timeout=LOOKUP_S)
-            self.hit, is_old = reading.result()
-        except (sqlite3.Error, DatasetteClosedError, asyncio.InvalidStateError) as error:
-            logger.debug("The response cache cannot be read: %s", message_of(error))
-            return
-        finally:
-            reading.cancel()
+        lookups = self._cache.lookups()
+        self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
             writer.later(partial(cache_store.guarded, touch))
@@ -410,6 +456,12 @@ def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
     if actor is not None and not isinstance(actor_id, str | int):
         raise UncacheableError("The actor has no id")
     return {"purpose": route.purpose, "actor": None if actor is None else repr(actor_id)}
+
+
+def _resolve(wanted: list[Wanted], answers: list[Found]) -> None:
+    for (_, _, found), answer in zip(wanted, answers, strict=True):
+        if not found.done():  # its call may have been cancelled
+            found.set_result(answer)
 
 
 def _copied(error: BaseException) -> BaseException:

@@ -21,7 +21,7 @@ from datasette_llm.testing import ScriptedModel
 from ..support import log_faults
 from ..support.call_log import flushed_rows, writing_held_up
 from ..support.plugins import Accountant, Observer, raises
-from ..support.waiting import soon
+from ..support.waiting import soon, until
 
 ANA, BOB = {"id": "ana"}, {"id": "bob"}
 PRICES = {"prices": {"m": {"input": 1, "output": 2}}}
@@ -391,13 +391,9 @@ async def test_r4_one_cancelled_does_not_stop_the_other(site):
     models = site(model)
     wrapped = await models.model("m")
 
-    async def read():
-        return await (await wrapped.prompt("a")).text()
-
-    begun, *others = [asyncio.create_task(read()) for _ in range(3)]
-    await model.received()
-    while len(await calls(models)) < 3:
-        await asyncio.sleep(0)
+    responses = [await wrapped.prompt("a") for _ in range(3)]  # which have the first chunk
+    begun, *others = [asyncio.create_task(response.text()) for response in responses]
+    await asyncio.sleep(0)
     begun.cancel()
     with pytest.raises(asyncio.CancelledError):
         await soon(begun)
@@ -601,13 +597,11 @@ async def test_r5_database_that_fails_keeps_calls_going(site, tmp_path, fault):
     writer = Recorder.of(models.datasette).writer
     async with fault(models.datasette, tmp_path / "internal.db"):
         await soon(texts(wrapped, *("x" * 10_000 for _ in range(3)), response_cache=False))
-        while writer.failure is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: writer.failure)
         requests = len(model.calls)
         assert await soon(texts(wrapped, "a", "a")) == ["Hello"] * 2
         assert len(model.calls) == requests + 2
-    while writer.failure is not None:
-        await asyncio.sleep(0.01)
+    await until(lambda: not writer.failure)
     await texts(wrapped, "a")
     assert len(model.calls) == requests + 2
 
@@ -647,9 +641,8 @@ from datasette_llm.testing import ScriptedModel, registered
 
 async def main():
     with registered(ScriptedModel("m", ["x" * 20_000])):
-        site = Datasette(
-            memory=True, internal=sys.argv[1], config={"plugins": {"datasette-llm": {"cache": True}}}
-        )
+        config = {"plugins": {"datasette-llm": {"cache": True}}}
+        site = Datasette(memory=True, internal=sys.argv[1], config=config)
         await site.invoke_startup()
         model = await LLM(site).model("m")
         for number in range(1_000):
