@@ -245,7 +245,7 @@ class Attempt:
         assert recorder is not None
         assert policy is not None
         self._began = time.monotonic()
-        if self._is_recorded_whole:
+        if self._cached and self._is_recorded_whole:
             return
         try:
             async with self._while_time_is_left():
@@ -288,7 +288,9 @@ class Attempt:
         state.on_done = self.permit.end if self.permit is not None else None
         try:
             if self._end is None and idle_timeout_s is None:
-                await self.response.fill(self._events())
+                await self.response.fill(
+                    self._events(self._cached) if self._cached else self._request()
+                )
             else:
                 await self._fill_in_time(state, idle_timeout_s)
             misfit = await self._misfit()
@@ -330,7 +332,9 @@ class Attempt:
         async with Deadline(self._end, timeout_s, idle_timeout_s) as deadline:
             state.on_event, state.on_done = deadline.event, partial(self._done, deadline)
             try:
-                await self.response.fill(self._events())
+                await self.response.fill(
+                    self._events(self._cached) if self._cached else self._request()
+                )
             finally:
                 state.on_event = state.on_done = None  # the next attempt may have none
 
@@ -356,11 +360,9 @@ class Attempt:
         if self._pays:
             cached.keep(self.id, self.response, finished.gateway_cost_dollars, self._keys)
 
-    def _events(self) -> AsyncGenerator[str | StreamEvent, None]:
-        """What comes from the provider, from an equal request, or from the response cache."""
-        cached, shared = self._cached, self._shared
-        if cached is None:
-            return self._request(self.response)
+    def _events(self, cached: CachedPrompt) -> AsyncGenerator[str | StreamEvent, None]:
+        """What comes from the response cache, from an equal request, or from the provider."""
+        shared = self._shared
         if shared is None:
             return cached.replay(self)
         if not shared.ready.is_set():
@@ -376,15 +378,15 @@ class Attempt:
         return cached.ride(self, shared)
 
     async def _request(
-        self, response: PromptResponse, alive: Callable[[], None] | None = None
+        self, filled: PromptResponse | None = None, alive: Callable[[], None] | None = None
     ) -> AsyncGenerator[str | StreamEvent, None]:
         """What comes from the provider.
 
         Args:
-            response: what the provider sets attributes of.
+            filled: what the provider sets attributes of; None for the response itself.
             alive: called at a sign of life; None for what the response has for its events.
         """
-        target = self.route.target
+        response, target = filled or self.response, self.route.target
         model = target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, self.response.caller_key)
@@ -445,9 +447,7 @@ class Attempt:
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
         response, receipt = self.response, None
-        saved = self._cached.saved if self._cached is not None else None
-        answered = self._headers or response.response_json is not None or error is not None
-        if answered and saved is None:  # what another call got is in its row
+        if self._headers or response.response_json is not None or error is not None:
             receipt = receipt_of(
                 self._headers, response.response_json, error, streamed=response.stream
             )
@@ -465,7 +465,7 @@ class Attempt:
             message=None if error is None else failure_message(error, kind),
             receipt=receipt,
         )
-        return finished if saved is None else finished._replace(saved=saved)
+        return finished if self._cached is None else self._cached.noted(finished)
 
     def _record(self, finished: RequestFinished) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
@@ -490,7 +490,7 @@ class Attempt:
             price=self.route.target.price,
             exact_price=self.route.target.exact_price,
             content=content,
-            started=self.started if self._is_recorded_whole else None,
+            started=self.started if self._cached and self._is_recorded_whole else None,
         )
 
     def _response_now(self, finished: RequestFinished) -> PromptResponse:

@@ -25,7 +25,7 @@ from datasette.utils.sqlite import sqlite3
 from llm.parts import StreamEvent
 
 from .. import instance
-from ..events import FinishReason, Saved, saved
+from ..events import FinishReason, RequestFinished, Saved, saved
 from ..log import cache_store
 from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
@@ -60,6 +60,11 @@ MAX_WAITING_BYTES = 32_000_000
 
 # What of a response a provider sets, and is kept.
 _ATTRIBUTES = ("input_tokens", "output_tokens", "token_details", "response_json", "resolved_model")
+
+# What the row of the call that has paid for an answer has already.
+_OF_OTHER_CALL: Mapping[str, Any] = dict.fromkeys(
+    ("response_id", "request_id", "gateway_call_id", "gateway_model_id", "gateway_cost_dollars")
+)
 
 
 class Rider(Protocol):
@@ -388,6 +393,12 @@ class CachedPrompt:
                 self._note_saved(rider.response, shared.payer.id, None)
 
         return shared.follow(rider, unpaid)
+
+    def noted(self, finished: RequestFinished) -> RequestFinished:
+        """How a request ended: one that another call has paid for has none of that call's ids."""
+        if self.saved is None:
+            return finished
+        return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
 
     def keep(self, call_id: str, response: PromptResponse, cost: float | None, keys: Keys) -> None:
         """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.

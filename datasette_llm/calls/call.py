@@ -57,17 +57,14 @@ class Call(CallContext):
         refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
         at_end: called with what ended the call, or None, before it is closed.
+        response_cache: whether the response cache is used.
         chain_span: the span of a chain that has been admitted; None where nothing collects spans.
     """
 
+    response_cache: CacheMode = False  # no attribute of an instance without, for its memory
+
     def __init__(
-        self,
-        model: RoutedModel,
-        text: str | None,
-        tags: Tags = NO_TAGS,
-        *,
-        is_chain: bool,
-        response_cache: CacheMode = False,
+        self, model: RoutedModel, text: str | None, tags: Tags = NO_TAGS, *, is_chain: bool
     ) -> None:
         """
         Args:
@@ -75,7 +72,6 @@ class Call(CallContext):
             text: the text that the caller gave, or None.
             tags: its tags.
             is_chain: whether it is a chain.
-            response_cache: whether the response cache is used; not for a chain.
         """
         super().__init__(model, tags, is_chain=is_chain)
         self.admitted = asyncio.Event()
@@ -84,7 +80,6 @@ class Call(CallContext):
         self.chain_readers = 0
         self.at_end: list[Callable[[BaseException | None], None]] = []
         self.chain_span: ChainSpan | None = None
-        self._response_cache = response_cache
         self._text = text
         self._requests: deque[PromptResponse] = deque()
         self._requested = asyncio.Event()
@@ -163,7 +158,7 @@ class Call(CallContext):
         contexts = Contexts()
         error: BaseException | None = None
         try:
-            if self._response_cache is not False and self.route.target.call_policy.cache:
+            if self.response_cache is not False:
                 await self._look_up()
             await self._admit(contexts)
             if self.result.is_chain and is_traced():
@@ -193,7 +188,7 @@ class Call(CallContext):
 
     async def _look_up(self) -> None:
         response = self.result.responses[0]
-        self.cached = await CachedPrompt.of(self.route, response, self._response_cache)
+        self.cached = await CachedPrompt.of(self.route, response, self.response_cache)
         self.result.cached = self.cached is not None and self.cached.hit is not None
 
     async def _admit(self, contexts: Contexts) -> None:

@@ -27,6 +27,8 @@ class CallContext(SupervisedTask):
         cached: what the response cache has for it; None where it has no part.
     """
 
+    cached: CachedPrompt | None = None  # no attribute of an instance without, for its memory
+
     def __init__(self, model: RoutedModel, tags: Tags, *, is_chain: bool) -> None:
         super().__init__()
         self.model = model
@@ -37,7 +39,6 @@ class CallContext(SupervisedTask):
         self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners, tags)
         self.awaits_permit = False
         self.used_keys: frozenset[str] = frozenset()
-        self.cached: CachedPrompt | None = None
         self._keys: dict[RoutedModel, str | None] = {}
 
     @property

@@ -270,8 +270,9 @@ async def _begin(
     conversation: WrappedConversation | None = None,
 ) -> PromptResponse:
     """Start the call of a response, and wait for its first event."""
-    mode = response_cache(kwargs.get("response_cache"))
-    call = Call(model, text, tags, is_chain=False, response_cache=mode)
+    call = Call(model, text, tags, is_chain=False)
+    if model.route.target.call_policy.cache is not None:
+        call.response_cache = response_cache(kwargs.get("response_cache"))
     ours = PromptResponse.adopt(response, call)
     call.add(ours)
     answer = taken_answer()

@@ -65,6 +65,8 @@ class PromptResult:
             the id that it will have; None before a chain's first step.
     """
 
+    cached = False
+
     def __init__(
         self,
         purpose: str | None,
@@ -81,7 +83,6 @@ class PromptResult:
         self.is_chain = is_chain
         self.chain_complete = False
         self.tags = tags
-        self.cached = False
         self.attempts = 0
         self.call_id: str | None = None
         self._ended = EndedRequests()
