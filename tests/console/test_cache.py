@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from urllib.parse import urlencode
@@ -112,8 +113,6 @@ async def test_r5_usage_shows_hits_and_savings(make_datasette: Any, register_mod
     await prompted(datasette, ("a", "p"), ("a", "p"), ("a", "p"), ("a", "q"), ("a", "q"))
     found = (await get(datasette, "usage.json")).json()["cache"]
     assert found == {"calls": 3, "saved_nanodollars": 3 * 10**9, "saved_dollars": 3.0}
-    found = (await get(datasette, "usage.json?purpose=q&provider=none")).json()["cache"]
-    assert found["calls"] in (0, 1)
     page = (await get(datasette, "usage")).text
     assert "From the cache" in page
     assert "$3.00 saved" in page
