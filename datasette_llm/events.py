@@ -66,6 +66,24 @@ class Receipt(NamedTuple):
     gateway_cost: object = None
 
 
+class Saved(NamedTuple):
+    """What an answer would have taken that another call has paid for.
+
+    Attributes:
+        call_id: that call.
+        input_tokens: as the provider reported, or None.
+        output_tokens: as the provider reported, or None.
+        token_details: JSON, or None.
+        gateway_cost_dollars: what a gateway said that it cost, or None.
+    """
+
+    call_id: str
+    input_tokens: int | None
+    output_tokens: int | None
+    token_details: str | None
+    gateway_cost_dollars: float | None
+
+
 class RequestStarted(NamedTuple):
     """A request as it is about to be sent.
 
@@ -136,6 +154,7 @@ class RequestFinished(NamedTuple):
         gateway_call_id: a gateway's id of the request, or None.
         gateway_model_id: a gateway's id of the deployment that it chose, or None.
         gateway_cost_dollars: what a gateway says that it cost, or None.
+        saved: of an answer of the response cache what it would have taken; else None.
     """
 
     id: str
@@ -157,6 +176,25 @@ class RequestFinished(NamedTuple):
     gateway_call_id: str | None = None
     gateway_model_id: str | None = None
     gateway_cost_dollars: float | None = None
+    saved: Saved | None = None
+
+
+def saved(call_id: str, response: llm.AsyncResponse, cost: float | None) -> Saved:
+    """What an answer would have taken.
+
+    Args:
+        call_id: the call that has paid for it.
+        response: complete, with the tokens of that call.
+        cost: what a gateway said that it cost, in dollars, or None.
+    """
+    details = response.token_details
+    return Saved(
+        call_id,
+        count(response.input_tokens),
+        count(response.output_tokens),
+        _details(details, None) if details else None,
+        cost,
+    )
 
 
 def never_sent(

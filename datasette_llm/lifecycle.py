@@ -13,12 +13,13 @@ from datasette.utils.sqlite import sqlite3
 
 from . import instance
 from .access.assignments import Assignments
+from .access.call_policy import cache_policies
 from .access.config_warnings import StartupCheck, warnings
 from .access.secrets import registered_secrets
 from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
-from .log import retention, search, usage_upkeep
+from .log import cache_upkeep, retention, search, usage_upkeep
 from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
@@ -56,6 +57,8 @@ async def start(datasette: Datasette) -> None:
     else:
         await _update_log(datasette)
     datasette.add_background_task(usage_upkeep.keep, name="datasette-llm usage")
+    if cache_policies(settings) or not datasette.get_internal_database().is_temp_disk:
+        datasette.add_background_task(_keep_cache, name="datasette-llm cache")
     await _load_assignments(datasette)
     check = asyncio.create_task(_warn(datasette))
     check.add_done_callback(partial(_checked, instance.of(datasette, StartupCheck)))
@@ -149,6 +152,14 @@ def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
         writer = Recorder.of(datasette).writer
         work = partial(retention.keep, writer=writer, keep_days=keep_days)
         datasette.add_background_task(work, name="datasette-llm retention")
+
+
+async def _keep_cache(datasette: Datasette) -> None:
+    async def keep_days() -> dict[str, int]:
+        policies = cache_policies(await settings_of(datasette))
+        return {setting: each.keep_days for setting, each in policies.items()}
+
+    await cache_upkeep.keep(datasette, keep_days)
 
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config.references import references_for
+from ..config.references import references, references_for
 from ..config.settings import (
     AttemptSettings,
+    CacheSettings,
     CallSettings,
     FallbackReference,
     Path,
@@ -63,6 +64,35 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """Which answers are kept for equal prompts.
+
+    Attributes:
+        keep_days: how long, in days.
+        max_bytes: how much all answers kept by the same setting may take.
+        of_actor: whether an actor gets its own answers only.
+        setting: the path of the setting that says so.
+    """
+
+    keep_days: int
+    max_bytes: int
+    of_actor: bool
+    setting: str
+
+    @classmethod
+    def of(cls, path: Path, settings: CacheSettings) -> CachePolicy:
+        """What a setting says.
+
+        Args:
+            path: where its section stands.
+            settings: the setting.
+        """
+        max_bytes = settings.max_mb * 1_000_000
+        setting = path_of(*path, "cache")
+        return cls(settings.keep_days, max_bytes, settings.scope == "actor", setting)
+
+
+@dataclass(frozen=True, slots=True)
 class CallPolicy:
     """How the prompts of one model for one purpose are made.
 
@@ -74,6 +104,7 @@ class CallPolicy:
             tools together.
         limits: the concurrency limits of a request, in the order in which it acquires them.
         fallbacks: the models that are asked, in order, when all retries have failed.
+        cache: which of its answers are kept; None for none.
         settings: for each setting that the configuration has for it, its path.
     """
 
@@ -83,6 +114,7 @@ class CallPolicy:
     max_answer_chars: int = DEFAULT_MAX_ANSWER_CHARS
     limits: tuple[Limit, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
+    cache: CachePolicy | None = None
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -120,6 +152,7 @@ def call_policy_of(
         max_answer_chars=_value(found["max_answer_chars"], DEFAULT_MAX_ANSWER_CHARS),
         limits=_limits(settings, catalog, purpose, model_id, model_levels),
         fallbacks=tuple(_fallbacks(settings, catalog, purpose, found["fallbacks"], model_id)),
+        cache=_cache(found["cache"]),
         settings={name: path_of(*each[0], name) for name, each in found.items() if each},
     )
 
@@ -150,12 +183,29 @@ def fallback_call_policy(
     return CallPolicy(
         timeout_s=own.timeout_s,
         fallbacks=own.fallbacks,
+        cache=own.cache,
         idle_timeout_s=_value(_first(levels, "idle_timeout")),
         retries=_value(_first(levels, "retries"), DEFAULT_RETRIES),
         max_answer_chars=_value(_first(levels, "max_answer_chars"), DEFAULT_MAX_ANSWER_CHARS),
         # Their paths are not shown, and the path of the fallback's own reference is not known here.
         limits=tuple(replace(limit, setting="") for limit in limits),
     )
+
+
+def cache_policies(settings: Settings) -> Mapping[str, CachePolicy]:
+    """All that the configuration says about kept answers, by the paths of the settings.
+
+    Args:
+        settings: the parsed configuration.
+    """
+    sections: list[Level] = [
+        ((), settings),
+        *((("purposes", name), each) for name, each in settings.purposes.items()),
+        *((("endpoints", number), each) for number, each in enumerate(settings.endpoints)),
+        *references(settings),
+    ]
+    found = [_cache(_first([each], "cache")) for each in sections]
+    return {each.setting: each for each in found if each is not None}
 
 
 def _model_levels(
@@ -178,6 +228,10 @@ def _first(levels: Sequence[Level], name: str) -> tuple[Path, Any] | None:
 
 def _value(found: tuple[object, Any] | None, otherwise: Any = None) -> Any:
     return otherwise if found is None else found[1]
+
+
+def _cache(found: tuple[Path, CacheSettings] | None) -> CachePolicy | None:
+    return CachePolicy.of(*found) if found is not None and found[1].max_mb else None
 
 
 def _limits(

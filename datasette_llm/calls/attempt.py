@@ -42,6 +42,7 @@ from ..redaction import Keys, redact
 from ..sanitize import new_id
 from ..telemetry.content import said
 from ..telemetry.spans import After, RequestSpan, note_unsent
+from .cache import CachedPrompt, SharedRequest
 from .context import CallContext
 from .limiter import LimiterRegistry, Permit
 from .response import PromptResponse, StreamState
@@ -67,9 +68,11 @@ class Attempt:
     __slots__ = (
         "_after",
         "_began",
+        "_cached",
         "_end",
         "_headers",
         "_keys",
+        "_shared",
         "_started",
         "_waited_s",
         "call",
@@ -111,6 +114,9 @@ class Attempt:
         self._end: float | None = None
         self._headers: list[Mapping[str, str]] = []  # of its responses, where they are known
         self._started: RequestStarted | None = None
+        # The answer of a fallback is not kept.
+        self._cached = call.cached if model is call.model else None
+        self._shared: SharedRequest | None = None
         self._waited_s: float | None = None
 
     async def run(self, end: float | None) -> None:
@@ -128,7 +134,9 @@ class Attempt:
         self._end = end
         self.call.result.begin(self.id)
         try:
-            if self.route.target.call_policy.limits:
+            if self._cached is not None and self._cached.hit is None:
+                await self._share(self._cached)
+            if self.route.target.call_policy.limits and self._asks_provider:
                 await self._acquire_permit()
             if self.call.result.tags:
                 await self._learn_key()
@@ -142,6 +150,8 @@ class Attempt:
             if clean is error:
                 raise
         finally:
+            if self._shared is not None:
+                await self._shared.leave(self)
             if self.permit is not None:
                 self.permit.end()
         if clean is not None:
@@ -190,7 +200,21 @@ class Attempt:
             return _NOTHING
         return Deadline(self._end, self.call.route.target.call_policy.timeout_s)
 
+    @property
+    def _asks_provider(self) -> bool:
+        """Whether it makes a request, rather than get the answer of another one."""
+        if self._cached is None:
+            return True
+        return self._shared is not None and not self._shared.ready.is_set()
+
     # The steps, in their order
+
+    async def _share(self, cached: CachedPrompt) -> None:
+        """Ride along with an equal request, or let equal ones ride along with this one."""
+        await self._learn_key()
+        async with self._while_time_is_left():
+            self._shared = await cached.share(self, self.call.known_key(self.model))
+        self.call.result.cached = self._shared.ready.is_set()
 
     async def _acquire_permit(self) -> None:
         self.permit = Permit()
@@ -221,6 +245,8 @@ class Attempt:
         assert recorder is not None
         assert policy is not None
         self._began = time.monotonic()
+        if self._cached and self._is_recorded_whole:
+            return
         try:
             async with self._while_time_is_left():
                 committed = await recorder.commit(self.started)
@@ -262,7 +288,9 @@ class Attempt:
         state.on_done = self.permit.end if self.permit is not None else None
         try:
             if self._end is None and idle_timeout_s is None:
-                await self.response.fill(self._request())
+                await self.response.fill(
+                    self._events(self._cached) if self._cached else self._request()
+                )
             else:
                 await self._fill_in_time(state, idle_timeout_s)
             misfit = await self._misfit()
@@ -276,6 +304,8 @@ class Attempt:
     ) -> RequestFinished:
         """How a request ended that was sent; in its span, and noted for the hooks."""
         finished = self._finished(error)
+        if self._cached is not None and finished.outcome is Outcome.OK:
+            self._keep(self._cached, finished)
         self.call.result.end(finished, self.model.model_id, self.route.target)
         if self.span is not None:
             content = self._said(finished) if self.route.target.telemetry.content else None
@@ -302,7 +332,9 @@ class Attempt:
         async with Deadline(self._end, timeout_s, idle_timeout_s) as deadline:
             state.on_event, state.on_done = deadline.event, partial(self._done, deadline)
             try:
-                await self.response.fill(self._request())
+                await self.response.fill(
+                    self._events(self._cached) if self._cached else self._request()
+                )
             finally:
                 state.on_event = state.on_done = None  # the next attempt may have none
 
@@ -311,12 +343,53 @@ class Attempt:
         if self.permit is not None:
             self.permit.end()
 
-    async def _request(self) -> AsyncGenerator[str | StreamEvent, None]:
-        """What comes from the provider."""
-        response, target = self.response, self.route.target
+    @property
+    def _pays(self) -> bool:
+        """Whether the tokens of a complete answer are this request's own."""
+        return self._shared is not None and self._shared.payer is self
+
+    @property
+    def _is_recorded_whole(self) -> bool:
+        """Whether its row is written at its end, as nothing is sent that has to be on record."""
+        policy = self.route.target.log
+        is_hit = self._cached is not None and self._cached.hit is not None
+        return is_hit and policy is not None and not policy.required
+
+    def _keep(self, cached: CachedPrompt, finished: RequestFinished) -> None:
+        self.call.result.cached = not self._pays
+        if self._pays:
+            cached.keep(self.id, self.response, finished.gateway_cost_dollars, self._keys)
+
+    def _events(self, cached: CachedPrompt) -> AsyncGenerator[str | StreamEvent, None]:
+        """What comes from the response cache, from an equal request, or from the provider."""
+        shared = self._shared
+        if shared is None:
+            return cached.replay(self)
+        if not shared.ready.is_set():
+            given = self.response
+            # Its own, as riders may go before the request ends.
+            filled = PromptResponse(
+                given.prompt, self.model, given.stream, conversation=given.conversation
+            )
+            # A thread lets go of the permit by itself.
+            detached = None if isinstance(self.route.model, ThreadedModel) else self.permit
+            ended = detached.transfer() if detached is not None else None
+            shared.begin(self._request(filled, shared.alive), filled, ended)
+        return cached.ride(self, shared)
+
+    async def _request(
+        self, filled: PromptResponse | None = None, alive: Callable[[], None] | None = None
+    ) -> AsyncGenerator[str | StreamEvent, None]:
+        """What comes from the provider.
+
+        Args:
+            filled: what the provider sets attributes of; None for the response itself.
+            alive: called at a sign of life; None for what the response has for its events.
+        """
+        response, target = filled or self.response, self.route.target
         model = target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
-        key = await self.call.key(self.model, response.caller_key)
+        key = await self.call.key(self.model, self.response.caller_key)
         self._keys = self.call.used_keys or self._keys
         if isinstance(model, llm.AsyncKeyModel):
             arguments["key"] = key
@@ -328,7 +401,7 @@ class Attempt:
             arguments["about_caller"] = self._about_caller(target.endpoint)
             given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
             self._keys = target.endpoint.credentials.union(given)
-        on_event = response.stream_state.on_event if response.stream_state else None
+        on_event = alive or (response.stream_state.on_event if response.stream_state else None)
         activity.set(Activity.of(on_event, target.call_policy.idle_timeout_s, self._headers))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
         chunks = WellFormedChunks(getattr(model, "sync_model", model))
@@ -378,7 +451,7 @@ class Attempt:
             receipt = receipt_of(
                 self._headers, response.response_json, error, streamed=response.stream
             )
-        return request_finished(
+        finished = request_finished(
             self.id,
             response,
             outcome,
@@ -392,6 +465,7 @@ class Attempt:
             message=None if error is None else failure_message(error, kind),
             receipt=receipt,
         )
+        return finished if self._cached is None else self._cached.noted(finished)
 
     def _record(self, finished: RequestFinished) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
@@ -416,6 +490,7 @@ class Attempt:
             price=self.route.target.price,
             exact_price=self.route.target.exact_price,
             content=content,
+            started=self.started if self._cached and self._is_recorded_whole else None,
         )
 
     def _response_now(self, finished: RequestFinished) -> PromptResponse:

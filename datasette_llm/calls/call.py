@@ -24,6 +24,8 @@ from ..redaction import Keys, redact
 from ..tags.values import NO_TAGS, Tags
 from ..telemetry.spans import ChainSpan, is_traced, note_unsent
 from .attempt import Attempt
+from .cache import CachedPrompt
+from .cache_mode import CacheMode
 from .context import CallContext
 from .hook_contexts import Contexts
 from .pace import pace
@@ -57,8 +59,11 @@ class Call(CallContext):
         chain_readers: how many read the chain, of which one may be left without its end.
         at_end: called with what ended the call, or None, before it is closed.
         began: when it was made, in seconds, by the monotonic clock.
+        response_cache: whether the response cache is used.
         chain_span: the span of a chain that has been admitted; None where nothing collects spans.
     """
+
+    response_cache: CacheMode = False  # no attribute of an instance without, for its memory
 
     def __init__(
         self, model: RoutedModel, text: str | None, tags: Tags = NO_TAGS, *, is_chain: bool
@@ -156,6 +161,8 @@ class Call(CallContext):
         contexts = Contexts()
         error: BaseException | None = None
         try:
+            if self.response_cache is not False:
+                await self._look_up()
             await self._admit(contexts)
             if self.result.is_chain and is_traced():
                 await self._serve_traced()
@@ -181,6 +188,11 @@ class Call(CallContext):
         self._settle(error)
         if isinstance(error, FATAL):
             raise error  # the event loop's business
+
+    async def _look_up(self) -> None:
+        response = self.result.responses[0]
+        self.cached = await CachedPrompt.of(self.route, response, self.response_cache)
+        self.result.cached = self.cached is not None and self.cached.hit is not None
 
     async def _admit(self, contexts: Contexts) -> None:
         model, datasette = self.model, self.route.datasette

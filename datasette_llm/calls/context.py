@@ -7,6 +7,7 @@ from typing import Any
 from ..access.keys import KeyName, find_key, find_named_key
 from ..access.secrets import registered_secrets
 from ..tags.values import Tags
+from .cache import CachedPrompt
 from .limiter import Permit
 from .prompt_result import CallbackOwners, PromptResult
 from .response import PromptResponse
@@ -24,7 +25,10 @@ class CallContext(SupervisedTask):
         result: what the contexts of the hooks know of the call.
         awaited_permit: the permit that its request waits for, or None.
         used_keys: the keys looked up so far, those of fallbacks included.
+        cached: what the response cache has for it; None where it has no part.
     """
+
+    cached: CachedPrompt | None = None  # no attribute of an instance without, for its memory
 
     def __init__(self, model: RoutedModel, tags: Tags, *, is_chain: bool) -> None:
         super().__init__()
@@ -63,6 +67,10 @@ class CallContext(SupervisedTask):
             if found:
                 self.used_keys |= {found}
         return self._keys[model]
+
+    def known_key(self, model: RoutedModel) -> str | None:
+        """The key that was found for a model; None where none was."""
+        return self._keys.get(model)
 
     async def _found_key(self, model: RoutedModel, explicit: str | KeyName | None) -> str | None:
         datasette, target = model.route.datasette, model.route.target

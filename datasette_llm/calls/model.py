@@ -15,6 +15,7 @@ from llm.parts import StreamEvent
 from ..errors import ConversationBusyError, LLMError
 from ..structured import AsksForObjects, taken_answer
 from ..tags.values import NO_TAGS, Tags, checked
+from .cache_mode import response_cache
 from .call import Call
 from .chain import WrappedChain
 from .history import answered, system_of, under_system, with_history
@@ -23,7 +24,7 @@ from .response import PromptResponse
 from .route import RoutedModel
 
 _CHAIN_PARAMETERS = frozenset(
-    ["key_name", *inspect.signature(llm.AsyncConversation.chain).parameters]
+    ["key_name", "response_cache", *inspect.signature(llm.AsyncConversation.chain).parameters]
 )
 
 
@@ -49,8 +50,9 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
         Args:
             prompt: the text; optional.
             **kwargs: everything that llm's `prompt()` takes, `key` and option keywords
-                included; `key_name`, the name of a stored key; and `tags`, a mapping of texts
-                and numbers. Options given here win over configured ones.
+                included; `key_name`, the name of a stored key; `tags`, a mapping of texts
+                and numbers; and `response_cache`, False to go past the response cache or
+                `"refresh"` to renew what it keeps. Options given here win over configured ones.
 
         Returns:
             The response, still streaming. A model that does not stream returns at the end.
@@ -66,7 +68,7 @@ class WrappedAsyncModel(AsksForObjects, RoutedModel):
         tags = self.route.tags_of(kwargs.get("tags"))
         arguments = with_history(self, prompt, self.arguments(kwargs))
         build = partial(super().prompt, **arguments)
-        return await _begin(self, prompt, await _build(build, kwargs), tags)
+        return await _begin(self, prompt, await _build(build, kwargs), tags, kwargs)
 
     def conversation(
         self, tools: list[Any] | None = None, *args: Any, tags: Tags | None = None, **kwargs: Any
@@ -160,7 +162,7 @@ class WrappedConversation(AsksForObjects, llm.AsyncConversation):
             arguments = arguments | {"tools": self.tools}
         response = await _build(partial(super().prompt, **arguments), kwargs)
         self._refuse_while_busy()
-        return await _begin(self.model, prompt, response, tags, self)
+        return await _begin(self.model, prompt, response, tags, kwargs, self)
 
     def chain(self, prompt: str | None = None, **kwargs: Any) -> WrappedChain:
         """The next turn as a chain; as `WrappedAsyncModel.chain`.
@@ -264,10 +266,13 @@ async def _begin(
     text: str | None,
     response: llm.AsyncResponse,
     tags: Tags,
+    kwargs: Mapping[str, Any],
     conversation: WrappedConversation | None = None,
 ) -> PromptResponse:
     """Start the call of a response, and wait for its first event."""
     call = Call(model, text, tags, is_chain=False)
+    if model.route.target.call_policy.cache is not None:
+        call.response_cache = response_cache(kwargs.get("response_cache"))
     ours = PromptResponse.adopt(response, call)
     call.add(ours)
     answer = taken_answer()

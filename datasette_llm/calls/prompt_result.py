@@ -57,10 +57,15 @@ class PromptResult:
         chain_complete: whether the chain ran to its end; False while it runs, and for one
             that paused, failed, or was abandoned.
         tags: what the call is tied to, not to be changed.
+        cached: whether the answer is one that another call has paid for: known before the contexts
+            open for one that the response cache keeps, and of a request that equal prompts share
+            once that has ended.
         attempts: how many requests have begun: retries, fallbacks and steps of a chain count.
         call_id: the id under which `LLM.call()` finds the newest of them; before the first one,
             the id that it will have; None before a chain's first step.
     """
+
+    cached = False
 
     def __init__(
         self,

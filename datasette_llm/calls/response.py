@@ -404,6 +404,11 @@ class PromptResponse(llm.AsyncResponse):
         return short.messages_so_far(), lengths
 
     @property
+    def events_so_far(self) -> tuple[StreamEvent, ...]:
+        """The events that have come."""
+        return tuple(self._stream_events)
+
+    @property
     def bytes_so_far(self) -> int:
         """How many bytes of memory its answer takes, about."""
         return answer_bytes(self._stream_events)

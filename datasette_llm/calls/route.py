@@ -15,6 +15,7 @@ from ..providers.registry import AsyncLLM
 from ..providers.sync_adapter import mirror_attributes
 from ..tags.source import call_tags
 from ..tags.values import NO_TAGS, Tags, checked, current, limited
+from .cache_mode import response_cache
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -118,9 +119,15 @@ class RoutedModel(llm.AsyncKeyModel):
 
         Args:
             given: the caller's keyword arguments.
+
+        Raises:
+            TypeError: `key_name` is no name, or came with `key`.
+            ValueError: `response_cache` is not what it may be.
         """
         arguments = dict(given)
         arguments.pop("tags", None)
+        if "response_cache" in arguments:
+            response_cache(arguments.pop("response_cache"))
         name = arguments.pop("key_name", None)
         if name is not None:
             if arguments.get("key") is not None or not isinstance(name, str):

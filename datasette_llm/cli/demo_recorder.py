@@ -168,19 +168,25 @@ class PastRecorder(Recorder):
         price: PriceSettings | None,
         exact_price: bool,
         content: Content | None = None,
+        started: RequestStarted | None = None,
     ) -> None:
         """As the recorder's."""
         scene = current_scene()
         first_s = None if request.first_chunk_s is None else scene.reply.first_s
         finished = request._replace(
             id=self._id(request.id),
-            duration_s=(scene.now - self._began.pop(request.id)).total_seconds(),
+            duration_s=(scene.now - self._began.pop(request.id, scene.now)).total_seconds(),
             first_chunk_s=first_s,
         )
         if content is not None:
             content = _of_call(finished.id, content)
         super().finish(
-            finished, model_id=model_id, price=price, exact_price=exact_price, content=content
+            finished,
+            model_id=model_id,
+            price=price,
+            exact_price=exact_price,
+            content=content,
+            started=started and self._dated(started),
         )
         scene.wait(scene.reply.pause_s)
 

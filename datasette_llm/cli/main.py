@@ -13,6 +13,7 @@ import llm.utils
 from ..errors import ModelNotFoundError
 from ..facade import LLM
 from .analyze import analyze_command
+from .cache import cache_command
 from .demo import demo_command
 from .log import log_command
 from .models import explain_command, models_command
@@ -144,6 +145,7 @@ COMMANDS: tuple[click.Command, ...] = (
     explain_command,
     test_command,
     assign_command,
+    cache_command,
     analyze_command,
     demo_command,
 )

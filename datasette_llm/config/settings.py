@@ -70,11 +70,18 @@ def _log(value: object) -> object:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
+def _cache(value: object) -> object:
+    # `cache: true` is a cache with the defaults, `cache: false` one that has no room.
+    return {True: {}, False: {"max_mb": 0}}[value] if isinstance(value, bool) else value
+
+
 _READ_ONLY = AfterValidator(MappingProxyType)
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Days = Annotated[int, Field(ge=1)]
 _Milliseconds = Annotated[int, Field(ge=1)]
 _PromptTokens = Annotated[int, Field(ge=4_000)]
+_CacheDays = Annotated[int, Field(ge=1, le=3_650)]
+_Megabytes = Annotated[int, Field(ge=0, le=1_000_000)]
 _Threads = Annotated[int, Field(ge=1, le=1_000)]
 _Address = Annotated[str, BeforeValidator(address)]
 _Proxy = Annotated[str, BeforeValidator(proxy_address)]
@@ -94,6 +101,17 @@ class AttemptSettings(Section):
     """How long an answer may become before it is ended with an error; otherwise 20,000,000."""
 
 
+class CacheSettings(Section):
+    """Which answers are kept for equal prompts, and for how long."""
+
+    keep_days: _CacheDays = Field(default=7, title="days")
+    """Older answers are not used, and removed."""
+    max_mb: _Megabytes = Field(default=500, title="megabytes")
+    """How much may be kept by this setting; the least recently used answers go first."""
+    scope: Literal["actor", "purpose"] = Field(default="actor", title="actor or purpose")
+    """Whose answers an actor gets: its own only, or those of all actors of the purpose."""
+
+
 class CallSettings(AttemptSettings):
     """Settings of a prompt with all its attempts; None where a setting is absent."""
 
@@ -101,12 +119,17 @@ class CallSettings(AttemptSettings):
     """Time limit of a prompt, waiting and retries included; in a chain, of each step."""
     fallbacks: "FallbackReferences | None" = Field(default=None, title="list of references")
     """Models to try, in order, when a prompt has finally failed before its first event."""
+    cache: Annotated[CacheSettings | None, BeforeValidator(_cache)] = Field(
+        default=None, title="bool or mapping"
+    )
+    """Whether answers are kept for equal prompts, and how; otherwise they are not."""
 
 
 class FallbackReference(AttemptSettings):
     """A model that is asked when another has failed; its options are deeply read-only."""
 
     misplaced: ClassVar[Mapping[str, str]] = {
+        "cache": "not allowed in a fallback, whose answers are not kept",
         "fallbacks": "not allowed in a fallback; add them to the list after it",
         "timeout": "not allowed in a fallback; the requested model's timeout covers all attempts",
     }
@@ -297,6 +320,7 @@ def settings_table() -> list[tuple[str, str, str, str]]:
     return [
         *_rows(Settings),
         *_rows(EndpointSettings, "endpoints[]."),
+        *_rows(CacheSettings, "cache."),
         *_rows(LogSettings, "log."),
         *_rows(TelemetrySettings, "telemetry."),
         *_rows(ConsultantSettings, "consultant."),

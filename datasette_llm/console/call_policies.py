@@ -41,7 +41,8 @@ class CallPolicies:
         """The call policy of a model for a purpose, as in JSON.
 
         Returns:
-            `timeout_s`, `idle_timeout_s`, `retries` and `max_answer_chars`; `limits`, each with its
+            `timeout_s`, `idle_timeout_s`, `retries` and `max_answer_chars`; `cache`, which answers
+            are kept, or None; `limits`, each with its
             numbers of running and waiting requests; `fallbacks`, each with the problem that
             prevents its use, or None; `settings`, the path of each setting that is not the default.
         """
@@ -51,6 +52,7 @@ class CallPolicies:
             "idle_timeout_s": call_policy.idle_timeout_s,
             "retries": call_policy.retries,
             "max_answer_chars": call_policy.max_answer_chars,
+            "cache": _cache(call_policy),
             "limits": self._limits(call_policy),
             "fallbacks": [
                 {
@@ -204,6 +206,8 @@ def _items(call_policy: Row) -> Iterator[Row]:
     if "max_answer_chars" in settings:
         text = f"answers of at most {call_policy['max_answer_chars']:,} characters"
         yield _item(text, settings["max_answer_chars"])
+    if "cache" in settings:
+        yield _item(_cache_text(call_policy["cache"]), settings["cache"])
     for limit in call_policy["limits"]:
         busy = bool(limit["running"] or limit["waiting"])
         yield _item(_limit_text(limit), limit["setting"], busy=busy)
@@ -216,6 +220,22 @@ def _items(call_policy: Row) -> Iterator[Row]:
 
 def _item(text: str, setting: str | None, problem: str | None = None, *, busy: bool = False) -> Row:
     return {"text": text, "setting": setting, "problem": problem, "busy": busy}
+
+
+def _cache(call_policy: CallPolicy) -> Row | None:
+    cache = call_policy.cache
+    if cache is None:
+        return None
+    scope = "actor" if cache.of_actor else "purpose"
+    return {"keep_days": cache.keep_days, "max_bytes": cache.max_bytes, "scope": scope}
+
+
+def _cache_text(cache: Row | None) -> str:
+    if cache is None:
+        return "no response cache"
+    days = "1 day" if cache["keep_days"] == 1 else f"{cache['keep_days']:,} days"
+    whose = "each actor's own" if cache["scope"] == "actor" else "shared by its actors"
+    return f"answers kept for {days}, {cache['max_bytes'] // 1_000_000:,} MB, {whose}"
 
 
 def _limit_text(limit: Row) -> str:

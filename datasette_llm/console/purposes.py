@@ -25,6 +25,7 @@ from ..log.cost import model_price
 from ..permissions import MANAGE
 from ..sanitize import storable
 from ..web import PostError, as_json, method_not_allowed, posted, refused, wants_html
+from .cache import kept_sizes
 from .call_policies import ANY_MODEL, CallPolicies
 from .choices import refused_by_filters, registered_purposes
 from .figures import FIGURE_SORTS, Figures, Recent, in_order, labels, recent
@@ -169,6 +170,7 @@ async def _payload(datasette: Datasette, request: Request) -> Payload:
         "matching": search.matching,
         "page": search.number,
         "pages": -(-search.matching // PAGE_ROWS),
+        "cache": await kept_sizes(datasette),
         **(refused(search.problem) if search.problem else {}),
     }
 

@@ -9,6 +9,7 @@ from ..hooks import dispatch
 from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
+from .cache import CLEAR, clear_view
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
@@ -40,6 +41,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
     console = [route for page in PAGES for route in page.routes()]
     every = [
         (f"^{ASSIGN}$", assign_view),
+        (f"^{CLEAR}$", clear_view),
         *console,
         *docs.routes(),
         *advice_routes.routes(),

@@ -69,6 +69,24 @@ def cost_columns(
     return UNKNOWN
 
 
+def saved_columns(
+    row: Mapping[str, Any], model_id: str, price: PriceSettings | None, *, exact: bool = False
+) -> dict[str, Any]:
+    """The cost columns of a call whose answer another one has paid for.
+
+    Args:
+        row: the second part of the row, with the tokens of that call.
+        model_id: as for `cost_columns`.
+        price: as for `cost_columns`.
+        exact: as for `cost_columns`.
+
+    Returns:
+        No cost, and `saved_nanodollars`: what it would have cost; None where that is unknown.
+    """
+    cost = cost_columns(row, model_id, price, exact=exact)["cost_nanodollars"]
+    return {"cost_nanodollars": 0, "price_source": "cache", "saved_nanodollars": cost}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
     """What is known about a model without asking it.

@@ -527,6 +527,27 @@ def moment(name: str, text: str) -> datetime.datetime:
         ) from None
 
 
+def cached(
+    connection: sqlite3.Connection, log_filter: Filter, *conditions: str, **values: Any
+) -> tuple[int, int | None]:
+    """How many calls got an answer that another one had paid for, and what that has saved.
+
+    Args:
+        connection: a connection for reading.
+        log_filter: which calls.
+        *conditions: further conditions, as SQL.
+        **values: their parameters.
+
+    Returns:
+        The number, and nano-dollars; None where no price is known.
+    """
+    where, known = log_filter.where()
+    every = " and ".join(["cached_from is not null", f"({where})", *conditions])
+    sql = f"select count(*), sum(cast(saved_nanodollars as real)) from llm_calls where {every}"
+    count, saved = connection.execute(sql, known | values).fetchone()
+    return count, None if saved is None else round(saved)
+
+
 def first_id(time: datetime.datetime) -> str:
     """The smallest id of a time."""
     return id_at(int(time.timestamp() * 1000))

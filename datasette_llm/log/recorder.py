@@ -16,8 +16,8 @@ from .. import instance
 from ..events import RequestFinished, RequestStarted
 from ..sanitize import new_id, now, storable
 from . import search
-from .cost import cost_columns
-from .rows import Content, finished_row, row_bytes, started_row
+from .cost import cost_columns, saved_columns
+from .rows import Content, finished_row, original_row, row_bytes, started_row
 from .schema import FINISHED_COLUMNS, STARTED_COLUMNS, migrate
 from .sessions import Session
 from .writer import Writer
@@ -85,6 +85,7 @@ class Recorder:
         price: PriceSettings | None,
         exact_price: bool,
         content: Content | None = None,
+        started: RequestStarted | None = None,
     ) -> None:
         """Record how a request ended, soon.
 
@@ -94,9 +95,12 @@ class Recorder:
             price: its configured price, or None.
             exact_price: as for `cost_columns()`.
             content: its content; None where that is not recorded.
+            started: its start; None where that is committed.
         """
         row = finished_row(request, self._clock())
-        cost = partial(cost_columns, row, model_id, price, exact=exact_price)
+        cost = partial(_cost, request, row, model_id, price, exact=exact_price)
+        if started is not None:
+            row = started_row(self.session_id, started, self._clock()) | row
         self.writer.later(partial(_write_end, row, cost, content), row_bytes(row), content)
 
     def never_sent(self, started: RequestStarted, finished: RequestFinished) -> None:
@@ -129,6 +133,20 @@ class Recorder:
         self._session.open(connection, now())
 
 
+def _cost(
+    request: RequestFinished,
+    row: dict[str, Any],
+    model_id: str,
+    price: PriceSettings | None,
+    *,
+    exact: bool,
+) -> dict[str, Any]:
+    """What it cost, or saved."""
+    if request.saved is None:
+        return cost_columns(row, model_id, price, exact=exact)
+    return saved_columns(row | original_row(request.saved), model_id, price, exact=exact)
+
+
 def _write_end(
     row: dict[str, Any],
     cost: Callable[[], dict[str, Any]],
@@ -136,7 +154,8 @@ def _write_end(
     connection: Any,
 ) -> None:
     # In the writing thread, since prices are looked up in a table that is slow to load.
-    finished = connection.execute(_FINISH, storable(row | cost()))
+    sql = _INSERT_WHOLE if "started_at" in row else _FINISH
+    finished = connection.execute(sql, storable(row | cost()))
     # Without its first part, which memory may have had no room for, content belongs to no row.
     if content is not None and finished.rowcount:
         for statement in content.statements():

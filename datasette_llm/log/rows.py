@@ -11,7 +11,7 @@ from typing import Any
 
 import llm
 
-from ..events import RequestFinished, RequestStarted
+from ..events import RequestFinished, RequestStarted, Saved
 from ..redaction import Keys
 from ..sanitize import MARGIN_CHARS, as_json, now
 from .cost import NANODOLLARS
@@ -69,7 +69,7 @@ def finished_row(request: RequestFinished, at: str | None = None) -> dict[str, A
         request: how the request ended.
         at: when it ended; None for now.
     """
-    first_chunk_s, cost = request.first_chunk_s, request.gateway_cost_dollars
+    first_chunk_s = request.first_chunk_s
     return {
         "id": request.id,
         "finished_at": at or now(),
@@ -92,7 +92,19 @@ def finished_row(request: RequestFinished, at: str | None = None) -> dict[str, A
         "request_id": request.request_id,
         "gateway_call_id": request.gateway_call_id,
         "gateway_model_id": request.gateway_model_id,
-        "gateway_cost_nanodollars": None if cost is None else round(cost * NANODOLLARS),
+        "gateway_cost_nanodollars": _nanodollars(request.gateway_cost_dollars),
+        "cached_from": request.saved.call_id if request.saved is not None else None,
+        "saved_nanodollars": None,  # comes with the cost
+    }
+
+
+def original_row(saved: Saved) -> dict[str, Any]:
+    """The tokens and the cost of the call that has paid for an answer, as in its row."""
+    return {
+        "input_tokens": saved.input_tokens,
+        "output_tokens": saved.output_tokens,
+        "token_details": saved.token_details,
+        "gateway_cost_nanodollars": _nanodollars(saved.gateway_cost_dollars),
     }
 
 
@@ -200,6 +212,10 @@ def _part_bytes(part: Any) -> int:
     texts = (getattr(part, "text", ""), getattr(part, "output", ""))
     attachments = (attachment.content or b"" for attachment in _attachments(part))
     return OVERHEAD_BYTES + sum(map(sys.getsizeof, (*texts, *attachments)))
+
+
+def _nanodollars(dollars: float | None) -> int | None:
+    return None if dollars is None else round(dollars * NANODOLLARS)
 
 
 def _ms(seconds: float) -> float:

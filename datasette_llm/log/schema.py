@@ -71,6 +71,8 @@ FINISHED_COLUMNS = (
     "gateway_call_id",
     "gateway_model_id",
     "gateway_cost_nanodollars",
+    "cached_from",
+    "saved_nanodollars",
 )
 
 _HOOK_ERROR = FINISHED_COLUMNS.index("hook_error")  # migrations know the columns before it
@@ -398,6 +400,24 @@ def m008_ranges(db: Database) -> None:
         db.execute(
             f"create index llm_calls_{name} on llm_calls ({column}, id) where {column} is not null"
         )
+
+
+@migrations()
+def m009_cache(db: Database) -> None:
+    """The call that has paid for a cached answer, and what it would have cost."""
+    changed = "new.cached_from is not old.cached_from"
+    changed += " or new.saved_nanodollars is not old.saved_nanodollars"
+    for statement in (
+        "alter table llm_calls add column cached_from text",
+        "alter table llm_calls add column saved_nanodollars integer",
+        "create index llm_calls_cached on llm_calls (id) where cached_from is not null",
+        f"""
+        create trigger llm_calls_update_cache before update on llm_calls
+        when old.outcome is not null and ({changed})
+        begin select raise(abort, 'llm_calls is append-only: what is recorded stays'); end
+        """,
+    ):
+        db.execute(statement)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

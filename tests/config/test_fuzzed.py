@@ -27,7 +27,8 @@ from .test_settings import EVERYTHING, PASTED_KEY, ROOT, is_frozen
 
 ATTEMPTS = {"idle_timeout": 1.5, "retries": 0, "max_concurrency": 2, "max_answer_chars": 9}
 FALLBACK = {"model": "o3", "key": "SPARE_KEY", "options": {"temperature": 0}} | ATTEMPTS
-CALLS = ATTEMPTS | {"timeout": 30, "fallbacks": ["claude", FALLBACK]}
+CACHE = {"keep_days": 3, "max_mb": 10, "scope": "purpose"}
+CALLS = ATTEMPTS | {"timeout": 30, "fallbacks": ["claude", FALLBACK], "cache": CACHE}
 REFERENCE = {
     "model": "gpt-4o",
     "key": "TEAM_KEY",

@@ -228,7 +228,7 @@ def test_non_mapping_configuration_is_one_problem(raw: object, got: str) -> None
         (
             {"purposes": {"chat": {"colour": "red"}}},
             ".purposes.chat.colour: unknown setting"
-            " (known here: blocked_models, fallbacks, idle_timeout, log, max_answer_chars,"
+            " (known here: blocked_models, cache, fallbacks, idle_timeout, log, max_answer_chars,"
             " max_concurrency, model, models, retries, timeout)",
         ),
         (
@@ -606,6 +606,10 @@ NOT_CHARS: list[tuple[object, str]] = [
     (10**13, "expected at most 1,000,000,000,000"),
     *NOT_WHOLE,
 ]
+NOT_CACHE: list[tuple[object, str]] = [
+    (7, "expected a mapping such as {keep_days: …}, got a number"),
+    ("yes", "expected a mapping such as {keep_days: …}, got text"),
+]
 NOT_THREADS: list[tuple[object, str]] = [
     (-1, "expected at least 1"),
     (0, "expected at least 1"),
@@ -655,6 +659,7 @@ def section_at(settings: Settings, path: str) -> Any:
     ("path", "setting", "cases"),
     [
         *((path, "timeout", NOT_SECONDS) for path in PLACES),
+        *((path, "cache", NOT_CACHE) for path in PLACES),
         *((path, "idle_timeout", NOT_SECONDS) for path in ALL_PLACES),
         *((path, "retries", NOT_RETRIES) for path in ALL_PLACES),
         *((path, "max_concurrency", NOT_CONCURRENCY) for path in ALL_PLACES),
@@ -667,6 +672,32 @@ def test_invalid_limit_is_a_problem_everywhere(
     for value, problem in cases:
         raw = ALL_PLACES[path]({setting: value})
         assert problems_of(raw) == [f"{path}.{setting}: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"keep_days": 0}, ".keep_days: expected at least 1"),
+        ({"max_mb": -1}, ".max_mb: expected at least 0"),
+        ({"max_mb": 1.5}, ".max_mb: expected a whole number, without quotes or a decimal point"),
+        ({"scope": "all"}, ".scope: expected 'actor' or 'purpose', got text"),
+        ({"keep_day": 1}, '.keep_day: unknown setting (did you mean "keep_days"?)'),
+    ],
+)
+def test_r1_bad_cache_setting_is_refused(value: object, problem: str) -> None:
+    """A bad setting of the response cache is refused with its path, wherever it stands."""
+    for path, raw in PLACES.items():
+        (found,) = problems_of(raw({"cache": value}))
+        assert found.startswith(f"{path}.cache{problem}")
+
+
+def test_r1_fallback_takes_no_cache() -> None:
+    """A fallback has no cache, and the message says why."""
+    (found,) = problems_of({"fallbacks": [{"model": "x", "cache": True}]})
+    assert found == (
+        ".fallbacks[0].cache: unknown setting (not allowed in a fallback, whose answers are not "
+        "kept)"
+    )
 
 
 @pytest.mark.parametrize(("value", "problem"), NOT_THREADS)
@@ -931,6 +962,25 @@ def test_settings_table_is_complete_and_in_order() -> None:
             "list of references",
             "not set",
             "Models to try, in order, when a prompt has finally failed before its first event.",
+        ),
+        (
+            "cache",
+            "bool or mapping",
+            "not set",
+            "Whether answers are kept for equal prompts, and how; otherwise they are not.",
+        ),
+        ("cache.keep_days", "days", "7", "Older answers are not used, and removed."),
+        (
+            "cache.max_mb",
+            "megabytes",
+            "500",
+            "How much may be kept by this setting; the least recently used answers go first.",
+        ),
+        (
+            "cache.scope",
+            "actor or purpose",
+            '"actor"',
+            "Whose answers an actor gets: its own only, or those of all actors of the purpose.",
         ),
         (
             "log.content",

@@ -64,6 +64,7 @@ DEFAULT = {
     "idle_timeout_s": None,
     "retries": 2,
     "max_answer_chars": 20_000_000,
+    "cache": None,
     "limits": [],
     "fallbacks": [],
     "settings": {},

@@ -73,6 +73,22 @@ def test_call_settings_are_explained(config):
     assert sorted(explained) == sorted([*CallSettings.model_fields, "threads"])
 
 
+@shows(config="cache.yaml")
+async def test_cache_settings_do_what_comments_say(config, make_datasette, register_models):
+    ids = ("claude-haiku-4.5", "claude-opus-4.5")
+    register_models(*map(ScriptedModel, ids))
+    snapshot = await snapshot_of(make_datasette(ours(config)))
+
+    def policy(purpose, model_id):
+        return snapshot.for_purpose(purpose).call_policy(model_id).cache
+
+    haiku, opus = ids
+    shared, own = policy("enrichments", haiku), policy("explain", haiku)
+    assert (shared.keep_days, shared.max_bytes, shared.of_actor) == (30, 2 * 10**9, False)
+    assert (own.keep_days, own.max_bytes, own.of_actor) == (7, 500 * 10**6, True)
+    assert policy(None, haiku) is policy("enrichments", opus) is None
+
+
 def test_settings_table_is_generated():
     def cell(default: str) -> str:
         return default if default in ("not set", "required") else f"`{default}`"

@@ -41,6 +41,17 @@ async def test_prompt_takes_what_llms_prompt_takes(source, make_datasette, regis
     assert request.schema["properties"] == {"name": {"type": "string"}}
 
 
+@shows(source="cached answers")
+async def test_cached_answers_are_passed_or_renewed(source, make_datasette, register_models):
+    scripted = ScriptedModel("m", ["1"], ["2"], ["3"])
+    register_models(scripted)
+    model = await datasette_llm.LLM(make_datasette({"cache": True})).model("m")
+    await (await model.prompt("A name for a pelican")).text()
+    await run(source, model=model)
+    assert len(scripted.calls) == 3
+    assert await (await model.prompt("A name for a pelican")).text() == "3"
+
+
 @shows(source="models", config="datasette.yaml")
 async def test_list_has_the_models_of_the_purpose(
     source, config, make_datasette, register_models, anthropic_key

@@ -36,7 +36,8 @@ GATEWAY = (
     *("response_id", "request_id", "gateway_call_id", "gateway_model_id"),
     "gateway_cost_nanodollars",
 )
-NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error", *GATEWAY)
+CACHE = ("cached_from", "saved_nanodollars")
+NEW_AT_THE_END = ("finish_reason", "failure_kind", "hook_error", *GATEWAY, *CACHE)
 OLD_COLUMNS = tuple(
     name
     for name in (*schema.STARTED_COLUMNS, *schema.FINISHED_COLUMNS)
@@ -92,7 +93,7 @@ def test_old_rows_become_first_attempts(migrated: Any) -> None:
     assert len(before) == 3
     assert rows_of(connection) == before
     sql = f"select {', '.join(NEW_COLUMNS + NEW_AT_THE_END)} from llm_calls where id <> 'n'"
-    assert connection.execute(sql).fetchall() == [(1, *[None] * 11)] * 3
+    assert connection.execute(sql).fetchall() == [(1, *[None] * 13)] * 3
     migrate(connection)  # nothing is left to do
     assert rows_of(connection) == before
 
@@ -148,7 +149,7 @@ def test_w3_end_of_a_call_has_reason_and_kind(migrated: Any) -> None:
         connection.execute("update llm_calls set failure_kind = null")
 
 
-@pytest.mark.parametrize("name", GATEWAY)
+@pytest.mark.parametrize("name", [*GATEWAY, *CACHE])
 def test_k3_names_of_a_request_come_with_its_end(migrated: Any, name: str) -> None:
     """They are written once, with the outcome, and not with what a hook fails with later."""
     connection, _ = migrated

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...log.queries import RUNNING, tag_text
+from ..cache import origin
 from ..formatting import dollars, duration, failure, label_of, missing, number, time, waited
 from ..navigation import ADVICE, LOG
 from .conversation import MAX_TEXT_CHARS, Source, as_text, messages_of, shown
@@ -211,6 +212,7 @@ def _more_facts(call: Row, attempts: Sequence[Row]) -> Iterator[Fact]:
         ("Failed afterwards", call["hook_error"]),
         ("Answered by", call["resolved_model"]),
         ("Price from", call["price_source"]),
+        ("From the response cache", origin(call)),
         ("Gateway's cost", dollars(call["gateway_cost_dollars"]) or None),
         ("Gateway's call", call["gateway_call_id"]),
         ("Gateway's model", call["gateway_model_id"]),

@@ -187,8 +187,8 @@ def _listed(list_request: LogListRequest, page: Row | None) -> Row:
 
 def with_dollars(row: Row) -> Row:
     """A call with its cost in dollars, and with what its gateway says that it is."""
-    costs = {"cost_dollars": "cost_nanodollars", "gateway_cost_dollars": "gateway_cost_nanodollars"}
-    return row | {name: dollars(row[column]) for name, column in costs.items()}
+    names = ("cost", "gateway_cost", "saved")
+    return row | {f"{each}_dollars": dollars(row[f"{each}_nanodollars"]) for each in names}
 
 
 # One call

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasette.utils.sqlite import sqlite3
 
-from ...log.queries import RUNNING, tag_keys
+from ...log.queries import RUNNING, cached, tag_keys
 from ...log.totals import Measure, Sums, choices, dollars, merged, totals
 from ...log.usage import Key, Question, Reader
 from ...log.usage_schema import DAY, Unit, floor, following
@@ -100,6 +100,7 @@ class Usage:
             "totals": totals(total),
             "before": before_total,
             "month": month,
+            "cache": self._cache(),
             "rows": [row(self._request, key, sums, before) for key, sums in shown],
             "more": {"count": len(ranked) - len(shown)} | rest.summary()
             if len(ranked) > len(shown)
@@ -221,6 +222,15 @@ class Usage:
             "forecast_nanodollars": forecast,
             "forecast_dollars": dollars(forecast),
         }
+
+    def _cache(self) -> dict[str, Any]:
+        """How many calls the response cache has answered, and what that has saved."""
+        begin, end = self._window.begin.isoformat(), self._window.end
+        until = end.isoformat() if end is not None else None
+        conditions, values = Question(only=self._only).allowed()
+        log_filter = replace(self._request.filter, since=begin, until=until)
+        hits, saved = cached(self._connection, log_filter, *conditions, **values)
+        return {"calls": hits, "saved_nanodollars": saved, "saved_dollars": dollars(saved)}
 
     def _models_of_provider(self) -> dict[str, frozenset[Any]]:
         name = self._request.given.get("provider")

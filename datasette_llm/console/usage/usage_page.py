@@ -334,7 +334,14 @@ def _tiles(links: _Links, payload: Row) -> list[Row]:
         }
         for label, value, note, name, target in shown
     ]
-    return [*tiles, _forecast(links, month)]
+    cache = [_cached(payload["cache"])] if payload["cache"]["calls"] else []
+    return [*tiles, *cache, _forecast(links, month)]
+
+
+def _cached(cache: Row) -> Row:
+    saved = f"{dollars(cache['saved_dollars']) or UNKNOWN} saved"
+    calls = number(cache["calls"])
+    return {"label": "From the cache", "value": calls, "note": saved, "change": "", "address": None}
 
 
 def _forecast(links: _Links, month: Row) -> Row:

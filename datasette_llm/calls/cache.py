@@ -1,0 +1,487 @@
+"""The response cache: equal prompts get the answer that is kept, or share one request.
+
+A prompt is looked up before the contexts of the hooks open, so that they know. What is found is
+replayed; what is not becomes a request that equal ones, made meanwhile with the same key, ride
+along with. It runs in a task of its own, and as long as it has a rider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hmac
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from contextvars import Context
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from datasette.database import DatasetteClosedError
+from datasette.utils.sqlite import sqlite3
+from llm.parts import StreamEvent
+
+from .. import instance
+from ..events import FinishReason, RequestFinished, Saved, saved
+from ..log import cache_store
+from ..log.cache_store import Answer, Place
+from ..log.recorder import Recorder
+from ..log.rows import OVERHEAD_BYTES, request_bytes
+from ..redaction import Keys
+from ..sanitize import message_of
+from .cache_key import UncacheableError, canonical, digest
+from .cache_mode import CacheMode
+from .response import PromptResponse
+from .task import FATAL
+
+if TYPE_CHECKING:
+    from datasette.database import Database
+
+    from ..access.call_policy import CachePolicy
+    from .route import Route
+
+logger = logging.getLogger("datasette_llm")
+
+# An answer, and whether its use is to be noted.
+Found = tuple[Answer | None, bool]
+
+# The digest of a request, how old its answer may be in days, and who waits for it.
+Wanted = tuple[bytes, int, asyncio.Future[Found]]
+
+# A database that takes longer to answer has no answers.
+LOOKUP_S = 1.0
+# Larger requests are written down in a thread.
+MAX_INLINE_BYTES = 50_000
+# Of answers that wait to be written; more are not kept.
+MAX_WAITING_BYTES = 32_000_000
+
+# What of a response a provider sets, and is kept.
+_ATTRIBUTES = ("input_tokens", "output_tokens", "token_details", "response_json", "resolved_model")
+
+# What the row of the call that has paid for an answer has already.
+_OF_OTHER_CALL: Mapping[str, Any] = dict.fromkeys(
+    ("response_id", "request_id", "gateway_call_id", "gateway_model_id", "gateway_cost_dollars")
+)
+
+
+class Rider(Protocol):
+    """Who gets the events of a shared request.
+
+    Attributes:
+        id: of its row in the call log.
+        response: what it fills.
+    """
+
+    id: str
+    response: PromptResponse
+
+
+class SharedRequest:
+    """A request to a provider, and those who ride along with it.
+
+    Attributes:
+        identity: of the key that it is made with.
+        riders: who gets its events; the first one pays, and makes it.
+        ready: set when it has begun, or never will.
+        payer: the rider that has paid for the answer; None before the end.
+    """
+
+    def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
+        self.identity = identity
+        self.riders: list[Rider] = []
+        self.ready = asyncio.Event()
+        self.payer: Rider | None = None
+        self._forget = forget
+        self._changed = asyncio.Event()
+        self._events: list[str | StreamEvent] = []
+        self._attributes: dict[str, Any] = {}
+        self._error: BaseException | None = None
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has begun, and was not stopped for want of riders."""
+        return self._task is not None and (not self._over or self.payer is not None)
+
+    def begin(
+        self,
+        source: AsyncGenerator[str | StreamEvent, None],
+        response: PromptResponse,
+        ended: Callable[[], None] | None,
+    ) -> None:
+        """Begin the request; in the context of the first rider.
+
+        Args:
+            source: what comes from the provider.
+            response: what the provider sets attributes of.
+            ended: called at the end, or None.
+        """
+        self._task = asyncio.create_task(self._run(source, response, ended))
+        self.ready.set()
+
+    def alive(self) -> None:
+        """A sign of life came from the provider."""
+        for rider in self.riders:
+            state = rider.response.stream_state
+            if state is not None and state.on_event is not None:
+                state.on_event()
+
+    async def leave(self, rider: Rider) -> None:
+        """Let go of a rider; with the last one the request ends."""
+        self.riders.remove(rider)
+        if self._task is None:
+            self._end(None)
+        elif not self.riders and not self._over:
+            self._forget()
+            self._over = True
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def follow(
+        self, rider: Rider, unpaid: Callable[[], None]
+    ) -> AsyncGenerator[str | StreamEvent, None]:
+        """All events of the request, then what the provider has set.
+
+        Args:
+            rider: who gets them.
+            unpaid: called at the end if another rider has paid.
+
+        Raises:
+            BaseException: what the request failed with.
+        """
+        position = 0
+        while True:
+            while position < len(self._events):
+                event = self._events[position]
+                position += 1
+                yield event if isinstance(event, str) else replace(event)
+            if self._over:
+                break
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error if rider is self.payer else _copied(self._error)
+        if rider is self.payer:
+            vars(rider.response).update(self._attributes)
+        else:
+            vars(rider.response).update(copy.deepcopy(self._attributes))
+            unpaid()
+
+    async def _run(
+        self,
+        source: AsyncGenerator[str | StreamEvent, None],
+        response: PromptResponse,
+        ended: Callable[[], None] | None,
+    ) -> None:
+        before = dict(vars(response))
+        error: BaseException | None = None
+        try:
+            async with aclosing(source):
+                async for event in source:
+                    self._events.append(event)
+                    self._wake()
+                    await asyncio.sleep(0)  # for a provider that never awaits
+                    if self._over:
+                        break  # and for one that swallows a cancellation
+        except BaseException as raised:  # each rider raises it
+            error = raised
+            if isinstance(raised, FATAL):
+                raise
+        finally:
+            self._attributes = {
+                name: value
+                for name, value in vars(response).items()
+                if name not in before or value is not before[name]
+            }
+            if ended is not None:
+                ended()
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._forget()
+        self._error = error
+        self._over = True
+        self.payer = self.riders[0] if self.riders and self._task is not None else None
+        self.ready.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed.clear()
+
+
+class Lookups:
+    """Reads answers in a thread: of all that are waited for, those that came meanwhile together."""
+
+    def __init__(self) -> None:
+        self._wanted: list[Wanted] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
+        """An answer, as `cache_store.find()`; none where the database cannot be read in time."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Found] = loop.create_future()
+        self._wanted.append((digest, keep_days, found))
+        if self._task is None:
+            # In an empty context: it reads for many calls.
+            self._task = loop.create_task(self._read(database), context=Context())
+        return await found
+
+    async def _read(self, database: Database) -> None:
+        wanted = self._wanted
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, []
+                _resolve(wanted, await self._answers(database, [each[:2] for each in wanted]))
+        finally:  # also where Datasette or the event loop ends
+            left, self._wanted, self._task = [*wanted, *self._wanted], [], None
+            _resolve(left, [(None, False)] * len(left))
+
+    async def _answers(self, database: Database, wanted: list[tuple[bytes, int]]) -> list[Found]:
+        def work(connection: sqlite3.Connection) -> list[Found]:
+            return [cache_store.find(connection, *each) for each in wanted]
+
+        try:
+            async with asyncio.timeout(LOOKUP_S):
+                found: list[Found] = await database.execute_fn(work)
+        except (sqlite3.Error, DatasetteClosedError, TimeoutError) as error:
+            logger.debug("The response cache cannot be read: %s", message_of(error))
+            return [(None, False)] * len(wanted)
+        return found
+
+
+class Cache:
+    """The response cache of a Datasette instance: what is on its way, out and in.
+
+    Attributes:
+        unwritten: answers that wait to be written, by the digest of their request; what writes
+            them keeps them alive.
+        shared: the requests that equal ones may ride along with, by event loop and digest.
+    """
+
+    def __init__(self) -> None:
+        self.unwritten: WeakValueDictionary[bytes, Answer] = WeakValueDictionary()
+        self.shared: dict[tuple[asyncio.AbstractEventLoop, bytes], SharedRequest] = {}
+        self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = WeakKeyDictionary()
+        self._secret = os.urandom(32)
+        self._waiting_bytes = 0
+
+    def lookups(self) -> Lookups:
+        """Those of the running event loop."""
+        return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
+
+    def identity(self, key: str | None) -> bytes:
+        """What two equal keys have in common, and from which no key can be computed."""
+        return hmac.digest(self._secret, (key or "").encode(errors="surrogatepass"), "sha256")
+
+    def keep(self, datasette: Any, place: Place, answer: Answer, form: str, keys: Keys) -> None:
+        """Have an answer written, soon."""
+        size = sum(len(each.chunk) for each in answer.events)
+        if size > min(cache_store.MAX_ANSWER_BYTES, place.max_bytes):
+            cache_store.note_too_large(place.model_id, size)
+            return
+        weight = size + len(form) + OVERHEAD_BYTES * (1 + len(answer.events))
+        writer = Recorder.of(datasette).writer
+        if writer.failure is not None or self._waiting_bytes + weight > MAX_WAITING_BYTES:
+            return
+        self._waiting_bytes += weight
+        self.unwritten[place.digest] = answer
+        work = partial(cache_store.keep, place=place, answer=answer, form=form, keys=keys)
+        tried = False
+
+        def write(connection: sqlite3.Connection) -> None:
+            # Once, whatever comes of the transaction; it holds on to the answer until the commit.
+            nonlocal tried
+            if not tried:
+                tried = True
+                self._waiting_bytes -= weight
+                cache_store.guarded(work, connection)
+
+        writer.later(write)
+
+
+class CachedPrompt:
+    """A prompt whose answer may be kept.
+
+    Attributes:
+        hit: the answer that is kept for it, or None.
+        saved: of an answer that was not paid for what it would have taken; None before it is there.
+    """
+
+    def __init__(self, route: Route, policy: CachePolicy, form: str) -> None:
+        self.hit: Answer | None = None
+        self.saved: Saved | None = None
+        self._route = route
+        self._policy = policy
+        self._form = form
+        self._digest = digest(form)
+        self._cache = instance.of(route.datasette, Cache)
+        self._name = (asyncio.get_running_loop(), self._digest)
+        # One that ends before the contexts are open has the answer, which may not be kept yet.
+        self._seen = self._cache.shared.get(self._name)
+
+    @classmethod
+    async def of(
+        cls, route: Route, response: PromptResponse, mode: CacheMode
+    ) -> CachedPrompt | None:
+        """Look a prompt up.
+
+        Args:
+            route: its model's.
+            response: has its llm prompt.
+            mode: whether the cache is to be used.
+
+        Returns:
+            None where no answer is kept for it.
+        """
+        policy = route.target.call_policy.cache
+        if policy is None or mode is False:
+            return None
+        try:
+            prompt = cls(route, policy, await _form(route, policy, response))
+        except UncacheableError:
+            return None
+        if mode is True:
+            await prompt._look_up()
+        return prompt
+
+    async def share(self, rider: Rider, key: str | None) -> SharedRequest:
+        """Ride along with the request that equal prompts share.
+
+        Args:
+            rider: who is to get its events.
+            key: its key, or None.
+
+        Returns:
+            The request; one that is not ready is for the rider to begin.
+        """
+        identity, shared = self._cache.identity(key), self._cache.shared
+        seen, self._seen = self._seen, None
+        while True:
+            found = seen if seen is not None and seen.usable else shared.get(self._name)
+            if found is None or found.identity != identity:
+                break
+            await found.ready.wait()
+            if found.usable:
+                found.riders.append(rider)
+                return found
+            seen = None
+        forget = partial(shared.pop, self._name, None) if found is None else _nothing
+        made = SharedRequest(identity, forget)
+        if found is None:
+            shared[self._name] = made
+        made.riders.append(rider)
+        return made
+
+    async def replay(self, rider: Rider) -> AsyncGenerator[StreamEvent, None]:
+        """The events of the answer that is kept, then what its provider had set."""
+        hit = self.hit
+        assert hit is not None
+        for event in hit.events:
+            yield event
+        vars(rider.response).update(hit.attributes)
+        self._note_saved(rider.response, hit.call_id, hit.gateway_cost_dollars)
+
+    def ride(self, rider: Rider, shared: SharedRequest) -> AsyncGenerator[str | StreamEvent, None]:
+        """The events of a request, then what its provider has set."""
+
+        def unpaid() -> None:
+            if shared.payer is not None:
+                self._note_saved(rider.response, shared.payer.id, None)
+
+        return shared.follow(rider, unpaid)
+
+    def noted(self, finished: RequestFinished) -> RequestFinished:
+        """How a request ended: one that another call has paid for has none of that call's ids."""
+        if self.saved is None:
+            return finished
+        return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
+
+    def keep(self, call_id: str, response: PromptResponse, cost: float | None, keys: Keys) -> None:
+        """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.
+
+        Args:
+            call_id: the row of its call.
+            response: complete.
+            cost: what a gateway said that it cost, in dollars, or None.
+            keys: what must not be kept.
+        """
+        events, policy = response.events_so_far, self._policy
+        whole = response.finish_reason in (None, FinishReason.STOP)
+        plain = all(each.type in ("text", "reasoning") for each in events)
+        if not (events and whole and plain):
+            return
+        attributes = {name: getattr(response, name) for name in _ATTRIBUTES}
+        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms())
+        route = self._route
+        place = Place(
+            self._digest, policy.setting, route.purpose, route.model.model_id, policy.max_bytes
+        )
+        self._cache.keep(route.datasette, place, answer, self._form, keys)
+
+    def _note_saved(self, response: PromptResponse, call_id: str, cost: float | None) -> None:
+        """Have an answer that another call has paid for take no tokens: they become details."""
+        self.saved = saved(call_id, response, cost)
+        tokens = {"input": response.input_tokens, "output": response.output_tokens}
+        details = {**tokens, "details": response.token_details}
+        response.set_usage(input=0, output=0, details={"cached_response": details})
+
+    async def _look_up(self) -> None:
+        writer = Recorder.of(self._route.datasette).writer
+        if writer.failure is not None:
+            return  # the call could not be recorded
+        unwritten = self._cache.unwritten.get(self._digest)
+        if unwritten is not None:
+            self.hit = copy.deepcopy(unwritten)  # its caller has the original
+            return
+        database = self._route.datasette.get_internal_database()
+        lookups = self._cache.lookups()
+        self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
+        if is_old:
+            touch = partial(cache_store.touch, digest=self._digest)
+            writer.later(partial(cache_store.guarded, touch))
+
+
+async def _form(route: Route, policy: CachePolicy, response: PromptResponse) -> str:
+    """The canonical form of a request.
+
+    Raises:
+        UncacheableError: it has none.
+    """
+    prompt, scope = response.prompt, _scope(route, policy)
+    write = partial(canonical, prompt, route.model, stream=response.stream, scope=scope)
+    has_files = any(each.path for each in prompt.attachments)
+    if has_files or request_bytes(prompt) > MAX_INLINE_BYTES:
+        return await asyncio.to_thread(write)
+    return write()
+
+
+def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
+    if not policy.of_actor:
+        return {"purpose": route.purpose}
+    actor = route.actor
+    actor_id = actor.get("id") if isinstance(actor, Mapping) else None
+    if actor is not None and not isinstance(actor_id, str | int):
+        raise UncacheableError("The actor has no id")
+    return {"purpose": route.purpose, "actor": None if actor is None else repr(actor_id)}
+
+
+def _resolve(wanted: list[Wanted], answers: list[Found]) -> None:
+    for (_, _, found), answer in zip(wanted, answers, strict=True):
+        if not found.done():  # its call may have been cancelled
+            found.set_result(answer)
+
+
+def _copied(error: BaseException) -> BaseException:
+    """An error of its own for each call, since each adds its notes."""
+    try:
+        return copy.copy(error)
+    except Exception:  # a third-party class that takes other arguments
+        return error
+
+
+def _nothing() -> None:
+    """No one rides along with a request of another key."""

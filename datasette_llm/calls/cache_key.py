@@ -1,0 +1,116 @@
+"""The key of the response cache: a digest of everything that a request is made of.
+
+Every attribute of llm's prompt counts, as it is found at run time: one that a later llm adds makes
+another digest. What cannot be written down exactly has none, so that its answer is not kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import llm
+import pydantic
+
+# Of the form that is digested; another form needs another number.
+VERSION = 1
+# What llm's models know of the server that they ask, besides the class and the id.
+_OF_SERVER = ("model_name", "api_base", "api_type", "api_version", "api_engine")
+
+
+class UncacheableError(Exception):
+    """A request of which no exact form can be written down."""
+
+
+def canonical(
+    prompt: llm.Prompt, model: Any, *, stream: bool, scope: Mapping[str, str | None]
+) -> str:
+    """The canonical form of a request. Reads the files of attachments.
+
+    Args:
+        prompt: what is asked.
+        model: llm's own model, which is asked.
+        stream: whether the answer is wanted piece by piece.
+        scope: for whom the answer is kept.
+
+    Raises:
+        UncacheableError: the prompt has tools, an attachment by its address, or a value without
+            an exact form.
+    """
+    if prompt.tools:
+        raise UncacheableError("The prompt has tools")
+    try:
+        fields = {name: value for name, value in vars(prompt).items() if name != "model"}
+        form = [VERSION, dict(scope), _identity(model), stream, _plain(fields)]
+        return json.dumps(form, separators=(",", ":"))
+    except UncacheableError:
+        raise
+    except Exception as error:  # of what a caller gave, or of a file that has gone
+        raise UncacheableError(f"{type(error).__name__}: {error}") from error
+
+
+def digest(form: str) -> bytes:
+    """The SHA-256 of a canonical form."""
+    return hashlib.sha256(form.encode()).digest()
+
+
+def _identity(model: Any) -> list[Any]:
+    own = getattr(model, "sync_model", model)
+    # Of an endpoint; of other models it is not known which headers are credentials.
+    secret, shown = getattr(own, "credentials", None), None
+    if secret is not None:
+        shown = {name: value for name, value in own.headers.items() if value not in secret}
+    server = [str(getattr(own, name, None)) for name in _OF_SERVER]
+    return [_name(own), str(own.model_id), *server, shown]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, in which different values differ."""
+    kind = type(value)
+    if value is None or kind in (str, bool, int, float):
+        return value
+    if kind in (list, tuple):
+        return [kind.__name__, *map(_plain, value)]
+    if kind is dict:  # in its order, which models see
+        return ["dict", *([_plain(name), _plain(each)] for name, each in value.items())]
+    if kind is bytes:
+        return ["bytes", hashlib.sha256(value).hexdigest()]
+    if kind is llm.Attachment:
+        return _attachment(value)
+    if isinstance(value, str):  # llm's fragments
+        return [_name(value), str.__str__(value), *_attributes(vars(value))]
+    if isinstance(value, pydantic.BaseModel):
+        return [_name(value), sorted(value.model_fields_set), *_attributes(_of_pydantic(value))]
+    if dataclasses.is_dataclass(value):
+        names = dict.fromkeys([*(f.name for f in dataclasses.fields(value)), *vars(value)])
+        return [_name(value), *_attributes({name: getattr(value, name) for name in names})]
+    raise UncacheableError(f"A value of type {_name(value)}")
+
+
+def _attachment(attachment: llm.Attachment) -> list[Any]:
+    """An attachment by its bytes: where they are is no part of what is asked."""
+    content = attachment.content
+    if not content and attachment.path:
+        content = Path(attachment.path).read_bytes()
+    if not content:
+        raise UncacheableError("What is at the address of an attachment may change")
+    where = ("content", "path", "_id")
+    rest = {name: value for name, value in vars(attachment).items() if name not in where}
+    return ["attachment", hashlib.sha256(content).hexdigest(), *_attributes(rest)]
+
+
+def _of_pydantic(value: pydantic.BaseModel) -> dict[str, Any]:
+    return {**vars(value), "[extra]": value.model_extra, "[own]": value.__pydantic_private__}
+
+
+def _attributes(values: Mapping[str, Any]) -> Iterator[Any]:
+    return ([name, _plain(values[name])] for name in sorted(values))
+
+
+def _name(value: object) -> str:
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,354 @@
+"""The answers that the response cache keeps, in Datasette's internal database.
+
+`llm_cache` has one row for each answer, `llm_cache_sizes` how many there are and how large: by the
+setting that keeps them, since that bounds them, and by purpose. Triggers keep the sums. An answer
+that is damaged is none, and a failure of this table is none of the call log, in whose transactions
+it is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from datasette.utils.sqlite import sqlite3
+from llm.parts import StreamEvent
+from sqlite_utils import Database, Migrations
+
+from .. import migrations as database
+from ..errors import NewerDatabaseError
+from ..redaction import Keys, without_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("datasette_llm")
+
+# Of one answer, as it is kept.
+MAX_ANSWER_BYTES = 10_000_000
+# So many are removed by one statement; the same number in one transaction by age.
+MAX_BATCH = 250
+DAY_MS = 24 * 60 * 60 * 1000
+# The use of an answer is noted no more often.
+TOUCH_MS = 60_000
+# By so much two clocks may differ; an answer that is younger than now is none.
+CLOCK_MS = 60_000
+
+TABLES = ("llm_cache", "llm_cache_sizes")
+_READ = "select call_id, created_ms, used_ms, checksum, answer from llm_cache where digest = ?"
+_TOUCH = "update llm_cache set used_ms = ? where digest = ?"
+_INSERT = (
+    "insert into llm_cache (digest, setting, purpose, model_id, call_id, created_ms, used_ms, "
+    "bytes, checksum, answer) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_BYTES = "select coalesce(sum(bytes), 0) from llm_cache_sizes where setting = ?"
+_EVICT = (
+    "delete from llm_cache where digest in "
+    "(select digest from llm_cache where setting = ? order by used_ms limit ?)"
+)
+_PLAIN_EVENT = StreamEvent("text", "")
+
+migrations = Migrations("datasette_llm_cache")
+
+
+@migrations()
+def m001_cache(db: Database) -> None:
+    for statement in (
+        """
+        create table llm_cache (
+            digest blob primary key,
+            setting text not null,
+            purpose text not null,
+            model_id text not null,
+            call_id text not null,
+            created_ms integer not null,
+            used_ms integer not null,
+            bytes integer not null,
+            checksum blob not null,
+            answer blob not null
+        )
+        """,
+        "create index llm_cache_used on llm_cache (setting, used_ms)",
+        "create index llm_cache_created on llm_cache (setting, created_ms)",
+        "create index llm_cache_purpose on llm_cache (purpose)",
+        """
+        create table llm_cache_sizes (
+            setting text not null,
+            purpose text not null,
+            answers integer not null,
+            bytes integer not null,
+            primary key (setting, purpose)
+        ) without rowid
+        """,
+        """
+        create trigger llm_cache_insert after insert on llm_cache
+        begin
+            insert into llm_cache_sizes (setting, purpose, answers, bytes)
+            values (new.setting, new.purpose, 1, new.bytes)
+            on conflict do update set answers = answers + 1, bytes = bytes + new.bytes;
+        end
+        """,
+        """
+        create trigger llm_cache_delete after delete on llm_cache
+        begin
+            update llm_cache_sizes set answers = answers - 1, bytes = bytes - old.bytes
+            where setting = old.setting and purpose = old.purpose;
+            delete from llm_cache_sizes
+            where setting = old.setting and purpose = old.purpose and answers <= 0;
+        end
+        """,
+    ):
+        db.execute(statement)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        call_id: the call that it was the answer of.
+        events: what came, in order.
+        attributes: what the provider set on the response: its tokens, its JSON, its model.
+        gateway_cost_dollars: what a gateway said that it cost, or None.
+        created_ms: when it was complete, in milliseconds since 1970.
+    """
+
+    call_id: str
+    events: tuple[StreamEvent, ...]
+    attributes: Mapping[str, Any]
+    gateway_cost_dollars: float | None
+    created_ms: int
+
+
+class Place(NamedTuple):
+    """Where an answer is kept.
+
+    Attributes:
+        digest: of the request.
+        setting: the path of the setting that keeps it.
+        purpose: of the call, or None.
+        model_id: the model that was asked.
+        max_bytes: how much all answers of the setting may take.
+    """
+
+    digest: bytes
+    setting: str
+    purpose: str | None
+    model_id: str
+    max_bytes: int
+
+
+class Size(NamedTuple):
+    """How much is kept.
+
+    Attributes:
+        setting: the path of the setting that keeps it.
+        purpose: the purpose; empty for calls without one.
+        answers: how many.
+        bytes: how large they are.
+    """
+
+    setting: str
+    purpose: str
+    answers: int
+    bytes: int
+
+
+def now_ms() -> int:
+    """Now, in milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def find(
+    connection: sqlite3.Connection, digest: bytes, keep_days: int
+) -> tuple[Answer | None, bool]:
+    """The answer that is kept for a request, unless it is too old or damaged.
+
+    Args:
+        connection: a connection for reading.
+        digest: of the request.
+        keep_days: older answers are none.
+
+    Returns:
+        The answer or None, and whether its use is to be noted.
+
+    Raises:
+        sqlite3.Error: the database cannot be read, or has no such table.
+    """
+    row = connection.execute(_READ, (digest,)).fetchone()
+    if row is None:
+        return None, False
+    call_id, created_ms, used_ms, checksum, text = row
+    now = now_ms()
+    if not now - keep_days * DAY_MS < created_ms <= now + CLOCK_MS:
+        return None, False
+    if not isinstance(text, bytes) or _checksum(digest, text) != checksum:
+        return None, False
+    try:
+        answer = _decoded(call_id, created_ms, text)
+    except Exception:  # of another version of llm, or of ours
+        return None, False
+    return answer, abs(now - used_ms) > TOUCH_MS
+
+
+def keep(
+    connection: sqlite3.Connection, place: Place, answer: Answer, form: str, keys: Keys
+) -> None:
+    """Keep an answer in the place of an older one, and make room for it.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        place: where.
+        answer: the answer; not kept if it cannot be written as JSON, or is too large.
+        form: the canonical form of the request.
+        keys: neither request nor answer is kept if it holds one of these.
+    """
+    try:
+        encoded = _encoded(answer)
+    except (TypeError, ValueError, RecursionError):
+        return  # a provider's own objects
+    if any(without_key(each, keys) != each for each in (encoded, form)):
+        return
+    text = encoded.encode()
+    if len(text) > min(MAX_ANSWER_BYTES, place.max_bytes):
+        note_too_large(place.model_id, len(text))
+        return
+    connection.execute("delete from llm_cache where digest = ?", (place.digest,))
+    values = (place.setting, place.purpose or "", place.model_id, answer.call_id)
+    times = (answer.created_ms, answer.created_ms)
+    checksum = _checksum(place.digest, text)
+    connection.execute(_INSERT, (place.digest, *values, *times, len(text), checksum, text))
+    # Not every SQLite does so by default; deleted text would stay readable in the file.
+    connection.execute("pragma secure_delete = on")
+    while connection.execute(_BYTES, (place.setting,)).fetchone()[0] > place.max_bytes:
+        connection.execute(_EVICT, (place.setting, MAX_BATCH))
+
+
+def touch(connection: sqlite3.Connection, digest: bytes) -> None:
+    """Note that an answer was used."""
+    connection.execute(_TOUCH, (now_ms(), digest))
+
+
+def note_too_large(model_id: str, size: int) -> None:
+    """Tell the administrator of an answer that is not kept."""
+    logger.warning(
+        "An answer of model %r was not kept in the response cache: it has %s bytes, and there is "
+        "room for %s, or for max_mb of the setting",
+        model_id,
+        f"{size:,}",
+        f"{MAX_ANSWER_BYTES:,}",
+    )
+
+
+def guarded(work: Callable[[sqlite3.Connection], object], connection: sqlite3.Connection) -> None:
+    """Write to the tables; a failure is no failure of the transaction that this is a part of.
+
+    Args:
+        work: what writes.
+        connection: a connection for writing, in a transaction.
+    """
+    connection.execute("savepoint llm_cache")
+    try:
+        _migrated(connection)
+        work(connection)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        if not connection.in_transaction:
+            raise  # SQLite has rolled back everything
+        connection.execute("rollback to llm_cache")
+        logger.error("The response cache cannot be written: %s", error)
+    connection.execute("release llm_cache")
+
+
+def sizes(connection: sqlite3.Connection) -> list[Size]:
+    """How much is kept, by setting and purpose; empty where nothing ever was.
+
+    Raises:
+        sqlite3.Error: the database cannot be read.
+    """
+    if not has_tables(connection):
+        return []
+    sql = "select setting, purpose, answers, bytes from llm_cache_sizes order by purpose, setting"
+    return [Size(*row) for row in connection.execute(sql)]
+
+
+def clear(connection: sqlite3.Connection, purpose: str | None) -> int:
+    """Remove `MAX_BATCH` answers at most.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        purpose: only those of this purpose, empty for none; None for all.
+
+    Returns:
+        How many were removed.
+    """
+    if not has_tables(connection):
+        return 0
+    which, values = ("", ()) if purpose is None else (" where purpose = ?", (purpose,))
+    return _remove(connection, f"select digest from llm_cache{which}", values)
+
+
+def expire(connection: sqlite3.Connection, keep_days: Mapping[str, int]) -> int:
+    """Remove `MAX_BATCH` answers at most that are too old, or that no setting keeps any more.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        keep_days: for each setting that keeps answers how long, by its path.
+
+    Returns:
+        How many were removed.
+    """
+    for setting in {each.setting for each in sizes(connection)}:
+        days = keep_days.get(setting)
+        oldest_ms = now_ms() + CLOCK_MS * DAY_MS if days is None else now_ms() - days * DAY_MS
+        sql = "select digest from llm_cache where setting = ? and created_ms < ?"
+        removed = _remove(connection, sql, (setting, oldest_ms))
+        if removed:
+            return removed
+    return 0
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether anything was ever kept."""
+    sql = "select count(*) from sqlite_master where name in (?, ?)"
+    return bool(connection.execute(sql, TABLES).fetchone()[0] == len(TABLES))
+
+
+def _remove(connection: sqlite3.Connection, which: str, values: tuple[object, ...]) -> int:
+    connection.execute("pragma secure_delete = on")
+    sql = f"delete from llm_cache where digest in ({which} limit {MAX_BATCH})"
+    return int(connection.execute(sql, values).rowcount)
+
+
+def _migrated(connection: sqlite3.Connection) -> None:
+    if not has_tables(connection):
+        database.migrate(connection, migrations, *TABLES)
+
+
+def _checksum(digest: bytes, text: bytes) -> bytes:
+    return hashlib.sha256(digest + text).digest()
+
+
+def _encoded(answer: Answer) -> str:
+    events = [_event(each) for each in answer.events]
+    return json.dumps([events, dict(answer.attributes), answer.gateway_cost_dollars])
+
+
+def _event(event: StreamEvent) -> list[Any] | dict[str, Any]:
+    """An event as JSON; of nearly all of them only the text and its part."""
+    values = vars(event)
+    plain = vars(_PLAIN_EVENT) | {"chunk": event.chunk, "part_index": event.part_index}
+    return [event.chunk, event.part_index] if values == plain else values
+
+
+def _decoded(call_id: str, created_ms: int, text: bytes) -> Answer:
+    events, attributes, cost = json.loads(text)
+    made = tuple(
+        StreamEvent("text", each[0], each[1]) if isinstance(each, list) else StreamEvent(**each)
+        for each in events
+    )
+    return Answer(call_id, made, attributes, cost, created_ms)

@@ -1,0 +1,740 @@
+"""The response cache: what is kept, who gets it, what it costs, and what is shared in flight."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sqlite3
+import sys
+
+import llm
+import pytest
+from datasette import hookimpl
+from llm.parts import StreamEvent
+from pydantic import BaseModel
+
+from datasette_llm import LLM, ModelNotAllowedError
+from datasette_llm.log import cache_store, cache_upkeep
+from datasette_llm.log.recorder import Recorder
+from datasette_llm.testing import ScriptedModel
+
+from ..support import log_faults
+from ..support.call_log import flushed_rows, writing_held_up
+from ..support.plugins import Accountant, Observer, raises
+from ..support.waiting import soon, until
+
+ANA, BOB = {"id": "ana"}, {"id": "bob"}
+PRICES = {"prices": {"m": {"input": 1, "output": 2}}}
+SCRIPT = ["Short ", "text", llm.Usage(input=12, output=2, details={"x": 1})]
+NOTHING = llm.Usage(0, 0, {"cached_response": {"input": 12, "output": 2, "details": {"x": 1}}})
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def site(make_datasette, register_models, tmp_path):
+    """A function that makes an LLM of some models, with a cache, on an internal database."""
+
+    def make(*models, cache=True, internal=tmp_path / "internal.db", **config):
+        register_models(*models)
+        config = {"cache": cache, "log": PRICES, **config}
+        return LLM(make_datasette(config, internal=str(internal)))
+
+    return make
+
+
+async def kept(models):
+    """What is in the database, once all that is being written has been."""
+    await soon(Recorder.of(models.datasette).writer.flush())
+    try:
+        return await flushed_rows(models.datasette, "llm_cache")
+    except sqlite3.OperationalError:
+        return []
+
+
+async def texts(model, *prompts, **kwargs):
+    return [await (await model.prompt(each, **kwargs)).text() for each in prompts]
+
+
+async def calls(models):
+    return await flushed_rows(models.datasette)
+
+
+async def test_r1_nothing_is_kept_without_the_setting(site):
+    model = ScriptedModel("m", SCRIPT)
+    models = site(model, cache=False)
+    await texts(await models.model("m"), "a", "a")
+    assert len(model.calls) == 2
+    assert not await kept(models)
+
+
+async def test_r1_most_specific_setting_counts(site):
+    """A purpose may have a cache of its own, and a model none."""
+    model, other = ScriptedModel("m"), ScriptedModel("n")
+    models = site(
+        *(model, other),
+        cache=False,
+        purposes={"p": {"cache": {"keep_days": 3}, "models": [{"model": "n", "cache": False}]}},
+        models=["m", "n"],
+    )
+    for model_id, purpose in (("m", None), ("m", "p"), ("n", "p")):
+        await texts(await models.model(model_id, purpose=purpose), "a", "a")
+    assert (len(model.calls), len(other.calls)) == (2 + 1, 2)
+    (row,) = await kept(models)
+    assert (row["setting"], row["purpose"]) == ("plugins.datasette-llm.purposes.p.cache", "p")
+
+
+async def test_r1_response_cache_goes_past_or_renews(site):
+    model = ScriptedModel("m", ["1"], ["2"], ["3"])
+    wrapped = await site(model).model("m")
+    assert await texts(wrapped, "a", "a") == ["1", "1"]
+    assert await texts(wrapped, "a", response_cache=False) == ["2"]
+    assert await texts(wrapped, "a", response_cache=True) == ["1"]
+    assert await texts(wrapped, "a", response_cache="refresh") == ["3"]
+    assert await texts(wrapped, "a", response_cache=None) == ["3"]
+
+
+@pytest.mark.parametrize("value", ["x", 1, "", [], "Refresh"])
+async def test_r1_bad_response_cache_is_refused_first(site, plugin, value):
+    """Before any hook, in a prompt, a conversation and a chain."""
+    observer = plugin(Observer())
+    wrapped = await site(ScriptedModel("m")).model("m")
+    for begin in (wrapped.prompt, wrapped.conversation().prompt):
+        with pytest.raises(ValueError, match="response_cache= is True, False"):
+            await begin("a", response_cache=value)
+    with pytest.raises(ValueError, match="response_cache="):
+        wrapped.chain("a", response_cache=value)
+    assert not observer.events
+
+
+async def test_r2_hit_is_the_first_answer(site):
+    """Its chunks, reasoning, JSON and model, in a stream and at once."""
+
+    class Detailed(ScriptedModel):
+        async def execute(self, prompt, stream, response, conversation, key=None):
+            response.response_json = {"id": "r1", "choices": [{"finish_reason": "stop"}]}
+            response.set_resolved_model("m-2026")
+            async for chunk in super().execute(prompt, stream, response, conversation, key):
+                yield chunk
+
+    thought = StreamEvent("reasoning", "hm", provider_metadata={"signature": "s"})
+    model = Detailed("m", [thought, *SCRIPT])
+    wrapped = await site(model).model("m")
+
+    async def answer():
+        response = await wrapped.prompt("a")
+        events = [vars(event) async for event in response.astream_events()]
+        messages = [message.to_dict() for message in await response.messages()]
+        return (
+            *(events, messages, await response.text(), response.finish_reason),
+            *(response.response_json, response.resolved_model),
+        )
+
+    first = await answer()
+    assert [event["chunk"] for event in first[0]] == ["hm", "Short ", "text"]
+    assert await answer() == first
+    await soon(Recorder.of(wrapped.route.datasette).writer.flush())
+    assert await answer() == first
+    assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["text", ValueError("no")],
+        ["text", StreamEvent("tool_result", "1", server_executed=True, tool_name="t")],
+        [llm.ToolCall(name="t", arguments={})],
+        [],
+    ],
+    ids=["failed", "tool result", "tool call", "empty"],
+)
+async def test_r2_only_whole_texts_are_kept(site, script):
+    model = ScriptedModel("m", script)
+    models = site(model, retries=0)
+    wrapped = await models.model("m")
+    for _ in range(2):
+        with contextlib.suppress(ValueError):
+            await texts(wrapped, "a")
+    assert len(model.calls) == 2
+    assert not await kept(models)
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "tool_calls", "strange"])
+async def test_r2_cut_off_answers_are_not_kept(site, reason):
+    class Cut(ScriptedModel):
+        async def execute(self, prompt, stream, response, conversation, key=None):
+            response.response_json = {"choices": [{"finish_reason": reason}]}
+            async for chunk in super().execute(prompt, stream, response, conversation, key):
+                yield chunk
+
+    model = Cut("m")
+    models = site(model)
+    await texts(await models.model("m"), "a", "a")
+    assert len(model.calls) == 2
+
+
+async def test_r2_cancelled_answer_is_not_kept(site):
+    model = ScriptedModel("m", ["a", asyncio.Event()], ["b"])
+    models = site(model)
+    wrapped = await models.model("m")
+    reading = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert model.calls[0].outcome == "cancelled"
+    assert await texts(wrapped, "a") == ["b"]
+
+
+async def test_r2_prompts_with_tools_and_chains_ask(site):
+    def tool() -> str:
+        """Says one."""
+        return "1"
+
+    model = ScriptedModel("m")
+    wrapped = await site(model).model("m")
+    for _ in range(2):
+        await texts(wrapped, "a", tools=[tool])
+        await wrapped.chain("a", response_cache=True).text()
+    assert len(model.calls) == 4
+
+
+async def test_r2_conversation_goes_on_from_hits(site):
+    """Each turn is kept by its history, and a hit is a turn as the first answer was."""
+    model = ScriptedModel("m", ["1"], ["2"], ["3"])
+    wrapped = await site(model).model("m")
+
+    async def talk(first):
+        conversation = wrapped.conversation()
+        found = [await (await conversation.prompt(each)).text() for each in (first, "b")]
+        return found, len(conversation.responses)
+
+    assert await talk("a") == await talk("a") == (["1", "2"], 2)
+    assert (await talk("other"))[0] == ["3", "3"]
+    for _ in range(2):
+        response = await wrapped.prompt("a")
+        await (await response.reply("b")).text()
+    assert len(model.calls) == 6
+
+
+async def test_r2_attachment_that_has_gone_is_no_hit(site, tmp_path):
+    """The call goes on, and fails or not as the model does."""
+    path = tmp_path / "a.txt"
+    path.write_text("seen")
+    model = ScriptedModel("m", ["1"], ["2"], attachment_types=["text/plain"])
+    wrapped = await site(model).model("m")
+
+    async def ask():
+        attachment = llm.Attachment(type="text/plain", path=str(path))
+        return await texts(wrapped, "a", attachments=[attachment])
+
+    assert await ask() == await ask() == ["1"]
+    path.unlink()
+    assert await ask() == ["2"]
+
+
+class Dog(BaseModel):
+    name: str
+
+
+async def test_r3_structured_works_on_hits(site):
+    """Also where an answer had to be repaired: both prompts are hits."""
+    model = ScriptedModel("m", ["no JSON"], ['{"name": "Cleo"}'])
+    wrapped = await site(model).model("m")
+    found = [await wrapped.structured("a", schema=Dog) for _ in range(2)]
+    assert [each.value for each in found] == [Dog(name="Cleo")] * 2
+    assert [len(each.attempts) for each in found] == [2, 2]
+    assert len(model.calls) == 2
+
+
+async def test_r3_hit_costs_nothing_and_has_its_row(site):
+    model = ScriptedModel("m", SCRIPT)
+    models = site(model)
+    wrapped = await models.model("m", purpose="p", actor=ANA)
+    for expected in (llm.models.Usage(12, 2, {"x": 1}), NOTHING):
+        assert await (await wrapped.prompt("a")).usage() == expected
+    first, hit = await calls(models)
+    assert (first["cached_from"], first["saved_nanodollars"]) == (None, None)
+    assert first["cost_nanodollars"] == 16_000
+    found = {name: hit[name] for name in ("outcome", "cached_from", "saved_nanodollars")}
+    assert found == {"outcome": "ok", "cached_from": first["id"], "saved_nanodollars": 16_000}
+    assert (hit["cost_nanodollars"], hit["price_source"]) == (0, "cache")
+    assert (hit["purpose"], hit["actor_id"], hit["prompt_chars"]) == ("p", "ana", 1)
+
+
+async def test_r3_hooks_know_before_they_open(site, plugin):
+    """So does a plugin that charges by usage, in its callbacks too."""
+    known, charged = [], []
+
+    async def note(result):
+        known.append(result.cached)
+
+        async def charge(response):
+            charged.append((await response.usage()).input)
+
+        await result.on_response_done(charge)
+
+    observer = plugin(Observer(before=note, after=lambda result: known.append(result.cached)))
+    accountant = plugin(Accountant())
+    wrapped = await site(ScriptedModel("m", SCRIPT)).model("m")
+    await texts(wrapped, "a", "a")
+    assert known == [False, False, True, True]
+    assert charged == [12, 0]
+    assert (accountant.settled, accountant.open) == (2, 0)
+    assert (await observer.results[1].cost()).dollars == 0
+
+
+async def test_r3_policy_comes_before_the_cache(site, plugin, register_models):
+    """A model that is no longer allowed, and a budget that says no."""
+    model = ScriptedModel("m")
+    models = site(model)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    refusing = plugin(Observer(before=raises(PermissionError("no money"))))
+    with pytest.raises(PermissionError):
+        await wrapped.prompt("a")
+    assert refusing.results[0].cached
+
+    class Filter:
+        @hookimpl
+        def llm_filter_models(self, models):
+            return []
+
+    plugin(Filter())
+    with pytest.raises(ModelNotAllowedError):
+        await models.model("m")
+    assert [row["outcome"] for row in await calls(models)] == ["ok", "blocked", "blocked"]
+
+
+async def test_r3_hit_needs_no_key_and_no_place(site, monkeypatch):
+    """The key has gone, and another request has the only place."""
+    monkeypatch.setenv("M_API_KEY", "sk-0123456789")
+    model = ScriptedModel("m", ["1"], [asyncio.Event()], needs_key="m", key_env_var="M_API_KEY")
+    models = site(model, max_concurrency=1)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    other = asyncio.create_task(texts(wrapped, "other"))
+    await model.received(2)
+    monkeypatch.delenv("M_API_KEY")
+    assert await soon(texts(wrapped, "a")) == ["1"]
+    other.cancel()
+    await asyncio.wait([other])
+    with pytest.raises(llm.NeedsKeyException):
+        await wrapped.prompt("new")
+
+
+async def test_r3_required_row_is_committed_first(site):
+    """With log.required a hit is refused, too, where it cannot be recorded."""
+    models = site(ScriptedModel("m"), log=PRICES | {"required": True})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a", "a")
+    first, hit = await calls(models)
+    assert (hit["cached_from"], hit["saved_nanodollars"]) == (first["id"], None)
+    assert hit["outcome"] == "ok"
+
+
+async def test_r3_content_of_a_hit_is_recorded(site):
+    models = site(ScriptedModel("m", SCRIPT), log=PRICES | {"content": True})
+    await texts(await models.model("m"), "a", "a")
+    await soon(Recorder.of(models.datasette).writer.flush())
+    rows = await flushed_rows(models.datasette, "llm_call_content")
+    parts = [(row["part"], row["content"]) for row in rows]
+    assert sorted(parts[:2]) == sorted(parts[2:])
+
+
+async def test_r3_without_a_log_answers_are_kept(site):
+    model = ScriptedModel("m", SCRIPT)
+    models = site(model, log=False)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await soon(Recorder.of(models.datasette).writer.flush())
+    assert await texts(wrapped, "a") == ["Short text"]
+    assert len(model.calls) == 1
+
+
+# In flight
+
+
+def held(*rest, **kwargs):
+    release = asyncio.Event()
+    return ScriptedModel("m", ["1", release, *(rest or ["2"])], ["other"], **kwargs), release
+
+
+async def first_chunks(model, count, **kwargs):
+    """Readers that have got the first chunk of an equal prompt each."""
+    responses = [await model.prompt("a", **kwargs) for _ in range(count)]
+    readers = [response.__aiter__() for response in responses]
+    assert [await soon(anext(reader)) for reader in readers] == ["1"] * count
+    return responses
+
+
+async def test_r4_equal_requests_share_one(site, plugin):
+    """Both stream, one pays, and the rows of the others say which."""
+    observer = plugin(Observer())
+    model, release = held("2", llm.Usage(input=12, output=2))
+    models = site(model)
+    responses = await first_chunks(await models.model("m"), 3)
+    release.set()
+    assert [await response.text() for response in responses] == ["12"] * 3
+    assert sorted([(await each.usage()).input for each in responses]) == [0, 0, 12]
+    assert len(model.calls) == 1
+    await soon(asyncio.sleep(0))
+    first, *others = await calls(models)
+    assert [row["cached_from"] for row in others] == [first["id"]] * 2
+    assert [row["saved_nanodollars"] for row in others] == [16_000] * 2
+    assert [result.cached for result in observer.results] == [False, True, True]
+    assert len(await kept(models)) == 1
+
+
+async def test_r4_one_cancelled_does_not_stop_the_other(site):
+    """The request goes on without the one that began it, and another one pays."""
+    model, release = held("2", llm.Usage(input=12, output=2))
+    models = site(model)
+    wrapped = await models.model("m")
+
+    responses = [await wrapped.prompt("a") for _ in range(3)]  # which have the first chunk
+    begun, *others = [asyncio.create_task(response.text()) for response in responses]
+    await asyncio.sleep(0)
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(begun)
+    assert model.calls[0].outcome == "running"
+    release.set()
+    assert await soon(asyncio.gather(*others)) == ["12"] * 2
+    rows = await calls(models)
+    assert sorted(row["outcome"] for row in rows) == ["cancelled", "ok", "ok"]
+    (payer,) = [row for row in rows if row["outcome"] == "ok" and row["cached_from"] is None]
+    assert (payer["input_tokens"], payer["cost_nanodollars"]) == (12, 16_000)
+    assert [row["call_id"] for row in await kept(models)] == [payer["id"]]
+
+
+async def test_r4_all_cancelled_stops_the_request(site):
+    model, _ = held()
+    wrapped = await site(model).model("m")
+    reading = [asyncio.create_task(texts(wrapped, "a")) for _ in range(2)]
+    await model.received()
+    for each in reading:
+        each.cancel()
+    await soon(asyncio.wait(reading))
+    await soon(model.calls[0].ended.wait())
+    assert model.calls[0].outcome == "cancelled"
+    assert await texts(wrapped, "a") == ["other"]
+
+
+async def test_r4_failure_reaches_both_and_is_not_kept(site):
+    error = ValueError("no")
+    model, release = held(error)
+    models = site(model, retries=0)
+    responses = await first_chunks(await models.model("m"), 2)
+    release.set()
+    for response in responses:
+        with pytest.raises(ValueError, match="no"):
+            await soon(response.text())
+    assert [row["outcome"] for row in await calls(models)] == ["error", "error"]
+    assert await texts(await models.model("m"), "a") == ["other"]
+    assert len(model.calls) == 2
+
+
+async def test_r4_other_key_asks_by_itself(site):
+    model, release = held(needs_key="m")
+    wrapped = await site(model).model("m")
+    mine = await wrapped.prompt("a", key="sk-0123456789")
+    theirs = await wrapped.prompt("a", key="sk-9876543210")
+    assert await theirs.text() == "other"
+    release.set()
+    assert await mine.text() == "12"
+    assert [call.key for call in model.calls] == ["sk-0123456789", "sk-9876543210"]
+
+
+async def test_r4_answer_of_a_fallback_is_not_kept(site):
+    model, other = ScriptedModel("m", [ValueError("no")]), ScriptedModel("n", ["by n"])
+    models = site(model, other, retries=0, fallbacks=["n"])
+    wrapped = await models.model("m")
+    assert await texts(wrapped, "a", "a") == ["by n"] * 2
+    assert (len(model.calls), len(other.calls)) == (2, 2)
+    assert not await kept(models)
+
+
+async def test_r4_waiting_for_a_place_is_shared(site):
+    """Equal prompts wait for the one place together, and take it once."""
+    block, model = asyncio.Event(), None
+    model = ScriptedModel("m", [block, "first"], ["shared"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+    first = asyncio.create_task(texts(wrapped, "first"))
+    await model.received()
+    equal = [asyncio.create_task(texts(wrapped, "a")) for _ in range(3)]
+    for _ in range(30):
+        await asyncio.sleep(0)
+    equal[0].cancel()  # the one that waits for the place: another one takes its turn
+    block.set()
+    assert await soon(asyncio.gather(first, *equal[1:])) == [["first"], ["shared"], ["shared"]]
+    assert len(model.calls) == 2
+
+
+# What is kept
+
+
+async def test_r5_answer_is_found_before_it_is_written(site):
+    model = ScriptedModel("m", ["1"], ["2"])
+    models = site(model)
+    wrapped = await models.model("m")
+    await texts(wrapped, "0")
+    async with writing_held_up(models.datasette):
+        ours = asyncio.create_task(texts(wrapped, "a", "a"))
+        await asyncio.wait([ours], timeout=0.1)
+    assert await soon(ours) == ["2", "2"]
+    assert len(model.calls) == 2
+
+
+async def change(models, sql, *values):
+    await kept(models)
+    await models.datasette.get_internal_database().execute_write(sql, values)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "update llm_cache set answer = x'5b5d'",
+        "update llm_cache set answer = 'text'",
+        "update llm_cache set answer = substr(answer, 1, 20)",
+        "update llm_cache set checksum = x''",
+        "update llm_cache set answer = replace(answer, 'Short', 'Wrong')",
+        "drop table llm_cache",
+        "drop table llm_cache_sizes",
+    ],
+)
+async def test_r5_damaged_entry_is_a_miss(site, sql):
+    """The call goes on, and its answer is kept in the place of the damaged one."""
+    model = ScriptedModel("m", SCRIPT)
+    models = site(model)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await change(models, sql)
+    assert await texts(wrapped, "a") == ["Short text"]
+    if "sizes" not in sql:
+        assert len(model.calls) == 2
+    assert len(await kept(models)) == 1
+    assert all(row["outcome"] == "ok" for row in await calls(models))
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "requests"),
+    [(6 * DAY_MS, 1), (8 * DAY_MS, 2), (-8 * DAY_MS, 2), (-30_000, 1), (10**13, 2)],
+)
+async def test_r5_old_answers_and_jumping_clocks(site, monkeypatch, ahead_ms, requests):
+    """An answer older than keep_days is none, nor is one of the future."""
+    model = ScriptedModel("m")
+    models = site(model)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await kept(models)
+    now_ms = cache_store.now_ms
+    monkeypatch.setattr(cache_store, "now_ms", lambda: now_ms() + ahead_ms)
+    await texts(wrapped, "a")
+    assert len(model.calls) == requests
+
+
+async def test_r5_config_change_counts_at_once(site):
+    """A shorter time, another scope and no cache at all, for answers that are kept already."""
+    model = ScriptedModel("m")
+    models = site(model, cache={"keep_days": 30})
+    await texts(await models.model("m"), "a")
+    await change(models, "update llm_cache set created_ms = created_ms - ?", 10 * DAY_MS)
+    settings = models.datasette.config["plugins"]["datasette-llm"]
+    for count, cache in enumerate([{"keep_days": 30}, {"keep_days": 5}, False], 1):
+        settings["cache"] = cache
+        await texts(await models.model("m"), "a")
+        assert len(model.calls) == count
+    await cache_upkeep.remove(models.datasette, {})
+    assert not await kept(models)
+
+
+async def test_r5_upkeep_removes_what_is_too_old(site):
+    models = site(ScriptedModel("m"))
+    await texts(await models.model("m"), "a", "b")
+    await change(models, "update llm_cache set created_ms = 1 where rowid = 1")
+    await cache_upkeep.remove(models.datasette, {"plugins.datasette-llm.cache": 7})
+    assert len(await kept(models)) == 1
+    (size,) = await models.datasette.get_internal_database().execute_fn(cache_store.sizes)
+    (row,) = await kept(models)
+    assert (size.answers, size.bytes) == (1, row["bytes"])
+
+
+async def test_r5_least_recently_used_go_first(site, monkeypatch):
+    """As soon as there is too much, in batches; a use is noted."""
+    monkeypatch.setattr(cache_store, "MAX_BATCH", 2)
+    model = ScriptedModel("m", ["x" * 300_000])
+    models = site(model, cache={"max_mb": 1})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a", "b", "c")
+    await change(models, "update llm_cache set used_ms = rowid")
+    await texts(wrapped, "a")
+    await kept(models)
+    await texts(wrapped, "d")
+    assert len(await kept(models)) == 2
+    assert len(model.calls) == 4
+    await texts(wrapped, "a", "d")
+    assert len(model.calls) == 4
+
+
+@pytest.mark.parametrize("chunks", [["x" * 50_000_000], ["x" * 600_000] * 2])
+async def test_r5_large_answer_is_not_kept_and_said(site, caplog, chunks):
+    """One of 50 MB, and one that is larger than all that the setting keeps."""
+    model = ScriptedModel("m", chunks)
+    models = site(model, cache={"max_mb": 1}, max_answer_chars=10**9)
+    assert await texts(await models.model("m"), "a") == ["".join(chunks)]
+    assert not await kept(models)
+    assert "An answer of model 'm' was not kept in the response cache" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [log_faults.read_only, log_faults.full])
+async def test_r5_database_that_fails_keeps_calls_going(site, tmp_path, fault):
+    """No answer is kept or used meanwhile; afterwards both are."""
+    model = ScriptedModel("m")
+    models = site(model, log={"content": True})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await kept(models)
+    writer = Recorder.of(models.datasette).writer
+    async with fault(models.datasette, tmp_path / "internal.db"):
+        await soon(texts(wrapped, *("x" * 10_000 for _ in range(3)), response_cache=False))
+        await until(lambda: writer.failure)
+        requests = len(model.calls)
+        assert await soon(texts(wrapped, "a", "a")) == ["Hello"] * 2
+        assert len(model.calls) == requests + 2
+    await until(lambda: not writer.failure)
+    await texts(wrapped, "a")
+    assert len(model.calls) == requests + 2
+
+
+async def test_r5_newer_database_keeps_calls_going(site, caplog):
+    """A table that cannot be brought up to date is no failure of the call log."""
+    models = site(ScriptedModel("m"))
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await change(models, "drop table llm_cache")
+    sql = "insert into _sqlite_migrations (migration_set, name, applied_at) values (?, ?, '')"
+    await change(models, sql, "datasette_llm_cache", "m999")
+    await texts(wrapped, "a")
+    assert [row["outcome"] for row in await calls(models)] == ["ok", "ok"]
+    assert "The response cache cannot be written" in caplog.text
+
+
+async def test_r5_two_processes_share_it(site, make_datasette):
+    """Another Datasette on the same file gets the answers, too."""
+    model = ScriptedModel("m", SCRIPT)
+    models, others = site(model), site(model)
+    await texts(await models.model("m"), "a")
+    await kept(models)
+    response = await (await others.model("m")).prompt("a")
+    assert (await response.text(), await response.usage()) == ("Short text", NOTHING)
+    await texts(await others.model("m"), "b")
+    await kept(others)
+    await texts(await models.model("m"), "b")
+    assert len(model.calls) == 2
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from datasette.app import Datasette
+from datasette_llm import LLM
+from datasette_llm.testing import ScriptedModel, registered
+
+async def main():
+    with registered(ScriptedModel("m", ["x" * 20_000])):
+        config = {"plugins": {"datasette-llm": {"cache": True}}}
+        site = Datasette(memory=True, internal=sys.argv[1], config=config)
+        await site.invoke_startup()
+        model = await LLM(site).model("m")
+        for number in range(1_000):
+            await (await model.prompt(str(number))).text()
+            print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_r5_sigkill_leaves_it_whole(site, tmp_path):
+    """Whatever is there after a kill is whole, and its sums are right."""
+    path = tmp_path / "killed.db"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED, str(path)), stdout=asyncio.subprocess.PIPE
+    )
+    for _ in range(60):
+        assert await soon(process.stdout.readline())
+    process.kill()
+    await soon(process.wait())
+    model = ScriptedModel("m", ["x" * 20_000])
+    models = site(model, internal=path)
+    rows = await kept(models)
+    assert rows
+    (size,) = await models.datasette.get_internal_database().execute_fn(cache_store.sizes)
+    assert (size.answers, size.bytes) == (len(rows), sum(row["bytes"] for row in rows))
+    wrapped = await models.model("m")
+    await texts(wrapped, *map(str, range(40)))
+    assert len(model.calls) <= max(0, 40 - len(rows))
+
+
+# Who sees what
+
+
+async def test_r6_actors_have_their_own_answers(site):
+    model = ScriptedModel("m", ["1"], ["2"], ["3"], ["4"], ["5"])
+    models = site(model)
+    actors = [ANA, BOB, None, ANA | {"role": "x"}, {"name": "no id"}, {"name": "no id"}]
+    found = [(await texts(await models.model("m", actor=actor), "a"))[0] for actor in actors]
+    assert found == ["1", "2", "3", "1", "4", "5"]
+
+
+async def test_r6_scope_purpose_is_shared_within_it(site):
+    model = ScriptedModel("m", ["1"], ["2"])
+    models = site(model, cache={"scope": "purpose"})
+    asked = [("p", ANA), ("p", BOB), ("p", None), ("q", ANA)]
+    found = [await texts(await models.model("m", purpose=p, actor=a), "a") for p, a in asked]
+    assert found == [["1"], ["1"], ["1"], ["2"]]
+
+
+@pytest.mark.parametrize("where", ["answer", "prompt"])
+async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
+    key = "sk-0123456789abcdef"
+    script, prompt = (["the key: ", key], "a") if where == "answer" else (["ok"], f"my {key}")
+    model = ScriptedModel("m", script, needs_key="m")
+    models = site(model)
+    wrapped = await models.model("m")
+    await texts(wrapped, prompt, key=key)
+    assert not await kept(models)
+    assert key.encode() not in (tmp_path / "internal.db").read_bytes()
+    await texts(wrapped, "b", key="sk-another-0123456789")
+    assert b"sk-another" not in (tmp_path / "internal.db").read_bytes()
+
+
+async def test_r_enrichment_run_twice_asks_once(site):
+    """200 rows, ten at once, in a group; the second run makes no request, also after a restart."""
+    model = ScriptedModel("m", SCRIPT)
+    models = site(model)
+
+    async def enrich(models):
+        async with models.group("m", purpose="enrichments") as grouped:
+            for first in range(0, 200, 10):
+                rows = [grouped.prompt(f"Row {first + number}") for number in range(10)]
+                await asyncio.gather(*rows)
+        return grouped
+
+    await enrich(models)
+    assert len(model.calls) == 200
+    await kept(models)
+    await enrich(models)
+    await enrich(site(model))
+    assert len(model.calls) == 200
+    await soon(Recorder.of(models.datasette).writer.flush())
+    rows = await calls(models)
+    assert len([row for row in rows if row["cached_from"]]) >= 200
+    assert sum(row["saved_nanodollars"] or 0 for row in rows) >= 200 * 16_000
+
+
+async def test_r3_log_of_a_failed_lookup_is_quiet(site, caplog):
+    """A table that is not there yet is no message for the administrator."""
+    models = site(ScriptedModel("m"))
+    with caplog.at_level(logging.INFO):
+        await texts(await models.model("m"), "a")
+    assert not caplog.messages
+    assert json.loads((await kept(models))[0]["answer"])[0] == [["Hello", 0]]
