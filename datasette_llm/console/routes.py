@@ -9,6 +9,7 @@ from ..hooks import dispatch
 from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
+from .evaluation import what_if
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
@@ -45,6 +46,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         *advice_routes.routes(),
         *log_routes.routes(),
         *usage_routes.routes(),
+        *what_if.routes(),
     ]
     return [(pattern, _not_kept_waiting(view)) for pattern, view in every]
 
