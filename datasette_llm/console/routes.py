@@ -10,6 +10,7 @@ from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
 from .evaluation import what_if
+from .evaluation.playground import PAGE as PLAYGROUND
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
@@ -31,6 +32,7 @@ PAGES = (
     MODELS,
     PURPOSES,
     TEST,
+    PLAYGROUND,
     Page("explain", explain_page),
     Page("keys", key_page),
 )

@@ -30,8 +30,8 @@ from ...web import (
     wants_html,
 )
 from ..navigation import ADVICE
+from ..streaming import ClientGoneError, client_gone, only_line, streams, while_connected
 from . import payloads
-from .connected import ClientGoneError, client_gone, while_connected
 from .payloads import FIELDS, BadRequestError
 from .rendering import (
     analyze_path,
@@ -41,7 +41,7 @@ from .rendering import (
     problem_part,
     render_preview,
 )
-from .sending import CHANGED, error_line, send, streams
+from .sending import CHANGED, send
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -71,7 +71,7 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         return await send(datasette, request, asked, fields)
     except BadRequestError as error:
         if streams(request):
-            return error_line(error)
+            return only_line({"error": str(error)}, status=400)
         return await _corrected_page(datasette, request, (database, table), fields, error)
     except LLMError as error:
         raise NotFound(str(error)) from None

@@ -10,8 +10,8 @@ from datasette.utils import tilde_encode
 
 from ...consultant.advice.matching_rows import EvidenceError, MatchingRows, matching_rows
 from ...web import READ_METHODS, as_json, method_not_allowed, refused, status_of
+from ..streaming import ClientGoneError, client_gone, while_connected
 from .analyze import permitted_table
-from .connected import ClientGoneError, client_gone, while_connected
 from .rendering import render_rows
 
 if TYPE_CHECKING:
