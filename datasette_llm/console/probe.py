@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pydantic
+
 from ..access import policy
 from ..access.keys import read_status
 from ..access.quoting import MAX_MESSAGE_CHARS, quoted
@@ -419,7 +421,15 @@ def _failure(attempt: Attempt) -> Failure | None:
         message = f"Plugin {plugin!r} blocked the call: {message_of(error)}"
         return Failure("blocked", message)
     kind = _kind(attempt, error)
-    return Failure(kind, failure_message(error, kind))
+    return Failure(kind, _of_options(error) or failure_message(error, kind))
+
+
+def _of_options(error: Exception) -> str | None:
+    """What is wrong with options, in a line; None for another error."""
+    if not isinstance(error, pydantic.ValidationError):
+        return None
+    problems = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"option {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
 
 
 def _kind(attempt: Attempt, error: Exception) -> FailureKind:

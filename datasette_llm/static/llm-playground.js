@@ -145,7 +145,7 @@ async function estimate() {
   estimating?.abort();
   const controller = estimating = new AbortController();
   const fields = new URLSearchParams(new FormData(form));
-  fields.set("action", "estimate");
+  fields.set("estimate", "1");
   try {
     const response = await fetch(form.action, {
       method: "POST", body: fields, headers: { accept: "text/html" }, signal: controller.signal,

@@ -60,13 +60,13 @@ async def playground_form(datasette: Datasette, request: Request) -> Payload:
 
 
 async def playground_post(datasette: Datasette, request: Request) -> Response | AsgiStream:
-    """Send a prompt, or with `action=estimate` only say what it would cost."""
+    """Send a prompt, or with `estimate` only say what it would cost."""
     try:
         fields = await posted_fields(request)
         given = PlaygroundRequest.of(fields)
     except PlaygroundError as error:
         return await _refusal(datasette, request, PlaygroundRequest(), str(error))
-    if "".join(fields.get("action", ())) == "estimate":
+    if any(fields.get("estimate", ())):
         payload = await _form(datasette, request, Opened(given))
         return await _shown(datasette, request, payload)
     if problem := given.problem:
