@@ -19,6 +19,12 @@ function element(tag, className, text = "") {
   return made;
 }
 
+// Where the button that had the focus is gone.
+function focusOn(card) {
+  card.tabIndex = -1;
+  card.focus();
+}
+
 // An answer that is to come: what has come of it, its seconds, and a button to cancel it.
 function addCard(model, controller) {
   const card = element("article", "llm-card llm-play");
@@ -42,14 +48,15 @@ function addCard(model, controller) {
       const hadFocus = document.activeElement === cancel;
       cancel.remove();
       clock.textContent = `${problem} after ${seconds()}`;
-      if (hadFocus) send.focus();
+      if (hadFocus) focusOn(card);
     },
     replace: (html) => {
       clearInterval(timer);
-      const made = new DOMParser().parseFromString(html, "text/html").querySelector("article");
+      const page = new DOMParser().parseFromString(html, "text/html");
+      const made = document.importNode(page.querySelector("article"), true);
       const hadFocus = document.activeElement === cancel;
-      card.replaceWith(document.importNode(made, true));
-      if (hadFocus) send.focus();
+      card.replaceWith(made);
+      if (hadFocus) focusOn(made);
     },
   };
 }

@@ -50,14 +50,13 @@ async def test_v1_answers_come_side_by_side(site: Served, server: Any, scheme: s
         await page.get_by_role("button", name="Cancel wire").press("Enter")
         await hanging.get_by_text("Cancelled after").wait_for()
         await page.get_by_text("1 of 3 answered").wait_for()
-        assert await page.evaluate("document.activeElement.textContent") == "Send"
+        assert "half" in await page.evaluate("document.activeElement.textContent")
         await picture(page, f"playground-{scheme}")
         assert await fits(page)
         await page.get_by_role("link", name="These calls in the call log").click()
         await page.get_by_role("heading", name="Calls", exact=True).first.wait_for()
         outcomes = await page.locator(".llm-outcomes").inner_text()
-        assert "cancelled 1" in outcomes
-        assert "ok 1" in outcomes
+        assert ("ok 1" in outcomes, "cancelled 1" in outcomes) == (True, True)
 
 
 async def test_v1_estimate_follows_what_is_typed(site: Served) -> None:
