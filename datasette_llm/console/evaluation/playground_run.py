@@ -97,7 +97,7 @@ async def _estimate(
 ) -> Row:
     tokens = tokens_estimate(len((given.prompt + given.system).encode()))
     limits = [given.parsed_options().get(name) for name in _LIMITS]
-    output = next((each for each in limits if isinstance(each, int)), ANSWER_TOKENS)
+    output = next((each for each in limits if isinstance(each, int) and each > 0), ANSWER_TOKENS)
     row = {"model": model, "input_tokens": tokens, "answer_tokens": output, "cost_dollars": None}
     purpose = given.purpose or None
     try:

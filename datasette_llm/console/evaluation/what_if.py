@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from datasette import Response
 from datasette.utils.sqlite import sqlite3
@@ -13,9 +14,17 @@ from ...errors import LLMError
 from ...evaluation.what_if import what_if
 from ...log.queries import BadFilterError, Filter
 from ...permissions import MANAGE, VIEW_LOG
-from ...web import READ_METHODS, ArgumentError, Payload, as_json, method_not_allowed, refused
-from ..log.list_request import NONE, LogListRequest
-from ..navigation import PURPOSES, WHAT_IF
+from ...web import (
+    READ_METHODS,
+    ArgumentError,
+    Payload,
+    as_json,
+    method_not_allowed,
+    refused,
+    status_of,
+)
+from ..log.list_request import LogListRequest
+from ..navigation import LOG, PURPOSES, WHAT_IF
 from ..page import render
 
 if TYPE_CHECKING:
@@ -46,9 +55,22 @@ def _checked(view: View) -> View:
 async def page(datasette: Datasette, request: Request) -> Response:
     """The page."""
     payload = await _payload(datasette, request)
-    given = {name: request.args[name] for name in request.args if not name.startswith("_")}
-    context = {"title": LABEL, "payload": payload, "given": given, "none": NONE}
-    status = payload.get("status", 200)
+    given = [
+        (name, value)
+        for name in request.args
+        if not name.startswith("_")
+        for value in filter(None, request.args.getlist(name))
+    ]
+    calls = [each for each in given if each[0] != "since"] + [("since", payload.get("since", ""))]
+    context = {
+        "title": LABEL,
+        "payload": payload,
+        "given": given,
+        "first": dict(reversed(given)),
+        "given_query": urlencode(given, errors="replace"),
+        "calls": f"{datasette.urls.path(LOG)}?{urlencode(calls, errors='replace')}",
+    }
+    status = status_of(payload)
     return await render(
         datasette, request, "llm_what_if.html", context, path=PURPOSES, here=LABEL, status=status
     )

@@ -66,6 +66,16 @@ async def test_v2_page_and_json_of_a_filter(start: Start, register_models: Any) 
     assert "nothing to compare" in (await get(datasette, "what-if", purpose="none")).text
 
 
+async def test_v2_page_keeps_every_tag(start: Start, register_models: Any) -> None:
+    """In its form, and in its links to the calls and to the JSON."""
+    datasette = await site(start, register_models)
+    query = "tag=job%3A1&tag=row%3A2&outcome=ok&since=2020-01-01"
+    page = Page((await datasette.client.get(f"/-/llm/what-if?{query}", actor=ANA)).text)
+    tags = [each["value"] for each in page.all("input") if each["name"] == "tag"]
+    assert tags == ["job:1", "row:2"]
+    assert any(link.endswith(f"what-if.json?{query}") for link in page.links())
+
+
 @pytest.mark.parametrize("bad", [{"since": "soon"}, {"nonsense": "1"}, {"outcome": "x"}])
 async def test_v2_bad_filter_is_refused(start: Start, register_models: Any, bad: Any) -> None:
     datasette = await site(start, register_models)
