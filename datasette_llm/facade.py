@@ -211,7 +211,7 @@ class LLM:
             since: the start, inclusive; an ISO 8601 date or time, in UTC unless it has a zone.
             until: the end, exclusive; likewise.
             before: the id of the last call of the page before; None for the first page.
-            limit: the maximum number.
+            limit: the maximum number, up to 10,000.
 
         Raises:
             datasette.Forbidden: the actor has no `view-llm-log`.

@@ -23,6 +23,7 @@ from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
 from .sanitize import message_of
+from .tags.source import PluginNames
 from .telemetry import spans as telemetry
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ async def start(datasette: Datasette) -> None:
         NewerDatabaseError: a newer version of datasette-llm wrote the internal database.
     """
     settings = await settings_of(datasette)
+    await asyncio.to_thread(instance.of(datasette, PluginNames).learn, datasette)
     if settings.log is not None:
         await _open_log(datasette)
         await _recall_reasons(datasette, settings.endpoints)

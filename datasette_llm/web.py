@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Payload = dict[str, Any]
 Write = Callable[[str], Awaitable[None]]
 
+NDJSON = "application/x-ndjson"
 READ_METHODS = ("GET", "HEAD")
 # How many rows a page of a list has.
 DEFAULT_LIMIT = 50
@@ -86,6 +87,11 @@ def wants_html(request: Request) -> bool:
     return "json" not in sent and "text/html" in request.headers.get("accept", "")
 
 
+def streams(request: Request) -> bool:
+    """Whether a client reads the progress line by line."""
+    return NDJSON in request.headers.get("accept", "")
+
+
 async def posted(request: Request) -> Mapping[str, str]:
     """The fields of a POST, from a form or from JSON, without empty ones.
 
@@ -139,14 +145,18 @@ def page_limit(text: str | None) -> int:
     return number
 
 
-def page_cursor(text: str | None) -> str | None:
-    """The argument `next` of a list: the id of the last row of the previous page, or None.
+def page_cursor(text: str | None, name: str = "next") -> str | None:
+    """A cursor of a list: by default `next`, the id of the last row of the previous page, or None.
+
+    Args:
+        text: the argument.
+        name: its name.
 
     Raises:
         ArgumentError: it is no id.
     """
     if text is not None and not _ID.fullmatch(text):
-        raise ArgumentError(f"next: {text!r} is not a cursor from a page of this list")
+        raise ArgumentError(f"{name}: {text!r} is not a cursor from a page of this list")
     return text
 
 

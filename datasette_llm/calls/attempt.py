@@ -197,7 +197,7 @@ class Attempt:
         limiters = instance.of(self.route.datasette, LimiterRegistry)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self.call.awaits_permit = True
+        self.call.awaited_permit = self.permit
         try:
             async with self._while_time_is_left():
                 await self.permit.acquire(limiters, self.route.target.call_policy.limits)
@@ -206,7 +206,7 @@ class Attempt:
             self._record_unsent(error)
             raise
         finally:
-            self.call.awaits_permit = False
+            self.call.awaited_permit = None
         self._waited_s = loop.time() - began
 
     async def _learn_key(self) -> None:

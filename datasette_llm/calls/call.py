@@ -8,6 +8,7 @@ call whose requests come one at a time, as llm's own chain loop asks for them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -55,6 +56,7 @@ class Call(CallContext):
         refused_by: the plugin that kept the call from going to the provider, or None.
         chain_readers: how many read the chain, of which one may be left without its end.
         at_end: called with what ended the call, or None, before it is closed.
+        began: when it was made, in seconds, by the monotonic clock.
         chain_span: the span of a chain that has been admitted; None where nothing collects spans.
     """
 
@@ -74,6 +76,7 @@ class Call(CallContext):
         self.refused_by: str | None = None
         self.chain_readers = 0
         self.at_end: list[Callable[[BaseException | None], None]] = []
+        self.began = time.monotonic()
         self.chain_span: ChainSpan | None = None
         self._text = text
         self._requests: deque[PromptResponse] = deque()

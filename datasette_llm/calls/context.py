@@ -7,6 +7,7 @@ from typing import Any
 from ..access.keys import KeyName, find_key, find_named_key
 from ..access.secrets import registered_secrets
 from ..tags.values import Tags
+from .limiter import Permit
 from .prompt_result import CallbackOwners, PromptResult
 from .response import PromptResponse
 from .route import Route, RoutedModel
@@ -21,7 +22,7 @@ class CallContext(SupervisedTask):
         route: its route.
         owners: whose the callbacks of the result are.
         result: what the contexts of the hooks know of the call.
-        awaits_permit: whether its request waits for a concurrency limit.
+        awaited_permit: the permit that its request waits for, or None.
         used_keys: the keys looked up so far, those of fallbacks included.
     """
 
@@ -33,9 +34,14 @@ class CallContext(SupervisedTask):
         group: Any = model.route.group
         self.owners = CallbackOwners()
         self.result = PromptResult(model.purpose, model.actor, group, is_chain, self.owners, tags)
-        self.awaits_permit = False
+        self.awaited_permit: Permit | None = None
         self.used_keys: frozenset[str] = frozenset()
         self._keys: dict[RoutedModel, str | None] = {}
+
+    @property
+    def awaits_permit(self) -> bool:
+        """Whether its request waits for a concurrency limit."""
+        return self.awaited_permit is not None
 
     @property
     def row_id(self) -> str | None:

@@ -10,11 +10,25 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from ..access.call_policy import Limit, LimiterName
+
+
+class Place(NamedTuple):
+    """Where a request waits.
+
+    Attributes:
+        limiter: the name of the concurrency limiter.
+        number: 1 for the request that is admitted next.
+        waiting: how many wait there.
+    """
+
+    limiter: LimiterName
+    number: int
+    waiting: int
 
 
 class ConcurrencyLimiter:
@@ -27,7 +41,7 @@ class ConcurrencyLimiter:
     def __init__(self) -> None:
         self._running = 0
         # An OrderedDict loses its first and any other entry in constant time.
-        self._queue: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._queue: OrderedDict[asyncio.Future[None], _Waiting] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<ConcurrencyLimiter {self.running} running, {self.waiting} waiting>"
@@ -47,17 +61,22 @@ class ConcurrencyLimiter:
         """Whether no request runs or waits."""
         return not self._running and not self._queue
 
-    async def acquire(self, limit: int) -> None:
+    def owners(self) -> list[object]:
+        """Those that wait, in order."""
+        return [each.owner for each in self._queue.values()]
+
+    async def acquire(self, limit: int, owner: object = None) -> None:
         """Wait for a place; a request that is cancelled meanwhile leaves the queue.
 
         Args:
             limit: how many may run, this request included.
+            owner: by which `owners` knows the request.
         """
         if not self._queue and self._running < limit:
             self._running += 1
             return
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue[admitted] = limit
+        self._queue[admitted] = _Waiting(limit, owner)
         try:
             await admitted
         except BaseException:
@@ -73,11 +92,16 @@ class ConcurrencyLimiter:
         self._admit()
 
     def _admit(self) -> None:
-        while self._queue and self._running < next(iter(self._queue.values())):
+        while self._queue and self._running < next(iter(self._queue.values())).limit:
             admitted, _ = self._queue.popitem(last=False)
             if not admitted.done():
                 self._running += 1
                 admitted.set_result(None)
+
+
+class _Waiting(NamedTuple):
+    limit: int
+    owner: object
 
 
 class LimiterRegistry:
@@ -100,6 +124,14 @@ class LimiterRegistry:
         """Those of the running event loop that are not idle, by name."""
         limiters = self._by_loop.get(asyncio.get_running_loop(), {})
         return {name: limiter for name, limiter in limiters.items() if not limiter.idle}
+
+    def places(self) -> dict[object, Place]:
+        """Where the permits of the running event loop wait that do."""
+        return {
+            owner: Place(name, number, limiter.waiting)
+            for name, limiter in self.busy().items()
+            for number, owner in enumerate(limiter.owners(), 1)
+        }
 
     def all_idle(self) -> bool:
         """Whether no limiter of any event loop is in use."""
@@ -129,7 +161,7 @@ class Permit:
         for limit in limits:
             limiter = limiters.named(limit.limiter)
             if not any(limiter in permit.held for permit in self._nested()):
-                await limiter.acquire(limit.count)
+                await limiter.acquire(limit.count, self)
                 self.held.append(limiter)
                 if limit.limiter[0] == "purpose":
                     self._of_purpose = limiter

@@ -104,6 +104,13 @@ class SupervisedTask:
             self._send(task)
         self._arm_cut_short(task)
 
+    def cancel_soon(self, reason: str) -> None:
+        """As `cancel()`, from any thread or event loop."""
+        task = self._task
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed, which ends it too
+                task.get_loop().call_soon_threadsafe(self.cancel, reason)
+
     def hurry(self) -> None:
         """The caller waits no longer: each context may clean up for `CLEANUP_S` at most."""
         if self._task is not None and self.running and self._cut_short_timer is None:

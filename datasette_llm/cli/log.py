@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -28,9 +28,11 @@ from ..log.queries import (
     RUNNING,
     BadFilterError,
     Filter,
+    Values,
     all_calls,
     calls_since,
 )
+from ..log.queries import several as several_of
 from ..log.schema import OUTCOMES, migrations
 from ..sanitize import well_formed
 from .log_table import Table
@@ -55,6 +57,23 @@ ADVICE = {
 }
 
 Row = dict[str, Any]
+Command = Callable[..., None]
+BOUNDED = {
+    "cost": "that cost at {} so many dollars",
+    "tokens": "with at {} so many tokens, in and out",
+    "duration": "that took at {} so many seconds",
+    "first_chunk": "whose first chunk took at {} so many seconds",
+}
+
+
+def _bounds(command: Command) -> Command:
+    """Add the options for the bounds of numbers."""
+    for name, text in reversed(list(BOUNDED.items())):
+        for bound, most in (("max", "most"), ("min", "least")):
+            option = f"--{bound}-{name.replace('_', '-')}"
+            about = f"Only calls {text.format(most)}"
+            command = click.option(option, metavar="NUMBER", help=about)(command)
+    return command
 
 
 @click.command("log")
@@ -72,17 +91,28 @@ Row = dict[str, Any]
     metavar="COUNT",
     help=f"How many calls to show, {DEFAULT_ROWS} without this; 0 for all",
 )
-@click.option("-m", "--model", help="Only calls of the model with this id")
-@click.option("-p", "--purpose", help="Only calls for this purpose")
-@click.option("--actor", help="Only calls for the actor with this id")
-@click.option("--outcome", help=f"Only calls with this outcome: {', '.join(OUTCOMES)} or {RUNNING}")
+@click.option("-m", "--model", multiple=True, help="Only calls of the model with this id")
+@click.option("-p", "--purpose", multiple=True, help="Only calls for this purpose")
+@click.option("--actor", multiple=True, help="Only calls for the actor with this id")
 @click.option(
-    "--finish-reason", help=f"Only calls whose answer ended so: {', '.join(FINISH_REASONS)}"
+    "--outcome",
+    multiple=True,
+    help=f"Only calls with this outcome: {', '.join(OUTCOMES)} or {RUNNING}",
 )
 @click.option(
-    "--failure-kind", help=f"Only calls with a failure of this kind: {', '.join(FAILURE_KINDS)}"
+    "--finish-reason",
+    multiple=True,
+    help=f"Only calls whose answer ended so: {', '.join(FINISH_REASONS)}",
 )
-@click.option("--group", help="Only calls of the group with this id")
+@click.option(
+    "--failure-kind",
+    multiple=True,
+    help=f"Only calls with a failure of this kind: {', '.join(FAILURE_KINDS)}",
+)
+@click.option("--group", multiple=True, help="Only calls of the group with this id")
+@click.option("--chain", multiple=True, help="Only calls of the chain with this id")
+@click.option("--conversation", multiple=True, help="Only calls of the conversation with this id")
+@click.option("--prompt", multiple=True, help="Only the attempts at the response with this id")
 @click.option(
     "--tag",
     multiple=True,
@@ -91,6 +121,7 @@ Row = dict[str, Any]
 )
 @click.option("--since", metavar="TIME", help="Only calls from this date or time on, in UTC")
 @click.option("--until", metavar="TIME", help="Only calls before this date or time")
+@_bounds
 @click.option("--json", "as_json", is_flag=True, help="All columns, as a JSON array")
 @click.option(
     "--follow",
@@ -102,13 +133,13 @@ def log_command(
     count: int | None,
     as_json: bool,
     follow: bool,
-    tag: tuple[str, ...],
-    **filters: str | None,
+    **filters: Values,
 ) -> None:
     """Show the call log, the newest first
 
-    The site may be running. An empty filter, such as --actor '', selects calls without one.
-    Times are written like 2026-01-31 or 2026-01-31T12:00.
+    The site may be running. An empty filter, such as --actor '', selects calls without one. Of a
+    filter that is given several times, calls have one value; of --tag, all. Times are written like
+    2026-01-31 or 2026-01-31T12:00.
 
     With --follow the oldest come first, and -n is the number of earlier calls to show. A call
     that is written after a thousand later ones is not shown.
@@ -118,8 +149,8 @@ def log_command(
         datasette llm log --internal internal.db --outcome error --since 2026-01-31
     """
     # An argument that is not UTF-8, as the call log would have it.
-    given: dict[str, Any] = {name: value and well_formed(value) for name, value in filters.items()}
-    log_filter = Filter(**given, tag=tuple(map(well_formed, tag)))
+    given: dict[str, Any] = {name: _well_formed(value) for name, value in filters.items()}
+    log_filter = Filter(**given)
     try:
         log_filter.where()  # an invalid filter is reported first
         with contextlib.closing(_opened(internal)) as connection:
@@ -134,6 +165,12 @@ def log_command(
         advice = ADVICE.get(error.sqlite_errorname)
         message = f"{error} ({advice})" if advice else f"{error}"
         raise click.ClickException(f"{internal} cannot be read: {message}") from None
+
+
+def _well_formed(value: Values) -> Values:
+    if value is None or isinstance(value, str):
+        return value and well_formed(value)
+    return tuple(map(well_formed, value))
 
 
 # Reading
@@ -215,7 +252,11 @@ class _Watch:
         return [row for row in fresh if self._ended_as_wanted(row)]
 
     def _ended_as_wanted(self, row: Row) -> bool:
-        return all(getattr(self._filter, name) in (None, row[name]) for name in CLOSED)
+        return all(
+            row[name] in values
+            for name in CLOSED
+            if (values := several_of(getattr(self._filter, name)))
+        )
 
 
 # Showing

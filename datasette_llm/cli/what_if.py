@@ -41,7 +41,7 @@ def what_if_command(
     """
     if site.internal is None:
         raise click.UsageError("Give --internal: Datasette's internal database has the call log")
-    given = {name: value and well_formed(value) for name, value in filters.items()}
+    given: dict[str, Any] = {name: value and well_formed(value) for name, value in filters.items()}
     log_filter = Filter(**given, tag=tuple(map(well_formed, tag)))
     run(_what_if(site, log_filter, wants_json))
 

@@ -5,12 +5,14 @@ Templates have this module as `format`.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from ..log.queries import RUNNING, time_of
 from ..providers.failures import LABELS
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 NOTHING_SENT = "nothing was sent"
+NOT_YET = "not yet known"
 # What a rule answers in a word or two: where it lets the model pass, and where it does not.
 ANSWERS: dict[Rule, tuple[str, str]] = {
     "known": ("known", "unknown"),
@@ -77,6 +80,15 @@ def duration(milliseconds: float | None) -> str:
         return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes:,} min {rest} s"
+
+
+def took(row: Mapping[str, Any]) -> str:
+    """How long a call took; of one that runs the seconds until now, which a script counts on."""
+    if row["outcome"] != RUNNING:
+        return duration(row["duration_ms"])
+    elapsed = datetime.datetime.now(datetime.UTC) - time_of(row["id"])
+    seconds = max(0, int(elapsed.total_seconds()))
+    return Markup('<span data-seconds="{0}">{0} s</span>').format(seconds)
 
 
 def waited(milliseconds: float | None) -> str:
@@ -143,7 +155,7 @@ def label_of(name: str | None, value: str) -> str:
 
 def missing(outcome: str | None) -> str:
     """What is written for a figure that a call does not have."""
-    return NOTHING_SENT if outcome == "blocked" else UNKNOWN
+    return {"blocked": NOTHING_SENT, RUNNING: NOT_YET}.get(outcome or "", UNKNOWN)
 
 
 def answer(rule: Rule, *, passed: bool) -> str:

@@ -23,12 +23,12 @@ from .navigation import BY_PATH, MODELS, PURPOSES, ROOT, navigation, row_address
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.asgi import Request
+    from datasette.utils.asgi import AsgiStream, Request
 
     from ..web import Payload
 
     Row = dict[str, Any]
-    ViewFunction = Callable[[Datasette, Request], Awaitable[Response]]
+    ViewFunction = Callable[[Datasette, Request], Awaitable[Response | AsgiStream]]
     MakePayload = Callable[[Datasette, Request], Awaitable[Payload]]
     MakeInnerPayload = Callable[[Datasette, Request, str], Awaitable[Payload]]
 
@@ -88,7 +88,7 @@ class Page:
 
 
 def _html(page: Page) -> ViewFunction:
-    async def html(datasette: Datasette, request: Request) -> Response:
+    async def html(datasette: Datasette, request: Request) -> Response | AsgiStream:
         await datasette.ensure_permission(action=MANAGE, actor=request.actor)
         if request.method == "POST" and page.post is not None:
             return await page.post(datasette, request)

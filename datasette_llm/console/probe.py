@@ -136,7 +136,11 @@ class Candidates:
 
 
 async def probe_model(
-    datasette: Datasette, model_id: str, purpose: str | None = None, actor: Actor = None
+    datasette: Datasette,
+    model_id: str,
+    purpose: str | None = None,
+    actor: Actor = None,
+    on_first_chunk: Callable[[float], None] = lambda first_chunk_ms: None,
 ) -> Probe:
     """Prompt a model as a plugin would, for `LIMIT_S` at most.
 
@@ -148,8 +152,9 @@ async def probe_model(
         model_id: an id or alias; it may be unknown.
         purpose: the purpose of the prompt.
         actor: the actor of the call, for policy, budgets and the call log.
+        on_first_chunk: called with the milliseconds until the first text, when it is there.
     """
-    asked = Asked(PROMPT, alone=True, limit_s=LIMIT_S)
+    asked = Asked(PROMPT, LIMIT_S, alone=True, on_first_chunk=on_first_chunk)
     return await attempted(Attempt(datasette, model_id, purpose, actor, asked))
 
 
@@ -251,7 +256,7 @@ async def probe_purpose(
     }
 
 
-def _ignored(text: str) -> None:
+def _ignored(observed: str | float) -> None:
     pass
 
 
@@ -267,6 +272,7 @@ class Asked:
         alone: whether it is asked once, and no fallback, whose answer would hide that it is down.
         max_chars: how many characters of the answer are kept.
         on_text: gets each piece of the answer, without keys, as it comes.
+        on_first_chunk: called with the milliseconds until the first text, when it is there.
     """
 
     prompt: str
@@ -276,6 +282,7 @@ class Asked:
     alone: bool = False
     max_chars: int = MAX_TEXT_CHARS
     on_text: Callable[[str], None] = _ignored
+    on_first_chunk: Callable[[float], None] = _ignored
 
 
 class Attempt:
@@ -335,6 +342,7 @@ class Attempt:
         async for chunk in await conversation.prompt(asked.prompt, **asked.arguments):
             if self.first_chunk_at is None:
                 self.first_chunk_at = time.monotonic()
+                asked.on_first_chunk(self.ms_until(self.first_chunk_at))
             if len(self.text) < max(asked.max_chars, MAX_MESSAGE_CHARS):
                 self.text += chunk
                 held = self._pass_on(held + chunk)

@@ -6,23 +6,28 @@ is such a failure too.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 from datasette import Response
+from datasette.utils.asgi import AsgiStream
 
 from ..access.snapshot import snapshot_of
+from ..hooks import dispatch
 from ..permissions import VIEW_LOG
 from ..providers.failures import LABELS
-from ..web import PostError, argument, as_json, posted, refused, wants_html
+from ..web import NDJSON, PostError, argument, as_json, posted, refused, streams, wants_html
 from . import probe
 from .choices import purpose_names
+from .connected import ClientGoneError, client_gone, while_connected
 from .page import Page, rendered
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from datasette.app import Datasette
-    from datasette.utils.asgi import Request
+    from datasette.utils.asgi import AsgiWriter, Request
 
 NOTHING_NAMED = "Name a model, a purpose, or both: model tests that model, for the purpose if any"
 
@@ -33,15 +38,23 @@ async def probe_form(datasette: Datasette, request: Request) -> dict[str, Any]:
     return await _form(datasette, request, given)
 
 
-async def probe_post(datasette: Datasette, request: Request) -> Response:
-    """Probe the model, or each model of the purpose, that a form or JSON names."""
+async def probe_post(datasette: Datasette, request: Request) -> Response | AsgiStream:
+    """Probe the model, or each model of the purpose, that a form or JSON names.
+
+    A client that goes away cancels it.
+    """
     try:
         given = await posted(request)
     except PostError as error:
         return await _refusal(datasette, request, {}, str(error))
     if not given.get("model") and not given.get("purpose"):
         return await _refusal(datasette, request, given, NOTHING_NAMED)
-    result = await _probed(datasette, request, given)
+    if given.get("model") and streams(request):
+        return _streamed(datasette, request, given)
+    try:
+        result = await while_connected(request, _probed(datasette, request, given))
+    except ClientGoneError:
+        return client_gone()
     if not wants_html(request):
         return Response.json(result)
     payload = {**await _form(datasette, request, given), "result": result}
@@ -61,12 +74,59 @@ async def _refusal(
 
 
 async def _probed(
-    datasette: Datasette, request: Request, given: Mapping[str, str]
+    datasette: Datasette,
+    request: Request,
+    given: Mapping[str, str],
+    on_first_chunk: Callable[[float], None] = lambda first_chunk_ms: None,
 ) -> dict[str, Any]:
     model_id, purpose = given.get("model"), given.get("purpose")
-    if model_id:
-        return (await probe.probe_model(datasette, model_id, purpose, request.actor)).payload()
-    return await probe.probe_purpose(datasette, purpose or "", request.actor)
+    with dispatch.answered_in_time():
+        if model_id:
+            found = await probe.probe_model(
+                datasette, model_id, purpose, request.actor, on_first_chunk
+            )
+            return found.payload()
+        return await probe.probe_purpose(datasette, purpose or "", request.actor)
+
+
+def _streamed(datasette: Datasette, request: Request, given: Mapping[str, str]) -> AsgiStream:
+    """Lines of JSON: the time to the first chunk when it is there, and at the end the result."""
+
+    async def stream(writer: AsgiWriter) -> None:
+        lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        work = _probed(
+            datasette, request, given, lambda ms: lines.put_nowait({"first_chunk_ms": ms})
+        )
+        task = asyncio.create_task(while_connected(request, work))
+        task.add_done_callback(lambda _: lines.put_nowait(None))
+        try:
+            while (line := await lines.get()) is not None:
+                await writer.write(json.dumps(line) + "\n")
+            result = await task
+            row = await _row(datasette, request, result)
+            await writer.write(json.dumps({"result": result, "row": row}) + "\n")
+        except ClientGoneError:
+            return
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    return AsgiStream(stream, content_type=NDJSON)
+
+
+async def _row(datasette: Datasette, request: Request, result: Mapping[str, Any]) -> str:
+    """The row of the page's table for a result."""
+    context = {"result": result, "payload": await _shared(datasette, request)}
+    html: str = await datasette.render_template("_llm_probe_row.html", context, request)
+    return html
+
+
+async def _shared(datasette: Datasette, request: Request) -> dict[str, Any]:
+    return {
+        "kinds": dict(LABELS),
+        "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
+    }
 
 
 async def _form(datasette: Datasette, request: Request, given: Mapping[str, str]) -> dict[str, Any]:
@@ -88,6 +148,4 @@ async def _form(datasette: Datasette, request: Request, given: Mapping[str, str]
         "prompt": probe.PROMPT,
         "limit_s": probe.LIMIT_S,
         "most_models": probe.MAX_MODELS,
-        "kinds": dict(LABELS),
-        "links_to_log": await datasette.allowed(action=VIEW_LOG, actor=request.actor),
-    }
+    } | await _shared(datasette, request)

@@ -1,16 +1,17 @@
-"""Work that ends when the client goes away, and its progress, line by line."""
+"""The progress of work, line by line."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from datasette import Response
 from datasette.utils.asgi import AsgiStream
 
-from ..web import client_disconnected
+from ..web import NDJSON
+from .connected import ClientGoneError, while_connected
 
 if TYPE_CHECKING:
     from datasette.utils.asgi import AsgiWriter, Request
@@ -18,45 +19,6 @@ if TYPE_CHECKING:
     from ..web import Payload
 
     Emit = Callable[[Payload], None]
-
-T = TypeVar("T")
-
-NDJSON = "application/x-ndjson"
-
-
-class ClientGoneError(Exception):
-    """The client went away, so that the response is of no use."""
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run the work as long as the client is connected; cancel it when the client goes away.
-
-    Raises:
-        ClientGoneError: the client went away.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(client_disconnected(request))
-    try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
-        disconnected = not task.done()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-    if disconnected:
-        raise ClientGoneError
-    return task.result()
-
-
-def client_gone() -> Response:
-    """The response that goes nowhere."""
-    return Response.text("", status=499)  # nginx's status for it in access logs
-
-
-def streams(request: Request) -> bool:
-    """Whether a client reads the progress line by line."""
-    return NDJSON in request.headers.get("accept", "")
 
 
 def only_line(payload: Payload, status: int = 200) -> Response:

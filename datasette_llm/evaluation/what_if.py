@@ -67,7 +67,7 @@ async def what_if(datasette: Datasette, log_filter: Filter, actor: Actor) -> Row
     Args:
         datasette: the Datasette instance.
         log_filter: which calls; without a time those of the last `DEFAULT_DAYS` days. Its purpose
-            is that of the models, too.
+            is that of the models, too, if it is one.
         actor: who would use the models.
 
     Returns:
@@ -83,7 +83,8 @@ async def what_if(datasette: Datasette, log_filter: Filter, actor: Actor) -> Row
     """
     log_filter.where()
     now = datetime.datetime.now(datetime.UTC)
-    models = await LLM(datasette).models(actor, log_filter.purpose or None)
+    purpose = log_filter.purpose if isinstance(log_filter.purpose, str) else None
+    models = await LLM(datasette).models(actor, purpose or None)
     recorded = await datasette.get_internal_database().execute_fn(
         lambda connection: _recorded(connection, log_filter, now)
     )

@@ -85,6 +85,8 @@ class CallRecord:
     tags: Tags
 
 
+# Of calls at once, since they are all in memory.
+MAX_LIMIT = 10_000
 # The columns that are values of a record as they are.
 _PLAIN = frozenset(CallRecord.__slots__) - {
     *("started_at", "finished_at", "outcome", "finish_reason", "cost", "tags")
@@ -121,9 +123,11 @@ async def call_records(
         limit: the maximum number.
 
     Raises:
-        BadFilterError: the filter is invalid.
+        BadFilterError: the filter or the limit is invalid.
         sqlite3.Error: the internal database cannot be read.
     """
+    if not 0 < limit <= MAX_LIMIT:
+        raise queries.BadFilterError(f"limit: from 1 to {MAX_LIMIT:,} calls, not {limit}")
     log_filter.where()  # an invalid filter is reported without a call log, too
     return await _records(
         datasette, lambda c: queries.calls(c, log_filter, before=before, limit=limit)

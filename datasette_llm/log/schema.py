@@ -385,6 +385,21 @@ def m007_gateway(db: Database) -> None:
     )
 
 
+@migrations()
+def m008_ranges(db: Database) -> None:
+    """Indexes for conversations, and for ranges and orders, which are known when a call ends."""
+    for name, column in (
+        ("conversation", "conversation_id"),
+        ("cost", "cost_nanodollars"),
+        ("duration", "duration_ms"),
+        ("first_chunk", "first_chunk_ms"),
+        ("tokens", "input_tokens + output_tokens"),
+    ):
+        db.execute(
+            f"create index llm_calls_{name} on llm_calls ({column}, id) where {column} is not null"
+        )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables up to date, as `migrations.migrate`."""
     database.migrate(connection, migrations, *TABLES)

@@ -12,6 +12,7 @@ call waiting.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -24,7 +25,7 @@ from sqlite_utils import Database, Migrations
 from ulid import ULID
 
 from .. import migrations as database
-from .queries import COLUMNS, BadFilterError, Filter
+from .queries import BadFilterError, Conditions
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -176,48 +177,65 @@ def match_of(text: str) -> str:
     return " ".join(words)
 
 
-def calls(
+def ids(
     connection: sqlite3.Connection,
     text: str,
-    log_filter: Filter,
+    conditions: Conditions,
     *,
-    before: str | None = None,
-    limit: int,
-) -> list[dict[str, Any]]:
-    """A page of the calls whose content has certain words, newest first.
+    cursor: str | None = None,
+    descending: bool = True,
+) -> Iterator[str]:
+    """The ids of the calls whose content has certain words, in their order.
+
+    They are read as they are asked for, a week after the other, so that many calls with these
+    words cost no more than few.
 
     Args:
         connection: a connection to the internal database.
         text: the words, as for `match_of()`.
-        log_filter: which calls.
-        before: the id of the last call of the previous page; None for the first page.
-        limit: the maximum number of calls.
+        conditions: what else has to be true of them.
+        cursor: the id after which they begin, in their order; None for the first ones.
+        descending: whether the newest come first.
 
     Raises:
-        BadFilterError: the words or the filter are invalid.
+        BadFilterError: the words are invalid.
     """
-    condition, values = log_filter.where()
-    values |= {"search": match_of(text), "before": before or "~"}
-    values["last"] = _last_row(before)
-    found: list[dict[str, Any]] = []
-    if not has_index(connection):
-        return found
-    for week, table in _weeks(connection):
-        if week * WEEK_MS << _CALLS_BITS > values["last"]:
+    values = conditions.values | {"search": match_of(text), "bound": _row_at(cursor, descending)}
+    compare, direction = ("<=", "desc") if descending else (">=", "asc")
+    for week, table in _weeks(connection, descending):
+        if _is_past(week, values["bound"], descending):
             continue
         sql = (
-            f"select {', '.join(COLUMNS)} from [{table}] "
+            f"select [{table}].rowid, llm_calls.id from [{table}] "
             f"join llm_search_calls on llm_search_calls.row = [{table}].rowid "
-            f"join llm_calls on llm_calls.id = llm_search_calls.call_id "
-            f"where [{table}] match :search and [{table}].rowid <= :last "
-            f"and llm_calls.id < :before and {condition} "
-            f"order by [{table}].rowid desc limit :n"
+            "join llm_calls on llm_calls.id = llm_search_calls.call_id "
+            f"where [{table}] match :search and [{table}].rowid {compare} :bound "
+            f"and {conditions.unindexed()} order by [{table}].rowid {direction}"
         )
-        rows = connection.execute(sql, values | {"n": limit - len(found)})
-        found += (dict(zip(COLUMNS, row, strict=True)) for row in rows)
-        if len(found) >= limit:
-            break
-    return sorted(found, key=lambda call: call["id"], reverse=True)
+        rows = connection.execute(sql, values)
+        # Of one millisecond, they were indexed in any order.
+        for _, same in itertools.groupby(rows, lambda row: row[0] >> _CALLS_BITS):
+            yield from sorted((call_id for _, call_id in same), reverse=descending)
+
+
+def is_rare(connection: sqlite3.Connection, text: str, below: int) -> bool:
+    """Whether fewer calls than this have certain words.
+
+    Args:
+        connection: a connection to the internal database.
+        text: the words, as for `match_of()`.
+        below: how many are not rare.
+
+    Raises:
+        BadFilterError: the words are invalid.
+    """
+    match, found = match_of(text), 0
+    for _, table in _weeks(connection):
+        sql = f"select count(*) from (select 1 from [{table}] where [{table}] match ? limit ?)"
+        found += connection.execute(sql, (match, below)).fetchone()[0]
+        if found >= below:
+            return False
+    return True
 
 
 def condition(connection: sqlite3.Connection, text: str) -> tuple[str, dict[str, Any]]:
@@ -234,7 +252,7 @@ def condition(connection: sqlite3.Connection, text: str) -> tuple[str, dict[str,
         BadFilterError: the words are invalid.
     """
     match = match_of(text)
-    tables = [table for _, table in _weeks(connection)] if has_index(connection) else []
+    tables = [table for _, table in _weeks(connection)]
     if not tables:
         return "0", {}
     rows = " union all ".join(
@@ -264,12 +282,22 @@ def _add(connection: sqlite3.Connection, call_id: str, contents: Iterable[str]) 
     connection.execute(f"insert into [{table}] (rowid, text) values (?, ?)", (values[0], text))
 
 
-def _weeks(connection: sqlite3.Connection) -> Sequence[tuple[int, str]]:
-    """The weeks that have an index, newest first, each with the name of its table."""
+def _weeks(connection: sqlite3.Connection, descending: bool = True) -> Sequence[tuple[int, str]]:
+    """The weeks that have an index, by default newest first, each with the name of its table."""
+    if not has_index(connection):
+        return ()
     sql = "select name from sqlite_master where type = 'table' and name glob ?"
     names = [name for (name,) in connection.execute(sql, (f"{_PREFIX}[0-9]*",))]
     weeks = [(name.removeprefix(_PREFIX), name) for name in names]
-    return sorted(((int(week), name) for week, name in weeks if week.isdecimal()), reverse=True)
+    numbered = ((int(week), name) for week, name in weeks if week.isdecimal())
+    return sorted(numbered, reverse=descending)
+
+
+def _is_past(week: int, bound: int, descending: bool) -> bool:
+    """Whether a week is on the other side of a row."""
+    if descending:
+        return week * WEEK_MS << _CALLS_BITS > bound
+    return (week + 1) * WEEK_MS << _CALLS_BITS <= bound
 
 
 def _milliseconds(call_id: str) -> int | None:
@@ -280,9 +308,12 @@ def _milliseconds(call_id: str) -> int | None:
         return None
 
 
-def _last_row(before: str | None) -> int:
-    ms = _milliseconds(before) if before is not None else None
-    return (1 << 62) if ms is None else (ms + 1 << _CALLS_BITS) - 1
+def _row_at(cursor: str | None, descending: bool) -> int:
+    """The last row, or the first, of the millisecond of a call."""
+    ms = _milliseconds(cursor) if cursor is not None else None
+    if ms is None:
+        return (1 << 62) if descending else 0
+    return (ms + 1 << _CALLS_BITS) - 1 if descending else ms << _CALLS_BITS
 
 
 def _quoted(phrase: str, word: str) -> str:

@@ -24,6 +24,11 @@ CHOICE_COLUMNS: Mapping[str, str] = {
 MAX_CHOICES = 50
 # The sums that may be unknown, in the order of a row's.
 _KNOWN = ("input_tokens", "output_tokens", "cost_nanodollars", *PRICED)
+# The numbers of one call as `Sums.add` takes them, also of a row that no version has written.
+NUMBERS_SQL = (
+    "1, cost_nanodollars is not null, cast(input_tokens as real), cast(output_tokens as real), "
+    f"cast(cost_nanodollars as real){', null' * len(PRICED)}"
+)
 
 
 @dataclass(slots=True)

@@ -36,8 +36,8 @@ Key = tuple[Any, ...]
 Rows = list[tuple[Any, ...]]
 
 _MOMENT = datetime.timedelta(microseconds=1)
-# By these alone, the sums of past periods cannot be asked.
-_NOT_KEPT = frozenset({"group", "finish_reason", "tag"})
+# By these filters, and by times, the sums of past periods can be asked.
+_KEPT = frozenset({*DIMENSIONS, "since", "until"})
 # The value of a tag of a call, whose tags are an object in JSON.
 _TAG = (
     "select cast(value as text) from json_each(case when json_valid(tags) then tags end) "
@@ -80,7 +80,8 @@ class Question:
     @property
     def is_kept(self) -> bool:
         """Whether the sums of past periods answer it."""
-        return self.tag is None and not self.filter.given().keys() & _NOT_KEPT
+        plain = self.filter.given().keys() <= _KEPT and self.filter.only is None
+        return self.tag is None and plain
 
     @property
     def read_by(self) -> tuple[str, ...]:
@@ -233,13 +234,13 @@ class Reader:
     def _add_periods(
         self, found: dict[Key, Sums], question: Question, pieces: Sequence[Piece]
     ) -> None:
-        equal, _, _, values = question.filter.conditions()
+        asked = question.filter.conditions()
         allowed, more = question.allowed()
         uses = {*question.by, *question.only}
         with_actor = "actor" in uses or question.filter.actor is not None
         places = ", ".join(str(piece.period) for piece in pieces)
         condition = " and ".join(
-            [f"period_id in ({places})", f"with_actor = {with_actor:d}", *equal, *allowed]
+            [f"period_id in ({places})", f"with_actor = {with_actor:d}", *asked.plain(), *allowed]
         )
         columns = [COLUMNS[name] for name in question.by]
         groups = ["period_id", "outcome", *columns] if question.unit else ["outcome", *columns]
@@ -247,7 +248,7 @@ class Reader:
         sql = f"select {', '.join(groups)}, {sums} from llm_usage where {condition} "
         sql += f"group by {', '.join(f'+{name}' for name in groups)}"
         begins = {piece.period: piece.begin for piece in pieces}
-        for row in self._connection.execute(sql, values | more):
+        for row in self._connection.execute(sql, asked.values | more):
             when = [floor(question.unit, begins[row[0]])] if question.unit else []
             outcome, *rest = row[len(when) :]
             key = (*when, *map(text_of, rest[: len(columns)]))
@@ -295,10 +296,21 @@ class Reader:
 
 def totals_of(reader: Reader, log_filter: Filter) -> dict[str, Any]:
     """The sums of all calls that match a filter, as in a payload."""
+    return totals(sums_of(reader, log_filter, ("outcome",)))
+
+
+def sums_of(reader: Reader, log_filter: Filter, by: tuple[str, ...]) -> dict[Key, Sums]:
+    """The sums of all calls that match a filter, with durations.
+
+    Args:
+        reader: reads them.
+        log_filter: which calls.
+        by: names of `DIMENSIONS`, by which they are grouped.
+    """
     begin = moment("since", log_filter.since) if log_filter.since else EPOCH
     end = moment("until", log_filter.until) if log_filter.until else None
     asked = replace(log_filter, since=None, until=None)
-    return totals(reader.sums(Question(asked, ("outcome",), latency=True), begin, end))
+    return reader.sums(Question(asked, by, latency=True), begin, end)
 
 
 def _periods(

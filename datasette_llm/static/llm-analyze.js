@@ -3,6 +3,7 @@
 // this script the form is posted, and the response comes when the advice is complete.
 
 import { addCopyButtons } from "./llm-copy.js";
+import { postForLines } from "./llm-lines.js";
 
 const form = document.getElementById("llm-analyze");
 const [send, preview, cancel, progress, clock, live] = [
@@ -91,40 +92,9 @@ function showEvent(event, ticking) {
   else if (event.check) showVerdict(event);
 }
 
-// With XMLHttpRequest, whose "load" event means that the response is complete: to leave the page
-// earlier would cancel the consultation.
-function post(signal, onLine) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    let seen = 0;
-    const readLines = () => {
-      const text = request.responseText;
-      for (let end; (end = text.indexOf("\n", seen)) >= 0; seen = end + 1) {
-        onLine(JSON.parse(text.slice(seen, end)));
-      }
-    };
-    const isProgress = () => (request.getResponseHeader("content-type") || "").includes("ndjson");
-    request.open("POST", form.action);
-    request.setRequestHeader("accept", "application/x-ndjson");
-    request.onprogress = () => { if (isProgress()) readLines(); };
-    request.onload = () => {
-      if (isProgress()) {
-        readLines();
-        resolve();
-      } else {
-        reject(new Error(`the server answered with status ${request.status}`));
-      }
-    };
-    request.onerror = () => reject(new Error("the connection was lost"));
-    request.onabort = () => reject(new Error("cancelled"));
-    signal.addEventListener("abort", () => request.abort());
-    request.send(new URLSearchParams(new FormData(form)));
-  });
-}
-
 async function follow(signal, ticking) {
   let last = {};
-  await post(signal, (event) => {
+  await postForLines(form.action, new FormData(form), signal, (event) => {
     last = event;
     showEvent(event, ticking);
   });
@@ -218,3 +188,13 @@ async function refresh() {
 form?.addEventListener("change", (event) => {
   if (event.target.name !== "question" && !running) refresh();
 });
+
+// What was chosen before this script was loaded, or by a browser that restores a form.
+function isChanged(field) {
+  if (field.type === "checkbox") return field.checked !== field.defaultChecked;
+  if (field.tagName !== "SELECT") return false;
+  const shown = [...field.options].findIndex((option) => option.defaultSelected);
+  return field.selectedIndex !== Math.max(0, shown);
+}
+
+if (form && [...form.elements].some(isChanged)) refresh();

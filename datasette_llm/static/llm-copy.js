@@ -1,13 +1,18 @@
 // Gives each text that is worth copying a button that copies it. Without this script it can be
 // selected.
 
+// Of what is shown as HTML, the text that it was made of.
+const textOf = (source) => source.dataset.copyText ?? source.innerText;
+
 // Only pages that come over HTTPS, or from this machine, may use the clipboard directly.
 async function copy(source) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(source.innerText);
-  const selection = getSelection();
-  selection.selectAllChildren(source);
+  if (navigator.clipboard) return navigator.clipboard.writeText(textOf(source));
+  const area = document.createElement("textarea");
+  area.value = textOf(source);
+  source.after(area);
+  area.select();
   const copied = document.execCommand("copy");
-  selection.removeAllRanges();
+  area.remove();
   if (!copied) throw new Error("the browser refused");
 }
 

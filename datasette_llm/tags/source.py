@@ -52,36 +52,37 @@ def call_tags(datasette: Datasette, module: str | None, *layers: Tags) -> Tags:
         return NO_TAGS
     if PATH not in tags or module is None:
         return tags
-    plugin = instance.of(datasette, PluginNames).of(datasette, module)
+    plugin = instance.of(datasette, PluginNames).of(module)
     return tags if plugin is None else {**tags, PLUGIN: plugin[:MAX_VALUE_CHARS]}
 
 
 class PluginNames:
-    """The plugins that Python modules belong to, looked up once each."""
+    """The plugins that Python modules belong to."""
 
     def __init__(self) -> None:
-        self._known: dict[str, str | None] = {}
+        self._by_package: dict[str, str] = {}
 
-    def of(self, datasette: Datasette, module: str) -> str | None:
-        """The name of a plugin as Datasette shows it at `/-/plugins`; None outside of plugins.
+    def learn(self, datasette: Datasette) -> None:
+        """Look up all plugins; it reads files, so run it in a thread.
 
         Args:
             datasette: the Datasette instance.
+        """
+        distributions = {id(plugin): each for plugin, each in datasette.pm.list_plugin_distinfo()}
+        for _, plugin in datasette.pm.list_name_plugin():
+            name: str = getattr(plugin, "__name__", "")
+            found = distributions.get(id(plugin))
+            shown = name if found is None else found.name or found.project_name
+            if name:
+                self._by_package.setdefault(_package(name), shown)
+
+    def of(self, module: str) -> str | None:
+        """The name of a plugin as Datasette shows it at `/-/plugins`; None outside of plugins.
+
+        Args:
             module: the name of a Python module.
         """
-        if module not in self._known:
-            self._known[module] = _plugin_of(datasette, module)
-        return self._known[module]
-
-
-def _plugin_of(datasette: Datasette, module: str) -> str | None:
-    distributions = {id(plugin): each for plugin, each in datasette.pm.list_plugin_distinfo()}
-    for _, plugin in datasette.pm.list_name_plugin():
-        name: str = getattr(plugin, "__name__", "")
-        if name and _package(name) == _package(module):
-            found = distributions.get(id(plugin))
-            return name if found is None else found.name or found.project_name
-    return None
+        return self._by_package.get(_package(module))
 
 
 def _package(module: str) -> str:

@@ -296,7 +296,7 @@ async def test_in_memory_database_is_not_polled(make_datasette: Make) -> None:
     await alone.start_background_tasks()
 
     names = {task.get_name() for task in asyncio.all_tasks()}
-    assert not [name for name in names if "datasette-llm" in name]
+    assert not [name for name in names if "assignments" in name]
     await alone.invoke_shutdown()
 
 

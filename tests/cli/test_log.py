@@ -188,6 +188,9 @@ def test_invalid_count_is_a_usage_error(run: Run, record: Record, count: str) ->
         (["--since", "2026-09-22"], []),
         (["--actor", "ana", "--model", "a", "--since", "2026-01-01"], [2]),
         (["--model", "nobody's"], []),
+        (["-m", "a", "-m", "c"], [2, 0]),
+        (["--outcome", "running", "--outcome", "error"], [3, 1]),
+        (["--chain", "k"], []),
     ],
 )
 def test_each_filter_selects_its_calls(
@@ -211,6 +214,7 @@ def test_each_filter_selects_its_calls(
         (["--failure-kind", "bad"], "There is no failure kind 'bad'; use one of no_key, "),
         (["--since", "yesterday"], "since: 'yesterday' is no date or time; write it like "),
         (["--until", ""], "until: '' is no date or time"),
+        (["--min-cost", "x"], "min_cost: 'x' is no number of dollars from 0 to "),
     ],
 )
 def test_a_bad_filter_is_told_in_one_line(

@@ -729,6 +729,44 @@ async def test_json_lists_candidates_of_purpose(start, register_models):
     assert "chat" in payload["purposes"]
 
 
+async def test_p7_what_policy_removes_is_not_tested(start, register_models, plugin):
+    """Blocked by the configuration, or refused by a filter; both are named."""
+
+    class Filter:
+        @hookimpl
+        def llm_filter_models(self, models):
+            return [model for model in models if model.model_id != "b"]
+
+    register_models(*named("a", "b", "c"))
+    plugin(Filter())
+    config = {
+        "default_model": "c",
+        "blocked_models": ["c"],
+        "purposes": {"chat": {"models": ["a", "b"]}},
+    }
+    datasette = await start(config)
+
+    payload = await probe.probe_purpose(datasette, "chat", ANA)
+
+    assert [each["model_id"] for each in payload["results"]] == ["a"]
+    assert set(payload["removed"]) == {"b", "c"}
+    form = await datasette.client.get(f"{TEST}?purpose=chat", actor=ANA)
+    assert "as policy removes them" in form.text
+
+
+async def test_p7_refused_test_links_to_its_row(start, register_models):
+    register_models(*named("a"))
+    datasette = await start({"blocked_models": ["a"]})
+
+    result = (await post(datasette, {"model": "a"})).json()
+
+    row = (await rows(datasette))[result["call_id"]]
+    assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
+    page = (await datasette.client.get(f"/-/llm/log/{result['call_id']}", actor=ANA)).text
+    assert "nothing was sent" in page
+    assert ">unknown<" not in page
+
+
 async def test_a_post_from_another_site_is_refused(start, register_models):
     model = ScriptedModel("scripted", PONG)
     register_models(model)
@@ -904,39 +942,83 @@ async def test_probe_waits_for_concurrency_limit(start, register_models, monkeyp
     assert (await probe_model(datasette, "scripted")).ok
 
 
-async def test_p7_what_policy_removes_is_not_tested(start, register_models, plugin):
-    """Blocked by the configuration, or refused by a filter; both are named."""
+# Line by line
 
-    class Filter:
-        @hookimpl
-        def llm_filter_models(self, models):
-            return [model for model in models if model.model_id != "b"]
 
-    register_models(*named("a", "b", "c"))
-    plugin(Filter())
-    config = {
-        "default_model": "c",
-        "blocked_models": ["c"],
-        "purposes": {"chat": {"models": ["a", "b"]}},
+async def test_p8_first_chunk_is_there_at_once(start, register_models):
+    """The time to the first chunk comes while the answer still arrives, the row at the end."""
+    rest = asyncio.Event()
+    model = ScriptedModel("scripted", ["po", rest, "ng"])
+    register_models(model)
+    told = []
+
+    def on_first_chunk(milliseconds: float) -> None:
+        told.append(milliseconds)
+        rest.set()  # without which the probe would not end
+
+    result = await soon(probe_model(await start(), "scripted", on_first_chunk=on_first_chunk))
+
+    assert told == [result.first_chunk_ms]
+    assert result.text == "pong"
+
+
+async def test_p8_lines_are_first_chunk_and_result(start, register_models):
+    register_models(
+        ScriptedModel("scripted", PONG), ScriptedModel("broken", [llm.ModelError("no")])
+    )
+    datasette = await start()
+    headers = {"accept": "application/x-ndjson"}
+
+    good = await post(datasette, {"model": "scripted"}, headers=headers)
+    bad = await post(datasette, {"model": "broken"}, headers=headers)
+
+    assert good.headers["content-type"] == "application/x-ndjson"
+    first, last = map(json.loads, good.text.splitlines())
+    assert list(first) == ["first_chunk_ms"]
+    assert (last["result"]["ok"], last["result"]["first_chunk_ms"]) == (True, *first.values())
+    assert f"/-/llm/log/{last['result']['call_id']}" in Page(last["row"]).links()
+    (line,) = map(json.loads, bad.text.splitlines())
+    assert (line["result"]["ok"], "Other failure" in line["row"]) == (False, True)
+
+
+async def test_p8_client_that_goes_away_cancels(start, server):
+    """With and without the script: the call is recorded as cancelled."""
+    datasette = await start()
+    for accept in ("application/x-ndjson", "text/html"):
+        server.play([asyncio.Event()])
+        gone = asyncio.Event()
+        posting = asyncio.create_task(_post_until(datasette, accept, gone))
+        request = await server.received()
+        gone.set()
+        await soon(posting)
+        assert await request.end() == "client gone"
+    assert {row["outcome"] for row in (await rows(datasette)).values()} == {"cancelled"}
+
+
+async def _post_until(datasette: Datasette, accept: str, gone: asyncio.Event) -> None:
+    """POST a test of the model on the wire, and go away."""
+    body = [{"type": "http.request", "body": b"model=wire", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if body:
+            return body.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    cookie = datasette.client.actor_cookie(ANA)
+    headers = {"accept": accept, "cookie": f"ds_actor={cookie}", "host": "localhost"}
+    headers["content-type"] = "application/x-www-form-urlencoded"
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": TEST,
+        "raw_path": TEST.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
-    datasette = await start(config)
-
-    payload = await probe.probe_purpose(datasette, "chat", ANA)
-
-    assert [each["model_id"] for each in payload["results"]] == ["a"]
-    assert set(payload["removed"]) == {"b", "c"}
-    form = await datasette.client.get(f"{TEST}?purpose=chat", actor=ANA)
-    assert "as policy removes them" in form.text
-
-
-async def test_p7_refused_test_links_to_its_row(start, register_models):
-    register_models(*named("a"))
-    datasette = await start({"blocked_models": ["a"]})
-
-    result = (await post(datasette, {"model": "a"})).json()
-
-    row = (await rows(datasette))[result["call_id"]]
-    assert (row["outcome"], result["error"]["kind"]) == ("blocked", "not_allowed")
-    page = (await datasette.client.get(f"/-/llm/log/{result['call_id']}", actor=ANA)).text
-    assert "nothing was sent" in page
-    assert ">unknown<" not in page
+    await datasette.app()(scope, receive, send)

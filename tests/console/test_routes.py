@@ -10,6 +10,8 @@ import pytest
 from datasette.tokens import TokenRestrictions
 
 from datasette_llm.console import routes
+from datasette_llm.console.log import running_page
+from tests.support.call_log import add, call_row
 from tests.support.consultant import answer, answering, rows_where
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -41,7 +43,15 @@ ADDRESSES = {
         for twin in ("", ".json")
     },
     **{f"/-/llm/log{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
-    **{f"/-/llm/log/CALL{twin}": ((LOG,), SHOWS) for twin in ("", ".json")},
+    "/-/llm/log/views": ((LOG,), ("POST",)),
+    **{f"/-/llm/usage{twin}": ((LOG,), SHOWS) for twin in ("", ".json", ".csv")},
+    **{
+        f"/-/llm/log/{page}{twin}": ((LOG,), SHOWS)
+        for page in ("CALL", "running", "conversation/birds")
+        for twin in ("", ".json")
+    },
+    **{f"/-/llm/log/{page}": ((LOG,), SHOWS) for page in ("follow", "TOLD/text/1")},
+    "/-/llm/log/CALL/stop": ((MANAGE,), ("POST",)),
     **{
         f"/-/llm/consultations{page}{twin}": ((ANALYZE,), SHOWS)
         for page in ("", "/CONSULTATION")
@@ -80,7 +90,8 @@ ANY = ("/-/llm/docs", "/-/llm/consultations")
 
 
 @pytest.fixture
-async def site(start_site, register_models):
+async def site(start_site, register_models, monkeypatch):
+    monkeypatch.setattr(running_page, "STREAM_S", 0.01)
     register_models(answering(*[answer()] * 40))
     permissions = {
         action: {"id": [actor for actor, may in ACTORS.items() if actor and action in may]}
@@ -88,8 +99,18 @@ async def site(start_site, register_models):
     }
     site = await start_site(permissions=permissions, databases={})
     made = await site.ask(actor={"id": "root"})
-    site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"]}
+    told = call_row(conversation_id="birds")
+    await site.datasette.get_internal_database().execute_write_fn(lambda c: _tell(c, told))
+    site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"], "TOLD": told["id"]}
     return site
+
+
+def _tell(connection, row):
+    """Add a call with its content."""
+    add(connection, row)
+    content = '{"messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}'
+    sql = "insert into llm_call_content values (?, 'request', ?)"
+    connection.execute(sql, [row["id"], content])
 
 
 async def check(site, may, partial=False, methods=METHODS, **who):

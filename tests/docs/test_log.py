@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sqlite3
 
@@ -12,7 +13,9 @@ import yaml
 from datasette_llm import (
     LLM,
 )
+from datasette_llm.console.log.running_page import event_of
 from datasette_llm.console.usage.request import ARGUMENTS, BYS, MEASURES, PERIODS
+from datasette_llm.log.feed import Changes
 from datasette_llm.log.queries import RUNNING, Filter, calls
 from datasette_llm.log.schema import OUTCOMES
 from datasette_llm.testing import ScriptedModel
@@ -95,3 +98,10 @@ async def test_pages_open_with_the_permission_shown(
     for other in ("", ".json", ".csv", f"/{row['id']}", f"/{row['id']}.json"):
         found = await datasette.client.get(f"/-/llm/log{other}", actor={"id": "ana"})
         assert found.status_code == 200
+
+
+@shows(event="log event")
+def test_events_of_the_stream(event):
+    (call_id,) = re.findall(r'"id": "(\w+)"', event)
+
+    assert event == f"data: {json.dumps(event_of(Changes({call_id: RUNNING})))}\n"

@@ -434,6 +434,7 @@ def broken(hook: str, error: Exception) -> Any:
 async def test_e2_caller_gets_the_plugins_name(
     datasette: Datasette, plugin, caplog, hook: str, how: str
 ) -> None:
+    await datasette.invoke_startup()
     refused = ConnectionError("Connection refused")
     plugin(broken(hook, refused), name="prices")
     models = LLM(datasette)

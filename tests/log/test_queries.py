@@ -81,6 +81,11 @@ FILTERS = [
     ({"tag": ("job:12:13",)}, []),
     ({"tag": ("job:12.0",)}, []),
     ({"tag": ("job:nan",)}, []),
+    ({"model": ("heron", "walrus")}, ["chat-heron"]),
+    ({"actor": ("ben", ""), "purpose": ("chat", "rows")}, ["chat-heron", "failed"]),
+    ({"outcome": ("error", "running")}, ["failed", "running"]),
+    ({"min_duration": "0.01", "max_duration": "0.01", "actor": "ana"}, ["chat", "grouped"]),
+    ({"min_cost": "0"}, []),
 ]
 
 
@@ -136,6 +141,8 @@ def test_time_range_is_half_open(
         ({"since": "yesterday"}, "since: 'yesterday' is no date or time; write it like 2026-01-31"),
         ({"until": "2026-02-30"}, "until: '2026-02-30' is no date or time"),
         ({"tag": ("job:12", "row")}, "tag: 'row' has no value; write it like job:12"),
+        ({"min_cost": "\u0663"}, "min_cost: '\u0663' is no number of dollars from 0 to"),
+        ({"max_duration": ""}, "max_duration: '' is no number of seconds"),
     ],
 )
 def test_a_filter_that_makes_no_sense_is_told(wanted: dict[str, Any], message: str) -> None:

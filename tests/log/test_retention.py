@@ -585,7 +585,7 @@ async def test_locked_database_is_logged_once(
     record.connection.execute("begin immediate")
     assert await naps.next() == 60
     record.connection.execute("rollback")
-    assert len(caplog.messages) == 2
+    assert len([each for each in caplog.messages if "Old calls" in each]) == 2
     await datasette.invoke_shutdown()
 
 

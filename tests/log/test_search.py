@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasette_llm import LLM
-from datasette_llm.log import retention, search
+from datasette_llm.log import listing, retention, search
+from datasette_llm.log.listing import Cursor, Listing, page
 from datasette_llm.log.queries import BadFilterError, Filter
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.log.schema import migrate
@@ -31,6 +32,19 @@ CONTENT = "insert into llm_call_content (call_id, part, content) values (?, ?, ?
 def content(text: str, role: str = "user") -> str:
     part = {"type": "text", "text": text}
     return json.dumps({"messages": [{"role": role, "parts": [part]}]}, ensure_ascii=False)
+
+
+def found(
+    connection: sqlite3.Connection,
+    words: str,
+    log_filter: Filter = Filter(),  # noqa: B008  # it is immutable
+    before: str | None = None,
+    limit: int = 100,
+) -> list[str]:
+    """The ids of a page of the calls with certain words."""
+    cursor = None if before is None else Cursor(before)
+    listing = Listing(log_filter, words, cursor=cursor, limit=limit)
+    return [row["id"] for row in page(connection, listing).rows]
 
 
 class Log:
@@ -52,9 +66,7 @@ class Log:
         search.index_batch(self.connection)
 
     def found(self, words: str, log_filter: Filter | None = None, **options: Any) -> list[str]:
-        options = {"limit": 100} | options
-        rows = search.calls(self.connection, words, log_filter or Filter(), **options)
-        return [row["id"] for row in rows]
+        return found(self.connection, words, log_filter or Filter(), **options)
 
     def weeks(self) -> int:
         sql = "select count(*) from sqlite_master where name glob 'llm_search_week_*[0-9]'"
@@ -103,17 +115,21 @@ def test_p4_any_text_is_a_search_or_refused(words):
         db.execute("select * from t where t match ?", (search.match_of(words),)).fetchall()
 
 
-def test_p4_newest_first_over_weeks_and_pages(log):
+@pytest.mark.parametrize("rare", [0, 1_000])
+def test_p4_newest_first_over_weeks_and_pages(log, monkeypatch, rare: int):
     """Pages go on where the last one ended, also within a millisecond and over weeks."""
+    monkeypatch.setattr(listing, "MAX_RARE", rare)
     moments = [NOW, NOW, NOW + DAY, NOW + 8 * DAY, NOW + 8 * DAY, NOW + 30 * DAY]
     ids = [log.add("pelican", moment) for moment in moments]
     log.add("walrus", NOW + 40 * DAY)
     assert log.weeks() == 4
     pages, before = [], None
-    while page := log.found("pelican", before=before, limit=2):
-        pages += page
-        before = page[-1]
+    while some := log.found("pelican", before=before, limit=2):
+        pages += some
+        before = some[-1]
     assert pages == ids[::-1]
+    newer = Listing(words="pelican", cursor=Cursor(ids[2], newer=True), limit=2)
+    assert [row["id"] for row in page(log.connection, newer).rows] == ids[4:2:-1]
 
 
 def test_p4_search_within_a_filter(log):
@@ -164,8 +180,7 @@ def test_p4_older_content_is_indexed_in_batches(monkeypatch):
         assert not search.is_complete(connection)
         search.index_batch(connection)
         assert search.is_complete(connection)
-        found = search.calls(connection, "pelican", Filter(), limit=10)
-        assert [row["id"] for row in found] == ids[::-1]
+        assert found(connection, "pelican") == ids[::-1]
 
 
 async def test_p4_recorded_content_can_be_found(path: Path):
@@ -183,10 +198,8 @@ async def test_p4_recorded_content_can_be_found(path: Path):
         while not await internal.execute_fn(search.is_complete):  # noqa: ASYNC110  # no event is set
             await asyncio.sleep(0.01)
     for words in ("alesund", "walrus answers"):
-        found = await internal.execute_fn(
-            lambda connection, words=words: search.calls(connection, words, Filter(), limit=5)
-        )
-        assert [row["model_id"] for row in found] == ["pelican"]
+        ids = await internal.execute_fn(lambda connection, words=words: found(connection, words))
+        assert len(ids) == 1
 
 
 async def test_p4_a_damaged_index_loses_no_call(path: Path, caplog):

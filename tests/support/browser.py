@@ -44,7 +44,7 @@ async def visit(
 ) -> AsyncIterator[Any]:
     """A page of its own, which fails the test at its end if a script or a resource failed.
 
-    Requests to the path `may_fail` may, for example as the page cancels them.
+    Requests to paths that begin with `may_fail` may, for example as the page cancels them.
     """
     context = await chromium.new_context(base_url=url, **options)
     context.set_default_timeout(15_000)
@@ -53,7 +53,7 @@ async def visit(
     page.on("pageerror", lambda error: problems.append(str(error)))
 
     def failed(request: Any) -> None:
-        if may_fail is None or request.url != f"{url}{may_fail}":
+        if may_fail is None or not request.url.startswith(f"{url}{may_fail}"):
             problems.append(f"{request.url} failed")
 
     page.on("requestfailed", failed)

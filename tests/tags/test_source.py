@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -89,6 +91,7 @@ async def test_k1_package_names_the_plugin(make_datasette, register_models) -> N
     """By its distribution, as at /-/plugins; the code may stand in another module of it."""
     register_models(ScriptedModel("pelican"))
     datasette = make_datasette({"default_model": "pelican"})
+    await datasette.invoke_startup()
     found = []
     for module in ("datasette_llm.console.anything", "unknown", "datasette_llmother"):
         names: dict[str, Any] = {"__name__": module, "LLM": LLM}
@@ -102,3 +105,26 @@ async def test_k1_package_names_the_plugin(make_datasette, register_models) -> N
         await with_path(app)({"type": "lifespan"}, None, None)
     view = {"source.path": "/view"}
     assert found == [view | {"source.plugin": "datasette-llm"}, {}, view, {}, view, {}]
+
+
+async def test_c8_plugin_is_found_without_files(make_datasette, register_models) -> None:
+    """The name of a distribution stands in a file."""
+    register_models(ScriptedModel("pelican"))
+    datasette = make_datasette({"default_model": "pelican"})
+    await datasette.invoke_startup()
+    names: dict[str, Any] = {"__name__": "datasette_secrets.anything", "LLM": LLM}
+    exec("def make(datasette): return LLM(datasette)", names)
+    model = await names["make"](datasette).model()
+    loop, opened, listening = threading.get_ident(), [], [True]
+
+    def hook(event: str, arguments: Any) -> None:
+        if event == "open" and listening and threading.get_ident() == loop:
+            opened.append(arguments[0])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        opened.append((await model.prompt("x")).tags["source.plugin"])
+
+    sys.addaudithook(hook)  # for good
+    await with_path(app)({"type": "http", "path": "/view"}, None, None)
+    listening.clear()
+    assert opened == ["datasette-secrets"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -27,10 +28,12 @@ from ...web import (
     method_not_allowed,
     posted,
     streamed_page,
+    streams,
     wants_html,
 )
+from ..connected import ClientGoneError, client_gone, while_connected
 from ..navigation import ADVICE
-from ..streaming import ClientGoneError, client_gone, only_line, streams, while_connected
+from ..streaming import only_line
 from . import payloads
 from .payloads import FIELDS, BadRequestError
 from .rendering import (
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
 
     Fields = Mapping[str, list[str]]
 
+logger = logging.getLogger("datasette_llm")
+
+INCOMPLETE = "What follows here cannot be shown: {}. The log of the server says more"
 _METHODS = (*READ_METHODS, "POST")
 
 
@@ -163,6 +169,10 @@ def _page_in_parts(
             return
         except LLMError as error:
             await write(await problem_part(datasette, request, str(error)))
+        except Exception as error:  # of plugins' models and hooks; what is written stays
+            logger.exception("The page of %s/%s is not complete", asked.database, asked.table)
+            problem = INCOMPLETE.format(type(error).__name__)
+            await write(await problem_part(datasette, request, problem))
         await write(tail)
 
     return streamed_page(stream)

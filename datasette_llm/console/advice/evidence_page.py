@@ -10,7 +10,7 @@ from datasette.utils import tilde_encode
 
 from ...consultant.advice.matching_rows import EvidenceError, MatchingRows, matching_rows
 from ...web import READ_METHODS, as_json, method_not_allowed, refused, status_of
-from ..streaming import ClientGoneError, client_gone, while_connected
+from ..connected import ClientGoneError, client_gone, while_connected
 from .analyze import permitted_table
 from .rendering import render_rows
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...sanitize import well_formed, without_controls
 
-# More make a page that is slow and that nobody reads; the JSON has all.
+# More make a page slow, and too long to read; the JSON has all.
 MAX_CARDS = 100
 MAX_BARS = 6
 # Of the tallest bar, in percent, so that a bar of few values can be seen.

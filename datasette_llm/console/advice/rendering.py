@@ -19,10 +19,10 @@ from ...permissions import VIEW_LOG
 from ...web import html_page
 from ..formatting import dollars, duration
 from ..log.call_page import MAX_SHOWN_CHARS
+from ..markdown import as_html, as_inline_html, names_as_code
 from ..navigation import ADVICE
 from ..page import render
 from .evidence_links import sql_of, table_query
-from .markdown import as_html, as_inline_html, names_as_code
 from .profile_cards import cards, value_text
 
 if TYPE_CHECKING:

@@ -20,8 +20,10 @@ from ...consultant.advice.progress import (
     ignored,
 )
 from ...hooks import dispatch
+from ...web import streams
+from ..connected import while_connected
 from ..navigation import ADVICE
-from ..streaming import json_lines, only_line, streams, while_connected
+from ..streaming import json_lines, only_line
 from . import payloads
 from .rendering import preview_path, render_consultation, render_preview
 

@@ -14,19 +14,13 @@ from datasette.utils.asgi import AsgiStream
 
 from ...access.snapshot import snapshot_of
 from ...permissions import VIEW_LOG
-from ...web import Payload, refused, wants_html
+from ...web import Payload, refused, streams, wants_html
 from .. import formatting
 from ..choices import purpose_names
+from ..connected import ClientGoneError, client_gone, while_connected
 from ..navigation import LOG, PLAYGROUND
 from ..page import Page, rendered
-from ..streaming import (
-    ClientGoneError,
-    client_gone,
-    json_lines,
-    only_line,
-    streams,
-    while_connected,
-)
+from ..streaming import json_lines, only_line
 from . import playground_run
 from .playground_request import (
     FIELDS,

@@ -14,7 +14,7 @@ from ...facade import LLM
 from ...hooks import dispatch
 from ...log.cost import cost_columns
 from ...log.totals import dollars
-from ..advice.markdown import as_html
+from ..markdown import as_html
 from ..probe import Asked, Attempt, attempted
 from .playground_request import MAX_CHARS, PlaygroundRequest
 

@@ -8,10 +8,12 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...log import queries
-from ...log.queries import BATCH_ROWS, COLUMNS, Filter
+from ...log.listing import Cursor, Listing, page
+from ...log.queries import BATCH_ROWS, COLUMNS
 from ...log.recorder import Recorder
 from ...web import client_disconnected
 from . import payloads
@@ -31,20 +33,21 @@ _FORMULA = re.compile(
 )
 
 
-async def csv_chunks(datasette: Datasette, log_filter: Filter) -> AsyncIterator[str]:
-    """All calls of a filter as CSV, newest first, with a column for each key of tags.
+async def csv_chunks(datasette: Datasette, listing: Listing) -> AsyncIterator[str]:
+    """All calls of a list as CSV, in its order, with a column for each key of tags.
 
     Each chunk is one query, so that neither memory nor the time of a lock grows with the number
     of calls or with a slow client.
     """
     await Recorder.of(datasette).writer.flush_in_time()
     keys = await payloads.read(datasette, queries.tag_keys) or []
-    batch = await _batch(datasette, log_filter, keys, before=None)
+    listing = replace(listing, cursor=None, limit=BATCH_ROWS)
+    batch = await _batch(datasette, listing, keys)
     yield _csv([[*CSV_COLUMNS, *(f"tags.{key}" for key in keys)]])
     while batch is not None:
-        text, last_id = batch
+        text, cursor = batch
         yield text
-        batch = await _batch(datasette, log_filter, keys, before=last_id)
+        batch = cursor and await _batch(datasette, replace(listing, cursor=cursor), keys)
 
 
 async def copy(chunks: AsyncIterator[str], writer: AsgiWriter, request: Request) -> None:
@@ -69,13 +72,14 @@ def without_formula(value: object) -> object:
 
 
 async def _batch(
-    datasette: Datasette, log_filter: Filter, keys: Sequence[str], before: str | None
-) -> tuple[str, str] | None:
-    """The next calls as CSV, and the id of the last one; None without any."""
+    datasette: Datasette, listing: Listing, keys: Sequence[str]
+) -> tuple[str, Cursor | None] | None:
+    """The next calls as CSV, and where those after them begin; None without any."""
 
-    def work(connection: sqlite3.Connection) -> tuple[str, str] | None:
-        rows = queries.calls(connection, log_filter, before=before, limit=BATCH_ROWS)
-        return (_csv(_csv_cells(row, keys) for row in rows), rows[-1]["id"]) if rows else None
+    def work(connection: sqlite3.Connection) -> tuple[str, Cursor | None] | None:
+        found = page(connection, listing)
+        text = _csv(_csv_cells(row, keys) for row in found.rows)
+        return (text, found.older) if found.rows else None
 
     return await payloads.read(datasette, work)
 

@@ -83,7 +83,7 @@ class UsageRequest:
     def filter(self) -> Filter:
         """Which calls, without the time and the provider."""
         names = set(FILTERS) - {"provider", "tag"}
-        given = {name: value for name, value in self.given.items() if name in names}
+        given: dict[str, Any] = {n: value for n, value in self.given.items() if n in names}
         given |= {name: "" for name in _NULLABLE if given.get(name) == NONE}
         tag = (self.given["tag"],) if "tag" in self.given else ()
         return Filter(**given, tag=tag)

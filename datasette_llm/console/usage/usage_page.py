@@ -16,7 +16,7 @@ from ..formatting import UNKNOWN, amount, axis, change, counted, dollars, durati
 from ..log.list_request import NONE
 from ..navigation import LOG, USAGE
 from .chart import Chart, Number, Series, axis_steps
-from .request import ARGUMENTS, FILTERS, TIMES, UsageRequest
+from .request import FILTERS, TIMES, UsageRequest
 from .window import LABELS as PERIODS
 from .window import Window, written
 
@@ -133,7 +133,6 @@ def shown(datasette: Datasette, request: UsageRequest, payload: Row, figures: Fi
         ],
         "more": payload["more"] and _more(links, request, payload["more"]),
         "fields": fields(arguments, payload["choices"]),
-        "hidden": _hidden(arguments),
         "active": _active(links, request),
         "json_address": address(datasette, f"{USAGE}.json", arguments),
         "csv_address": address(datasette, f"{USAGE}.csv", arguments),
@@ -147,7 +146,6 @@ def refused(datasette: Datasette, given: Mapping[str, str], choices: Row, messag
         "title": "Usage",
         "refused": message,
         "fields": fields(given, choices),
-        "hidden": _hidden(given),
         "reset": address(datasette, USAGE, {}),
     }
 
@@ -165,6 +163,9 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
     made = []
     for name in FILTERS:
         value = given.get(name, "")
+        if name == "tag":
+            made.append(_field(name, "text", value))
+            continue
         if name in CLOSED:
             options = [(each, label_of(name, each)) for each in CLOSED[name]]
             made.append(_select(name, value, options))
@@ -176,6 +177,8 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
             made.append(_field(name, "text", value) | {"options": options})
         else:
             made.append(_select(name, value, options))
+    periods = list(PERIODS.items())
+    made.append(_select("period", given.get("period", ""), periods, any_of="30 days, or dates"))
     for name in ("since", "until"):
         value = given.get(name, "")
         is_date = not value or re.fullmatch(r"\d{4}-\d\d-\d\d", value)
@@ -183,6 +186,9 @@ def fields(given: Mapping[str, str], choices: Mapping[str, Row]) -> list[Row]:
     made.append(_select("by", given.get("by", "model"), _by_options(), any_of=None))
     made.append(_select("and", given.get("and", ""), _by_options(), any_of="nothing else"))
     made.append(_field("tag_key", "text", given.get("tag_key", "")))
+    measures = list(MEASURES.items())
+    made.append(_select("measure", given.get("measure", ""), measures, any_of="Cost, if known"))
+    made.append(_field("limit", "text", given.get("limit", "")))
     return made
 
 
@@ -193,7 +199,9 @@ def _by_options() -> list[tuple[str, str]]:
 def _field(name: str, kind: str, value: str) -> Row:
     labels = {
         "failure_kind": "Kind of failure",
+        "tag": "Tag, such as job:12",
         "until": "Until, not including",
+        "limit": "Rows, 500 at most",
         "and": "And by",
         "tag_key": "Key of the tag",
     }
@@ -202,17 +210,11 @@ def _field(name: str, kind: str, value: str) -> Row:
 
 
 def _select(
-    name: str, value: str, options: list[tuple[str, str]], any_of: str | None = "any"
+    name: str, value: str, options: Sequence[tuple[str, str]], any_of: str | None = "any"
 ) -> Row:
     first = [("", any_of)] if any_of is not None else []
     unknown = [] if value in dict([*first, *options]) else [(value, value)]
     return _field(name, "select", value) | {"options": [*first, *options, *unknown]}
-
-
-def _hidden(given: Mapping[str, str]) -> dict[str, str]:
-    names = [name for name in ("period", "measure", "limit") if name in given]
-    unknown = [name for name in given if name not in ARGUMENTS and not name.startswith("_")]
-    return {name: given[name] for name in names if name not in unknown}
 
 
 def _active(links: _Links, request: UsageRequest) -> list[Row]:

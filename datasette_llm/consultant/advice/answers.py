@@ -61,14 +61,14 @@ async def taken_answer(
             await asyncio.wait([task], timeout=TICK_S)
             if text := _text(group):
                 on_progress(AnswerGrows(len(text), tokens_estimate(len(text.encode()))))
-        if task.done():
-            value, text = task.result().value, _text(group)
-            if len(text) <= MAX_ANSWER_CHARS:
-                return Answer(value, text, None)
+        if task.done() and len(text := _text(group)) <= MAX_ANSWER_CHARS:
+            return Answer(task.result().value, text, None)
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+        elif not task.cancelled():
+            task.exception()  # or it would be logged, where the beginning is taken
     return await asyncio.to_thread(_beginning, group, schema)
 
 

@@ -228,7 +228,8 @@ def _checked(
     except (sqlite3.Error, OverflowError) as error:
         return uncounted(claim, f"SQLite cannot count it: {error}", _duration_ms(started))
     counted = replace(counted, duration_ms=_duration_ms(started))
-    return verdict(claim, evidence, counted, scope.columns | scope.left_out, scope.sampled)
+    columns = scope.columns | scope.left_out
+    return verdict(claim, evidence, counted, columns, scope.sampled, scope.table)
 
 
 def _counted(connection: Connection, evidence: Evidence, table: str, of: int | None) -> Counted:
@@ -257,19 +258,36 @@ def _problem(connection: Connection, evidence: Evidence, scope: Scope) -> str | 
     )
     if shows_values and not scope.shows_values:
         return HIDDEN
-    return _problem_of_other(connection, evidence, scope) if isinstance(evidence, Orphans) else None
+    if not isinstance(evidence, Orphans):
+        return None
+    return problem_of_other(connection, evidence, scope.database, scope.others, scope.exclude)
 
 
-def _problem_of_other(connection: Connection, evidence: Orphans, scope: Scope) -> str | None:
+def problem_of_other(
+    connection: Connection,
+    evidence: Orphans,
+    database: str,
+    viewable: Collection[str],
+    exclude: Collection[str],
+) -> str | None:
+    """Why the other table of evidence must not be read, as a sentence; or None.
+
+    Args:
+        connection: to the database.
+        evidence: the evidence.
+        database: the name of the database.
+        viewable: its tables that the actor may view.
+        exclude: the setting.
+    """
     # By its exact name, as permissions have it; SQLite would take another case too.
     table, column = evidence.other_table, evidence.other_column
-    if table not in scope.others:
+    if table not in viewable:
         return f"There is no other table `{table}` that you may view"
     rows = connection.execute(f"pragma table_xinfo({quote_identifier(table)})").fetchall()
     if column not in [row[1] for row in rows]:
         return f"There is no column `{column}` in `{table}`"
-    if columns_left_out(scope.database, table, [column], scope.exclude) or may_hold_excluded(
-        connection, scope.database, table, scope.exclude
+    if columns_left_out(database, table, [column], exclude) or may_hold_excluded(
+        connection, database, table, exclude
     ):
         return f"`{table}`.`{column}` is left out"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from ..evidence import (
 from ..findings.time_limit import LateError, TimeLimit
 from ..profile.groups import display_value
 from ..profile.table import column_ref, columns_left_out, may_hold_excluded
-from ..table_access import may_view
+from ..table_access import all_viewable_tables
+from .claims import problem_of_other
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -95,14 +96,16 @@ async def matching_rows(
     db = datasette.get_database(database)
     if await db.view_exists(table):
         raise EvidenceError("A view has no rows with pages of their own")
-    await _check_access(datasette, database, table, parsed, actor, settings.exclude)
+    keys = tuple(await db.primary_keys(table))
+    await _check_columns(db, table, columns_of(parsed), settings.exclude)
+    viewable = await all_viewable_tables(datasette, actor, database)
     work = partial(
         _find,
         db,
         parsed,
         table=table,
-        keys=tuple(await db.primary_keys(table)),
-        hidden=partial(_hidden, database, table, settings.exclude),
+        keys=keys,
+        problem=partial(_problem, parsed, database, table, viewable, settings.exclude),
         limit_s=settings.time_limit_ms / 1_000,
     )
     try:
@@ -126,30 +129,31 @@ def _parsed(text: str) -> Rows | Orphans | Pattern:
     return evidence
 
 
-async def _check_access(
-    datasette: Datasette,
-    database: str,
-    table: str,
-    evidence: Rows | Orphans | Pattern,
-    actor: Actor,
-    exclude: Sequence[str],
+async def _check_columns(
+    db: Database, table: str, shown: Sequence[str], exclude: Sequence[str]
 ) -> None:
-    columns = await datasette.get_database(database).table_columns(table)
-    unknown = [name for name in columns_of(evidence) if name not in columns]
+    columns = await db.table_columns(table)
+    unknown = [name for name in shown if name not in columns]
     if unknown:
         raise EvidenceError(f"evidence: the table has no column {unknown[0]!r}")
-    if columns_left_out(database, table, columns_of(evidence), exclude):
-        raise EvidenceError("evidence: it is about a column in consultant.exclude")
+    left_out = columns_left_out(db.name, table, shown, exclude)
+    if left_out:
+        raise EvidenceError(f"evidence: `{left_out[0]}` is in consultant.exclude")
+
+
+def _problem(
+    evidence: Rows | Orphans | Pattern,
+    database: str,
+    table: str,
+    viewable: Collection[str],
+    exclude: Sequence[str],
+    connection: Connection,
+) -> str | None:
+    if may_hold_excluded(connection, database, table, exclude):
+        return "the table may have a column in consultant.exclude"
     if not isinstance(evidence, Orphans):
-        return
-    other = evidence.other_table
-    left_out = columns_left_out(database, other, [evidence.other_column], exclude)
-    if left_out or not await may_view(datasette, actor, database, other):
-        raise EvidenceError("evidence: it is about another table that you may not view")
-
-
-def _hidden(database: str, table: str, exclude: Sequence[str], connection: Connection) -> bool:
-    return may_hold_excluded(connection, database, table, exclude)
+        return None
+    return problem_of_other(connection, evidence, database, viewable, exclude)
 
 
 def _find(
@@ -158,7 +162,7 @@ def _find(
     *,
     table: str,
     keys: tuple[str, ...],
-    hidden: Any,
+    problem: Callable[[Connection], str | None],
     limit_s: float,
 ) -> MatchingRows:
     columns = tuple(columns_of(evidence))
@@ -168,8 +172,8 @@ def _find(
     sql = f"select {key}{shown} from{sql.removeprefix(_COUNT)} limit {MAX_ROWS + 1}"
     with own_connections(db, 1) as [connection]:
         connection.execute("pragma query_only = 1")
-        if hidden(connection):
-            raise EvidenceError("evidence: the table may have a column in consultant.exclude")
+        if sentence := problem(connection):
+            raise EvidenceError(f"evidence: {sentence}")
         prepare(connection)
         connection.text_factory = lambda text: text.decode(errors="replace")
         with TimeLimit(connection, limit_s, time.perf_counter).until(1):

@@ -266,22 +266,22 @@ async def has_findings(datasette: Datasette, row: Mapping[str, Any]) -> bool:
         return False
 
 
-async def tables_of_call(datasette: Datasette, call_id: str) -> set[tuple[str, str]]:
-    """The tables that a call in the call log was about, as (database, table).
+async def consultations_of_call(datasette: Datasette, call_id: str) -> list[Row]:
+    """The consultations that a call in the call log was made for.
 
     Args:
         datasette: the Datasette instance.
         call_id: of any call of a consultation, which has the group of the last one.
 
     Returns:
-        Empty as long as the consultation is not stored.
+        Their `id`, `database_name` and `table_name`; none as long as no consultation is stored.
     """
     where = """call_id in (
         select id from llm_calls where id = :id or group_id is not null
         and group_id = (select group_id from llm_calls where id = :id)
     )"""
-    rows = await _read(datasette, ("database_name", "table_name"), where, {"id": call_id})
-    return {(row["database_name"], row["table_name"]) for row in rows}
+    columns = ("id", "database_name", "table_name")
+    return await _read(datasette, columns, where, {"id": call_id})
 
 
 async def _read(

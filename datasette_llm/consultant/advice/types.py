@@ -45,7 +45,9 @@ that does not explain itself, with the unit of its numbers.
 - A risk flag is a claim about the data. Its evidence says what to count, as data; a program \
 counts it, and shows what was said beside what was counted. Say in expected what you claim, or \
 null where you do not know; say the same in the sentence, in English, with numbers as digits. \
-Choose evidence that is about exactly what the sentence says. What cannot be counted is an opinion.
+Choose evidence that is about exactly what the sentence says, and let the sentence say just that, \
+in plain words with the names of columns: causes and consequences belong in reasoning_summary. \
+What cannot be counted is an opinion.
 - The findings were counted by a program, and the person sees them beside your answer. Do not \
 repeat them as risk flags; say in suggested_action and reasoning_summary which of them matter, and \
 why.

@@ -89,6 +89,7 @@ def verdict(
     counted: Counted,
     columns: Collection[str],
     sampled: Collection[str] = (),
+    table: str = "",
 ) -> Check:
     """The verdict on a claim whose evidence was counted.
 
@@ -101,13 +102,14 @@ def verdict(
         counted: what we counted.
         columns: the names of the table's columns.
         sampled: the columns of which the model saw figures of a sample.
+        table: the name of the table.
     """
     if counted.figure is None and not counted.result:
         return uncounted(claim, f"There is no {in_words(evidence)}", counted.duration_ms)
     figures = Figures(evidence, counted)
     numbers = numbers_of(claim, evidence, columns)
     unheld = [each.text for each in numbers if not figures.hold(each)]
-    reasons = [*_unheld(unheld), *objections(claim, evidence, figures, columns)]
+    reasons = [*_unheld(unheld), *objections(claim, evidence, figures, columns, table)]
     status = _status(_agrees(evidence, counted), reasons)
     if status == "contradicted":
         is_sampled = any(name in sampled for name in columns_of(evidence))

@@ -34,7 +34,7 @@ _NUMBER = re.compile(
         |(?P<vague>(?:hundred|thousand|million|billion|dozen)s?)
     )
     (?P<unit>\s?(?:%|per\ ?cent\b|pct\b)|[-\ ]?(?:hundred|thousand|million|billion|bn)\b|k\b)?
-    \w*
+    (?P<rest>\w*)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -53,8 +53,10 @@ ROW_WORDS = word_set(
     "row rows record records entry entries case cases value values duplicate duplicates cell cells "
     "item items time times"
 )
-MORE = frozenset(("more than", "over", "above", "at least", "exceed", "exceeds", "greater than"))
-LESS = frozenset(("less than", "fewer than", "under", "below", "at most", "up to"))
+MORE = frozenset(("more than", "over", "above", "exceed", "exceeds", "greater than"))
+LESS = frozenset(("less than", "fewer than", "under", "below"))
+AT_LEAST = frozenset(("at least",))
+AT_MOST = frozenset(("at most", "up to"))
 ABOUT = frozenset(("about", "around", "nearly", "almost", "roughly", "approximately", "~"))
 # What may stand before a number that is compared with, and not counted.
 COMPARED = word_set(
@@ -111,10 +113,15 @@ def numbers_in(sentence: str, known: Collection[str]) -> Iterator[Number]:
     for found in _NUMBER.finditer(text):
         number = _number(found, text)
         is_pronoun = number.text.lower() == "one" and not (
-            {*number.after} & ROW_WORDS or {*number.before} & (MORE | LESS)
+            {*number.after} & ROW_WORDS or {*number.before} & (MORE | LESS | AT_LEAST | AT_MOST)
         )
         if number.text not in known and not is_pronoun:
             yield number
+
+
+def without_numbers(sentence: str) -> str:
+    """A sentence with a space for each of its numbers."""
+    return _NUMBER.sub(" ", sentence)
 
 
 def _number(found: re.Match[str], text: str) -> Number:
@@ -158,7 +165,8 @@ def _value(found: re.Match[str]) -> tuple[float | None, float, bool]:
     """The value, the step, and whether it is a percentage."""
     unit = (found["unit"] or "").strip(" -").lower()
     is_percent = unit[:1] in ("%", "p")
-    if found["other"] or found["vague"]:
+    if found["other"] or found["vague"] or found["rest"]:
+        # Letters after a number make it another one: "5M", "5th", "5e400".
         return None, 0.0, False
     if found["part"]:
         times = (found["times"] or "one").lower()

@@ -68,8 +68,8 @@ async def test_a8_question_is_typed_and_sent(advised, javascript):
     """From the table's menu to the advice: by keyboard, in one go, and asked again beside it."""
     site, server = advised
     gate = asyncio.Event()
-    told = "Weights are **far** apart [x](javascript:alert(1)) ![y](https://example.com/y.png)"
-    answer = consulting.answer(reasoning_summary=told)
+    reasons = "Weights are **far** apart [x](javascript:alert(1)) ![y](https://example.com/y.png)"
+    answer = consulting.answer(reasoning_summary=reasons)
     server.play([gate, json.dumps(answer)], [json.dumps(answer)])
     async with (
         browser() as chromium,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
+import llm
 import pytest
 from datasette import hookimpl
 from datasette.utils import tilde_encode
@@ -364,7 +366,7 @@ async def test_a8_findings_come_before_the_model(start_site, plugin):
     assert text.index("edge spaces") < text.index('id="llm-ask"') < text.index("</html>")
 
 
-async def test_a8_broken_table_is_told_in_the_page(start_site):
+async def test_a8_broken_table_is_named_in_the_page(start_site):
     """Once the page has begun, it says what is wrong; else, as in JSON, there is a status."""
     rows = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 999)"
     schema = f"create table t (a); insert into t {rows} select i from n; create table u (a);"
@@ -631,6 +633,20 @@ insert into secrets values ('111-22', 'ana');
 create table notes (id integer primary key, ssn text references secrets(ssn));
 insert into notes values (1, '111-22'), (2, '333-44'), (3, '555-66');
 """
+
+
+async def test_a2_findings_stay_when_llm_fails(site, caplog):
+    """The page is whole, though its beginning has been sent."""
+    unhashable = SimpleNamespace(register_models=lambda register: None)
+    llm.plugins.pm.register(unhashable, "unhashable")
+    try:
+        page = (await site.get(PETS)).text
+    finally:
+        llm.plugins.pm.unregister(name="unhashable")
+    assert 'id="llm-findings"' in page
+    assert "cannot be shown: TypeError" in page
+    assert page.rstrip().endswith("</html>")
+    assert "is not complete" in caplog.text
 
 
 async def test_a2_page_has_findings_without_a_model(start_site):

@@ -69,6 +69,16 @@ async def test_a7_no_more_than_a_bound_is_taken(start_site, register_models, end
     assert len((await site.rows())[0]["advice"]) < MAX_ANSWER_CHARS
 
 
+async def test_a7_bound_holds_for_a_fast_answer(start_site, register_models):
+    """One that has ended, without being JSON, before anyone looks at how long it is."""
+    text = json.dumps(answer(flag()))[:-2]
+    model = ScriptedModel("scripted", [f"{text}, " + "x" * MAX_ANSWER_CHARS])
+    register_models(model)
+    done = await consult((await start_site()).datasette, PETS, ANA)
+    assert (done.row["outcome"], done.row["error_message"]) == ("ok", None)
+    assert [each["status"] for each in done.row["checks"]] == ["confirmed"]
+
+
 async def test_a7_endless_prose_is_a_failure(start_site, register_models):
     register_models(ScriptedModel("scripted", ["{" * (MAX_ANSWER_CHARS + 1), asyncio.Event()]))
     site = await start_site()
@@ -95,7 +105,7 @@ def test_a7_beginning_of_json_is_closed(text, part):
 async def test_a4_answer_to_a_question(start_site, register_models):
     ranked = {"kind": "top", "group_by": "kind", "function": "max", "column": "weight"}
     ranked |= {"any_of": [], "order": "largest", "limit": 2, "expected": "dog"}
-    claim = flag(ranked, column=None, kind="answer", claim="The dog is the heaviest")
+    claim = flag(ranked, column=None, kind="answer", claim="The dog has the largest weight")
     register_models(answering(answer(claim)))
     found = await (await start_site()).ask(question="Which kind is the heaviest?")
     (check,) = found["checks"]

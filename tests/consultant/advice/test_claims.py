@@ -88,9 +88,17 @@ TRUE = [
     ("The median age is 39", figure("median", "age", 39)),
     ("About 2.5 % of the ages are missing", figure("share", None, 2.5, any_of=[[
         {"column": "age", "op": "is null"}]])),
-    ("The Mauretania pays most, 100.5 on average", most("Mauretania")),
+    ("The Mauretania pays most, a fare of 100.5 on average", most("Mauretania")),
     ("All 40 fares are numbers", rows(("fare", "type is", "real"), expected=40)),
     ("Fares go up to 100.5", figure("max", "fare", 100.5)),
+    ("A quarter of the ships are Titanic", rows(("ship", "=", "Titanic"), expected=10)),
+    ("`fare` has no missing values", rows(("fare", "is null"), expected=0)),
+    ("Every row has an email", rows(("email", "is null"), expected=0)),
+    ("There are 3 different ships", figure("distinct", "ship", 3)),
+    ("30 fares are above 10", rows(("fare", ">", 10), expected=30)),
+    ("The Mauretania is the most common ship, with 20 rows", {
+        "kind": "top", "group_by": "ship", "function": "count", "column": None,
+        "expected": "Mauretania"}),
 ]  # fmt: skip
 
 FALSE = [
@@ -154,6 +162,95 @@ FALSE = [
 ]  # fmt: skip
 
 
+AGES, NAS = rows(NO_AGE, expected=1), rows(("note", "=", "NA"), expected=5)
+UNDER, OVER = rows(("fare", "<", 0), expected=1), rows(("fare", ">", 0), expected=39)
+HIGHEST, SHIPS = figure("max", "fare", 100.5), figure("distinct", "ship", 3)
+RANK = {"kind": "top", "group_by": "ship", "function": "count", "column": None}
+RANK |= {"expected": "Mauretania"}
+ABSENT, REPEATS = rows(("note", "is null"), expected=0), repeats("ship", expected=37)
+LOST = orphans("ports", "code")
+ALIKE = {"kind": "pattern", "column": "email", "of": "shape", "usual": ["a9@a"], "expected": 0}
+
+# The figure is as expected, and the sentence says something else.
+MISREAD = [
+    *[(each, AGES) for each in (
+        "1 fare is missing", "1 price is missing", "1 age is 1", "1 M ages are missing",
+        "1M ages are missing", "1.000 ages are missing", "1 \u2030 of the ages is missing",
+        "The 1st age is missing", "Fewer than 1 age is missing", "More than 1 age is missing",
+        "1 of 1 ages is missing", "Not one of the ages is missing", "1 age is not unknown",
+        "An age of 1 dollar is missing", "The ages of 1 woman are missing", "Ages are missing",
+        "The age column is empty", "Age has nothing but nulls", "Age is a null column",
+        "A couple of ages are missing", "Ages are missing throughout", "Any age is missing",
+        "Fast alle Alter fehlen (missing)", "Casi todos los valores de age faltan (null)",
+        "The bulk of ages has missing values", "Age is hardly ever missing: 1 row",
+        "Age is missing in 1 row, twice as many as present", "\u2468\u2468 ages are missing",
+    )],
+    *[(each, NAS) for each in (
+        "5 ages are NA", "5 notes are not NA", "5 notes are NA since 2020", "All 5 notes are NA",
+        "Notes are NA",
+    )],
+    ("40 notes are NA", rows(("note", "=", "NA"), ("note", "=", "ok"), expected=40)),
+    ("35 notes are missing (ok)", rows(("note", "=", "ok"), expected=35)),
+    *[(each, UNDER) for each in (
+        "Fares are negative", "Many fares are negative", "Fares are generally negative",
+        "Only negative fares are there", "1 fare is zero", "1 fare is below 1",
+        "1 fare is negative, the rest below 10", "1 negative fare is a refund",
+    )],
+    *[(each, OVER) for each in (
+        "39 fares are above 10", "39 fares are 0", "39 fares are at least 0",
+        "39 fares are more than double",
+    )],
+    *[(each, HIGHEST) for each in (
+        "All fares are 100.5", "Fares exceed 100.5", "Fares are at least 100.5",
+        "The first fare is 100.5", "The typical fare is 100.5", "The highest fare is 100.5 cents",
+        "Fares are up to 100.5 %", "The highest average fare is 100.5",
+        "The fare is 100.5 in most rows", "Fares rise by 100.5 percent",
+    )],
+    *[(each, SHIPS) for each in (
+        "There are 3 rows", "3 ships sank", "3 ships are duplicates", "3 ships are unique",
+    )],
+    *[(each, RANK) for each in (
+        "The Mauretania pays most", "The Mauretania has the highest fare",
+        "The Mauretania comes last", "The Mauretania is second after the Olympic",
+        "All but the Mauretania have most rows", "The Mauretania has most accidents",
+        "Most rows are Mauretania", "The Mauretania has 20 rows",
+    )],
+    ("The Titanic has most rows", RANK | {"expected": "Titanic", "any_of": [[
+        {"column": "ship", "op": "=", "value": "Titanic"}]]}),
+    ("The Titanic has most rows", RANK | {"expected": "Titanic", "any_of": [[
+        {"column": "id", "op": ">", "value": 20}]]}),
+    ("The Mauretania has the highest average fare", most("Mauretania", function="sum")),
+    ("The Mauretania has the highest fare", most("Mauretania")),
+    *[(each, ABSENT) for each in (
+        "All notes are missing", "Every note is null", "No row has a note", "0 notes are there",
+        "0 notes are not missing", "No note is not missing", "All ages are missing",
+    )],
+    *[(each, REPEATS) for each in (
+        "Ships are unique", "The ship is a key", "Rows are duplicated", "37 ships are different",
+        "37 rows repeat",
+    )],
+    *[(each, repeats("id", expected=0)) for each in (
+        "All ids are duplicates", "Every id repeats another", "All ids are the same",
+    )],
+    *[(each, LOST) for each in (
+        "Ports lead nowhere", "1 port is in ports", "1 port matches", "Every port leads nowhere",
+        "One port of the country leads nowhere",
+    )],
+    *[(each, ALIKE) for each in (
+        "No email is well-formed", "All emails are odd", "No email has this pattern",
+    )],
+    ("All emails are malformed", ALIKE | {"usual": ["x"], "expected": 40}),
+    ("All emails are invalid numbers", rows(
+        ("email", "does not parse as", "json"), expected=40)),
+    ("All notes are dates", rows(("note", "does not parse as", "json"), expected=40)),
+    ("0 ships are duplicates", repeats("ship", expected=0) | {"ignoring_case": True}),
+    ("All fares are negative", figure("share", None, 0, any_of=[[
+        {"column": "fare", "op": "<", "value": -5}]])),
+    ("1 age is above the fare", {"kind": "rows", "expected": 10, "any_of": [[
+        {"column": "fare", "op": ">", "other_column": "age"}]]}),
+]  # fmt: skip
+
+
 @pytest.fixture
 def connection():
     with closing(sqlite3.connect(":memory:")) as connection:
@@ -188,6 +285,12 @@ def test_a4_no_false_claim_is_confirmed(connection):
     for (*said, status), check in zip(FALSE, found, strict=True):
         assert check["status"] == status, (said, check)
         assert check["reason"] or status in ("contradicted",), (said, check)
+
+
+def test_a4_misread_sentence_is_not_confirmed(connection):
+    """A sentence with a word that is not about what was counted says more than that."""
+    for said, check in zip(MISREAD, checked(connection, *MISREAD), strict=True):
+        assert check["status"] != "confirmed", (said, check)
 
 
 SENTENCES = (
@@ -339,7 +442,8 @@ async def test_a3_excluded_columns_of_other_tables(start_site):
     profile = {"database": "data", "table": "pets", "columns": columns, "left_out": []}
     asked = [
         claim(
-            "x", {"kind": "orphans", "column": "owner", "other_table": table, "other_column": name}
+            "Some owners are not there",
+            {"kind": "orphans", "column": "owner", "other_table": table, "other_column": name},
         )
         for table, name in (("secrets", "ssn"), ("secrets", "owner"), ("numbers", "number"))
     ]

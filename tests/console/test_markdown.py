@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from datasette_llm.console.advice.markdown import as_html, as_inline_html, names_as_code
+from datasette_llm.console.markdown import as_html, as_inline_html, names_as_code
 
-from ...support.console import HOSTILE, Page, assert_harmless
+from ..support.console import HOSTILE, Page, assert_harmless
 
 
 @pytest.mark.parametrize(
