@@ -87,6 +87,22 @@ def without_keys(text: str, keys: Iterable[str]) -> str:
     return without_key(text, frozenset(keys))
 
 
+def key_begin(text: str, keys: Iterable[str]) -> str:
+    """The longest end of a text that a spelling of a key begins with; empty without any.
+
+    For a text that goes on: with what comes next, it may be a key.
+    """
+    begins = _begins(frozenset(keys))
+    longest = max(map(len, begins), default=0)
+    ends = (text[-size:] for size in range(min(longest, len(text)), 0, -1))
+    return next((end for end in ends if end in begins), "")
+
+
+@functools.lru_cache(maxsize=128)
+def _begins(keys: frozenset[str]) -> frozenset[str]:
+    return frozenset(form[:size] for form in spellings(keys) for size in range(1, len(form)))
+
+
 @functools.lru_cache(maxsize=128)
 def spellings(key: Keys) -> tuple[str, ...]:
     """The spellings of a key: as it is, in hex and base64, and all of these in JSON and URLs.

@@ -21,6 +21,7 @@ from .probe import test_command
 from .purposes import assign_command, purposes_command
 from .site import Site, run, site_options
 from .terminal import Commands, echo
+from .what_if import what_if_command
 
 # The model for prompts without any configuration; it needs no key and no network.
 EMBEDDED_DEFAULT = "echo"
@@ -146,6 +147,7 @@ COMMANDS: tuple[click.Command, ...] = (
     test_command,
     assign_command,
     cache_command,
+    what_if_command,
     analyze_command,
     demo_command,
 )

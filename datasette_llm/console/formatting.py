@@ -96,6 +96,12 @@ def waited(milliseconds: float | None) -> str:
     return duration(milliseconds) if milliseconds and milliseconds >= 0.5 else ""
 
 
+def percent(ratio: float) -> str:
+    """A ratio in percent, with two significant digits below 10 %."""
+    value = 100 * ratio
+    return f"{value:,.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
+
+
 def change(value: float | None, before: float | None) -> str:
     """A value against the one of an earlier period: `+12 %`; empty where that is none or 0."""
     if value is None or not before:

@@ -19,7 +19,9 @@ LOG = f"{ROOT}/log"
 USAGE = f"{ROOT}/usage"
 MODELS = f"{ROOT}/models"
 PURPOSES = f"{ROOT}/purposes"
+WHAT_IF = f"{ROOT}/what-if"
 TEST = f"{ROOT}/test"
+PLAYGROUND = f"{ROOT}/playground"
 EXPLAIN = f"{ROOT}/explain"
 KEYS = f"{ROOT}/keys"
 ADVICE = f"{ROOT}/consultations"
@@ -51,6 +53,7 @@ LINKS = (
     Link(MODELS, "Models", (MANAGE,), "console#models"),
     Link(PURPOSES, "Purposes", (MANAGE,), "console#purposes"),
     Link(TEST, "Test", (MANAGE,), "console#test"),
+    Link(PLAYGROUND, "Playground", (MANAGE,), "console#playground"),
     Link(EXPLAIN, "Explain", (MANAGE,), "console#explain"),
     Link(KEYS, "Keys", (MANAGE,), "console#keys"),
     Link(ADVICE, "Advice", (ANALYZE,), "consultant"),

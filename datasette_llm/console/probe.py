@@ -1,12 +1,17 @@
-"""Probes: a tiny real prompt to one model, or to each model of a purpose, and its result."""
+"""Probes: a tiny real prompt to one model, or to each model of a purpose, and its result.
+
+`attempted` prompts a model with anything, as a plugin would, for the playground too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import pydantic
 
 from ..access import policy
 from ..access.keys import read_status
@@ -18,7 +23,7 @@ from ..events import FinishReason
 from ..facade import LLM
 from ..providers.failures import failure_message, kind_of
 from ..providers.names import provider_of
-from ..redaction import shortened, without_keys
+from ..redaction import key_begin, shortened, without_keys
 from ..sanitize import count, message_of, well_formed
 from .choices import refused_by_filters
 from .explain import resolved_default
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..calls.call import Call
     from ..calls.model import WrappedConversation
+    from ..tags.values import Tags
 
     Actor = Mapping[str, Any] | None
 
@@ -77,7 +83,9 @@ class Probe:
         call_id: the id of its row in the call log; None without a row.
         text: the answer, up to a bound.
         usage: the provider's token counts, `input` and `output`.
+        cost_dollars: what it cost, failed attempts included; None where unknown.
         finish_reason: why the answer ended, as the provider says; None where unknown.
+        answered_by: the model that a fallback went to, if it is another one; or None.
     """
 
     model_id: str
@@ -88,7 +96,9 @@ class Probe:
     call_id: str | None
     text: str
     usage: Mapping[str, int | None]
+    cost_dollars: float | None
     finish_reason: FinishReason | None
+    answered_by: str | None
 
     @property
     def ok(self) -> bool:
@@ -144,10 +154,15 @@ async def probe_model(
         actor: the actor of the call, for policy, budgets and the call log.
         on_first_chunk: called with the milliseconds until the first text, when it is there.
     """
-    attempt = _Attempt(datasette, model_id, purpose, actor, on_first_chunk)
+    asked = Asked(PROMPT, LIMIT_S, alone=True, on_first_chunk=on_first_chunk)
+    return await attempted(Attempt(datasette, model_id, purpose, actor, asked))
+
+
+async def attempted(attempt: Attempt) -> Probe:
+    """Make an attempt, for the time that it may take at most; a failure is part of the result."""
     task = asyncio.create_task(attempt.run())
     try:
-        await asyncio.wait([task], timeout=LIMIT_S)
+        await asyncio.wait([task], timeout=attempt.asked.limit_s)
         if not task.done():
             attempt.time_out()
             task.cancel()
@@ -241,19 +256,52 @@ async def probe_purpose(
     }
 
 
-class _Attempt:
-    """A running probe, and what was observed of it."""
+def _ignored(observed: str | float) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model is asked, and how.
+
+    Attributes:
+        prompt: the text.
+        limit_s: how long it may take, in seconds.
+        arguments: what else its `prompt()` gets.
+        tags: what the call is tied to, or None.
+        alone: whether it is asked once, and no fallback, whose answer would hide that it is down.
+        max_chars: how many characters of the answer are kept.
+        on_text: gets each piece of the answer, without keys, as it comes.
+        on_first_chunk: called with the milliseconds until the first text, when it is there.
+    """
+
+    prompt: str
+    limit_s: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    tags: Tags | None = None
+    alone: bool = False
+    max_chars: int = MAX_TEXT_CHARS
+    on_text: Callable[[str], None] = _ignored
+    on_first_chunk: Callable[[float], None] = _ignored
+
+
+class Attempt:
+    """A model being asked, and what was observed of it."""
 
     def __init__(
-        self,
-        datasette: Datasette,
-        name: str,
-        purpose: str | None,
-        actor: Actor,
-        on_first_chunk: Callable[[float], None],
+        self, datasette: Datasette, name: str, purpose: str | None, actor: Actor, asked: Asked
     ) -> None:
+        """
+        Args:
+            datasette: the Datasette instance.
+            name: an id or alias; it may be unknown.
+            purpose: what it is asked for.
+            actor: who asks, for policy, budgets and the call log.
+            asked: what it is asked.
+        """
         self.datasette = datasette
         self.name = name
+        self.asked = asked
         self.began = time.monotonic()
         self.first_chunk_at: float | None = None
         self.ended_at: float | None = None
@@ -261,7 +309,6 @@ class _Attempt:
         self.text = ""
         self.error: Exception | None = None
         self.timed_out: str | None = None
-        self._on_first_chunk = on_first_chunk
         self._purpose = purpose
         self._actor = actor
         self._conversation: WrappedConversation | None = None
@@ -281,9 +328,8 @@ class _Attempt:
         """Prompt the model, and read the answer to its end."""
         try:
             models = LLM(self.datasette)
-            model = await models.model(self.name, self._purpose, self._actor)
-            # Or the answer of a fallback would hide a model that is down.
-            self.model = WrappedAsyncModel(model.route.once())
+            model = await models.model(self.name, self._purpose, self._actor, tags=self.asked.tags)
+            self.model = WrappedAsyncModel(model.route.once()) if self.asked.alone else model
             self._conversation = self.model.conversation()
             await self._read(self._conversation)
         except Exception as error:  # of a hook, a provider or ours: it is the result
@@ -292,12 +338,24 @@ class _Attempt:
             self.ended_at = time.monotonic()
 
     async def _read(self, conversation: WrappedConversation) -> None:
-        async for chunk in await conversation.prompt(PROMPT):
+        asked, held = self.asked, ""
+        async for chunk in await conversation.prompt(asked.prompt, **asked.arguments):
             if self.first_chunk_at is None:
                 self.first_chunk_at = time.monotonic()
-                self._on_first_chunk(self.ms_until(self.first_chunk_at))
-            if len(self.text) < MAX_MESSAGE_CHARS:
+                asked.on_first_chunk(self.ms_until(self.first_chunk_at))
+            if len(self.text) < max(asked.max_chars, MAX_MESSAGE_CHARS):
                 self.text += chunk
+                held = self._pass_on(held + chunk)
+        self._pass_on(held, whole=True)
+
+    def _pass_on(self, text: str, *, whole: bool = False) -> str:
+        """Pass on a text without keys; what of its end may begin a key is returned."""
+        keys = self.call.used_keys if self.call is not None else frozenset()
+        clean = without_keys(text, keys)
+        held = "" if whole else key_begin(clean, keys)
+        if passed := clean.removesuffix(held):
+            self.asked.on_text(well_formed(passed))
+        return held
 
     def time_out(self) -> None:
         """Note that the time is up, and which stage the call was in."""
@@ -315,14 +373,14 @@ class _Attempt:
             stage = "after the first text, before the end of the answer"
         else:
             stage = "before the provider had sent any text"
-        self.timed_out = f"Stopped after {LIMIT_S:g} s, {stage}"
+        self.timed_out = f"Stopped after {self.asked.limit_s:g} s, {stage}"
 
     def ms_until(self, moment: float) -> float:
         """Milliseconds from the beginning to a moment."""
         return round((moment - self.began) * 1000, 1)
 
 
-async def _result(attempt: _Attempt) -> Probe:
+async def _result(attempt: Attempt) -> Probe:
     """The result of an attempt, as far as it is known now."""
     call = attempt.call
     keys = call.used_keys if call is not None else frozenset()
@@ -332,6 +390,7 @@ async def _result(attempt: _Attempt) -> Probe:
         message = await quoted(attempt.datasette, without_keys(failure.message, keys))
         failure = Failure(failure.kind, message)
     model_id, provider = await _identity(attempt)
+    cost = await call.result.cost() if call is not None else None
     first = attempt.first_chunk_at
     return Probe(
         model_id=model_id,
@@ -340,16 +399,25 @@ async def _result(attempt: _Attempt) -> Probe:
         first_chunk_ms=None if first is None else attempt.ms_until(first),
         error=failure,
         call_id=_call_id(attempt),
-        text=_shown(attempt.text, keys),
+        text=_shown(attempt.text, keys, attempt.asked.max_chars),
         usage={
             "input": count(response.input_tokens) if response is not None else None,
             "output": count(response.output_tokens) if response is not None else None,
         },
+        cost_dollars=cost.dollars if cost is not None else None,
         finish_reason=response.finish_reason if response is not None else None,
+        answered_by=_answered_by(attempt),
     )
 
 
-def _failure(attempt: _Attempt) -> Failure | None:
+def _answered_by(attempt: Attempt) -> str | None:
+    if attempt.call is None or attempt.model is None:
+        return None
+    answering = attempt.call.result.responses[0].model.model_id
+    return None if answering == attempt.model.model_id else str(answering)
+
+
+def _failure(attempt: Attempt) -> Failure | None:
     call, error = attempt.call, attempt.error
     plugin = call.refused_by if call is not None else None
     if attempt.timed_out is not None:
@@ -361,10 +429,18 @@ def _failure(attempt: _Attempt) -> Failure | None:
         message = f"Plugin {plugin!r} blocked the call: {message_of(error)}"
         return Failure("blocked", message)
     kind = _kind(attempt, error)
-    return Failure(kind, failure_message(error, kind))
+    return Failure(kind, _of_options(error) or failure_message(error, kind))
 
 
-def _kind(attempt: _Attempt, error: Exception) -> FailureKind:
+def _of_options(error: Exception) -> str | None:
+    """What is wrong with options, in a line; None for another error."""
+    if not isinstance(error, pydantic.ValidationError):
+        return None
+    problems = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"option {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
+
+
+def _kind(attempt: Attempt, error: Exception) -> FailureKind:
     """The kind of an error, by the stage too, since an error of a hook may have any type."""
     if attempt.answered:
         return "blocked"  # by a hook, after the answer was complete
@@ -386,7 +462,7 @@ def _no_text(call: Call | None) -> str:
     return f"The answer has no text{counted}. {why}"
 
 
-def _call_id(attempt: _Attempt) -> str | None:
+def _call_id(attempt: Attempt) -> str | None:
     """The id of the row in the call log, if there is one."""
     call, model = attempt.call, attempt.model
     if isinstance(attempt.error, LLMError) and attempt.error.call_id:
@@ -394,22 +470,22 @@ def _call_id(attempt: _Attempt) -> str | None:
     if call is None or model is None or model.route.recorder is None or not call.admitted.is_set():
         return None
     never_sent = call.refused_by is not None and call.cancelled
-    return None if never_sent else call.result.responses[0].id
+    return None if never_sent else call.result.call_id
 
 
-async def _identity(attempt: _Attempt) -> tuple[str, str | None]:
+async def _identity(attempt: Attempt) -> tuple[str, str | None]:
     """The canonical id and the provider, also of a model that policy refused."""
     if attempt.model is not None:
         return attempt.model.model_id, provider_of(attempt.model.route.model)
     try:
         entry = (await snapshot_of(attempt.datasette)).catalog.get(attempt.name)
     except (ConfigError, ModelNotFoundError):
-        return _shown(attempt.name, ()), None
+        return _shown(attempt.name, (), MAX_TEXT_CHARS), None
     return entry.model_id, provider_of(entry.model)
 
 
-def _shown(text: str, keys: Iterable[str]) -> str:
+def _shown(text: str, keys: Iterable[str], max_chars: int) -> str:
     """Third-party text for display: without keys, of bounded length."""
     whole = well_formed(text)
-    clean = shortened(whole, frozenset(keys), MAX_TEXT_CHARS)
-    return clean if len(whole) <= MAX_TEXT_CHARS else f"{clean}…"
+    clean = shortened(whole, frozenset(keys), max_chars)
+    return clean if len(whole) <= max_chars else f"{clean}…"

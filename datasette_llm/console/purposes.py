@@ -28,8 +28,9 @@ from ..web import PostError, as_json, method_not_allowed, posted, refused, wants
 from .cache import kept_sizes
 from .call_policies import ANY_MODEL, CallPolicies
 from .choices import refused_by_filters, registered_purposes
+from .evaluation.what_if import known_costs, of_purpose
 from .figures import FIGURE_SORTS, Figures, Recent, in_order, labels, recent
-from .formatting import duration, price
+from .formatting import dollars, duration, price
 from .navigation import ROOT, row_address
 from .page import Page, rendered
 
@@ -57,6 +58,7 @@ async def purposes(
     datasette: Datasette,
     pick: Callable[[list[Row]], list[Row]] = list,
     speeds: Mapping[str | None, Figures] = {},
+    costs: Mapping[str, float] = {},
 ) -> Payload:
     """The purposes, with the model of each.
 
@@ -67,6 +69,7 @@ async def purposes(
         datasette: the Datasette instance.
         pick: picks those that are shown, by default all; called in a thread.
         speeds: the figures of models, for the menus.
+        costs: what the calls for the purpose would have cost with models, for the menus.
 
     Returns:
         `known`, how many there are; `purposes`, each with the model it resolves to, the rule, and
@@ -83,7 +86,8 @@ async def purposes(
 
     def rows_and_menus() -> tuple[list[Row], list[dict[str, list[Option]]]]:
         rows = pick([_row(snapshot, status, name, registered.get(name)) for name in names])
-        menus, numbers = _menus(snapshot, status, [row["purpose"] for row in rows], speeds)
+        notes = _Notes(speeds, costs)
+        menus, numbers = _menus(snapshot, status, [row["purpose"] for row in rows], notes)
         for row in rows:
             row["menu"] = numbers[row["purpose"]]
             row["plan"] = call_policies.payload(row["purpose"], row["resolves_to"] or ANY_MODEL)
@@ -178,8 +182,12 @@ async def _payload(datasette: Datasette, request: Request) -> Payload:
 async def _inner_payload(datasette: Datasette, request: Request, name: str) -> Payload:
     """One purpose: its model and where that comes from, its menu, call policy and figures."""
     speeds, used = [await recent(datasette, request.actor, by) for by in ("model", "purpose")]
+    what_if = await of_purpose(datasette, name, request.actor)
     listed = await purposes(
-        datasette, lambda rows: [row for row in rows if row["purpose"] == name], speeds.by_name
+        datasette,
+        lambda rows: [row for row in rows if row["purpose"] == name],
+        speeds.by_name,
+        known_costs(what_if),
     )
     row = next(iter(listed["purposes"]), None)
     figures = used.payload(name)
@@ -195,6 +203,7 @@ async def _inner_payload(datasette: Datasette, request: Request, name: str) -> P
         "plan": row["plan"] if row else None,
         "figures": figures,
         "figures_since": used.since,
+        "what_if": what_if,
         "warnings": [*listed["warnings"], *([used.problem] if used.problem else [])],
         "default_hooks": listed["default_hooks"],
         "filter_hooks": listed["filter_hooks"],
@@ -338,12 +347,24 @@ class Option(str):
         return self._html
 
 
-def _option(snapshot: Snapshot, model_id: str, speeds: Mapping[str | None, Figures]) -> Option:
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    """What menus say of models: their figures, and what the calls would have cost with them."""
+
+    speeds: Mapping[str | None, Figures]
+    costs: Mapping[str, float]
+
+    def of(self, model_id: str) -> list[str]:
+        speed = self.speeds[model_id].payload()["median_ms"] if model_id in self.speeds else None
+        cost = self.costs.get(model_id)
+        return [duration(speed), "" if cost is None else f"these calls: {dollars(cost)}"]
+
+
+def _option(snapshot: Snapshot, model_id: str, notes: _Notes) -> Option:
     route, option = snapshot.for_purpose(None).route(model_id), Option(model_id)
     known = model_price(model_id, route.price, exact=route.exact_price)
-    speed = speeds[model_id].payload()["median_ms"] if model_id in speeds else None
-    notes = [price(known.input_dollars, known.output_dollars), duration(speed)]
-    option.note = ", ".join(note for note in notes if note)
+    each = [price(known.input_dollars, known.output_dollars), *notes.of(model_id)]
+    option.note = ", ".join(filter(None, each))
     return option
 
 
@@ -425,13 +446,10 @@ def _assignment(snapshot: Snapshot, purpose: str, default: policy.Default | None
 
 
 def _menus(
-    snapshot: Snapshot,
-    status: KeyStatus,
-    names: Iterable[str],
-    speeds: Mapping[str | None, Figures],
+    snapshot: Snapshot, status: KeyStatus, names: Iterable[str], known: _Notes
 ) -> tuple[list[dict[str, list[Option]]], dict[str, int]]:
     """The different lists of allowed models, and the index of each purpose's list."""
-    options = {each: _option(snapshot, each, speeds) for each in snapshot.catalog.entries}
+    options = {each: _option(snapshot, each, known) for each in snapshot.catalog.entries}
     different: dict[tuple[tuple[str, ...], ...], int] = {}
     by_settings: dict[str | None, int] = {}
     numbers = {}

@@ -10,6 +10,8 @@ from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
 from .cache import CLEAR, clear_view
+from .evaluation import what_if
+from .evaluation.playground import PAGE as PLAYGROUND
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
@@ -31,6 +33,7 @@ PAGES = (
     MODELS,
     PURPOSES,
     TEST,
+    PLAYGROUND,
     Page("explain", explain_page),
     Page("keys", key_page),
 )
@@ -47,6 +50,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         *advice_routes.routes(),
         *log_routes.routes(),
         *usage_routes.routes(),
+        *what_if.routes(),
     ]
     return [(pattern, _not_kept_waiting(view)) for pattern, view in every]
 

@@ -5,6 +5,7 @@ The table is part of the package, so no network is used. An unknown cost is None
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -142,6 +143,68 @@ def _public_model(name: str, *, exact: bool) -> ModelPrice:
         )
     except Exception:  # third-party table, as below
         return ModelPrice()
+
+
+class Rates(NamedTuple):
+    """What tokens and calls cost, in dollars each, for prompts of some length.
+
+    Attributes:
+        prompt: a token of a prompt that was not cached.
+        cache_read: a token that comes from the provider's cache.
+        cache_write: a token that is put into it.
+        output: a token of an answer, reasoning included.
+        call: a call, whatever its tokens.
+        source: where they are from, as for `Cost`.
+    """
+
+    prompt: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+    output: Decimal
+    call: Decimal
+    source: str
+
+
+def rates(
+    model_id: str, price: PriceSettings | None, tier: int, day: datetime.date, *, exact: bool
+) -> Rates | None:
+    """Today's prices of a model. The first use is slow: call it in a thread.
+
+    Args:
+        model_id: the model.
+        price: its configured price, or None.
+        tier: the most tokens that the prompts are longer than, of `priced_tokens.TIERS`.
+        day: today; some public prices change on a day.
+        exact: as for `cost_columns`.
+
+    Returns:
+        The prices; None where they are unknown.
+    """
+    if price is None:
+        return _public_rates(model_id, tier, day, exact=exact)
+    prompt, output = (Decimal(str(each)) / 1_000_000 for each in (price.input, price.output))
+    cached = prompt if price.cached_input is None else Decimal(str(price.cached_input)) / 1_000_000
+    return Rates(prompt, cached, prompt, output, Decimal(0), "configuration")
+
+
+@lru_cache(maxsize=10_000)
+def _public_rates(name: str, tier: int, day: datetime.date, *, exact: bool) -> Rates | None:
+    """From prices of whole requests, so that the table's own rules apply."""
+    tokens = tier + 1
+    given: dict[str, int] = {"input_tokens": tokens, "output_tokens": 0}
+    kinds: tuple[dict[str, int], ...] = (
+        {"input_tokens": 0},
+        {},
+        {"cache_read_tokens": tokens},
+        {"cache_write_tokens": tokens},
+        {"output_tokens": tokens},
+    )
+    found = [_public_price(name, given | kind, exact=exact) for kind in kinds]
+    if not all(found):
+        return None
+    (call, source), *rest = (each for each in found if each)
+    prompt, read, written, both = ((dollars - call) / tokens for dollars, _ in rest)
+    return Rates(prompt, read, written, both - prompt, call, source)
 
 
 def _configured_price(price: PriceSettings, usage: Mapping[str, int]) -> Decimal:

@@ -12,6 +12,7 @@ from datasette.utils.sqlite import sqlite3
 from . import latency
 from .queries import RUNNING, text_of
 from .schema import OUTCOMES
+from .usage_schema import PRICED
 
 FAILURES = ("error", "lost")
 Measure = Literal["cost", "calls", "tokens", "failures"]
@@ -21,10 +22,12 @@ CHOICE_COLUMNS: Mapping[str, str] = {
     "actor": "actor_id",
 }
 MAX_CHOICES = 50
+# The sums that may be unknown, in the order of a row's.
+_KNOWN = ("input_tokens", "output_tokens", "cost_nanodollars", *PRICED)
 # The numbers of one call as `Sums.add` takes them, also of a row that no version has written.
 NUMBERS_SQL = (
     "1, cost_nanodollars is not null, cast(input_tokens as real), cast(output_tokens as real), "
-    "cast(cost_nanodollars as real)"
+    f"cast(cost_nanodollars as real){', null' * len(PRICED)}"
 )
 
 
@@ -40,6 +43,10 @@ class Sums:
         input_tokens: the sum of the known values.
         output_tokens: likewise.
         cost_nanodollars: likewise.
+        counted: how many calls have tokens; this and the following are known where they are asked.
+        prompt_tokens: all of the input, the cached part included, see `cost.usage_of`.
+        cache_read_tokens: those that came from the provider's cache.
+        cache_write_tokens: those that were put into it.
         durations: of the calls that were sent, as `latency` writes them.
         first_chunks: the times to the first chunk, likewise.
     """
@@ -51,20 +58,22 @@ class Sums:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_nanodollars: int | None = None
+    counted: int | None = None
+    prompt_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
     durations: list[str] = field(default_factory=list)
     first_chunks: list[str] = field(default_factory=list)
 
     def add(self, outcome: str | None, row: Sequence[Any]) -> None:
         """Add calls of an outcome; the row has the `SUMS`."""
         calls, priced, *known, durations, first_chunks = row
-        input_tokens, output_tokens, cost = map(whole, known)
         self.calls += calls
         self.failures += calls if outcome in FAILURES else 0
         self.lost += calls if outcome == "lost" else 0
         self.unpriced += calls - priced if outcome == "ok" else 0
-        self.input_tokens = plus(self.input_tokens, input_tokens)
-        self.output_tokens = plus(self.output_tokens, output_tokens)
-        self.cost_nanodollars = plus(self.cost_nanodollars, cost)
+        for name, value in zip(_KNOWN, known, strict=True):
+            setattr(self, name, plus(getattr(self, name), whole(value)))
         if durations:
             self.durations.append(durations)
         if first_chunks:
@@ -76,9 +85,8 @@ class Sums:
         self.failures += other.failures
         self.lost += other.lost
         self.unpriced += other.unpriced
-        self.input_tokens = plus(self.input_tokens, other.input_tokens)
-        self.output_tokens = plus(self.output_tokens, other.output_tokens)
-        self.cost_nanodollars = plus(self.cost_nanodollars, other.cost_nanodollars)
+        for name in _KNOWN:
+            setattr(self, name, plus(getattr(self, name), getattr(other, name)))
         self.durations += other.durations
         self.first_chunks += other.first_chunks
 

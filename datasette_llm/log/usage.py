@@ -17,11 +17,13 @@ from typing import Any
 from datasette.utils import sqlite_timelimit
 from datasette.utils.sqlite import sqlite3
 
-from . import latency
+from . import latency, priced_tokens
 from .queries import EPOCH, Filter, first_id, moment, text_of, time_of
 from .totals import Sums, totals
 from .usage_schema import (
+    COLUMNS,
     DIMENSIONS,
+    PRICED,
     SUMS,
     UNITS,
     Unit,
@@ -46,6 +48,7 @@ _TAG = (
 _ROWS_SQL = f"""
     select {{columns}}, count(*), count(cost_nanodollars), sum(cast(input_tokens as real)),
     sum(cast(output_tokens as real)), sum(cast(cost_nanodollars as real)),
+    {{tokens}},
     group_concat({latency.FUNCTION}(case when outcome is not 'blocked' then duration_ms end), ''),
     group_concat({latency.FUNCTION}(first_chunk_ms), '')
     from llm_calls where {{condition}} group by {{groups}}
@@ -63,6 +66,7 @@ class Question:
         only: for some of `by`, or for any dimension, the values that calls may have.
         tag: the key of the tag, where that is asked for.
         latency: whether durations are wanted.
+        tokens: whether the tokens are wanted as prices need them; then `by` may have "tier".
     """
 
     filter: Filter = field(default_factory=Filter)
@@ -71,6 +75,7 @@ class Question:
     only: Mapping[str, frozenset[Any]] = field(default_factory=dict)
     tag: str | None = None
     latency: bool = False
+    tokens: bool = False
 
     @property
     def is_kept(self) -> bool:
@@ -82,7 +87,7 @@ class Question:
     def read_by(self) -> tuple[str, ...]:
         """What calls that are read are grouped by: by all, so that other questions use it too."""
         if self.is_kept:
-            return tuple(DIMENSIONS)
+            return tuple(COLUMNS if self.tokens else DIMENSIONS)
         if self.tag is not None:
             return (*DIMENSIONS, "tag")
         return tuple(dict.fromkeys(("outcome", *self.by, *self.only)))
@@ -139,6 +144,7 @@ class Reader:
         self._rows: dict[Any, Rows] = {}
         self._periods = _periods(connection)
         latency.register(connection)
+        priced_tokens.register(connection)
 
     def first(self) -> datetime.datetime | None:
         """When the first call of the log began; None without any."""
@@ -174,16 +180,17 @@ class Reader:
     def full(
         self, begin: datetime.datetime, end: datetime.datetime, *, with_actor: bool
     ) -> list[tuple[Any, ...]]:
-        """The rows of `llm_usage` for a period: by all dimensions, then the `SUMS`."""
-        by = tuple(name for name in DIMENSIONS if with_actor or name != "actor")
-        found = self.sums(Question(by=by, latency=True), begin, end)
+        """The rows of `llm_usage` for a period: by all of `COLUMNS`, then the `SUMS`."""
+        by = tuple(name for name in COLUMNS if with_actor or name != "actor")
+        found = self.sums(Question(by=by, latency=True, tokens=True), begin, end)
         rows = []
         for key, sums in found.items():
             values = dict(zip(by, key, strict=True))
             priced = sums.calls - sums.unpriced
             texts = map(latency.shortened, (sums.durations, sums.first_chunks))
             known = (sums.input_tokens, sums.output_tokens, sums.cost_nanodollars)
-            rows.append((*map(values.get, DIMENSIONS), sums.calls, priced, *known, *texts))
+            tokens = (getattr(sums, name) for name in PRICED)
+            rows.append((*map(values.get, COLUMNS), sums.calls, priced, *known, *tokens, *texts))
         return rows
 
     def _pieces(
@@ -235,9 +242,9 @@ class Reader:
         condition = " and ".join(
             [f"period_id in ({places})", f"with_actor = {with_actor:d}", *asked.plain(), *allowed]
         )
-        columns = [DIMENSIONS[name] for name in question.by]
+        columns = [COLUMNS[name] for name in question.by]
         groups = ["period_id", "outcome", *columns] if question.unit else ["outcome", *columns]
-        sums = ", ".join(_joined(name, question.latency) for name in SUMS)
+        sums = ", ".join(_joined(name, question) for name in SUMS)
         sql = f"select {', '.join(groups)}, {sums} from llm_usage where {condition} "
         sql += f"group by {', '.join(f'+{name}' for name in groups)}"
         begins = {piece.period: piece.begin for piece in pieces}
@@ -266,7 +273,7 @@ class Reader:
 
     def _calls(self, question: Question, piece: Piece) -> Rows | None:
         """The calls of a piece, grouped; None where the time limit was reached."""
-        key = (piece, question.filter, question.tag, question.read_by)
+        key = (piece, question.filter, question.tag, question.tokens, question.read_by)
         if key not in self._rows:
             sql, values = _calls_query(question, piece)
             try:
@@ -330,21 +337,25 @@ def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]
     if piece.end is not None:
         found.between.append("id < :end")
         found.values["end"] = first_id(piece.end)
-    columns = [DIMENSIONS.get(name, f"({_TAG})") for name in question.read_by]
+    known = {**DIMENSIONS, "tier": priced_tokens.TIER, "tag": f"({_TAG})"}
+    columns = [known[name] for name in question.read_by]
     if question.tag is not None:
         found.values["tag_key"] = question.tag
     sql = _ROWS_SQL.format(
         columns=", ".join(columns),
+        tokens=", ".join(priced_tokens.SUMS if question.tokens else ["null"] * len(PRICED)),
         condition=found.on_calls(),
         groups=", ".join(f"+{name}" for name in columns),
     )
     return sql, found.values
 
 
-def _joined(name: str, wanted: bool) -> str:
+def _joined(name: str, question: Question) -> str:
     """The sum of a column of `llm_usage`."""
     if name in ("durations", "first_chunks"):
-        return f"group_concat({name}, '')" if wanted else "null"
+        return f"group_concat({name}, '')" if question.latency else "null"
+    if name in PRICED and not question.tokens:
+        return "null"
     return f"sum(cast({name} as real))" if name not in ("calls", "priced") else f"sum({name})"
 
 

@@ -27,13 +27,18 @@ DIMENSIONS = {
     "outcome": "outcome",
     "failure_kind": "failure_kind",
 }
-# What is known of each group, besides.
+# Besides, groups have one price tier each, see `priced_tokens`.
+COLUMNS = {**DIMENSIONS, "tier": "price_tier"}
+# The tokens as prices need them, from the calls that have any.
+PRICED = ("counted", "prompt_tokens", "cache_read_tokens", "cache_write_tokens")
+# What is known of each group.
 SUMS = (
     "calls",
     "priced",
     "input_tokens",
     "output_tokens",
     "cost_nanodollars",
+    *PRICED,
     "durations",
     "first_chunks",
 )
@@ -84,6 +89,41 @@ def m001_usage(db: Database) -> None:
             input_tokens integer,
             output_tokens integer,
             cost_nanodollars integer,
+            durations text,
+            first_chunks text,
+            primary key (period_id, with_actor, number)
+        ) without rowid
+        """,
+    ):
+        db.execute(statement)
+
+
+@migrations()
+def m002_priced_tokens(db: Database) -> None:
+    """What was added up lacks these sums, so it is added up again."""
+    for statement in (
+        "delete from llm_usage_periods",
+        "drop table llm_usage",
+        """
+        create table llm_usage (
+            period_id integer not null,
+            with_actor integer not null,
+            number integer not null,
+            model_id text,
+            purpose text,
+            actor_id text,
+            outcome text,
+            failure_kind text,
+            price_tier integer,
+            calls integer not null,
+            priced integer not null,
+            input_tokens integer,
+            output_tokens integer,
+            cost_nanodollars integer,
+            counted integer,
+            prompt_tokens integer,
+            cache_read_tokens integer,
+            cache_write_tokens integer,
             durations text,
             first_chunks text,
             primary key (period_id, with_actor, number)

@@ -21,7 +21,7 @@ from ..errors import NewerDatabaseError
 from . import queries
 from .queries import first_id, time_of
 from .usage import Reader
-from .usage_schema import DAY, DIMENSIONS, SUMS, UNITS, Unit, ceiling, floor, migrate
+from .usage_schema import COLUMNS, DAY, SUMS, UNITS, Unit, ceiling, floor, migrate
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -40,8 +40,8 @@ PAUSE_S = 0.01
 
 _INSERT = (
     "insert into llm_usage (period_id, with_actor, number, "
-    f"{', '.join((*DIMENSIONS.values(), *SUMS))}) "
-    f"values ({', '.join('?' * (3 + len(DIMENSIONS) + len(SUMS)))})"
+    f"{', '.join((*COLUMNS.values(), *SUMS))}) "
+    f"values ({', '.join('?' * (3 + len(COLUMNS) + len(SUMS)))})"
 )
 # Steps from one id to the next, however many rows each has.
 _UNUSED = """

@@ -34,7 +34,7 @@ TEST = "/-/llm/test"
 KEY = "sk-wire-0123456789abcdef"
 PONG = ["po", "ng", llm.Usage(input=9, output=2)]
 KEYS = {"ok", "model_id", "provider", "latency_ms", "first_chunk_ms", "error", "call_id"}
-KEYS |= {"finish_reason"}
+KEYS |= {"finish_reason", "cost_dollars", "answered_by"}
 
 
 @pytest.fixture

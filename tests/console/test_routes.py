@@ -17,12 +17,17 @@ from tests.support.consultant import answer, answering, rows_where
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SHOWS = ("GET", "HEAD")
 MANAGE, LOG, ANALYZE = "manage-llm", "view-llm-log", "analyze-table"
+BOTH = frozenset([MANAGE, LOG])  # a set: all of them
 EVIDENCE = urlencode({"evidence": json.dumps(rows_where("weight"))})
 # Of each address: the permissions of which one is needed, and the methods that it takes.
 ADDRESSES = {
     "/-/llm/assign": ((MANAGE,), ("POST",)),
+    "/-/llm/cache/clear": ((MANAGE,), ("POST",)),
     "/-/llm/test": ((MANAGE,), (*SHOWS, "POST")),
     "/-/llm/test.json": ((MANAGE,), SHOWS),
+    "/-/llm/playground": ((MANAGE,), (*SHOWS, "POST")),
+    "/-/llm/playground.json": ((MANAGE,), SHOWS),
+    **{f"/-/llm/what-if{twin}": (BOTH, SHOWS) for twin in ("", ".json")},
     **{
         f"/-/llm{page}{twin}": ((MANAGE,), SHOWS)
         for page in ("", "/models", "/purposes", "/explain", "/keys")
@@ -123,7 +128,8 @@ async def check(site, may, partial=False, methods=METHODS, **who):
     for address, (needed, methods) in ADDRESSES.items():
         for name, each in site.ids.items():
             address = address.replace(name, each)
-        allowed = bool(may & set(needed)) or (partial and address.split(".")[0] in ANY)
+        enough = needed <= may if needed is BOTH else bool(may & set(needed))
+        allowed = enough or (partial and address.split(".")[0] in ANY)
         allowed = allowed or (partial and address.startswith("/-/llm/docs"))
         for method in tried:
             body = {"content": "{}"} if method == "POST" else {}

@@ -51,6 +51,13 @@ def test_prompt_commands_prompt_as_a_plugin(
     assert answer["system"] == "Finish the joke"
 
 
+@shows(commands="what-if command", config="datasette.yaml")
+def test_what_if_compares_models(commands, config, terminal, register_models):
+    register_models(claude("claude-haiku-4.5", ["A pet."]))
+    Path("datasette.yaml").write_text(config, "utf-8")
+    assert terminal(shlex.split(commands)[1:]) == "0 calls\n"
+
+
 @shows(options="command line options")
 def test_prompt_options_are_those_of_the_help(options, terminal):
     assert terminal(["llm", "prompt", "--help"]).partition("Options:\n")[2] == options
@@ -159,5 +166,5 @@ def test_log_options_are_those_of_the_help(options, terminal):
 
 def test_commands_table_is_that_of_the_code():
     rows = table_rows(DOCS["command-line"].partition("\n\n`-c`")[0])
-    shown = [(re.search(r"`(\w+)`", name)[1], about) for name, about in rows]
+    shown = [(re.search(r"`([\w-]+)`", name)[1], about) for name, about in rows]
     assert shown == [(name, command.help.splitlines()[0]) for name, command in commands()]

@@ -33,6 +33,7 @@ from ...web import (
 )
 from ..connected import ClientGoneError, client_gone, while_connected
 from ..navigation import ADVICE
+from ..streaming import only_line
 from . import payloads
 from .payloads import FIELDS, BadRequestError
 from .rendering import (
@@ -43,7 +44,7 @@ from .rendering import (
     problem_part,
     render_preview,
 )
-from .sending import CHANGED, error_line, send
+from .sending import CHANGED, send
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -76,7 +77,7 @@ async def analyze_page(datasette: Datasette, request: Request) -> Response | Asg
         return await send(datasette, request, asked, fields)
     except BadRequestError as error:
         if streams(request):
-            return error_line(error)
+            return only_line({"error": str(error)}, status=400)
         return await _corrected_page(datasette, request, (database, table), fields, error)
     except LLMError as error:
         raise NotFound(str(error)) from None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasette import Response
-from datasette.utils.asgi import AsgiStream
 
 from ...consultant.advice.consultation import Consultation, consult
 from ...consultant.advice.previews import Preview, cached_preview, make_preview
@@ -23,30 +20,27 @@ from ...consultant.advice.progress import (
     ignored,
 )
 from ...hooks import dispatch
-from ...web import NDJSON, streams
-from ..connected import ClientGoneError, while_connected
+from ...web import streams
+from ..connected import while_connected
 from ..navigation import ADVICE
+from ..streaming import json_lines, only_line
 from . import payloads
 from .rendering import preview_path, render_consultation, render_preview
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-    from datasette.utils.asgi import AsgiWriter, Request
+    from datasette.utils.asgi import AsgiStream, Request
 
     from ...consultant.advice.consultation import ConsultationRequest
     from ...consultant.table_access import Actor
     from ...web import Payload
+    from ..streaming import Emit
 
 CHANGED = (
     "Nothing was sent, because this is not what you have seen: the table, or what you chose, has "
     "changed since the preview. This is what would be sent now."
 )
 _GONE = "The consultation was stored, but you may not see it: the table is gone"
-
-
-def error_line(error: Exception) -> Response:
-    """The only line where nothing was sent."""
-    return Response(_line({"error": str(error)}), status=400, content_type=NDJSON)
 
 
 async def send(
@@ -95,7 +89,7 @@ async def _changed(
         payload |= {"beside": beside}
         return await render_preview(datasette, request, payload, CHANGED, status=409)
     path = preview_path(datasette, preview.request, beside=beside, changed="1")
-    return Response(_line({"next": path, "changed": CHANGED}), content_type=NDJSON)
+    return only_line({"next": path, "changed": CHANGED})
 
 
 def _streamed(
@@ -106,26 +100,12 @@ def _streamed(
 ) -> AsgiStream:
     """Lines of JSON: the progress, and at the end the path to go to."""
 
-    async def stream(writer: AsgiWriter) -> None:
-        lines: asyncio.Queue[Payload | None] = asyncio.Queue()
-        consulting = work(lambda event: lines.put_nowait(line_of(event)))
-        task = asyncio.create_task(while_connected(request, consulting))
-        task.add_done_callback(lambda _: lines.put_nowait(None))
-        try:
-            while (line := await lines.get()) is not None:
-                await writer.write(_line(line))
-            done = await task
-            path = await _visible_path(datasette, request, done, beside)
-            last = {"next": path} if path else {"error": done.unrecorded or _GONE}
-            await writer.write(_line(last))
-        except ClientGoneError:
-            return
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+    async def consulted(emit: Emit) -> Payload:
+        done = await work(lambda event: emit(line_of(event)))
+        path = await _visible_path(datasette, request, done, beside)
+        return {"next": path} if path else {"error": done.unrecorded or _GONE}
 
-    return AsgiStream(stream, content_type=NDJSON)
+    return json_lines(request, consulted)
 
 
 def line_of(event: Progress) -> Payload:
@@ -139,10 +119,6 @@ def line_of(event: Progress) -> Payload:
             return {"index": event.index, "claim": dict(event.claim)}
         case ClaimChecked():
             return {"index": event.index, "check": dict(event.check)}
-
-
-def _line(payload: Payload) -> str:
-    return json.dumps(payload) + "\n"
 
 
 async def _consult(

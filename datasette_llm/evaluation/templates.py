@@ -1,0 +1,27 @@
+"""Prompt templates, in which `{{ column }}` stands for a row's value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_PLACE = re.compile(r"\{\{\s*(.+?)\s*\}\}")
+
+
+def unknown_columns(template: str, columns: Iterable[str]) -> list[str]:
+    """The columns of a template that there are not, each once."""
+    known = set(columns)
+    return [name for name in dict.fromkeys(_PLACE.findall(template)) if name not in known]
+
+
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """A template with the values of a row, which has all of its columns."""
+    return _PLACE.sub(lambda place: shown(row[place[1]]), template)
+
+
+def shown(value: Any) -> str:
+    """A value as in a prompt; of binary data its size only."""
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return "" if value is None else str(value)
