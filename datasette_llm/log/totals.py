@@ -131,6 +131,13 @@ def merged(every: Iterable[Sums]) -> Sums:
     return found
 
 
+def numbers_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The numbers of one call as `Sums.add` takes them, without its durations."""
+    cost = row["cost_nanodollars"]
+    tokens = (row["input_tokens"], row["output_tokens"])
+    return (1, int(cost is not None), *tokens, cost, *[None] * len(PRICED), "", "")
+
+
 def totals(by_outcome: Mapping[tuple[Any, ...], Sums]) -> dict[str, Any]:
     """The sums of all outcomes as in a payload, with the number of calls of each outcome."""
     calls = {outcome or RUNNING: sums.calls for (outcome,), sums in by_outcome.items()}

@@ -285,8 +285,7 @@ def _totals(rows: Sequence[Row]) -> Row:
     """What a few calls add up to, as the totals of a filter, without percentiles."""
     sums = totals.Sums()
     for row in rows:
-        known = [row[name] for name in ("input_tokens", "output_tokens", "cost_nanodollars")]
-        sums.add(row["outcome"], (1, int(known[-1] is not None), *known, "", ""))
+        sums.add(row["outcome"], totals.numbers_of(row))
     return sums.summary(latencies=False)
 
 
