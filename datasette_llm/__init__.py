@@ -151,6 +151,8 @@ from .errors import (  # noqa: E402
     TableNotFoundError,
     TagError,
 )
+from .evaluation.cases import Candidate, Case  # noqa: E402
+from .evaluation.engine import evaluate  # noqa: E402
 from .facade import LLM  # noqa: E402
 from .log.cost import Cost  # noqa: E402
 from .log.records import CallRecord  # noqa: E402
@@ -160,6 +162,8 @@ from .tags.values import tagged  # noqa: E402
 __all__ = [
     "LLM",
     "CallRecord",
+    "Candidate",
+    "Case",
     "ConfigError",
     "ConversationBusyError",
     "Cost",
@@ -187,6 +191,7 @@ __all__ = [
     "TagError",
     "WrappedAsyncModel",
     "WrappedConversation",
+    "evaluate",
     "get_purposes",
     "tagged",
 ]

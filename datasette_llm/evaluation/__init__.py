@@ -1,0 +1,1 @@
+"""Evaluations: models compared on the same cases."""
