@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
-    from .consultant.advice.store import update
+    from .consultant.advice.store import update as update_consultations
+    from .evaluation.store import update as update_evaluations
     from .lifecycle import start
 
     async def run() -> None:
         await start(datasette)
-        await update(datasette)
+        await update_consultations(datasette)
+        await update_evaluations(datasette)
 
     return run
 

@@ -188,6 +188,12 @@ class Engine:
         self._received: asyncio.Queue[_Received | None] = asyncio.Queue()
         self._calls: dict[asyncio.Task[Any] | None, Any] = {}
         self._shapes: dict[str, Shape | None] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Stop what runs; the batches end with what has come until now."""
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def batches(self, work: AsyncIterator[Work]) -> AsyncGenerator[list[Result], None]:
         """Ask, and give the results; at most once for each engine.
@@ -195,12 +201,13 @@ class Engine:
         Args:
             work: what to ask, read as there is room for more requests.
         """
-        asking = asyncio.create_task(self._ask_all(work))
+        asking = self._asking = asyncio.create_task(self._ask_all(work))
         asking.add_done_callback(lambda _: self._received.put_nowait(None))
         try:
             while batch := await self._next_batch():
                 yield await self._results(batch)
-            await asking
+            if not asking.cancelled():
+                await asking
         finally:
             asking.cancel()
             await asyncio.wait([asking])

@@ -1,0 +1,146 @@
+"""Run a stored evaluation: start, stop, resume; nothing is asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from .. import instance
+from ..access.quoting import quoted_error
+from ..events import Outcome
+from ..facade import LLM
+from ..lifecycle import UnfinishedTasks
+from . import store
+from .definition import EvaluationError
+from .engine import GROUP_CASES, Actor, Engine, How, Work
+from .store import Evaluation
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_llm")
+
+
+class Run:
+    """An evaluation that runs in this process.
+
+    Attributes:
+        answered: how many answers have been stored since it was started.
+        failure: why it ended early, or None.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: what asks.
+        """
+        self.answered = 0
+        self.failure: str | None = None
+        self._engine = engine
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, datasette: Datasette, evaluation: Evaluation) -> None:
+        """Begin to ask, in a task of its own."""
+        self._task = asyncio.create_task(
+            self._guarded(datasette, evaluation), name=f"evaluation {evaluation.id}"
+        )
+
+    async def stop(self) -> None:
+        """Stop what runs, and wait until what has come is stored."""
+        self._engine.stop()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait for the end."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _guarded(self, datasette: Datasette, evaluation: Evaluation) -> None:
+        working = asyncio.create_task(self._work(datasette, evaluation))
+        runs = instance.of(datasette, Runs)
+        with instance.of(datasette, UnfinishedTasks).current():
+            try:
+                await asyncio.shield(working)
+            except asyncio.CancelledError:
+                self._engine.stop()
+                await asyncio.wait([working])
+                raise
+            except Exception as error:  # a plugin's, or the database's; the answers are stored
+                self.failure = await quoted_error(datasette, error)
+                runs.failures[evaluation.id] = self.failure
+                logger.error("Evaluation %s has ended early: %s", evaluation.id, self.failure)
+            finally:
+                runs.running.pop(evaluation.id, None)
+
+    async def _work(self, datasette: Datasette, evaluation: Evaluation) -> None:
+        batches = self._engine.batches(_unanswered(datasette, evaluation))
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                # One that was cancelled has no answer yet.
+                kept = [each for each in batch if each.answer.outcome is not Outcome.CANCELLED]
+                await store.add_answers(datasette, evaluation.id, kept)
+                self.answered += len(kept)
+
+
+class Runs:
+    """The evaluations that run in this process.
+
+    Attributes:
+        running: by the id of the evaluation.
+        failures: why the last run of an evaluation ended early, by its id.
+    """
+
+    def __init__(self) -> None:
+        self.running: dict[str, Run] = {}
+        self.failures: dict[str, str] = {}
+
+
+def start(datasette: Datasette, evaluation: Evaluation, actor: Actor) -> Run:
+    """Ask what has no answer yet.
+
+    Args:
+        datasette: the Datasette instance.
+        evaluation: the evaluation, whose start the actor has confirmed.
+        actor: who asks.
+
+    Raises:
+        EvaluationError: it runs already.
+    """
+    runs = instance.of(datasette, Runs)
+    if evaluation.id in runs.running:
+        raise EvaluationError("The evaluation is running already")
+    definition = evaluation.definition
+    how = How(
+        definition.check_list,
+        definition.purpose,
+        actor,
+        {"evaluation": evaluation.id},
+        definition.concurrency,
+        definition.timeout,
+    )
+    run = runs.running[evaluation.id] = Run(Engine(LLM(datasette), how))
+    runs.failures.pop(evaluation.id, None)
+    run.start(datasette, evaluation)
+    return run
+
+
+async def stop(datasette: Datasette, evaluation_id: str) -> bool:
+    """Stop an evaluation; False if it does not run in this process."""
+    run = instance.of(datasette, Runs).running.get(evaluation_id)
+    if run is not None:
+        await run.stop()
+    return run is not None
+
+
+async def _unanswered(datasette: Datasette, evaluation: Evaluation) -> AsyncIterator[Work]:
+    after = 0
+    while after < evaluation.case_count:
+        cases, answered = await store.unanswered(datasette, evaluation, after, GROUP_CASES)
+        for position, candidate in enumerate(evaluation.definition.asked, 1):
+            left = [each for each in cases if (each[0], position) not in answered]
+            if left:
+                yield Work(position, candidate, left)
+        after += GROUP_CASES
