@@ -20,6 +20,7 @@ USAGE = f"{ROOT}/usage"
 MODELS = f"{ROOT}/models"
 PURPOSES = f"{ROOT}/purposes"
 TEST = f"{ROOT}/test"
+EVALUATIONS = f"{ROOT}/evaluations"
 EXPLAIN = f"{ROOT}/explain"
 KEYS = f"{ROOT}/keys"
 ADVICE = f"{ROOT}/consultations"
@@ -50,6 +51,7 @@ LINKS = (
     Link(LOG, "Calls", (VIEW_LOG,), "log"),
     Link(MODELS, "Models", (MANAGE,), "console#models"),
     Link(PURPOSES, "Purposes", (MANAGE,), "console#purposes"),
+    Link(EVALUATIONS, "Evaluations", (MANAGE,), "evaluation"),
     Link(TEST, "Test", (MANAGE,), "console#test"),
     Link(EXPLAIN, "Explain", (MANAGE,), "console#explain"),
     Link(KEYS, "Keys", (MANAGE,), "console#keys"),

@@ -9,6 +9,7 @@ from ..hooks import dispatch
 from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
+from .evaluation import routes as evaluation_routes
 from .explain import explain_page
 from .keys import key_page
 from .log import routes as log_routes
@@ -43,6 +44,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         *console,
         *docs.routes(),
         *advice_routes.routes(),
+        *evaluation_routes.routes(),
         *log_routes.routes(),
         *usage_routes.routes(),
     ]

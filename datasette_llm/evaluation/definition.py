@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 from datasette.resources import DatabaseResource, TableResource
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import ErrorDetails
 
 from ..config.values import Section, listed, refusal
 from ..errors import LLMError
@@ -201,8 +202,8 @@ class Definition(Section):
         try:
             return cls.model_validate(raw)
         except pydantic.ValidationError as error:
-            problems = error.errors(include_url=False, include_input=False)
-            lines = "; ".join(f"{_path(each['loc'])}: {each['msg']}" for each in problems)
+            problems = error.errors(include_url=False)
+            lines = "; ".join(f"{_path(each['loc'])}: {_problem(each)}" for each in problems)
         raise EvaluationError(lines)  # outside `except`: the context holds what was refused
 
     @property
@@ -226,6 +227,12 @@ class Definition(Section):
         if self.cases.jsonl is not None:
             plain["cases"] = {"jsonl": {}}
         return plain
+
+
+def _problem(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown ({error['input']})"  # a hint, which the section has put there
+    return "is needed" if error["type"] == "missing" else error["msg"]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

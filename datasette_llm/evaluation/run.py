@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from .. import instance
@@ -44,9 +45,8 @@ class Run:
 
     def start(self, datasette: Datasette, evaluation: Evaluation) -> None:
         """Begin to ask, in a task of its own."""
-        self._task = asyncio.create_task(
-            self._guarded(datasette, evaluation), name=f"evaluation {evaluation.id}"
-        )
+        # Not in the context of the request that starts it, which has limits and tags of its own.
+        self._task = asyncio.create_task(self._guarded(datasette, evaluation), context=Context())
 
     async def stop(self) -> None:
         """Stop what runs, and wait until what has come is stored."""

@@ -38,6 +38,8 @@ BATCH_ROWS = 200
 MAX_NAMED = 20
 _CUT = re.compile(r"… and [0-9,]+ more characters\Z")
 _PLACE = re.compile(r"\{\{\s*(.+?)\s*\}\}")
+# Of the consultant, whose prompts hold what only those who may view a table see.
+TABLE_PURPOSE = "dataset-consultant"
 _LINE_FIELDS = ("prompt", "system", "expected", "schema", "name")
 
 NO_CONTENT = "its content was not recorded"
@@ -145,6 +147,8 @@ def _replayable(connection: sqlite3.Connection, call_id: str) -> Case | str:
     row, content = queries.call(connection, call_id), queries.content(connection, call_id)
     if row is None or not content.get("request"):
         return NO_CONTENT
+    if row["purpose"] == TABLE_PURPOSE:
+        return "it is about a table that not everyone may view"
     if "evaluation" in row["tags"]:
         return "it is a request of an evaluation"
     try:

@@ -1,0 +1,1 @@
+"""The pages for choosing a model with evidence."""
