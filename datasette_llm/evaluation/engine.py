@@ -30,7 +30,7 @@ from ..log.rows import MAX_TEXT_CHARS
 from ..redaction import Keys, shortened
 from ..sanitize import brief, well_formed
 from ..structured.validation import Shape
-from ..tags.values import Tags
+from ..tags.values import Tags, checked
 from .cases import Answer, Candidate, Case, Result
 from .checks import DEFAULT_CHECKS, Check, checks_of, failed_checks
 
@@ -124,7 +124,7 @@ async def evaluate(
     """
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency={concurrency!r} has to be from 1 to {MAX_CONCURRENCY:,}")
-    how = How(checks_of(checks), purpose, actor, tags, concurrency, timeout_s)
+    how = How(checks_of(checks), purpose, actor, checked(tags), concurrency, timeout_s)
     asked = [each if isinstance(each, Candidate) else Candidate(each) for each in candidates]
     async with contextlib.aclosing(Engine(llm, how).batches(_work(cases, asked))) as batches:
         async for batch in batches:

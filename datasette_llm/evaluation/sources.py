@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
@@ -64,13 +65,16 @@ async def read_cases(
         EvaluationError: the source cannot be read as it is defined.
     """
     seen = set[bytes]()
-    async for case in _of_source(datasette, definition, left_out):
-        digest = case.digest
-        if digest in seen:
-            left_out["it is the same as an earlier case"] += 1
-        else:
-            seen.add(digest)
+    calls = definition.cases.calls
+    async with contextlib.aclosing(_of_source(datasette, definition, left_out)) as cases:
+        async for case in cases:
+            if case.digest in seen:
+                left_out["it is the same as an earlier case"] += 1
+                continue
+            seen.add(case.digest)
             yield case
+            if calls is not None and len(seen) == calls.limit:
+                return
 
 
 def _of_source(
@@ -112,8 +116,6 @@ async def _of_calls(
             lambda c, batch=batch: [_replayable(c, each) for each in batch]
         )
         for case in found:
-            if taken == wanted.limit:
-                return
             if isinstance(case, str):
                 left_out[case] += 1
             else:
