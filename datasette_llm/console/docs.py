@@ -45,6 +45,7 @@ SUBJECTS = (
     "log",
     "ties",
     "consultant",
+    "evaluation",
     "command-line",
     "telemetry",
     "testing",

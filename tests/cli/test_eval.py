@@ -109,10 +109,10 @@ def test_v6_missed_threshold_fails(
 def test_v6_recorded_calls_of_a_purpose(invoke: Invoke, models: Any) -> None:
     """With --purpose, --model and --limit, without a file."""
 
+    config = {"plugins": {"datasette-llm": {"log": {"content": True}, "purposes": {"p": {}}}}}
+    Path("datasette.json").write_text(json.dumps(config))
+
     async def record() -> None:
-        ours = {"log": {"content": True}, "purposes": {"p": {}}}
-        config = {"plugins": {"datasette-llm": ours}}
-        Path("datasette.json").write_text(json.dumps(config))
         datasette = Datasette(memory=True, internal="internal.db", config=config)
         await datasette.invoke_startup()
         model = await LLM(datasette).model("a", purpose="p")
