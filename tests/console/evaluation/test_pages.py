@@ -113,6 +113,8 @@ async def test_v3_no_request_without_confirmation(site: Datasette, models: Any) 
     page = Page(shown.text)
     assert_harmless(page)
     assert page.form()["candidate2"] == "b"
+    submits = [each for each in page.all("button") if each.get("type") == "submit"]
+    assert "name" not in submits[0]  # the one that Enter presses
     confirmed = confirmation(shown.text)
     for wrong in ("", "6", "999-x", confirmed.replace("6-", "5-", 1)):
         again = await post(site, "/new", CALLS | {"confirm": wrong})
