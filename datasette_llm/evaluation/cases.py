@@ -59,7 +59,7 @@ class Case:
         options: options that a candidate gets if its model has them; the candidate's own win.
         schema: the JSON schema that the answer has to fit, or None.
         expected: what the checks `equals`, `contains` and `matches` compare with, or None.
-        name: where it is from, such as the id of a row; no two cases have to differ in it.
+        name: where it is from, for people to read, such as the id of a call.
         baseline: the recorded answer, or None.
     """
 

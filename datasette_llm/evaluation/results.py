@@ -196,10 +196,8 @@ async def case_numbers(
     condition = _CONDITIONS[show]
     if candidate is not None:
         condition += " and a.candidate = :candidate"
-    elif evaluation.reference:
-        condition += " and a.candidate > 0"
     else:
-        condition += " and a.candidate <> 0"
+        condition += " and a.candidate > 0"
     if check is not None:
         condition += " and :check in (select value from json_each(a.failed_checks))"
     sql = f"""{_VERDICTS}

@@ -132,7 +132,9 @@ async def case_payload(datasette: Datasette, evaluation: Evaluation, number: int
     (case,) = found
     return {
         "ok": True,
-        "evaluation": row_payload(datasette, evaluation, 0) | {"answered": None, "state": None},
+        "evaluation": {
+            name: getattr(evaluation, name) for name in ("id", "name", "purpose", "case_count")
+        },
         "number": number,
         "name": case.case.name,
         "prompt": case.case.prompt,
