@@ -1,6 +1,7 @@
 // For the pages of an evaluation: progress without reloading, and verdicts by keyboard.
 
 const PAUSE_MS = 1_500;
+const RUNNING = ["running", "judging"];
 const VERDICTS = { b: "better", s: "same", w: "worse" };
 const LINKS = { n: "next", p: "prev" };
 
@@ -17,7 +18,7 @@ async function follow(progress) {
     } catch {
       continue; // the site restarts, or the network is gone for a moment
     }
-    if (evaluation === undefined || evaluation.state !== "running") break;
+    if (evaluation === undefined || !RUNNING.includes(evaluation.state)) break;
     bar.value = evaluation.answered;
     answered.textContent = evaluation.answered.toLocaleString("en");
   }
@@ -35,6 +36,6 @@ function press(event) {
     form.querySelector(`button[value=${VERDICTS[event.key]}]`).click();
 }
 
-const progress = document.querySelector("#llm-progress[data-state=running]");
-if (progress) follow(progress);
+const progress = document.getElementById("llm-progress");
+if (RUNNING.includes(progress?.dataset.state)) follow(progress);
 document.addEventListener("keydown", press);

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ... import instance
-from ...evaluation import results, store
+from ...evaluation import judge, results, store
 from ...evaluation.results import Show, Summary
 from ...evaluation.run import Runs
 from ...evaluation.store import Answered, Evaluation
@@ -41,15 +41,17 @@ def row_payload(datasette: Datasette, evaluation: Evaluation, answered: int) -> 
 
 
 def state(datasette: Datasette, evaluation: Evaluation, answered: int) -> str:
-    """Whether it is `complete`, `running` here, or `stopped` before its end."""
-    if evaluation.id in instance.of(datasette, Runs).running:
-        return "running"
+    """Whether it is `complete`, `running` or `judging` here, or `stopped` before its end."""
+    running = instance.of(datasette, Runs).running.get(evaluation.id)
+    if running is not None:
+        return "judging" if running.is_judge else "running"
     return "complete" if answered >= evaluation.request_count else "stopped"
 
 
 async def result_payload(
     datasette: Datasette,
     evaluation: Evaluation,
+    actor: Any,
     show: Show,
     candidate: int | None,
     check: str | None,
@@ -60,6 +62,7 @@ async def result_payload(
     Args:
         datasette: the Datasette instance.
         evaluation: the evaluation.
+        actor: who looks at it, and would ask the judge.
         show: which cases are listed.
         candidate: whose answers have to be so; None for any candidate.
         check: the label of a check that they do not pass, or None.
@@ -82,6 +85,7 @@ async def result_payload(
         "candidates": [each.payload() for each in found.candidates],
         "missed": _missed(found, evaluation),
         "agreement": found.agreement._asdict(),
+        "judging": await _judging(datasette, evaluation, actor),
         "show": show,
         "candidate": candidate,
         "check": check,
@@ -89,6 +93,17 @@ async def result_payload(
         "pages": -(-matching // PAGE_CASES),
         "matching": matching,
         "cases": [_excerpt(evaluation, each) for each in cases],
+    }
+
+
+async def _judging(datasette: Datasette, evaluation: Evaluation, actor: Any) -> dict[str, Any]:
+    found = await judge.estimate(datasette, evaluation, actor)
+    return {
+        "model_id": found.model_id,
+        "problem": found.problem,
+        "pairs": found.pairs,
+        "requests": found.requests,
+        "cost_dollars": found.cost_dollars,
     }
 
 

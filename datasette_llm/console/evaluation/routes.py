@@ -20,7 +20,7 @@ from datasette.utils.sqlite import sqlite3
 
 from ...access.snapshot import snapshot_of
 from ...errors import LLMError, NewerDatabaseError
-from ...evaluation import run, store
+from ...evaluation import judge, run, store
 from ...evaluation.definition import Definition, EvaluationError
 from ...evaluation.estimate import Estimate, estimate
 from ...evaluation.results import SHOWS, Show
@@ -71,6 +71,7 @@ def routes() -> list[tuple[str, View]]:
         (rf"{_ONE}\.json$", _read_only(result_json)),
         (rf"{_ONE}/answers\.(?P<format>csv|json|jsonl)$", _read_only(export)),
         (rf"{_ONE}/(?P<action>stop|resume)$", _managed(act)),
+        (rf"{_ONE}/judge$", _managed(ask_judge)),
         (rf"{_ONE}/remove$", remove),
         (rf"{_CASE}$", _managed(case_page)),
         (rf"{_CASE}\.json$", _read_only(case_json)),
@@ -224,6 +225,7 @@ async def result_page(datasette: Datasette, request: Request) -> Response:
         "title": evaluation.name,
         "payload": payload,
         "path": datasette.urls.path(f"{EVALUATIONS}/{evaluation.id}"),
+        "rubric": judge.DEFAULT_RUBRIC,
         "assignable": evaluation.purpose in purposes,
         "definition": evaluation.definition,
         "positions": evaluation.compared,
@@ -246,7 +248,7 @@ async def _result(datasette: Datasette, request: Request) -> tuple[Evaluation, P
     wanted: Show = show
     check = request.args.get("check") or None
     return evaluation, await payloads.result_payload(
-        datasette, evaluation, wanted, candidate, check, page or 1
+        datasette, evaluation, request.actor, wanted, candidate, check, page or 1
     )
 
 
@@ -409,6 +411,29 @@ async def act(datasette: Datasette, request: Request) -> Response:
             run.start(datasette, evaluation, request.actor)
     except EvaluationError as error:
         return Response.error(str(error), 409)
+    return _back(datasette, request, f"{EVALUATIONS}/{evaluation.id}")
+
+
+async def ask_judge(datasette: Datasette, request: Request) -> Response:
+    """Have the judge compare answers, once the number of its requests is confirmed."""
+    evaluation = await _evaluation(datasette, request)
+    if request.method != "POST":
+        return method_not_allowed(("POST",))
+    try:
+        fields = await posted(request)
+        rubric = fields.get("rubric", judge.DEFAULT_RUBRIC)
+        if len(rubric) > judge.MAX_RUBRIC_CHARS:
+            raise EvaluationError(f"rubric: at most {judge.MAX_RUBRIC_CHARS:,} characters")
+        found = await judge.estimate(datasette, evaluation, request.actor)
+        if found.problem is not None:
+            raise EvaluationError(f"There is no judge: {found.problem}")
+        if not found.requests or (_whole(fields.get("confirm")) or 0) < found.requests:
+            raise EvaluationError(
+                f"{found.requests:,} requests would be sent; send their number as confirm"
+            )
+        run.start_judge(datasette, evaluation, request.actor, rubric)
+    except (PostError, EvaluationError) as error:
+        return Response.error(str(error), 409 if isinstance(error, EvaluationError) else 400)
     return _back(datasette, request, f"{EVALUATIONS}/{evaluation.id}")
 
 

@@ -334,3 +334,30 @@ async def test_links_begin_with_the_base_url(start: Callable[..., Any], models: 
         labelled = {each["for"] for each in page.all("label")}
         shown = [each for each in page.all("input") if each.get("type") != "hidden"]
         assert all(each["id"] in labelled for each in (*shown, *page.all("select")))
+
+
+async def test_v4_judge_is_confirmed(site: Datasette, register_models: Any) -> None:
+    """The page says what would be sent, and only its number sends it."""
+    answer = '{"better": "neither", "reason": "They are alike."}'
+    arbiter = ScriptedModel("arbiter", [answer])
+    register_models(arbiter)
+    path = await replayed(site)
+    assert "name one for the purpose" in Page((await get(site, path)).text).text
+    refused = await post_json(site, f"{path}/judge", {"confirm": "12"}, 409)
+    assert "There is no judge" in refused["error"]
+
+    ours = site.config["plugins"]["datasette-llm"]
+    ours["purposes"] = ours["purposes"] | {"evaluation-judge": {"model": "arbiter"}}
+    page = Page((await get(site, path)).text)
+    assert_harmless(page)
+    assert "Send 12 requests" in page.text
+    for fields in ({}, {"confirm": "11"}, {"confirm": "x"}):
+        refused = await post_json(site, f"{path}/judge", fields, 409)
+        assert refused["error"].startswith("12 requests would be sent")
+    await post_json(site, f"{path}/judge", {"confirm": "12", "rubric": "x" * 10_001}, 409)
+    assert not arbiter.calls
+    await post(site, f"{path}/judge", {"confirm": "12", "rubric": "Which is kinder?"}, 303)
+    payload = await completed(site, path)
+    assert (payload["judging"]["pairs"], len(arbiter.calls)) == (0, 12)
+    assert "Which is kinder?" in arbiter.calls[0].prompt
+    assert payload["candidates"][2]["comparison"]["better"] == 0
