@@ -10,7 +10,9 @@ import pytest
 from datasette.tokens import TokenRestrictions
 
 from datasette_llm.console import routes
+from datasette_llm.evaluation import run
 from tests.support.consultant import answer, answering, rows_where
+from tests.support.evaluating import made as made_evaluation
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SHOWS = ("GET", "HEAD")
@@ -42,6 +44,21 @@ ADDRESSES = {
         f"/-/llm/consultations{page}{twin}": ((ANALYZE,), SHOWS)
         for page in ("", "/CONSULTATION")
         for twin in ("", ".json")
+    },
+    **{
+        f"/-/llm/evaluations{page}": ((MANAGE,), SHOWS)
+        for page in (
+            *("", ".json", "/new.json", "/EVALUATION", "/EVALUATION.json", "/EVALUATION/1.json"),
+            "/EVALUATION/answers.csv",
+        )
+    },
+    **{
+        f"/-/llm/evaluations/{page}": ((MANAGE,), (*SHOWS, "POST"))
+        for page in ("new", "EVALUATION/1")
+    },
+    **{
+        f"/-/llm/evaluations/EVALUATION/{action}": ((MANAGE,), ("POST",))
+        for action in ("stop", "resume", "judge", "remove")
     },
     "/data/pets/-/llm-analyze/dismiss": ((ANALYZE,), ("POST",)),
     **{
@@ -84,7 +101,9 @@ async def site(start_site, register_models):
     }
     site = await start_site(permissions=permissions, databases={})
     made = await site.ask(actor={"id": "root"})
-    site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"]}
+    evaluation = await made_evaluation(site.datasette, 1)
+    await run.start(site.datasette, evaluation, None).ended()
+    site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"], "EVALUATION": evaluation.id}
     return site
 
 
@@ -147,5 +166,6 @@ async def test_s9_restricted_tokens_and_methods(site, token):
 def test_s9_every_route_is_in_the_table():
     paths = [address.partition("?")[0] for address in ADDRESSES]
     known = [path.replace("CALL", "x").replace("CONSULTATION", "x") for path in paths]
+    known = [path.replace("EVALUATION", "0" * 26) for path in known]
     for pattern, _ in routes.routes():
         assert any(re.match(pattern, address) for address in known), pattern

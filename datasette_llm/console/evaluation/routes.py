@@ -408,10 +408,17 @@ async def act(datasette: Datasette, request: Request) -> Response:
             if not await run.stop(datasette, evaluation.id):
                 raise EvaluationError("The evaluation does not run in this process")
         else:
-            run.start(datasette, evaluation, request.actor)
+            await _resume(datasette, evaluation, request.actor)
     except EvaluationError as error:
         return Response.error(str(error), 409)
     return _back(datasette, request, f"{EVALUATIONS}/{evaluation.id}")
+
+
+async def _resume(datasette: Datasette, evaluation: Evaluation, actor: Any) -> None:
+    counts = await store.answer_counts(datasette, [evaluation.id])
+    if counts.get(evaluation.id, 0) >= evaluation.request_count:
+        raise EvaluationError("Every answer is there already")
+    run.start(datasette, evaluation, actor)
 
 
 async def ask_judge(datasette: Datasette, request: Request) -> Response:
@@ -448,9 +455,13 @@ async def remove(datasette: Datasette, request: Request) -> Response:
         return method_not_allowed(("POST",))
     if evaluation is None:
         raise NotFound("There is no such evaluation, or no longer")
-    await run.stop(datasette, evaluation.id)
     try:
+        if (await posted(request)).get("confirm") != "remove":
+            return Response.error("To remove it for good, send confirm=remove", 400)
+        await run.stop(datasette, evaluation.id)
         await store.remove(datasette, evaluation.id, request.actor)
+    except PostError as error:
+        return Response.error(str(error), 400)
     except (sqlite3.Error, NewerDatabaseError) as error:
         return Response.error(f"The internal database cannot be written: {error}", 503)
     return _back(datasette, request, EVALUATIONS)

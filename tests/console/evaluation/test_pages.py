@@ -255,12 +255,14 @@ async def test_v5_removed_by_its_maker(site: Datasette) -> None:
     path = await replayed(site)
     site.config["permissions"] = {"manage-llm": {"id": "zoe"}}
     await get(site, path, 403)
-    await post(site, f"{path}/remove", {}, 403, BEN)
+    remove = {"confirm": "remove"}
+    await post(site, f"{path}/remove", remove, 403, BEN)
+    await post(site, f"{path}/remove", {}, 400)
     assert (await site.client.get(f"{PATH}{path}/remove", actor=ANA)).status_code == 405
-    await post(site, f"{path}/remove", {}, 303)
+    await post(site, f"{path}/remove", remove, 303)
     assert await store.evaluations(site, None, 9) == []
-    await post(site, f"{path}/remove", {}, 403)
-    await post(site, f"{path}/remove", {}, 404, {"id": "zoe"})
+    await post(site, f"{path}/remove", remove, 403)
+    await post(site, f"{path}/remove", remove, 404, {"id": "zoe"})
 
 
 async def test_v3_stop_and_resume_by_form(site: Datasette, models: Any) -> None:
@@ -280,6 +282,7 @@ async def test_v3_stop_and_resume_by_form(site: Datasette, models: Any) -> None:
     await post(site, f"{path}/resume", {}, 303)
     payload = await completed(site, path)
     assert payload["candidates"][0]["answers"] == 2
+    await post(site, f"{path}/resume", {}, 409)
 
 
 @pytest.mark.parametrize(
