@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 
 from llm.parts import Message
 
+from ..calls.ended_requests import EndedRequest
 from ..calls.group import Group
 from ..calls.model import WrappedAsyncModel
 from ..errors import ModelNotAllowedError, ResponseCancelledError, SchemaError
 from ..events import Outcome, RequestFinished
 from ..facade import LLM
-from ..log.cost import NANODOLLARS, Cost
-from ..log.rows import MAX_TEXT_CHARS
+from ..log.cost import NANODOLLARS, Cost, cost_columns
+from ..log.rows import MAX_TEXT_CHARS, finished_row
 from ..redaction import Keys, shortened
 from ..sanitize import brief, well_formed
 from ..structured.validation import Shape
@@ -168,8 +169,9 @@ class _Received(NamedTuple):
     number: int
     case: Case
     answer: Answer
-    call: Any
-    keys: Keys
+    call: Any = None
+    ended: EndedRequest | None = None
+    keys: Keys = None
 
 
 class Engine:
@@ -280,21 +282,26 @@ class Engine:
             self._slots.release()
             call = self._calls.pop(asyncio.current_task(), None)
         waited_ms = (time.monotonic() - started) * 1000
-        answer = _answer(text, error, call, _ended(group, call), waited_ms)
+        ended = _ended(group, call)
+        answer = _answer(text, error, call, ended[0] if ended else None, waited_ms)
         keys = call.used_keys if call is not None else None
-        self._received.put_nowait(_Received(work, number, case, answer, call, keys))
+        self._received.put_nowait(_Received(work, number, case, answer, call, ended, keys))
 
     async def _refuse(self, work: Work, error: Exception) -> None:
         answer = _answer("", error, None, None, None)
         for number, case in work.cases:
             await self._room.acquire()
-            self._received.put_nowait(_Received(work, number, case, answer, None, None))
+            self._received.put_nowait(_Received(work, number, case, answer))
 
     # Pricing and checking
 
     async def _results(self, batch: list[_Received]) -> list[Result]:
         shapes = [await self._shape(each.case.schema) for each in batch]
-        costs = [each.call and await each.call.result.cost() for each in batch]
+        # Of a call with one request, as nearly all have, the cost is computed with the checks.
+        costs = [
+            await each.call.result.cost() if each.call and each.call.result.attempts > 1 else None
+            for each in batch
+        ]
         return await asyncio.to_thread(self._checked, batch, shapes, costs)
 
     def _checked(
@@ -307,12 +314,8 @@ class Engine:
 
     def _result(self, received: _Received, shape: Shape | None, cost: Cost | None) -> Result:
         work, case = received.work, received.case
-        answer = replace(
-            received.answer,
-            text=well_formed(shortened(received.answer.text, received.keys, MAX_TEXT_CHARS)),
-            cost_nanodollars=None if cost is None else round(cost.dollars * NANODOLLARS),
-            price_source=None if cost is None else cost.source,
-        )
+        text = well_formed(shortened(received.answer.text, received.keys, MAX_TEXT_CHARS))
+        answer = replace(received.answer, text=text, **_cost_columns(received, cost))
         failed = failed_checks(self._how.checks, case, answer, shape)
         return Result(case, received.number, work.candidate, work.position, answer, failed)
 
@@ -345,12 +348,22 @@ def _arguments(model: WrappedAsyncModel, case: Case, candidate: Candidate) -> di
     return arguments
 
 
-def _ended(group: Group[Any], call: Any) -> RequestFinished | None:
-    """How the newest request of a call ended; None if none was sent."""
+def _cost_columns(received: _Received, cost: Cost | None) -> dict[str, Any]:
+    if cost is not None:
+        nanodollars = round(cost.dollars * NANODOLLARS)
+        return {"cost_nanodollars": nanodollars, "price_source": cost.source}
+    if received.ended is None or received.call.result.attempts > 1:
+        return {}
+    finished, model_id, target = received.ended
+    return cost_columns(finished_row(finished), model_id, target.price, exact=target.exact_price)
+
+
+def _ended(group: Group[Any], call: Any) -> EndedRequest | None:
+    """The newest request of a call that has ended; None if none was sent."""
     if call is None or not call.result.attempts:
         return None
-    ended = (finished for finished, *_ in reversed(group.ended))
-    return next((each for each in ended if each.id == call.result.call_id), None)
+    ended = reversed(group.ended)
+    return next((each for each in ended if each[0].id == call.result.call_id), None)
 
 
 def _answer(
