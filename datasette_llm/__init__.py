@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
-    from .consultant.advice.store import update
+    from .consultant.advice.store import update as update_consultations
+    from .evaluation.store import update as update_evaluations
     from .lifecycle import start
 
     async def run() -> None:
         await start(datasette)
-        await update(datasette)
+        await update_consultations(datasette)
+        await update_evaluations(datasette)
 
     return run
 
@@ -151,6 +153,8 @@ from .errors import (  # noqa: E402
     TableNotFoundError,
     TagError,
 )
+from .evaluation.cases import Candidate, Case  # noqa: E402
+from .evaluation.engine import evaluate  # noqa: E402
 from .facade import LLM  # noqa: E402
 from .log.cost import Cost  # noqa: E402
 from .log.records import CallRecord  # noqa: E402
@@ -160,6 +164,8 @@ from .tags.values import tagged  # noqa: E402
 __all__ = [
     "LLM",
     "CallRecord",
+    "Candidate",
+    "Case",
     "ConfigError",
     "ConversationBusyError",
     "Cost",
@@ -187,6 +193,7 @@ __all__ = [
     "TagError",
     "WrappedAsyncModel",
     "WrappedConversation",
+    "evaluate",
     "get_purposes",
     "tagged",
 ]

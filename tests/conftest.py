@@ -81,5 +81,6 @@ def plugin() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def no_own_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The consultant's purpose is not registered, so that a test lists just its own."""
+    """The purposes of the consultant and the judge are not registered: a test lists its own."""
     monkeypatch.setattr("datasette_llm.consultant.advice.consultation.purposes", list)
+    monkeypatch.setattr("datasette_llm.evaluation.judge.purposes", list)

@@ -21,6 +21,8 @@ from datasette_llm.testing import ScriptedModel
 EXPORTS = [
     "LLM",
     "CallRecord",
+    "Candidate",
+    "Case",
     "ConfigError",
     "ConversationBusyError",
     "Cost",
@@ -48,6 +50,7 @@ EXPORTS = [
     "TagError",
     "WrappedAsyncModel",
     "WrappedConversation",
+    "evaluate",
     "get_purposes",
     "tagged",
 ]

@@ -15,6 +15,7 @@ from ..facade import LLM
 from .analyze import analyze_command
 from .cache import cache_command
 from .demo import demo_command
+from .eval import eval_command
 from .log import log_command
 from .models import explain_command, models_command
 from .probe import test_command
@@ -153,5 +154,5 @@ COMMANDS: tuple[click.Command, ...] = (
 )
 
 
-for command in (*COMMANDS, log_command):
+for command in (*COMMANDS, eval_command, log_command):
     llm_group.add_command(command)

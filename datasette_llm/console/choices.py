@@ -13,6 +13,7 @@ from ..access.purposes import Purpose, get_purposes
 from ..access.quoting import quoted
 from ..consultant.advice import consultation
 from ..errors import HookError
+from ..evaluation import judge
 from ..hooks import dispatch
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ async def registered_purposes(datasette: Datasette) -> tuple[dict[str, Purpose],
         The purposes by name, and a list of problems: empty, or one sentence.
     """
     # Not registered by a hook, so that `get_purposes()` returns other plugins' purposes only.
-    own = {purpose.name: purpose for purpose in consultation.purposes()}
+    own = {each.name: each for each in (*consultation.purposes(), *judge.purposes())}
     try:
         registered = {purpose.name: purpose for purpose in await get_purposes(datasette)}
     except HookError as error:

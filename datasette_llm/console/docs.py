@@ -46,6 +46,7 @@ SUBJECTS = (
     "log",
     "ties",
     "consultant",
+    "evaluation",
     "command-line",
     "telemetry",
     "testing",

@@ -22,6 +22,7 @@ PURPOSES = f"{ROOT}/purposes"
 WHAT_IF = f"{ROOT}/what-if"
 TEST = f"{ROOT}/test"
 PLAYGROUND = f"{ROOT}/playground"
+EVALUATIONS = f"{ROOT}/evaluations"
 EXPLAIN = f"{ROOT}/explain"
 KEYS = f"{ROOT}/keys"
 ADVICE = f"{ROOT}/consultations"
@@ -52,6 +53,7 @@ LINKS = (
     Link(LOG, "Calls", (VIEW_LOG,), "log"),
     Link(MODELS, "Models", (MANAGE,), "console#models"),
     Link(PURPOSES, "Purposes", (MANAGE,), "console#purposes"),
+    Link(EVALUATIONS, "Evaluations", (MANAGE,), "evaluation"),
     Link(TEST, "Test", (MANAGE,), "console#test"),
     Link(PLAYGROUND, "Playground", (MANAGE,), "console#playground"),
     Link(EXPLAIN, "Explain", (MANAGE,), "console#explain"),

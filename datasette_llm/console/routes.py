@@ -10,6 +10,7 @@ from ..permissions import MANAGE, VIEW_LOG
 from . import docs
 from .advice import routes as advice_routes
 from .cache import CLEAR, clear_view
+from .evaluation import routes as evaluation_routes
 from .evaluation import what_if
 from .evaluation.playground import PAGE as PLAYGROUND
 from .explain import explain_page
@@ -48,6 +49,7 @@ def routes() -> list[tuple[str, Callable[..., Any]]]:
         *console,
         *docs.routes(),
         *advice_routes.routes(),
+        *evaluation_routes.routes(),
         *log_routes.routes(),
         *usage_routes.routes(),
         *what_if.routes(),

@@ -3,7 +3,7 @@
 Each removal is a row of `llm_log_removals`, which SQLite checks; triggers prevent all other
 deletions. A running call keeps its row, whatever its age, since its outcome and cost are still to
 be written. Once its process has ended or closed its session, the row is removed by its age like
-others. Consultations are removed by their age, too.
+others. Consultations and evaluations are removed by their age, too.
 
 A clock that jumped ahead must not remove anything: the age counts from the newest call where that
 is older than the clock, and a clock that has jumped is not trusted before it has run steadily for
@@ -47,6 +47,8 @@ STEADY_MS = 60_000
 
 _CALLS = f"select 0 as kind, id from llm_calls where id < :below and {REMOVABLE}"
 _CONSULTATIONS = "select 1 as kind, id from llm_consultations where id < :below"
+_EVALUATIONS = "select 2 as kind, id from llm_evaluations where id < :below"
+_HAS_EVALUATIONS = "select 1 from sqlite_master where name = 'llm_evaluations'"
 _HAS_CONSULTATIONS = "select 1 from sqlite_master where name = 'llm_consultations'"
 
 
@@ -151,7 +153,7 @@ def _is_gap(wall_ms: int, call_ms: int | None, longest_ms: int) -> bool:
 
 
 async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
-    """Remove the calls and consultations with smaller ids, in transactions of a bounded size.
+    """Remove what has smaller ids, evaluations with all of theirs, in bounded transactions.
 
     Args:
         datasette: the Datasette instance, whose internal database has the call log.
@@ -159,7 +161,7 @@ async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
         keep_days: the setting, for the table of removals.
 
     Returns:
-        How many calls and consultations were removed.
+        How many calls, consultations and evaluations were removed.
 
     Raises:
         sqlite3.Error: the database cannot be written; earlier removals are committed.
@@ -195,6 +197,9 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
     has_consultations = connection.execute(_HAS_CONSULTATIONS).fetchone()
     if has_consultations:
         old += f" union all {_CONSULTATIONS}"
+    has_evaluations = connection.execute(_HAS_EVALUATIONS).fetchone()
+    if has_evaluations:
+        old += f" union all {_EVALUATIONS}"
     values = {"below": below_id, "limit": MAX_BATCH + 1}
     found = connection.execute(f"{old} order by id limit :limit", values).fetchall()
     batch = found[:MAX_BATCH]
@@ -214,7 +219,21 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
     search.remove(connection, below)
     if has_consultations:
         connection.execute("delete from llm_consultations where id < ?", (below,))
+    if has_evaluations:
+        _remove_evaluations(connection, below, keep_days)
     return len(batch)
+
+
+def _remove_evaluations(connection: sqlite3.Connection, below: str, keep_days: int) -> None:
+    # Its trigger removes them.
+    connection.execute(
+        "insert into llm_evaluation_removals (removed_at, evaluation_id, keep_days) "
+        "select ?, id, ? from llm_evaluations where id < ?",
+        (now(), keep_days, below),
+    )
+    # Of an evaluation whose making was interrupted, which has no row.
+    for table in ("llm_evaluation_cases", "llm_evaluation_answers"):
+        connection.execute(f"delete from {table} where evaluation_id < ?", (below,))
 
 
 def first_kept_id(keep_days: int) -> str:

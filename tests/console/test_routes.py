@@ -11,8 +11,10 @@ from datasette.tokens import TokenRestrictions
 
 from datasette_llm.console import routes
 from datasette_llm.console.log import running_page
+from datasette_llm.evaluation import run
 from tests.support.call_log import add, call_row
 from tests.support.consultant import answer, answering, rows_where
+from tests.support.evaluating import made as made_evaluation
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SHOWS = ("GET", "HEAD")
@@ -59,6 +61,21 @@ ADDRESSES = {
         for page in ("", "/CONSULTATION")
         for twin in ("", ".json")
     },
+    **{
+        f"/-/llm/evaluations{page}": ((MANAGE,), SHOWS)
+        for page in (
+            *("", ".json", "/new.json", "/EVALUATION", "/EVALUATION.json", "/EVALUATION/1.json"),
+            "/EVALUATION/answers.csv",
+        )
+    },
+    **{
+        f"/-/llm/evaluations/{page}": ((MANAGE,), (*SHOWS, "POST"))
+        for page in ("new", "EVALUATION/1")
+    },
+    **{
+        f"/-/llm/evaluations/EVALUATION/{action}": ((MANAGE,), ("POST",))
+        for action in ("stop", "resume", "judge", "remove")
+    },
     "/data/pets/-/llm-analyze/dismiss": ((ANALYZE,), ("POST",)),
     **{
         f"/data/pets/-/llm-analyze/rows{twin}?{EVIDENCE}": ((ANALYZE,), SHOWS)
@@ -103,7 +120,10 @@ async def site(start_site, register_models, monkeypatch):
     made = await site.ask(actor={"id": "root"})
     told = call_row(conversation_id="birds")
     await site.datasette.get_internal_database().execute_write_fn(lambda c: _tell(c, told))
+    evaluation = await made_evaluation(site.datasette, 1)
+    await run.start(site.datasette, evaluation, None).ended()
     site.ids = {"CALL": made["call_id"], "CONSULTATION": made["id"], "TOLD": told["id"]}
+    site.ids["EVALUATION"] = evaluation.id
     return site
 
 
@@ -175,5 +195,6 @@ async def test_s9_restricted_tokens_and_methods(site, token):
 def test_s9_every_route_is_in_the_table():
     paths = [address.partition("?")[0] for address in ADDRESSES]
     known = [path.replace("CALL", "x").replace("CONSULTATION", "x") for path in paths]
+    known = [path.replace("EVALUATION", "0" * 26) for path in known]
     for pattern, _ in routes.routes():
         assert any(re.match(pattern, address) for address in known), pattern

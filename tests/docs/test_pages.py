@@ -98,6 +98,7 @@ def test_commands_take_the_options_shown(line, tmp_path, monkeypatch):
     Path("plugins").mkdir()
     Path("datasette.yaml").touch()
     Path("zoo.db").touch()
+    Path("evaluation.yaml").touch()
     command, words = _command_and_words(re.sub(r"^\S*(uv run |/)(?=datasette )", "", line))
     context = command.make_context("datasette", words)
     assert context.params

@@ -1,0 +1,698 @@
+"""The stored evaluations: append-only, but for the removal of a whole one, which is on record.
+
+An evaluation's row is written after its cases, so that what a crash leaves of one that was being
+made has no row. Its answers are written as they come; an evaluation without some of them was
+stopped, and can go on. The recorded answer of a case is that of candidate 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datasette.utils.sqlite import sqlite3
+from sqlite_utils import Database, Migrations
+
+from ..errors import NewerDatabaseError
+from ..events import FinishReason, Outcome
+from ..log.schema import OUTCOMES
+from ..migrations import append_only
+from ..migrations import migrate as run_migrations
+from ..sanitize import new_id, now, storable
+from .cases import BASELINE, Answer, Case, Result
+from .checks import Check, failed_checks, normalised
+from .definition import Definition, EvaluationError
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_llm")
+
+_T = TypeVar("_T")
+
+TABLES = (
+    "llm_evaluations",
+    "llm_evaluation_cases",
+    "llm_evaluation_answers",
+    "llm_evaluation_verdicts",
+    "llm_evaluation_removals",
+)
+VERDICTS = ("better", "same", "worse")
+# In one transaction.
+BATCH_CASES = 200
+
+_ANSWER_COLUMNS = (
+    "evaluation_id",
+    "case_number",
+    "candidate",
+    "answered_at",
+    "outcome",
+    "text",
+    "digest",
+    "chars",
+    "finish_reason",
+    "error_type",
+    "error_message",
+    "latency_ms",
+    "input_tokens",
+    "output_tokens",
+    "cost_nanodollars",
+    "price_source",
+    "call_id",
+    "failed_checks",
+)
+_INSERT_ANSWER = (
+    f"insert into llm_evaluation_answers ({', '.join(_ANSWER_COLUMNS)}) "
+    f"values ({', '.join(f':{name}' for name in _ANSWER_COLUMNS)})"
+)
+_ANSWER_FIELDS = tuple(Answer.__slots__)
+
+migrations = Migrations("datasette_llm_evaluation")
+
+
+@migrations()
+def m001_evaluations(db: Database) -> None:
+    outcomes, verdicts = (
+        ", ".join(f"'{each}'" for each in names) for names in (OUTCOMES, VERDICTS)
+    )
+    for statement in (
+        """
+        create table llm_evaluations (
+            id text primary key,
+            created_at text not null,
+            name text not null,
+            purpose text,
+            actor_id text,
+            definition text not null,
+            left_out text not null,
+            case_count integer not null,
+            candidate_count integer not null
+        ) without rowid
+        """,
+        """
+        create table llm_evaluation_cases (
+            evaluation_id text not null,
+            number integer not null,
+            name text not null,
+            content text not null,
+            primary key (evaluation_id, number)
+        ) without rowid
+        """,
+        f"""
+        create table llm_evaluation_answers (
+            evaluation_id text not null,
+            case_number integer not null,
+            candidate integer not null,
+            answered_at text not null,
+            outcome text not null check (outcome in ({outcomes})),
+            text text not null,
+            digest integer not null,
+            chars integer not null,
+            finish_reason text,
+            error_type text,
+            error_message text,
+            latency_ms real,
+            input_tokens integer,
+            output_tokens integer,
+            cost_nanodollars integer,
+            price_source text,
+            call_id text,
+            failed_checks text not null
+        )
+        """,
+        # Covers the figures, so that no text is read for them.
+        """
+        create unique index llm_evaluation_answers_figures on llm_evaluation_answers (
+            evaluation_id, candidate, case_number, outcome, failed_checks, latency_ms,
+            cost_nanodollars, input_tokens, output_tokens, digest, chars
+        )
+        """,
+        f"""
+        create table llm_evaluation_verdicts (
+            id integer primary key,
+            evaluation_id text not null,
+            case_number integer not null,
+            candidate integer not null,
+            judged_at text not null,
+            judge text,
+            actor_id text,
+            verdict text not null check (verdict in ({verdicts})),
+            note text
+        )
+        """,
+        """
+        create index llm_evaluation_verdicts_case
+        on llm_evaluation_verdicts (evaluation_id, case_number, candidate)
+        """,
+        """
+        create table llm_evaluation_removals (
+            id integer primary key,
+            removed_at text not null,
+            evaluation_id text not null,
+            actor_id text,
+            keep_days integer
+        )
+        """,
+    ):
+        db.execute(statement)
+    _protect(db)
+
+
+def _protect(db: Database) -> None:
+    """Have SQLite refuse every change but an insertion, and a removal that is on record."""
+    append_only(db, "llm_evaluations")
+    append_only(db, "llm_evaluation_removals")
+    db.execute("drop trigger llm_evaluations_delete")
+    own_key = {
+        "llm_evaluation_cases": "number = new.number",
+        "llm_evaluation_answers": "case_number = new.case_number and candidate = new.candidate",
+        "llm_evaluation_verdicts": "id = new.id",
+    }
+    for table, key in own_key.items():
+        refuse = f"begin select raise(abort, '{table} is append-only'); end"
+        parent = "exists (select 1 from llm_evaluations where id = {}.evaluation_id)"
+        known = f"exists (select 1 from {table} where evaluation_id = new.evaluation_id and {key})"
+        db.execute(f"create trigger {table}_insert before insert on {table} when {known} {refuse}")
+        db.execute(f"create trigger {table}_update before update on {table} {refuse}")
+        db.execute(
+            f"create trigger {table}_delete before delete on {table} "
+            f"when {parent.format('old')} {refuse}"
+        )
+    for statement in (
+        """
+        create trigger llm_evaluations_delete before delete on llm_evaluations
+        when not exists (select 1 from llm_evaluation_removals where evaluation_id = old.id)
+        begin select raise(abort, 'llm_evaluations is append-only: removals are on record'); end
+        """,
+        """
+        create trigger llm_evaluation_removals_remove after insert on llm_evaluation_removals
+        begin
+            delete from llm_evaluations where id = new.evaluation_id;
+            delete from llm_evaluation_cases where evaluation_id = new.evaluation_id;
+            delete from llm_evaluation_answers where evaluation_id = new.evaluation_id;
+            delete from llm_evaluation_verdicts where evaluation_id = new.evaluation_id;
+        end
+        """,
+        """
+        create trigger llm_evaluation_answers_gone before insert on llm_evaluation_answers
+        when new.candidate > 0
+            and not exists (select 1 from llm_evaluations where id = new.evaluation_id)
+        begin select raise(abort, 'the evaluation was removed'); end
+        """,
+    ):
+        db.execute(statement)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Run the migrations of the tables, as `migrations.migrate`."""
+    run_migrations(connection, migrations, *TABLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A stored evaluation.
+
+    Attributes:
+        id: a ULID in lower case.
+        created_at: when it was made, in UTC.
+        name: what it is called.
+        purpose: what its requests are for, or None.
+        actor_id: who made it, or None.
+        definition: what it is made of.
+        left_out: how many cases were left out, by reason.
+        case_count: how many cases it has.
+    """
+
+    id: str
+    created_at: str
+    name: str
+    purpose: str | None
+    actor_id: str | None
+    definition: Definition
+    left_out: Mapping[str, int]
+    case_count: int
+
+    @property
+    def request_count(self) -> int:
+        """How many answers it has when it is complete."""
+        return self.case_count * len(self.definition.candidates)
+
+    @property
+    def reference(self) -> int:
+        """The number of what candidates are compared with: the baseline, or the first of them."""
+        return BASELINE if self.definition.cases.calls is not None else 1
+
+    @property
+    def compared(self) -> list[int]:
+        """The numbers of the candidates that are compared with it."""
+        return [n for n in range(1, len(self.definition.candidates) + 1) if n != self.reference]
+
+    def label(self, position: int) -> str:
+        """The name of a candidate by its number."""
+        return "recorded" if position == BASELINE else self.definition.asked[position - 1].label
+
+
+# Writing
+
+
+async def create(
+    datasette: Datasette,
+    definition: Definition,
+    cases: AsyncIterable[Case],
+    left_out: Mapping[str, int],
+    actor: Mapping[str, Any] | None,
+) -> Evaluation:
+    """Store an evaluation with its cases.
+
+    Args:
+        datasette: the Datasette instance.
+        definition: what it is made of.
+        cases: its cases, read to their end.
+        left_out: how many cases were left out, by reason, once they are read.
+        actor: who makes it.
+
+    Raises:
+        EvaluationError: there are no cases.
+        sqlite3.Error: it cannot be written.
+        NewerDatabaseError: a newer version of datasette-llm has migrated the tables.
+    """
+    await _write(datasette, migrate)
+    evaluation_id, count, batch = new_id(), 0, list[Case]()
+    async for case in cases:
+        batch.append(case)
+        if len(batch) == BATCH_CASES:
+            await _write(datasette, partial(_add_cases, definition, evaluation_id, count, batch))
+            count, batch = count + len(batch), []
+    if not count and not batch:
+        raise EvaluationError(no_cases(left_out))
+    row = {
+        "id": evaluation_id,
+        "created_at": now(),
+        "name": definition.label,
+        "purpose": definition.purpose,
+        "actor_id": (actor or {}).get("id"),
+        "definition": _json(definition.stored()),
+        "left_out": _json(dict(left_out)),
+        "case_count": count + len(batch),
+        "candidate_count": len(definition.candidates),
+    }
+
+    def last(connection: sqlite3.Connection) -> None:
+        _add_cases(definition, evaluation_id, count, batch, connection)
+        places = ", ".join(f":{name}" for name in row)
+        sql = f"insert into llm_evaluations ({', '.join(row)}) values ({places})"
+        connection.execute(sql, storable(row))
+
+    await _write(datasette, last)
+    return _evaluation(row)
+
+
+def no_cases(left_out: Mapping[str, int]) -> str:
+    """Why an evaluation without cases cannot be made."""
+    reasons = ", ".join(f"{count:,} because {reason}" for reason, count in left_out.items())
+    return f"There are no cases; left out: {reasons}" if reasons else "There are no cases"
+
+
+async def add_answers(datasette: Datasette, evaluation_id: str, results: Iterable[Result]) -> None:
+    """Store answers, also if the caller is cancelled meanwhile.
+
+    Raises:
+        sqlite3.Error: they cannot be written, or the evaluation was removed.
+    """
+    rows = [
+        _answer_row(evaluation_id, each.number, each.position, each.answer, each.failed_checks)
+        for each in results
+    ]
+    await _write(datasette, lambda connection: connection.executemany(_INSERT_ANSWER, rows))
+
+
+async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) -> None:
+    """Store a verdict of a person or of the judge.
+
+    Args:
+        datasette: the Datasette instance.
+        evaluation_id: the evaluation.
+        **columns: `case_number`, `candidate`, `verdict`; `actor_id` of a person, `judge` with the
+            model of the judge; `note`.
+    """
+    row = storable(columns | {"evaluation_id": evaluation_id, "judged_at": now()})
+    places = ", ".join(f":{name}" for name in row)
+    sql = f"insert into llm_evaluation_verdicts ({', '.join(row)}) values ({places})"
+    await _write(datasette, lambda connection: connection.execute(sql, row))
+
+
+async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, Any] | None) -> None:
+    """Remove an evaluation with all that belongs to it; the removal is on record."""
+    row = {"id": evaluation_id, "at": now(), "actor_id": (actor or {}).get("id")}
+
+    def work(connection: sqlite3.Connection) -> None:
+        # Deleted text would stay readable in the file.
+        connection.execute("pragma secure_delete = on")
+        connection.execute(
+            "insert into llm_evaluation_removals (removed_at, evaluation_id, actor_id) "
+            "values (:at, :id, :actor_id)",
+            storable(row),
+        )
+
+    await _write(datasette, work)
+
+
+async def _write(datasette: Datasette, work: Callable[[sqlite3.Connection], object]) -> None:
+    writing = asyncio.ensure_future(datasette.get_internal_database().execute_write_fn(work))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
+
+
+def has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether the tables exist; they are created with the first evaluation."""
+    sql = "select 1 from sqlite_master where type = 'table' and name = 'llm_evaluations'"
+    return connection.execute(sql).fetchone() is not None
+
+
+def _add_cases(
+    definition: Definition,
+    evaluation_id: str,
+    before: int,
+    cases: Sequence[Case],
+    connection: sqlite3.Connection,
+) -> None:
+    numbered = list(enumerate(cases, before + 1))
+    connection.executemany(
+        "insert into llm_evaluation_cases (evaluation_id, number, name, content) "
+        "values (:evaluation_id, :number, :name, :content)",
+        [
+            storable(
+                {
+                    "evaluation_id": evaluation_id,
+                    "number": number,
+                    "name": case.name,
+                    "content": _json(_content(case)),
+                }
+            )
+            for number, case in numbered
+        ],
+    )
+    # The baseline is the same as itself, and its schema was that of the call.
+    checks = [each for each in definition.check_list if each != Check("schema")]
+    connection.executemany(
+        _INSERT_ANSWER,
+        [
+            _answer_row(
+                evaluation_id,
+                number,
+                BASELINE,
+                case.baseline,
+                failed_checks(checks, case, case.baseline),
+            )
+            for number, case in numbered
+            if case.baseline is not None
+        ],
+    )
+
+
+def _answer_row(
+    evaluation_id: str, number: int, position: int, answer: Answer, failed: Sequence[str]
+) -> dict[str, Any]:
+    text = normalised(answer.text)
+    return storable(
+        {name: getattr(answer, name) for name in _ANSWER_FIELDS}
+        | {
+            "outcome": str(answer.outcome),
+            "finish_reason": answer.finish_reason and str(answer.finish_reason),
+            "evaluation_id": evaluation_id,
+            "case_number": number,
+            "candidate": position,
+            "answered_at": now(),
+            "digest": _digest(text),
+            "chars": len(text),
+            "failed_checks": _json(list(failed)),
+        }
+    )
+
+
+def _digest(text: str) -> int:
+    raw = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(raw, "big", signed=True)
+
+
+def _content(case: Case) -> dict[str, Any]:
+    content = {
+        "prompt": case.prompt,
+        "system": case.system,
+        "history": list(map(dict, case.history)),
+        "options": dict(case.options),
+        "schema": None if case.schema is None else dict(case.schema),
+        "expected": case.expected,
+    }
+    return {name: value for name, value in content.items() if value not in (None, [], {})}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+async def update(datasette: Datasette) -> None:
+    """Bring the tables up to date, if there are any, for retention and the pages."""
+    database = datasette.get_internal_database()
+    try:
+        if await database.execute_fn(has_tables):
+            await database.execute_write_fn(migrate)
+    except (sqlite3.Error, NewerDatabaseError) as error:
+        logger.error("The evaluations cannot be brought up to date: %s", error)
+
+
+# Reading
+
+
+async def read(datasette: Datasette, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+    """What a function reads from the tables.
+
+    Args:
+        datasette: the Datasette instance.
+        work: takes a connection; called in a thread.
+        otherwise: what there is before the first evaluation.
+    """
+
+    def if_there(connection: sqlite3.Connection) -> _T:
+        return work(connection) if has_tables(connection) else otherwise
+
+    found: _T = await datasette.get_internal_database().execute_fn(if_there)
+    return found
+
+
+async def evaluation(datasette: Datasette, evaluation_id: str) -> Evaluation | None:
+    """An evaluation, or None if there is none with this id."""
+    found = await _evaluations(datasette, "where id = :id", {"id": evaluation_id})
+    return found[0] if found else None
+
+
+async def evaluations(
+    datasette: Datasette, before: str | None, limit: int
+) -> list[tuple[Evaluation, int]]:
+    """A page of the evaluations, newest first, each with the number of its answers.
+
+    Args:
+        datasette: the Datasette instance.
+        before: the id of the last one of the page before; None for the first page.
+        limit: the maximum number.
+    """
+    where = "where id < coalesce(:before, '~') order by id desc limit :limit"
+    found = await _evaluations(datasette, where, {"before": before, "limit": limit})
+    counts = await answer_counts(datasette, [each.id for each in found])
+    return [(each, counts.get(each.id, 0)) for each in found]
+
+
+async def answer_counts(datasette: Datasette, ids: Sequence[str]) -> dict[str, int]:
+    """How many answers of candidates evaluations have, by id."""
+    sql = """
+        select evaluation_id, count(*) from llm_evaluation_answers
+        where evaluation_id in (select value from json_each(?)) and candidate > 0
+        group by evaluation_id
+    """
+    return await read(datasette, lambda c: dict(c.execute(sql, [_json(list(ids))]).fetchall()), {})
+
+
+async def unanswered(
+    datasette: Datasette, of: Evaluation, after: int, limit: int
+) -> tuple[list[tuple[int, Case]], set[tuple[int, int]]]:
+    """The next cases, and which of them a candidate has answered.
+
+    Args:
+        datasette: the Datasette instance.
+        of: the evaluation.
+        after: the number of the last case that is known.
+        limit: the maximum number of cases.
+
+    Returns:
+        The cases with their numbers, and pairs of a case's and a candidate's number.
+    """
+
+    def work(
+        connection: sqlite3.Connection,
+    ) -> tuple[list[tuple[int, Case]], set[tuple[int, int]]]:
+        values = {"id": of.id, "after": after, "last": after + limit}
+        between = "evaluation_id = :id and {0} > :after and {0} <= :last"
+        rows = connection.execute(
+            "select number, name, content from llm_evaluation_cases "
+            f"where {between.format('number')} order by number",
+            values,
+        ).fetchall()
+        answered = connection.execute(
+            "select case_number, candidate from llm_evaluation_answers where evaluation_id = :id "
+            "and candidate in (1, 2, 3, 4) and case_number > :after and case_number <= :last",
+            values,
+        )
+        recorded = _answers(
+            connection, f"{between.format('case_number')} and candidate = 0", values
+        )
+        baselines = {number: answer for number, _, answer, _ in recorded}
+        cases = [
+            (number, replace(_case(name, content), baseline=baselines.get(number)))
+            for number, name, content in rows
+        ]
+        return cases, set(map(tuple, answered))
+
+    return await read(datasette, work, ([], set()))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a person or the judge says about a candidate's answer, beside the reference's.
+
+    Attributes:
+        candidate: the number of the candidate.
+        judge: the model of the judge; None for a person's.
+        actor_id: the person, or None.
+        verdict: `better`, `same` or `worse`.
+        note: what was noted, or None.
+        judged_at: when, in UTC.
+    """
+
+    candidate: int
+    judge: str | None
+    actor_id: str | None
+    verdict: str
+    note: str | None
+    judged_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A case with its answers.
+
+    Attributes:
+        number: its number.
+        case: the case.
+        answers: by the number of the candidate, each with the checks that it did not pass.
+        verdicts: the newest first.
+    """
+
+    number: int
+    case: Case
+    answers: Mapping[int, tuple[Answer, tuple[str, ...]]]
+    verdicts: Sequence[Verdict]
+
+
+async def answered_cases(
+    datasette: Datasette, evaluation_id: str, numbers: Sequence[int]
+) -> list[Answered]:
+    """Cases with their answers and verdicts, in the order of the numbers."""
+
+    def work(connection: sqlite3.Connection) -> list[Answered]:
+        values = {"id": evaluation_id, "numbers": _json(list(numbers))}
+        among = "evaluation_id = :id and {} in (select value from json_each(:numbers))"
+        cases = {
+            number: _case(name, content)
+            for number, name, content in connection.execute(
+                "select number, name, content from llm_evaluation_cases "
+                f"where {among.format('number')}",
+                values,
+            )
+        }
+        answers: dict[int, dict[int, tuple[Answer, tuple[str, ...]]]] = {n: {} for n in cases}
+        for number, position, answer, failed in _answers(
+            connection, f"{among.format('case_number')} and candidate in (0, 1, 2, 3, 4)", values
+        ):
+            answers[number][position] = (answer, failed)
+        verdicts: dict[int, list[Verdict]] = {n: [] for n in cases}
+        for number, *columns in connection.execute(
+            "select case_number, candidate, judge, actor_id, verdict, note, judged_at "
+            f"from llm_evaluation_verdicts where {among.format('case_number')} order by id desc",
+            values,
+        ):
+            verdicts[number].append(Verdict(*columns))
+        return [Answered(n, cases[n], answers[n], verdicts[n]) for n in numbers if n in cases]
+
+    return await read(datasette, work, [])
+
+
+async def _evaluations(
+    datasette: Datasette, where: str, values: Mapping[str, Any]
+) -> list[Evaluation]:
+    columns = (
+        *("id", "created_at", "name", "purpose", "actor_id", "definition", "left_out"),
+        "case_count",
+    )
+    sql = f"select {', '.join(columns)} from llm_evaluations {where}"
+
+    def work(connection: sqlite3.Connection) -> list[Evaluation]:
+        rows = connection.execute(sql, values)
+        return [_evaluation(dict(zip(columns, row, strict=True))) for row in rows]
+
+    return await read(datasette, work, [])
+
+
+def _evaluation(row: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        row["id"],
+        row["created_at"],
+        row["name"],
+        row["purpose"],
+        row["actor_id"],
+        Definition.of(json.loads(row["definition"])),
+        json.loads(row["left_out"]),
+        row["case_count"],
+    )
+
+
+def _case(name: str, content: str) -> Case:
+    known = json.loads(content)
+    known["history"] = tuple(known.get("history", ()))
+    return Case(name=name, **known)
+
+
+def _answers(
+    connection: sqlite3.Connection, where: str, values: Mapping[str, Any]
+) -> list[tuple[int, int, Answer, tuple[str, ...]]]:
+    """Answers, each with the numbers of its case and its candidate, and the failed checks."""
+    columns = ("case_number", "candidate", "failed_checks", *_ANSWER_FIELDS)
+    sql = f"select {', '.join(columns)} from llm_evaluation_answers where {where}"
+    return [
+        (
+            number,
+            position,
+            _answer(dict(zip(_ANSWER_FIELDS, fields, strict=True))),
+            tuple(json.loads(failed)),
+        )
+        for number, position, failed, *fields in connection.execute(sql, values)
+    ]
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    reason = row["finish_reason"]
+    return Answer(
+        **row
+        | {
+            "outcome": Outcome(row["outcome"]),
+            "finish_reason": FinishReason(reason) if reason else None,
+        }
+    )

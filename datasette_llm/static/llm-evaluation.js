@@ -1,0 +1,41 @@
+// For the pages of an evaluation: progress without reloading, and verdicts by keyboard.
+
+const PAUSE_MS = 1_500;
+const RUNNING = ["running", "judging"];
+const VERDICTS = { b: "better", s: "same", w: "worse" };
+const LINKS = { n: "next", p: "prev" };
+
+/** Show how many answers there are, until the evaluation ends; then show the whole page again. */
+async function follow(progress) {
+  const bar = document.getElementById("llm-bar");
+  const answered = document.getElementById("llm-answered");
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    let evaluation;
+    try {
+      const response = await fetch(progress.dataset.json);
+      ({ evaluation } = await response.json());
+    } catch {
+      continue; // the site restarts, or the network is gone for a moment
+    }
+    if (evaluation === undefined || !RUNNING.includes(evaluation.state)) break;
+    bar.value = evaluation.answered;
+    answered.textContent = evaluation.answered.toLocaleString("en");
+  }
+  location.reload();
+}
+
+/** Give the verdict of a key, or go where it leads. */
+function press(event) {
+  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const link = LINKS[event.key] && document.querySelector(`a[rel=${LINKS[event.key]}]`);
+  const form = document.querySelector(".llm-verdict-form[data-judged='']");
+  if (link) link.click();
+  else if (VERDICTS[event.key] && form)
+    form.querySelector(`button[value=${VERDICTS[event.key]}]`).click();
+}
+
+const progress = document.getElementById("llm-progress");
+if (RUNNING.includes(progress?.dataset.state)) follow(progress);
+document.addEventListener("keydown", press);

@@ -1,0 +1,212 @@
+"""`datasette_llm.evaluate()`, which is the engine of every evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import llm
+import pytest
+from datasette import hookimpl
+from datasette.app import Datasette
+
+from datasette_llm import LLM, Candidate, Case, evaluate
+from datasette_llm.errors import TagError
+from datasette_llm.evaluation.checks import CheckError
+from datasette_llm.events import Outcome
+from datasette_llm.testing import ScriptedModel
+
+from ..support.waiting import soon
+
+Make = Callable[..., Datasette]
+
+
+async def results(*arguments: Any, **options: Any) -> dict[tuple[int, int], Any]:
+    """Results by the numbers of the case and the candidate."""
+    found = [each async for each in evaluate(*arguments, **options)]
+    assert len({(each.number, each.position) for each in found}) == len(found)
+    return {(each.number, each.position): each for each in found}
+
+
+async def test_v7_iterates_over_typed_results(make_datasette: Make, register_models: Any) -> None:
+    """Each case is asked of each candidate with its options, history and schema."""
+    a, b = ScriptedModel("a", ["Yes", llm.Usage(input=5, output=2)]), ScriptedModel("b", ["no"])
+    register_models(a, b)
+    prices = {"a": {"input": 1_000_000, "output": 1_000_000}}
+    datasette = make_datasette({"log": {"prices": prices}, "models": ["a", "b"]})
+    turns = [("user", "hi"), ("assistant", "hello")]
+    history = tuple(
+        {"role": role, "parts": [{"type": "text", "text": text}]} for role, text in turns
+    )
+    cases = [
+        Case("one", system="Be brief", history=history, options={"max_tokens": 9, "other": 1}),
+        Case("two", expected="yes"),
+    ]
+
+    found = await results(
+        LLM(datasette), cases, ["a", Candidate("b", {"max_tokens": 3})], checks=["equals"]
+    )
+
+    assert sorted(found) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    first = found[1, 1]
+    assert (first.case, first.candidate, first.passed) == (cases[0], Candidate("a"), True)
+    answer = first.answer
+    assert (answer.outcome, answer.text) == (Outcome.OK, "Yes")
+    assert (answer.input_tokens, answer.output_tokens) == (5, 2)
+    assert (answer.cost_nanodollars, answer.price_source) == (7 * 10**9, "configuration")
+    assert found[2, 2].failed_checks == ("equals",)
+    sent = {call.prompt: call.request for call in a.calls}
+    texts = [(m.role, m.parts[0].text) for m in sent["one"].messages]
+    assert texts == [("system", "Be brief"), *turns, ("user", "one")]
+    assert sent["one"].options.max_tokens == 9
+    assert {call.request.options.max_tokens for call in b.calls} == {3}
+
+
+async def test_v3_failures_are_results(
+    make_datasette: Make, plugin: Any, register_models: Any
+) -> None:
+    """A provider's, an unknown model, one that is not allowed, and a bad option."""
+    register_models(ScriptedModel("a", [ValueError("no")], ["yes"]), ScriptedModel("b"))
+    datasette = make_datasette({"models": ["a"]})
+    candidates = ["a", "b", "nonsense", Candidate("a", {"temperature": "hot"})]
+
+    found = await results(LLM(datasette), [Case("x"), Case("y")], candidates, concurrency=1)
+
+    outcomes = {key: str(each.answer.outcome) for key, each in found.items()}
+    assert sorted(outcomes[number, 1] for number in (1, 2)) == ["error", "ok"]
+    assert {outcomes[n, 2] for n in (1, 2)} == {"blocked"}
+    assert {outcomes[n, p] for n in (1, 2) for p in (3, 4)} == {"error"}
+    assert "temperature" in found[1, 4].answer.error_message
+    assert all(each.failed_checks == ("answered",) for key, each in found.items() if key[1] > 1)
+
+
+async def test_v3_budget_fails_one_case_alone(
+    make_datasette: Make, plugin: Any, register_models: Any
+) -> None:
+    """A plugin that refuses one request; its group hook runs once a candidate and 100 cases."""
+    groups: list[Any] = []
+
+    class Budget:
+        @hookimpl
+        def llm_prompt_context(self, prompt: str, purpose: str, actor: Any) -> Any:
+            assert (purpose, actor) == ("p", {"id": "ana"})
+
+            @contextlib.asynccontextmanager
+            async def reserve(result: Any) -> Any:
+                if prompt == "case 7":
+                    raise RuntimeError("over budget")
+                yield
+
+            return reserve
+
+        @hookimpl
+        def llm_group_exit(self, group: Any) -> None:
+            groups.append((group.model_id, len(group.responses)))
+
+    plugin(Budget())
+    register_models(ScriptedModel("a", ["yes"]), ScriptedModel("b", ["yes"]))
+    cases = (Case(f"case {number}") for number in range(120))
+
+    found = await results(
+        LLM(make_datasette()), cases, ["a", "b"], purpose="p", actor={"id": "ana"}
+    )
+
+    assert len(found) == 240
+    failed = {key: str(r.answer.outcome) for key, r in found.items() if not r.passed}
+    assert failed == {(8, 1): "blocked", (8, 2): "blocked"}
+    assert sorted(groups) == [("a", 20), ("a", 99), ("b", 20), ("b", 99)]
+
+
+async def test_v3_concurrency_is_kept(make_datasette: Make, register_models: Any) -> None:
+    """As many requests as are set, across groups, and never more."""
+    running, most = 0, 0
+
+    class Counting(ScriptedModel):
+        async def execute(self, *arguments: Any, **more: Any) -> Any:
+            nonlocal running, most
+            running, most = running + 1, max(most, running + 1)
+            await asyncio.sleep(0)
+            running -= 1
+            yield "ok"
+
+    register_models(Counting("a"), Counting("b"))
+    cases = [Case(str(number)) for number in range(150)]
+    assert len(await results(LLM(make_datasette()), cases, ["a", "b"], concurrency=7)) == 300
+    assert most == 7
+
+
+async def test_v3_hanging_candidate_times_out(make_datasette: Make, register_models: Any) -> None:
+    hanging = ScriptedModel("hanging", [asyncio.Event()])
+    register_models(hanging)
+    found = await results(LLM(make_datasette()), [Case("x")], ["hanging"], timeout_s=0.5)
+    assert found[1, 1].answer.error_type == "TimeoutError"
+    await soon(hanging.calls[0].ended.wait())
+    assert hanging.calls[0].outcome == "cancelled"
+
+
+async def test_v3_leaving_leaves_nothing_running(
+    make_datasette: Make, register_models: Any
+) -> None:
+    model = ScriptedModel("a", ["yes"], [asyncio.Event()])
+    register_models(model)
+    cases = [Case(str(number)) for number in range(50)]
+    async with contextlib.aclosing(evaluate(LLM(make_datasette()), cases, ["a"])) as iterator:
+        assert (await anext(iterator)).answer.text == "yes"
+        await soon(model.received(3))
+    assert {call.outcome for call in model.calls} == {"complete", "cancelled"}
+    assert len(model.calls) < 50
+
+
+async def test_k1_tags_reach_each_request(make_datasette: Make, register_models: Any) -> None:
+    register_models(ScriptedModel("a"))
+    datasette = make_datasette()
+    datasette.config["permissions"] = {"view-llm-log": {"id": "ana"}}
+    await datasette.invoke_startup()
+    await results(LLM(datasette), [Case("x"), Case("y")], ["a"], tags={"evaluation": "e1"})
+    calls = await LLM(datasette).calls(actor={"id": "ana"}, tag="evaluation:e1")
+    assert len(calls) == 2
+
+
+async def test_group_hook_that_raises_loses_no_answer(
+    make_datasette: Make, plugin: Any, register_models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Settling:
+        @hookimpl
+        def llm_group_exit(self) -> None:
+            raise RuntimeError("cannot settle")
+
+    plugin(Settling())
+    register_models(ScriptedModel("a"))
+    assert len(await results(LLM(make_datasette()), [Case("x"), Case("y")], ["a"])) == 2
+    assert "cannot settle" in caplog.text
+
+
+async def test_keys_are_taken_out_of_answers(
+    make_datasette: Make, register_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-" + "0123456789abcdef"
+    monkeypatch.setenv("DATASETTE_SECRETS_PELICAN_API_KEY", key)
+    register_models(ScriptedModel("a", [f"Your key is {key}"], needs_key="pelican"))
+    found = await results(LLM(make_datasette()), [Case("x")], ["a"])
+    assert found[1, 1].answer.outcome == "ok"
+    assert key not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"concurrency": 0}, ValueError),
+        ({"checks": ["nonsense"]}, CheckError),
+        ({"tags": {"Bad key": 1}}, TagError),
+    ],
+)
+async def test_bad_arguments_are_refused(
+    make_datasette: Make, register_models: Any, arguments: Any, error: type[Exception]
+) -> None:
+    model = ScriptedModel("a")
+    register_models(model)
+    with pytest.raises(error):
+        await results(LLM(make_datasette()), [Case("x")], ["a"], **arguments)
+    assert not model.calls

@@ -1,0 +1,136 @@
+"""The judge: blind, in both orders, confirmed; people count above it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from datasette.app import Datasette
+
+from datasette_llm.evaluation import judge, results, run, store
+from datasette_llm.testing import ScriptedModel
+
+from ..support.evaluating import made
+from ..support.waiting import soon
+
+Make = Callable[..., Datasette]
+RUBRIC = "The longer one"
+
+
+class Judge(ScriptedModel):
+    """Prefers what a function of the question says."""
+
+    def __init__(self, choose: Callable[[dict[str, Any]], str], **more: Any) -> None:
+        super().__init__("arbiter", **more)
+        self.choose = choose
+        self.questions: list[dict[str, Any]] = []
+
+    async def execute(self, prompt: Any, *arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        question = json.loads(prompt.prompt.partition("\n\n")[0])
+        self.questions.append(question)
+        yield json.dumps({"better": self.choose(question), "reason": "It is so."})
+
+
+def longer(question: dict[str, Any]) -> str:
+    first, second = len(question["first"]), len(question["second"])
+    return "neither" if first == second else "first" if first > second else "second"
+
+
+async def judged(
+    make_datasette: Make, register_models: Any, arbiter: Judge
+) -> tuple[Datasette, store.Evaluation]:
+    """A complete evaluation of three cases: `b` is longer, the same, and shorter than `a`."""
+    register_models(ScriptedModel("a", ["xx"]), ScriptedModel("b", ["xxx"], ["xx"], ["x"]), arbiter)
+    datasette = make_datasette({"purposes": {judge.PURPOSE: {"model": "arbiter"}}})
+    await datasette.invoke_startup()
+    evaluation = await made(datasette, 3, candidates=("a", "b"), concurrency=1)
+    await soon(run.start(datasette, evaluation, None).ended())
+    return datasette, evaluation
+
+
+@pytest.mark.parametrize("supports_schema", [True, False])
+async def test_v4_judge_is_blind_and_asked_twice(
+    make_datasette: Make, register_models: Any, supports_schema: bool
+) -> None:
+    arbiter = Judge(longer, supports_schema=supports_schema)
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    before = await judge.estimate(datasette, evaluation, None)
+    assert (before.model_id, before.problem, before.requests) == ("arbiter", None, 6)
+    assert not arbiter.questions
+
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+
+    assert running.failure is None
+    pairs = {(q["prompt"], q["first"], q["second"]) for q in arbiter.questions}
+    assert pairs == {
+        *(("case 1", "xx", "xxx"), ("case 1", "xxx", "xx"), ("case 2", "xx", "xx")),
+        *(("case 3", "xx", "x"), ("case 3", "x", "xx")),
+    }
+    for question in arbiter.questions:
+        assert question.keys() == {"rubric", "prompt", "first", "second"}
+        assert question["rubric"] == RUBRIC
+    cases = await store.answered_cases(datasette, evaluation.id, [1, 2, 3])
+    assert [each.verdicts[0].verdict for each in cases] == ["better", "same", "worse"]
+    assert {each.verdicts[0].judge for each in cases} == {"arbiter"}
+    assert (await judge.estimate(datasette, evaluation, None)).pairs == 0
+
+    verdict = {"case_number": 1, "candidate": 2, "verdict": "worse", "actor_id": "ana"}
+    await store.add_verdict(datasette, evaluation.id, **verdict)
+    found = await results.summary(datasette, evaluation)
+    comparison = found.candidates[1].comparison
+    assert comparison is not None
+    assert (comparison.better, comparison.worse) == (0, 2)
+    assert found.agreement == (1, 0)
+
+
+async def test_v4_judge_that_contradicts_itself_ties(
+    make_datasette: Make, register_models: Any
+) -> None:
+    """One that always prefers the first has no preference."""
+    arbiter = Judge(lambda question: "first")
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    cases = await store.answered_cases(datasette, evaluation.id, [1, 2, 3])
+    assert [each.verdicts[0].verdict for each in cases] == ["same"] * 3
+
+
+async def test_v4_pair_that_fails_can_be_judged_later(
+    make_datasette: Make, register_models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    arbiter = Judge(lambda question: "nonsense" if question["prompt"] == "case 2" else "first")
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    assert (await judge.estimate(datasette, evaluation, None)).pairs == 1
+    assert "no verdict about case 2" in caplog.text
+    arbiter.choose = longer
+    arbiter.questions.clear()
+    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    assert {question["prompt"] for question in arbiter.questions} == {"case 2"}
+    assert (await judge.estimate(datasette, evaluation, None)).pairs == 0
+
+
+async def test_v4_stop_leaves_no_judge_running(make_datasette: Make, register_models: Any) -> None:
+    arbiter = Judge(longer)
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    hanging = ScriptedModel("arbiter", [asyncio.Event()])
+    arbiter.execute = hanging.execute  # type: ignore[method-assign]  # of this judge alone
+    run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(hanging.received())
+    assert await soon(run.stop(datasette, evaluation.id))
+    await soon(hanging.calls[0].ended.wait())
+    assert hanging.calls[0].outcome == "cancelled"
+    assert (await judge.estimate(datasette, evaluation, None)).pairs == 3
+
+
+async def test_v4_without_a_judge_says_so(make_datasette: Make, register_models: Any) -> None:
+    register_models(ScriptedModel("a"), ScriptedModel("b"))
+    datasette = make_datasette({"models": ["a", "b"]})
+    await datasette.invoke_startup()
+    evaluation = await made(datasette, 1, candidates=("a", "b"))
+    found = await judge.estimate(datasette, evaluation, None)
+    assert found.model_id is None
+    assert "there is no default" in (found.problem or "")

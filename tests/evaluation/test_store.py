@@ -1,0 +1,122 @@
+"""Stored evaluations: append-only, removals on record, retention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from datasette.app import Datasette
+from datasette.utils.sqlite import sqlite3
+
+from datasette_llm.evaluation import run, store
+from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
+from datasette_llm.evaluation.definition import EvaluationError
+from datasette_llm.log import retention
+from datasette_llm.log.queries import id_at
+from datasette_llm.testing import ScriptedModel
+
+from ..support.evaluating import made
+from ..support.waiting import soon
+
+Make = Callable[..., Datasette]
+
+
+@pytest.fixture
+async def datasette(make_datasette: Make, register_models: Any) -> Datasette:
+    register_models(ScriptedModel("a", ["yes"]))
+    started = make_datasette()
+    await started.invoke_startup()
+    return started
+
+
+async def complete(datasette: Datasette) -> store.Evaluation:
+    evaluation = await made(datasette, 3)
+    await soon(run.start(datasette, evaluation, None).ended())
+    verdict = {"case_number": 1, "candidate": 1, "verdict": "same", "actor_id": "ana"}
+    await store.add_verdict(datasette, evaluation.id, **verdict)
+    return evaluation
+
+
+async def counts(datasette: Datasette) -> list[int]:
+    database = datasette.get_internal_database()
+    sizes = [await database.execute(f"select count(*) from {table}") for table in store.TABLES]
+    return [size.single_value() for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        *(f"delete from {table}" for table in store.TABLES[:4]),
+        "update llm_evaluations set name = 'x'",
+        "update llm_evaluation_cases set name = 'x'",
+        "update llm_evaluation_answers set text = 'x'",
+        "update llm_evaluation_verdicts set verdict = 'better'",
+        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:4]),
+    ],
+)
+async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None:
+    await complete(datasette)
+    before = await counts(datasette)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        await datasette.get_internal_database().execute_write(sql)
+    assert await counts(datasette) == before == [1, 3, 3, 1, 0]
+
+
+async def test_v5_removal_is_on_record(datasette: Datasette) -> None:
+    """It takes all that belongs to the evaluation, and nothing else."""
+    first, second = await complete(datasette), await complete(datasette)
+    await store.remove(datasette, first.id, {"id": "ben"})
+    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    sql = "select evaluation_id, actor_id, keep_days from llm_evaluation_removals"
+    found = await datasette.get_internal_database().execute(sql)
+    assert tuple(found.rows[0]) == (first.id, "ben", None)
+    assert await store.evaluation(datasette, first.id) is None
+    assert await store.evaluation(datasette, second.id) == second
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        await datasette.get_internal_database().execute_write("delete from llm_evaluation_removals")
+
+
+async def test_v5_retention_removes_old_ones(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is left of one whose making was interrupted."""
+    monkeypatch.setattr("datasette_llm.evaluation.store.new_id", lambda: id_at(1_000))
+    await complete(datasette)
+    monkeypatch.setattr("datasette_llm.evaluation.store.new_id", lambda: id_at(2_000))
+
+    async def interrupted() -> Any:
+        for number in range(store.BATCH_CASES):
+            yield Case(f"case {number}")
+        raise OSError("the file is gone")
+
+    definition = (await store.evaluations(datasette, None, 1))[0][0].definition
+    with pytest.raises(OSError, match="gone"):
+        await store.create(datasette, definition, interrupted(), {}, None)
+    monkeypatch.undo()
+    new = await complete(datasette)
+    assert await counts(datasette) == [2, 6 + store.BATCH_CASES, 6, 2, 0]
+
+    await retention.remove(datasette, retention.first_kept_id(30), 30)
+
+    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    assert [each.id for each, _ in await store.evaluations(datasette, None, 9)] == [new.id]
+    sql = "select actor_id, keep_days from llm_evaluation_removals"
+    found = await datasette.get_internal_database().execute(sql)
+    assert tuple(found.rows[0]) == (None, 30)
+
+
+async def test_evaluation_without_cases_is_refused(datasette: Datasette) -> None:
+    with pytest.raises(EvaluationError, match="There are no cases"):
+        await made(datasette, 0)
+    assert (await counts(datasette))[:2] == [0, 0]
+
+
+async def test_hostile_text_is_stored(datasette: Datasette) -> None:
+    """Lone surrogates, control characters and NUL."""
+    evaluation = await made(datasette, 1)
+    text = "\ud800 \x00 \u202e <b>"
+    result = Result(Case("x"), 1, Candidate("a"), 1, Answer(text=text, error_message=text))
+    await store.add_answers(datasette, evaluation.id, [result])
+    (found,) = await store.answered_cases(datasette, evaluation.id, [1])
+    assert found.answers[1][0].text == text.replace("\ud800", "\ufffd")
