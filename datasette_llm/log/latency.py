@@ -14,7 +14,7 @@ from typing import Any
 
 from datasette.utils.sqlite import sqlite3
 
-# The ratio of a duration to the next shorter one that can be told apart.
+# The ratio of a duration to the next shorter one that makes a difference.
 STEP = 1.07
 _LOG_STEP = math.log(STEP)
 # Latin-1 without digits, from less than a millisecond to half an hour and more.

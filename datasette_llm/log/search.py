@@ -25,6 +25,7 @@ from sqlite_utils import Database, Migrations
 from ulid import ULID
 
 from .. import migrations as database
+from ..sanitize import well_formed
 from .queries import BadFilterError, Conditions
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ MAX_CHARS = 100_000
 MAX_QUERY_CHARS = 500
 MAX_WORDS = 20
 WEEK_MS = 7 * 24 * 60 * 60 * 1000
-# Small enough not to delay calls that wait for their row.
+# Small enough not to delay calls that wait for their row; the characters are those of the content
+# as it is recorded, after which a batch ends.
 MAX_BATCH = 100
+MAX_BATCH_CHARS = 1_000_000
 # Between two batches, and between two looks at an empty queue.
 PAUSE_S = 0.1
 POLL_S = 1.0
@@ -112,7 +115,7 @@ async def keep_indexing(datasette: Datasette) -> None:
 
 
 def index_batch(connection: sqlite3.Connection) -> None:
-    """Index the newest `MAX_BATCH` calls of the queue.
+    """Index the newest calls of the queue, `MAX_BATCH` or `MAX_BATCH_CHARS` at most, but one call.
 
     Args:
         connection: a connection for writing, in a transaction.
@@ -121,10 +124,15 @@ def index_batch(connection: sqlite3.Connection) -> None:
         sqlite3.Error: they cannot be indexed.
     """
     newest = f"select call_id from llm_search_queue order by call_id desc limit {MAX_BATCH}"
+    chars = 0
     for (call_id,) in connection.execute(newest).fetchall():
         sql = "select content from llm_call_content where call_id = ? order by part"
-        _add(connection, call_id, [text for (text,) in connection.execute(sql, (call_id,))])
+        contents = [text for (text,) in connection.execute(sql, (call_id,))]
+        chars += sum(map(len, contents))
+        _add(connection, call_id, contents)
         connection.execute("delete from llm_search_queue where call_id = ?", (call_id,))
+        if chars >= MAX_BATCH_CHARS:
+            return
 
 
 def is_complete(connection: sqlite3.Connection) -> bool:
@@ -327,10 +335,11 @@ def _texts(contents: Iterable[str]) -> Iterator[str]:
         try:
             messages = json.loads(content)["messages"]
             parts = [part for message in messages for part in message["parts"]]
-        except (ValueError, LookupError, TypeError, RecursionError):
+            texts = [_text(part[name]) for part in parts for name in _TEXTS if part.get(name)]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # a call of which something else was recorded
-        yield from (_text(part[name]) for part in parts for name in _TEXTS if part.get(name))
+        yield from texts
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return well_formed(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

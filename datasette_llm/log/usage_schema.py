@@ -139,21 +139,32 @@ def migrate(connection: sqlite3.Connection) -> None:
     Raises:
         NewerDatabaseError: a newer version of datasette-llm has changed the tables.
     """
+    kept = is_kept(connection)
     database.migrate(connection, migrations, *TABLES)
-    sql = "select name from sqlite_master where type = 'trigger' and tbl_name = 'llm_calls'"
-    known = {name for (name,) in connection.execute(sql)}
-    if known >= _TRIGGERS.keys():
+    if kept:
         return
-    connection.execute("delete from llm_usage_periods")  # changes may have been missed
+    for table in TABLES:  # changes may have been missed, and a new table numbers periods again
+        connection.execute(f"delete from {table}")
+    known = _triggers(connection)
     for name, trigger in _TRIGGERS.items():
         if name not in known:
             connection.execute(trigger)
+
+
+def is_kept(connection: sqlite3.Connection) -> bool:
+    """Whether the tables and the triggers exist; without the tables, triggers let no call in."""
+    return has_tables(connection) and _triggers(connection) >= _TRIGGERS.keys()
 
 
 def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether the tables exist."""
     sql = "select count(*) from sqlite_master where name in ('llm_usage', 'llm_usage_periods')"
     return bool(connection.execute(sql).fetchone()[0] == len(TABLES))
+
+
+def _triggers(connection: sqlite3.Connection) -> set[str]:
+    sql = "select name from sqlite_master where type = 'trigger' and tbl_name = 'llm_calls'"
+    return {name for (name,) in connection.execute(sql)}
 
 
 def floor(unit: Unit, time: datetime.datetime) -> datetime.datetime:

@@ -21,7 +21,7 @@ from ..errors import NewerDatabaseError
 from . import queries
 from .queries import first_id, time_of
 from .usage import Reader
-from .usage_schema import COLUMNS, DAY, SUMS, UNITS, Unit, ceiling, floor, migrate
+from .usage_schema import COLUMNS, DAY, SUMS, UNITS, Unit, ceiling, floor, is_kept, migrate
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -99,7 +99,8 @@ class Upkeep:
         """
         if not await self._database.execute_fn(queries.has_tables):
             return
-        if not self._ready:
+        # Also while Datasette runs, a program may drop the tables.
+        if not (self._ready and await self._database.execute_fn(is_kept)):
             await self._database.execute_write_fn(migrate)
             self._ready = True
         await self._remove_old(now)

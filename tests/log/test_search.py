@@ -149,6 +149,37 @@ def test_p4_what_is_no_content_is_not_indexed(log):
     assert log.found("pelican") == []
 
 
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        r'{"messages": [{"parts": [{"type": "text", "text": "half \ud83d of it"}]}]}',
+        r'{"messages": [{"parts": [{"type": "tool_call", "arguments": {"a": "\ud83d"}}]}]}',
+        '{"messages": [{"parts": ["text"]}]}',
+        '{"messages": [{"parts": {"type": "text"}}]}',
+    ],
+)
+def test_p4_odd_content_does_not_stop_indexing(log, recorded: str):
+    """Content that no version has written keeps no other call from being indexed."""
+    (odd,) = add(log.connection, call_row(NOW))
+    log.record(odd, recorded)
+    assert search.is_complete(log.connection)
+    other = log.add("pelican")
+    assert log.found("pelican") == [other]
+
+
+def test_p4_a_batch_of_large_contents_is_small(log, monkeypatch):
+    """A batch ends after so many characters, since other calls wait for it."""
+    monkeypatch.setattr(search, "MAX_BATCH_CHARS", 1_000)
+    for call_id in add(log.connection, *(call_row(NOW) for _ in range(3))):
+        log.connection.execute(CONTENT, (call_id, "request", content("pelican " * 100)))
+        search.enqueue(log.connection, call_id)
+    left = []
+    for _ in range(2):
+        search.index_batch(log.connection)
+        left += log.connection.execute("select count(*) from llm_search_queue").fetchone()
+    assert left == [1, 0]
+
+
 def test_p4_retention_drops_the_index_of_a_week(log):
     old, kept = log.add("pelican"), log.add("pelican", NOW + 14 * DAY)
     search.remove(log.connection, id_at(NOW + 7 * DAY))

@@ -228,6 +228,20 @@ async def test_p3_sums_of_changed_periods_are_removed(
     assert connection.execute(hours, [first_id(NOW + DAY)]).fetchone() == (0,)
 
 
+@pytest.mark.parametrize("table", usage_schema.TABLES)
+async def test_p3_dropped_tables_come_back(
+    datasette: Datasette, connection: sqlite3.Connection, table: str
+) -> None:
+    """A dropped cache is made again while Datasette runs, since no call is written without it."""
+    upkeep = Upkeep(datasette)
+    await upkeep.update(NOW)
+    connection.execute(f"drop table {table}")
+    await upkeep.update(NOW)
+    connection.execute("select 1 from llm_usage_periods")  # reads the new schema
+    add(connection, *some_calls(2, 3))
+    assert totals_of(Reader(connection, NOW), Filter())["calls"] == 255
+
+
 async def test_p3_running_call_delays_its_period(
     datasette: Datasette, connection: sqlite3.Connection
 ) -> None:

@@ -102,6 +102,8 @@ def listing_of(list_request: LogListRequest) -> Listing:
 
 
 def _sums(found: Facets, listing: Listing, size: int) -> Row:
+    if found.since and not found.sums:
+        return _NO_SUMS  # the time was over before a call was counted, which are not none
     since = {name: each.isoformat() for name, each in found.since.items()}
     return {
         "totals": totals.totals(found.sums),
