@@ -27,6 +27,7 @@ from ..providers.catalog import CatalogSource
 from .demo_advice import write_advice
 from .demo_calls import DAYS, QUESTIONS, SETTINGS, write_calls
 from .demo_data import write_harbour
+from .demo_evaluation import write_evaluation
 from .demo_start import start_page
 from .site import run
 from .terminal import echo, echo_json
@@ -56,8 +57,8 @@ def demo_command(folder: Path | None, port: int, days: int, no_serve: bool, as_j
     FOLDER gets the database, the datasette.yaml and the call log. It must be new or empty.
     Without it they are in a temporary folder, which is removed when the command ends.
 
-    The call log begins with 60 days of calls, and there is advice about a table: scripted models
-    made them, without a network or a key. The start page says what to look at.
+    The call log begins with 60 days of calls, and there are an evaluation and advice about a table:
+    scripted models made them, without a network or a key. The start page says what to look at.
 
     The default model is llm-echo, which repeats the prompt. If other models have a key, it is
     llm's own default model, or else the first of them.
@@ -237,7 +238,9 @@ async def _demo(place: Place, listener: socket.socket | None, days: int, as_json
 
 
 async def _write_start_page(place: Place, datasette: Datasette, now: datetime) -> None:
-    metadata = await start_page(datasette, await write_advice(datasette, ROOT), now)
+    evaluation_id = await write_evaluation(datasette, ROOT)
+    advice_id = await write_advice(datasette, ROOT)
+    metadata = await start_page(datasette, advice_id, evaluation_id, now)
     await asyncio.to_thread(place.metadata.write_text, as_yaml(metadata), "utf-8")
     for key, text in metadata.items():
         await datasette.set_instance_metadata(key, text)

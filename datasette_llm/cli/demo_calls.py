@@ -35,18 +35,20 @@ SUMMARIES = "summaries"
 MANIFESTS = "manifests"
 PLANNING = "planning"
 LARGE = "gpt-4.1"
+# Answers questions.
+COMMON = "gpt-4.1-mini"
 
 _SEED = 1880
 _COUNT = "select count(*) from llm_calls"
 # So many scenes at once: their rows share transactions.
 _AT_ONCE = 96
-_CHEAP, _COMMON, _CAREFUL = "gpt-4o-mini", "gpt-4.1-mini", "gpt-5-mini"
+_CHEAP, _CAREFUL = "gpt-4o-mini", "gpt-5-mini"
 # None of these is installed with the demo; the last has no public price.
 _REMOTE, _LOCAL = "anthropic/claude-haiku-4-5", "quay-7b"
 _BLOCKED = "gpt-4-turbo"
 # Until the common one replaced it, so many days ago.
 _FORMER, _REPLACED_DAYS = "gpt-4o", 21
-_MODELS = (_CHEAP, _COMMON, LARGE, _CAREFUL, _REMOTE, _LOCAL, _FORMER)
+_MODELS = (_CHEAP, COMMON, LARGE, _CAREFUL, _REMOTE, _LOCAL, _FORMER)
 _DESKS = ("harbour-office", "harbour-office", "pilot-desk", "customs", "root")
 _TABLES = ("arrivals", "arrivals", "ships", "berths")
 _LANGUAGES = ("Norwegian", "Icelandic", "Dutch", "German")
@@ -64,7 +66,7 @@ _ASKED = (
     "When is {berth} free for a ship of 120 metres?",
     "Which cargo does {ship} usually bring?",
 )
-_ANSWERED = (
+ANSWERED = (
     "**{ship}** called at {berth} three times. The longest stay was 38 hours, in fog.",
     "{berth} is free from *14:00*.\n\n1. {ship} leaves at 12:30\n2. The tug is ready at 13:00",
     "The table has no arrival of {ship} at {berth} in that time. Its last one was in spring.",
@@ -170,7 +172,7 @@ class _Stage:
 
     async def common(self) -> WrappedAsyncModel:
         """The model that answers questions at this time."""
-        model_id, tags = _FORMER if self.old else _COMMON, {"table": self.pick(_TABLES)}
+        model_id, tags = _FORMER if self.old else COMMON, {"table": self.pick(_TABLES)}
         return await self.llm.model(model_id, QUESTIONS, self.actor(), tags=tags)
 
 
@@ -195,7 +197,7 @@ async def write_calls(datasette: Datasette, now: datetime, days: int = DAYS) -> 
         days: how many days to write.
     """
     instance.of(datasette, Recorder, partial(PastRecorder, datasette))
-    with registered(*map(SceneModel, _MODELS)), _without_warnings():
+    with registered(*map(SceneModel, _MODELS)), without_warnings():
         await datasette.invoke_startup()
         try:
             await _play_all(LLM(datasette), list(_plays(now, days)), now)
@@ -207,8 +209,8 @@ async def write_calls(datasette: Datasette, now: datetime, days: int = DAYS) -> 
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """The scripted failures are no news."""
+def without_warnings() -> Iterator[None]:
+    """Within it the library is quiet: scripted failures are no news."""
     logger = logging.getLogger("datasette_llm")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -261,14 +263,14 @@ def _of_day(random: Random, day: datetime, growth: float) -> Iterator[_Play]:
 
 
 async def _question(stage: _Stage) -> None:
-    stage.reply(stage.text(_ANSWERED), 900, 90)
+    stage.reply(stage.text(ANSWERED), 900, 90)
     await _text(await stage.common(), stage.text(_ASKED))
 
 
 async def _conversation(stage: _Stage) -> None:
     conversation = (await stage.common()).conversation()
     for turn in range(stage.pick((3, 3, 4, 5))):
-        stage.reply(stage.text(_ANSWERED), 900 + 250 * turn, 110)
+        stage.reply(stage.text(ANSWERED), 900 + 250 * turn, 110)
         question = stage.text(_NEXT_ASKED if turn else _ASKED)
         await (await conversation.prompt(question, system=_SYSTEM)).text()
         stage.scene.wait(stage.between(15, 120))
@@ -325,7 +327,7 @@ async def _hurried(stage: _Stage) -> None:
 
 
 async def _truncated(stage: _Stage) -> None:
-    stage.reply(stage.text(_ANSWERED)[:50], 900, 1_000, finish_reason="length")
+    stage.reply(stage.text(ANSWERED)[:50], 900, 1_000, finish_reason="length")
     await _text(await stage.common(), f"List everything about {stage.pick(SHIPS)}")
 
 
@@ -352,7 +354,7 @@ async def _trial(stage: _Stage) -> None:
     """Other models are tried for the same purpose."""
     model_id = stage.pick((_REMOTE, _LOCAL))
     model = await stage.llm.model(model_id, QUESTIONS, {"id": "root"}, tags={"trial": model_id})
-    stage.reply(stage.text(_ANSWERED), 950, 130)
+    stage.reply(stage.text(ANSWERED), 950, 130)
     await _text(model, stage.text(_ASKED))
 
 

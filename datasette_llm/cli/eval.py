@@ -167,7 +167,10 @@ async def _run(
         if definition is None:
             evaluation = await _known(datasette, resume or "")
             left = evaluation.request_count - await _answered(datasette, evaluation)
-            if dry_run or not _confirmed(f"{left:,} requests are left", yes, as_json):
+            if dry_run:
+                _echo_left(left, as_json)
+                return
+            if not _confirmed(f"{left:,} requests are left", yes, as_json):
                 return
         else:
             found = await estimate(datasette, definition, None)
@@ -246,6 +249,13 @@ async def _list(site: Site, limit: int, as_json: bool) -> None:
 def _row(evaluation: Evaluation, answered: int) -> dict[str, Any]:
     names = ("id", "created_at", "name", "purpose", "actor_id", "case_count", "request_count")
     return {name: getattr(evaluation, name) for name in names} | {"answered": answered}
+
+
+def _echo_left(left: int, as_json: bool) -> None:
+    if as_json:
+        echo_json({"ok": True, "requests": left}, indent=2)
+    else:
+        echo(f"{left:,} requests are left")
 
 
 def _echo_estimate(found: Estimate, as_json: bool) -> None:

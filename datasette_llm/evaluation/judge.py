@@ -78,7 +78,7 @@ class Judging:
 
     @property
     def requests(self) -> int:
-        """How many requests would be sent."""
+        """How many requests would be sent; one more for each answer that has to be repaired."""
         return 2 * self.pairs
 
 

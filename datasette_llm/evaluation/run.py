@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
+
+from datasette.utils.sqlite import sqlite3
 
 from .. import instance
 from ..access.quoting import quoted_error
 from ..events import Outcome
 from ..facade import LLM
 from ..lifecycle import UnfinishedTasks
+from ..log.sessions import lock_beside
 from . import store
 from .definition import EvaluationError
 from .engine import GROUP_CASES, Actor, Engine, How, Work
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 logger = logging.getLogger("datasette_llm")
+
+What = Callable[[], Awaitable[None]]
 
 
 class Run:
@@ -50,9 +56,7 @@ class Run:
         """Whether it is the judge that runs."""
         return self._engine is None
 
-    def start(
-        self, datasette: Datasette, evaluation: Evaluation, work: Coroutine[Any, Any, None]
-    ) -> None:
+    def start(self, datasette: Datasette, evaluation: Evaluation, work: What) -> None:
         """Begin, in a task of its own."""
         # Not in the context of the request that starts it, which has limits and tags of its own.
         self._task = asyncio.create_task(
@@ -75,10 +79,8 @@ class Run:
         elif self._working is not None:
             self._working.cancel()
 
-    async def _guarded(
-        self, datasette: Datasette, evaluation: Evaluation, work: Coroutine[Any, Any, None]
-    ) -> None:
-        self._working = asyncio.create_task(work)
+    async def _guarded(self, datasette: Datasette, evaluation: Evaluation, work: What) -> None:
+        self._working = asyncio.create_task(_alone(datasette, evaluation.id, work))
         runs = instance.of(datasette, Runs)
         with instance.of(datasette, UnfinishedTasks).current():
             try:
@@ -141,7 +143,7 @@ def start(datasette: Datasette, evaluation: Evaluation, actor: Actor) -> Run:
     )
     engine = Engine(LLM(datasette), how)
     run = _entered(datasette, evaluation, Run(engine))
-    run.start(datasette, evaluation, run.ask(datasette, evaluation, engine))
+    run.start(datasette, evaluation, partial(run.ask, datasette, evaluation, engine))
     return run
 
 
@@ -158,7 +160,7 @@ def start_judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
         EvaluationError: the evaluation or its judge runs already.
     """
     run = _entered(datasette, evaluation, Run())
-    run.start(datasette, evaluation, judge(datasette, evaluation, actor, rubric))
+    run.start(datasette, evaluation, partial(judge, datasette, evaluation, actor, rubric))
     return run
 
 
@@ -169,6 +171,22 @@ def _entered(datasette: Datasette, evaluation: Evaluation, run: Run) -> Run:
     runs.failures.pop(evaluation.id, None)
     runs.running[evaluation.id] = run
     return run
+
+
+async def _alone(datasette: Datasette, evaluation_id: str, work: What) -> None:
+    """Do the work, unless another process does it."""
+    database = datasette.get_internal_database()
+    if database.is_temp_disk:  # of this process alone
+        return await work()
+    try:
+        lock = await database.execute_fn(lambda connection: lock_beside(connection, evaluation_id))
+    except sqlite3.OperationalError as error:
+        message = f"It runs in another process, or its lock cannot be made: {error}"
+        raise EvaluationError(message) from None
+    try:
+        await work()
+    finally:
+        await asyncio.to_thread(lock.release)
 
 
 async def stop(datasette: Datasette, evaluation_id: str) -> bool:

@@ -230,6 +230,8 @@ async def _of_rows(
 ) -> AsyncGenerator[Case, None]:
     if wanted.database not in datasette.databases:
         raise EvaluationError(f"There is no database {wanted.database!r}")
+    if isinstance(wanted, TableCases):
+        await _refuse_no_table(datasette, wanted)
     sql = _sql(wanted)
     for start in range(0, wanted.limit, BATCH_ROWS):
         size = min(BATCH_ROWS, wanted.limit - start)
@@ -243,6 +245,13 @@ async def _of_rows(
                 left_out["its prompt is empty"] += 1
         if len(rows) < size:
             return
+
+
+async def _refuse_no_table(datasette: Datasette, wanted: TableCases) -> None:
+    """Refuse what SQLite reads as a table and has no permission of its own, as its schema."""
+    database = datasette.get_database(wanted.database)
+    if wanted.table not in (*await database.table_names(), *await database.view_names()):
+        raise EvaluationError(f"There is no table or view {wanted.table!r}")
 
 
 def _sql(wanted: TableCases | QueryCases) -> str:

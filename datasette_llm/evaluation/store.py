@@ -267,6 +267,8 @@ async def create(
     cases: AsyncIterable[Case],
     left_out: Mapping[str, int],
     actor: Mapping[str, Any] | None,
+    *,
+    evaluation_id: str | None = None,
 ) -> Evaluation:
     """Store an evaluation with its cases.
 
@@ -276,14 +278,17 @@ async def create(
         cases: its cases, read to their end.
         left_out: how many cases were left out, by reason, once they are read.
         actor: who makes it.
+        evaluation_id: its id, a new one if None.
 
     Raises:
         EvaluationError: there are no cases.
+        sqlite3.IntegrityError: there is one with the id.
         sqlite3.Error: it cannot be written.
         NewerDatabaseError: a newer version of datasette-llm has migrated the tables.
     """
     await _write(datasette, migrate)
-    evaluation_id, count, batch = new_id(), 0, list[Case]()
+    evaluation_id = evaluation_id or new_id()
+    count, batch = 0, list[Case]()
     async for case in cases:
         batch.append(case)
         if len(batch) == BATCH_CASES:
@@ -493,6 +498,17 @@ async def evaluation(datasette: Datasette, evaluation_id: str) -> Evaluation | N
     """An evaluation, or None if there is none with this id."""
     found = await _evaluations(datasette, "where id = :id", {"id": evaluation_id})
     return found[0] if found else None
+
+
+async def was_made(datasette: Datasette, evaluation_id: str) -> bool:
+    """Whether there is an evaluation with this id, or was one."""
+    sql = """
+        select 1 from llm_evaluations where id = :id
+        union all select 1 from llm_evaluation_removals where evaluation_id = :id
+    """
+    return await read(
+        datasette, lambda c: c.execute(sql, {"id": evaluation_id}).fetchone() is not None, False
+    )
 
 
 async def evaluations(

@@ -37,7 +37,7 @@ class Session:
         """
         self.id = session_id
         self._shared = shared
-        self._lock: _Lock | None = None
+        self._lock: Lock | None = None
 
     def open(self, connection: sqlite3.Connection, moment: str) -> int:
         """Register this session, and mark the unfinished rows of ended sessions as lost.
@@ -58,7 +58,7 @@ class Session:
         """
         database = _file_of(connection)
         if self._lock is None and self._shared:
-            self._lock = _Lock(_beside(database, self.id))
+            self._lock = Lock(_beside(database, self.id))
         for session_id in _session_ids(connection):
             if session_id != self.id and _has_ended(_beside(database, session_id)):
                 connection.execute("delete from llm_log_sessions where id = ?", (session_id,))
@@ -90,16 +90,46 @@ class Session:
             self._lock.release()
 
 
-class _Lock:
+def lock_beside(connection: sqlite3.Connection, name: str) -> Lock:
+    """A lock beside a database, which one process at a time has.
+
+    Args:
+        connection: a connection to the database, which has a file.
+        name: what it is for, of small letters and digits.
+
+    Raises:
+        sqlite3.OperationalError: another process has it, or its file cannot be made.
+    """
+    return Lock(_beside(_file_of(connection), name))
+
+
+class Lock:
+    """A lock on a file, until it is released or the process ends.
+
+    Attributes:
+        release: releases it.
+    """
+
     def __init__(self, file: Path) -> None:
+        """
+        Args:
+            file: the file; it is removed with the lock.
+
+        Raises:
+            sqlite3.OperationalError: another process has it, or its file cannot be made.
+        """
         # It is released in another thread than the one that writes.
         connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("pragma journal_mode = off")  # or there would be one more file
+            connection.execute("begin exclusive")
+        except sqlite3.Error:
+            connection.close()
+            raise
         # Also if the Datasette instance is garbage-collected without a shutdown. Not at the exit of
         # the process, which may be a fork that does not own the lock.
         self.release = weakref.finalize(self, _release, connection, file)
         self.release.atexit = False
-        connection.execute("pragma journal_mode = off")  # or there would be one more file
-        connection.execute("begin exclusive")
 
 
 def _session_ids(connection: sqlite3.Connection) -> list[str]:

@@ -343,7 +343,7 @@ async def test_p9_start_page_leads_to_what_it_names(llm_folder):
         async with httpx2.AsyncClient(timeout=BOUND_S, trust_env=False) as client:
             page = Page((await client.get(start)).text)
             links = [href for href in page.links() if "/-/llm" in f"/{href}"]
-            assert len(links) == 11
+            assert len(links) == 12
             refused = {(await client.get(f"{start}{href}")).status_code for href in links}
             assert refused <= {403, 404}
             await client.get(served.address("Log in as root, once"))
@@ -352,8 +352,12 @@ async def test_p9_start_page_leads_to_what_it_names(llm_folder):
                 assert shown.status_code == 200, href
                 assert "No calls match" not in shown.text
             advice = next(href for href in links if "consultations" in href)
+            (evaluation,) = [href for href in links if "evaluations" in href]
+            result = (await client.get(f"{start}{evaluation}.json")).json()
             checked = (await client.get(f"{start}{advice}.json")).json()["consultation"]["checks"]
     assert [check["status"] for check in checked].count("contradicted") == 1
+    assert result["evaluation"]["state"] == "complete"
+    assert all(each["sentence"] and each["passed"] for each in result["candidates"][1:])
 
 
 def test_harbour_is_reproducible(tmp_path):

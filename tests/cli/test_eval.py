@@ -106,6 +106,17 @@ def test_v6_missed_threshold_fails(
     assert problem in shown.stderr
 
 
+def test_v6_dry_run_of_a_resume(invoke: Invoke, models: Any) -> None:
+    """It says what is left, and sends nothing."""
+    invoke("run", "evaluation.yaml", "--yes")
+    (found,) = json.loads(invoke("list", "--json").stdout)["evaluations"]
+    sent = len(models[0].calls)
+    words = ("run", "--resume", found["id"], "--dry-run")
+    assert invoke(*words).stdout == "0 requests are left\n"
+    assert json.loads(invoke(*words, "--json").stdout) == {"ok": True, "requests": 0}
+    assert len(models[0].calls) == sent
+
+
 def test_v6_recorded_calls_of_a_purpose(invoke: Invoke, models: Any) -> None:
     """With --purpose, --model and --limit, without a file."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -85,6 +86,32 @@ async def test_v3_restart_keeps_what_has_come(
     with contextlib.closing(sqlite3.connect(internal)) as connection:
         found = connection.execute("select text from llm_evaluation_answers").fetchall()
     assert found == [("one",)]
+
+
+async def test_v3_one_process_at_a_time(
+    tmp_path: Path, make_datasette: Make, register_models: Any
+) -> None:
+    """A resume elsewhere asks nothing, and says why; it can when the first one has ended."""
+    model = ScriptedModel("a", [asyncio.Event()], ["yes"])
+    register_models(model)
+    internal = str(tmp_path / "internal.db")
+    first, second = make_datasette(internal=internal), make_datasette(internal=internal)
+    for each in (first, second):
+        await each.invoke_startup()
+    evaluation = await made(first, 2, concurrency=1)
+    running = run.start(first, evaluation, None)
+    await soon(model.received())
+    for _ in range(2):  # the refusal takes no lock away
+        elsewhere = run.start(second, evaluation, None)
+        await soon(elsewhere.ended())
+        assert "another process" in (elsewhere.failure or "")
+    assert len(model.calls) == 1
+    await soon(running.stop())
+    await soon(run.start(second, evaluation, None).ended())
+    assert [text for *_, text in await answers(second)] == ["yes", "yes"]
+    assert not [name for name in os.listdir(tmp_path) if evaluation.id in name]
+    for each in (first, second):
+        await each.invoke_shutdown()
 
 
 async def test_v3_killed_process_loses_no_answer(

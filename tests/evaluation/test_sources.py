@@ -142,7 +142,14 @@ async def test_v3_rows_with_a_template(zoo: Datasette) -> None:
             {"table": {"database": "zoo", "table": "pets", "template": "t", "expected": "z"}},
             "There is no column 'z'",
         ),
-        ({"table": {"database": "zoo", "table": "none", "template": "t"}}, "no such table: none"),
+        (
+            {"table": {"database": "zoo", "table": "none", "template": "t"}},
+            "There is no table or view 'none'",
+        ),
+        (  # which names the tables that an actor may not view
+            {"table": {"database": "zoo", "table": "sqlite_master", "template": "{{ sql }}"}},
+            "There is no table or view 'sqlite_master'",
+        ),
         ({"table": {"database": "no", "table": "t", "template": "t"}}, "There is no database 'no'"),
         (
             {"table": {"database": "_internal", "table": "llm_calls", "template": "t"}},

@@ -28,7 +28,10 @@ from ..support.server import Served, alone, log_in
 ROOT = {"id": "root"}
 PREFIX = "/prefix"
 # What has no page: data, and the targets of forms.
-OTHERS = re.compile(r"\.(json|csv)\$$|/(assign|dismiss|views|stop|follow|cache/clear)\$$|/text/")
+OTHERS = re.compile(
+    r"\.(json|csv|\(\?P<format>.+)\$$|/text/|<action>"
+    r"|/(assign|dismiss|views|stop|follow|cache/clear|judge|remove)\$$"
+)
 # So many pages of one route, besides those of STATES.
 MOST = 1
 # Arguments that some page refuses.

@@ -7,16 +7,20 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from itsdangerous import BadSignature
+
 from ...access.snapshot import snapshot_of
 from ...evaluation.cases import MAX_CANDIDATES
 from ...evaluation.checks import CHECKS, DEFAULT_CHECKS
 from ...evaluation.definition import Definition, EvaluationError
 from ...evaluation.estimate import Estimate
+from ...sanitize import new_id
 from ..choices import purpose_names
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
+_NAMESPACE = "datasette-llm-evaluation"
 _NUMBERS = ("limit", "seed", "concurrency")
 # By the source, the fields that it has.
 SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -97,19 +101,32 @@ def _number(name: str, text: str) -> float:
         raise EvaluationError(f"{name}: {text!r} is no number") from None
 
 
-def confirmation(definition: Definition, found: Estimate) -> str:
-    """What confirms an estimate: the number of its requests, and a digest of what they are."""
+def confirmation(datasette: Datasette, definition: Definition, found: Estimate, actor: Any) -> str:
+    """What confirms an estimate, signed: its requests, who sees it, and the evaluation's new id."""
+    signed = [found.requests, _digest(definition, actor), new_id()]
+    return str(datasette.sign(signed, _NAMESPACE))
+
+
+def confirmed_id(
+    datasette: Datasette, given: str, definition: Definition, found: Estimate, actor: Any
+) -> str | None:
+    """The id of the evaluation that a confirmation starts.
+
+    None if it is not for this evaluation and actor, or for fewer requests.
+    """
+    try:
+        requests, digest, evaluation_id = datasette.unsign(given, _NAMESPACE)
+    except BadSignature:
+        return None
+    fits = digest == _digest(definition, actor) and requests >= found.requests
+    return evaluation_id if fits else None
+
+
+def _digest(definition: Definition, actor: Any) -> str:
     text = definition.cases.jsonl.text if definition.cases.jsonl is not None else ""
-    content = json.dumps([definition.stored(), text], sort_keys=True, default=str)
-    digest = hashlib.blake2b(content.encode(errors="replace"), digest_size=8).hexdigest()
-    return f"{found.requests}-{digest}"
-
-
-def confirms(given: str, definition: Definition, found: Estimate) -> bool:
-    """Whether a confirmation is of this evaluation, with as many requests or more."""
-    count, _, digest = given.partition("-")
-    wanted = confirmation(definition, found).partition("-")[2]
-    return digest == wanted and count.isdecimal() and int(count) >= found.requests
+    actor_id = (actor or {}).get("id")
+    content = json.dumps([definition.stored(), text, actor_id], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 async def choices(datasette: Datasette) -> dict[str, Any]:

@@ -7,6 +7,7 @@ each look.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -154,9 +155,11 @@ async def _posted_new(datasette: Datasette, request: Request) -> Response:
             definition, given = await _json_definition(request)
         await _ensure_readable(datasette, request.actor, definition)
         found = await estimate(datasette, definition, request.actor)
-        if form.confirms(given, definition, found):
-            return await _started(datasette, request, definition)
-        payload = _estimate_payload(definition, found, given)
+        actor = request.actor
+        if new_id := form.confirmed_id(datasette, given, definition, found, actor):
+            return await _started(datasette, request, definition, new_id)
+        confirm = form.confirmation(datasette, definition, found, actor)
+        payload = _estimate_payload(found, given, confirm)
     except (LLMError, PostError) as error:
         payload = refused(str(error))
     except sqlite3.Error as error:
@@ -178,26 +181,33 @@ async def _json_definition(request: Request) -> tuple[Definition, str]:
     )
 
 
-def _estimate_payload(definition: Definition, found: Estimate, given: str) -> Payload:
+def _estimate_payload(found: Estimate, given: str, confirm: str) -> Payload:
     notice = "It has changed since the estimate, so nothing was sent; confirm it again"
     return {
         "ok": True,
         "started": False,
         "notice": notice if given else None,
         "estimate": found.payload(),
-        "confirm": form.confirmation(definition, found),
+        "confirm": confirm,
     }
 
 
-async def _started(datasette: Datasette, request: Request, definition: Definition) -> Response:
+async def _started(
+    datasette: Datasette, request: Request, definition: Definition, new_id: str
+) -> Response:
+    """Start an evaluation, but once for each confirmation, however often that is sent."""
     left_out = Counter[str]()
     cases = read_cases(datasette, definition, left_out)
-    evaluation = await store.create(datasette, definition, cases, left_out, request.actor)
-    run.start(datasette, evaluation, request.actor)
-    path = datasette.urls.path(f"{EVALUATIONS}/{evaluation.id}")
+    if not await store.was_made(datasette, new_id):
+        with contextlib.suppress(sqlite3.IntegrityError):  # it is being made, by the same form
+            evaluation = await store.create(
+                datasette, definition, cases, left_out, request.actor, evaluation_id=new_id
+            )
+            run.start(datasette, evaluation, request.actor)
+    path = datasette.urls.path(f"{EVALUATIONS}/{new_id}")
     if wants_html(request):
         return Response.redirect(path, status=303)
-    payload = {"ok": True, "started": True, "id": evaluation.id}
+    payload = {"ok": True, "started": True, "id": new_id}
     return Response.json(payload, status=201, headers={"location": f"{path}.json"})
 
 

@@ -47,13 +47,13 @@ STATES: Mapping[State, str] = {
 }
 
 
-def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row:
+def call_context(datasette: Datasette, payload: Row, *, manages: bool) -> Row:
     """The context of the call's template; slow for much content: call it in a thread.
 
     Args:
         datasette: the Datasette instance.
         payload: of the call.
-        may_stop: whether the actor may stop it while it runs.
+        manages: whether the actor may stop it while it runs, and open it in the playground.
     """
     call, group, content = payload["call"], payload["group"], payload["content"] or {}
     address = f"{LOG}/{call['id']}"
@@ -61,13 +61,14 @@ def call_context(datasette: Datasette, payload: Row, *, may_stop: bool) -> Row:
     said = shown([Source(call["id"], messages)])
     return {
         "payload": payload,
+        "manages": manages,
         "call": call,
         "list_address": list_address(datasette, {}),
         "address": datasette.urls.path(address),
         "json_address": datasette.urls.path(f"{address}.json"),
         "started": time(call["started_at"]),
         "failure": failure(call),
-        "running": _running_context(datasette, payload, may_stop=may_stop),
+        "running": _running_context(datasette, payload, may_stop=manages),
         "facts": [
             *_facts(datasette, call, _main_facts(call)),
             *_links(datasette, payload),

@@ -151,8 +151,8 @@ async def _changed_view(datasette: Datasette, actor: Any, fields: Mapping[str, s
 async def call_page(datasette: Datasette, request: Request) -> Response:
     """One call as a page."""
     payload = await _call_payload(datasette, request)
-    may_stop = await _may_stop(datasette, request)
-    context = await asyncio.to_thread(call_context, datasette, payload, may_stop=may_stop)
+    manages = await _manages(datasette, request)
+    context = await asyncio.to_thread(call_context, datasette, payload, manages=manages)
     back = list_page.query_of(request.args.get("back") or "")
     context["back"] = list_page.list_address(datasette, parse_qs(back)) if back else None
     here = context["started"]
@@ -221,7 +221,7 @@ async def _conversation_payload(datasette: Datasette, request: Request) -> dict[
 async def running_page(datasette: Datasette, request: Request) -> Response:
     """The calls that run, as a page."""
     payload = await running_payload(datasette)
-    context = running_context(datasette, payload, may_stop=await _may_stop(datasette, request))
+    context = running_context(datasette, payload, may_stop=await _manages(datasette, request))
     return await render(
         datasette, request, "llm_log_running.html", context, path=LOG, here="Running"
     )
@@ -265,7 +265,7 @@ async def follow(datasette: Datasette, request: Request) -> Response | AsgiStrea
     return AsgiStream(stream, headers=headers, content_type="text/event-stream; charset=utf-8")
 
 
-async def _may_stop(datasette: Datasette, request: Request) -> bool:
+async def _manages(datasette: Datasette, request: Request) -> bool:
     allowed: bool = await datasette.allowed(action=MANAGE, actor=request.actor)
     return allowed
 

@@ -24,6 +24,7 @@ from ...support.waiting import soon
 
 PATH = "/-/llm/evaluations"
 MAY = ("manage-llm", "view-llm-log")
+SIGNED = "datasette-llm-evaluation"
 HTML = {"accept": "text/html"}
 LINES = {"candidates": ["a", "b"], "cases": {"jsonl": {"text": '{"prompt": "x"}\n{"prompt": "y"}'}}}
 CALLS = {
@@ -116,9 +117,12 @@ async def test_v3_no_request_without_confirmation(site: Datasette, models: Any) 
     submits = [each for each in page.all("button") if each.get("type") == "submit"]
     assert "name" not in submits[0]  # the one that Enter presses
     confirmed = confirmation(shown.text)
-    for wrong in ("", "6", "999-x", confirmed.replace("6-", "5-", 1)):
+    fewer = site.sign([5, *site.unsign(confirmed, SIGNED)[1:]], SIGNED)
+    for wrong in ("", "6", f"{'9' * 5_000}-x", f"{confirmed}x", fewer):
         again = await post(site, "/new", CALLS | {"confirm": wrong})
-        assert confirmation(again.text) == confirmed
+        assert confirmation(again.text)
+    site.config["permissions"]["manage-llm"] = site.config["permissions"]["view-llm-log"] = True
+    await post(site, "/new", CALLS | {"confirm": confirmed}, actor=BEN)
     changed = await post(site, "/new", CALLS | {"confirm": confirmed, "candidate2": "a"})
     assert "has changed since the estimate" in changed.text
     estimated = await post_json(site, "/new", LINES)
@@ -130,6 +134,22 @@ async def test_v3_no_request_without_confirmation(site: Datasette, models: Any) 
     started = await post_json(site, "/new", LINES | {"confirm": estimated["confirm"]}, 201)
     await completed(site, f"/{started['id']}")
     assert len(models[0].calls) == len(models[1].calls) == 2
+    again = await post_json(site, "/new", LINES | {"confirm": estimated["confirm"]}, 201)
+    assert again == started
+    await store.remove(site, started["id"], ANA)
+    await post_json(site, "/new", LINES | {"confirm": estimated["confirm"]}, 201)
+    assert (await get(site, ".json")).json()["evaluations"] == []
+    assert len(models[0].calls) == 2
+
+
+async def test_v3_form_sent_twice_at_once(site: Datasette, models: Any) -> None:
+    """A double click starts one evaluation."""
+    fields = CALLS | {"confirm": confirmation((await post(site, "/new", CALLS)).text)}
+    sent = await asyncio.gather(*(post(site, "/new", fields, 303) for _ in range(3)))
+    (location,) = {each.headers["location"] for each in sent}
+    await completed(site, location.removeprefix(PATH))
+    assert len((await get(site, ".json")).json()["evaluations"]) == 1
+    assert len(models[0].calls) == 3
 
 
 async def test_v5_result_and_its_cases(site: Datasette, models: Any) -> None:

@@ -279,6 +279,9 @@ async def test_v1_opens_with_a_recorded_call(start: Start, register_models: Any)
     assert json.loads(payload["fields"]["options"]) == {"temperature": 1}
     assert (payload["fields"]["purpose"], payload["chosen"]) == ("chat", ["scripted"])
     assert any("earlier" in notice for notice in payload["notices"])
+    datasette.config["permissions"]["manage-llm"] = {"id": "ben"}
+    shown = Page((await get(datasette, f"log/{response.id}")).text)
+    assert not [link for link in shown.links() if "playground" in link]
 
 
 async def test_v1_call_without_content(start: Start, register_models: Any) -> None:
