@@ -176,6 +176,15 @@ async def test_prompt_is_a_client_span(model_of, span):
     }
 
 
+async def test_r3_span_says_that_the_answer_is_cached(model_of, spans):
+    _, model = await model_of(["a", USAGE], config={"cache": True})
+    for _ in range(2):
+        await (await model.prompt("x")).text()
+    first, hit = (dict(each.attributes) for each in spans("chat scripted"))
+    assert "datasette_llm.cached" not in first
+    assert (hit["datasette_llm.cached"], hit["gen_ai.usage.input_tokens"]) == (True, 0)
+
+
 async def test_unknown_attributes_are_left_out(model_of, span):
     _, model = await model_of(["a"], scripted={"can_stream": False})
     response = await model.prompt("x")
