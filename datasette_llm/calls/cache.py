@@ -53,8 +53,10 @@ Found = tuple[Answer | None, bool]
 # The digest of a request, how old its answer may be in days, and who waits for it.
 Wanted = tuple[bytes, int, asyncio.Future[Found]]
 
-# A database that takes longer to answer has no answers.
+# A database that takes longer to answer has no answers, and is not asked for a while, since the
+# reads that wait hold the threads of Datasette's pages.
 LOOKUP_S = 1.0
+REST_S = 10.0
 # Larger requests are written down in a thread.
 MAX_INLINE_BYTES = 50_000
 # Of answers that wait to be written; more are not kept.
@@ -225,10 +227,13 @@ class Lookups:
     def __init__(self) -> None:
         self._wanted: list[Wanted] = []
         self._task: asyncio.Task[None] | None = None
+        self._resting_until = 0.0
 
     async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
         """An answer, as `cache_store.find()`; none where the database cannot be read in time."""
         loop = asyncio.get_running_loop()
+        if loop.time() < self._resting_until:
+            return None, False
         found: asyncio.Future[Found] = loop.create_future()
         self._wanted.append((digest, keep_days, found))
         if self._task is None:
@@ -255,6 +260,8 @@ class Lookups:
                 found: list[Found] = await database.execute_fn(work)
         except (sqlite3.Error, DatasetteClosedError, TimeoutError) as error:
             logger.debug("The response cache cannot be read: %s", message_of(error))
+            if isinstance(error, TimeoutError):
+                self._resting_until = asyncio.get_running_loop().time() + REST_S
             return [(None, False)] * len(wanted)
         return found
 
@@ -265,13 +272,12 @@ class Cache:
     Attributes:
         unwritten: answers that wait to be written, by the digest of their request; what writes
             them keeps them alive.
-        shared: the requests that equal ones may ride along with, by event loop and digest.
         guard: what writes to the tables.
     """
 
     def __init__(self) -> None:
         self.unwritten: WeakValueDictionary[bytes, Answer] = WeakValueDictionary()
-        self.shared: dict[tuple[asyncio.AbstractEventLoop, bytes], SharedRequest] = {}
+        self._shared: dict[asyncio.AbstractEventLoop, dict[bytes, SharedRequest]] = {}
         self.guard = cache_store.Guard()
         self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = WeakKeyDictionary()
         self._secret = os.urandom(32)
@@ -280,6 +286,15 @@ class Cache:
     def lookups(self) -> Lookups:
         """Those of the running event loop."""
         return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
+
+    def shared(self) -> dict[bytes, SharedRequest]:
+        """What equal requests of the running event loop may ride along with, by their digest."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._shared:
+            for ended in [each for each in self._shared if each.is_closed()]:
+                self._shared.pop(ended, None)
+            self._shared[loop] = {}
+        return self._shared[loop]
 
     def identity(self, key: str | None) -> bytes:
         """What two equal keys have in common, and from which no key can be computed."""
@@ -373,9 +388,9 @@ class CachedPrompt:
         self._form = form
         self._digest = digest(form)
         self._cache = instance.of(route.datasette, Cache)
-        self._name = (asyncio.get_running_loop(), self._digest)
+        self._shared = self._cache.shared()
         # One that ends before the contexts are open has the answer, which may not be kept yet.
-        self._seen = self._cache.shared.get(self._name)
+        self._seen = self._shared.get(self._digest)
 
     @classmethod
     async def of(
@@ -413,10 +428,10 @@ class CachedPrompt:
         Returns:
             The request; one that is not ready is for the rider to begin.
         """
-        identity, shared = self._cache.identity(key), self._cache.shared
+        identity, shared = self._cache.identity(key), self._shared
         seen, self._seen = self._seen, None
         while True:
-            found = seen if seen is not None and seen.usable else shared.get(self._name)
+            found = seen if seen is not None and seen.usable else shared.get(self._digest)
             if found is None or found.identity != identity:
                 break
             await found.ready.wait()
@@ -424,10 +439,10 @@ class CachedPrompt:
                 found.riders.append(rider)
                 return found
             seen = None
-        forget = partial(shared.pop, self._name, None) if found is None else _nothing
+        forget = partial(shared.pop, self._digest, None) if found is None else _nothing
         made = SharedRequest(identity, forget)
         if found is None:
-            shared[self._name] = made
+            shared[self._digest] = made
         made.riders.append(rider)
         return made
 

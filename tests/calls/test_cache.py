@@ -16,6 +16,7 @@ from llm.parts import StreamEvent
 from pydantic import BaseModel
 
 from datasette_llm import LLM, ModelNotAllowedError, instance
+from datasette_llm.calls import cache as cache_room
 from datasette_llm.calls.cache import Cache
 from datasette_llm.log import cache_store, cache_upkeep
 from datasette_llm.log.recorder import Recorder
@@ -277,7 +278,7 @@ async def test_r2_file_that_changes_meanwhile_is_not_kept(site, tmp_path):
     first = asyncio.create_task(texts(wrapped, "first"))
     await model.received()
     second = asyncio.create_task(ask())
-    await until(lambda: len(instance.of(wrapped.route.datasette, Cache).shared) == 2)
+    await until(lambda: len(instance.of(wrapped.route.datasette, Cache).shared()) == 2)
     path.write_text("another")
     block.set()
     assert await soon(asyncio.gather(first, second)) == [["first"], ["of another"]]
@@ -723,6 +724,21 @@ async def test_r5_database_that_fails_keeps_calls_going(site, tmp_path, fault):
     await until(lambda: not writer.failure)
     await texts(wrapped, "a")
     assert len(model.calls) == requests + 2
+
+
+async def test_r5_locked_database_is_not_asked_again(site, tmp_path, monkeypatch):
+    """One read waits for it, and not one for each call."""
+    monkeypatch.setattr(cache_room, "LOOKUP_S", 0.01)
+    models = site(ScriptedModel("m"), log=False)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await kept(models)
+    reads, read = [], cache_store.find
+    monkeypatch.setattr(cache_store, "find", lambda *args: reads.append(args) or read(*args))
+    with contextlib.closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+        connection.execute("begin exclusive")
+        assert await soon(texts(wrapped, "a", "a", "b")) == ["Hello"] * 3
+    assert len(reads) == 1
 
 
 async def test_r5_newer_database_keeps_calls_going(site, caplog):
