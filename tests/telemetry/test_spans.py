@@ -848,8 +848,14 @@ def work(register_models, make_datasette, plugin, monkeypatch, spans, points):
             "log": {"prices": dict.fromkeys(["full", "grouped", "chained", "unsteady"], price)},
             "max_concurrency": 9,
             "telemetry": telemetry_settings,
+            "purposes": {"cached": {"cache": True}},
         }
-        await everything(register_models, make_datasette(config), plugin)
+        datasette = make_datasette(config)
+        register_models(ScriptedModel("cached"))
+        model = await LLM(datasette).model("cached", purpose="cached")
+        for _ in range(2):
+            await (await model.prompt("x")).text()
+        await everything(register_models, datasette, plugin)
 
     return do
 
