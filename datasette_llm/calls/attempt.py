@@ -214,7 +214,6 @@ class Attempt:
         await self._learn_key()
         async with self._while_time_is_left():
             self._shared = await cached.share(self, self.call.known_key(self.model))
-        self.call.result.cached = self._shared.ready.is_set()
 
     async def _acquire_permit(self) -> None:
         self.permit = Permit()
@@ -294,6 +293,8 @@ class Attempt:
             else:
                 await self._fill_in_time(state, idle_timeout_s)
             misfit = await self._misfit()
+            if self._cached is not None and self._pays:
+                await self._cached.check_files()
         except BaseException as error:
             self._conclude(error, error)
             raise
@@ -343,6 +344,10 @@ class Attempt:
         if self.permit is not None:
             self.permit.end()
 
+    def unpaid(self) -> None:
+        """Note that another call has paid for its answer (called by the cache)."""
+        self.call.result.cached = True
+
     @property
     def _pays(self) -> bool:
         """Whether the tokens of a complete answer are this request's own."""
@@ -356,7 +361,6 @@ class Attempt:
         return is_hit and policy is not None and not policy.required
 
     def _keep(self, cached: CachedPrompt, finished: RequestFinished) -> None:
-        self.call.result.cached = not self._pays
         if self._pays:
             cached.keep(self.id, self.response, finished.gateway_cost_dollars, self._keys)
 

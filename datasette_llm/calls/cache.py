@@ -17,7 +17,7 @@ from contextlib import aclosing
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from datasette.database import DatasetteClosedError
@@ -29,7 +29,7 @@ from ..events import FinishReason, RequestFinished, Saved, saved
 from ..log import cache_store
 from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
-from ..log.rows import OVERHEAD_BYTES, request_bytes
+from ..log.rows import OVERHEAD_BYTES, has_files, request_bytes
 from ..redaction import Keys
 from ..sanitize import message_of
 from .cache_key import UncacheableError, canonical, digest
@@ -45,14 +45,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_llm")
 
+_Value = TypeVar("_Value")
+
 # An answer, and whether its use is to be noted.
 Found = tuple[Answer | None, bool]
 
 # The digest of a request, how old its answer may be in days, and who waits for it.
 Wanted = tuple[bytes, int, asyncio.Future[Found]]
 
-# A database that takes longer to answer has no answers.
+# A database that takes longer to answer has no answers, and is not asked for a while, since the
+# reads that wait hold the threads of Datasette's pages.
 LOOKUP_S = 1.0
+REST_S = 10.0
 # Larger requests are written down in a thread.
 MAX_INLINE_BYTES = 50_000
 # Of answers that wait to be written; more are not kept.
@@ -77,6 +81,9 @@ class Rider(Protocol):
 
     id: str
     response: PromptResponse
+
+    def unpaid(self) -> None:
+        """Another call has paid for its answer; before its callbacks are called."""
 
 
 class SharedRequest:
@@ -163,11 +170,12 @@ class SharedRequest:
                 break
             await self._changed.wait()
         if self._error is not None:
-            raise self._error if rider is self.payer else _copied(self._error)
+            raise self._error if rider is self.payer else _copied(self._error, copy.copy)
         if rider is self.payer:
             vars(rider.response).update(self._attributes)
         else:
-            vars(rider.response).update(copy.deepcopy(self._attributes))
+            own = {name: _copied(each, copy.deepcopy) for name, each in self._attributes.items()}
+            vars(rider.response).update(own)
             unpaid()
 
     async def _run(
@@ -194,7 +202,7 @@ class SharedRequest:
             self._attributes = {
                 name: value
                 for name, value in vars(response).items()
-                if name not in before or value is not before[name]
+                if name not in before or value is not before[name] or name == "_tool_calls"
             }
             if ended is not None:
                 ended()
@@ -219,10 +227,13 @@ class Lookups:
     def __init__(self) -> None:
         self._wanted: list[Wanted] = []
         self._task: asyncio.Task[None] | None = None
+        self._resting_until = 0.0
 
     async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
         """An answer, as `cache_store.find()`; none where the database cannot be read in time."""
         loop = asyncio.get_running_loop()
+        if loop.time() < self._resting_until:
+            return None, False
         found: asyncio.Future[Found] = loop.create_future()
         self._wanted.append((digest, keep_days, found))
         if self._task is None:
@@ -249,6 +260,8 @@ class Lookups:
                 found: list[Found] = await database.execute_fn(work)
         except (sqlite3.Error, DatasetteClosedError, TimeoutError) as error:
             logger.debug("The response cache cannot be read: %s", message_of(error))
+            if isinstance(error, TimeoutError):
+                self._resting_until = asyncio.get_running_loop().time() + REST_S
             return [(None, False)] * len(wanted)
         return found
 
@@ -259,12 +272,13 @@ class Cache:
     Attributes:
         unwritten: answers that wait to be written, by the digest of their request; what writes
             them keeps them alive.
-        shared: the requests that equal ones may ride along with, by event loop and digest.
+        guard: what writes to the tables.
     """
 
     def __init__(self) -> None:
         self.unwritten: WeakValueDictionary[bytes, Answer] = WeakValueDictionary()
-        self.shared: dict[tuple[asyncio.AbstractEventLoop, bytes], SharedRequest] = {}
+        self._shared: dict[asyncio.AbstractEventLoop, dict[bytes, SharedRequest]] = {}
+        self.guard = cache_store.Guard()
         self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = WeakKeyDictionary()
         self._secret = os.urandom(32)
         self._waiting_bytes = 0
@@ -272,6 +286,15 @@ class Cache:
     def lookups(self) -> Lookups:
         """Those of the running event loop."""
         return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
+
+    def shared(self) -> dict[bytes, SharedRequest]:
+        """What equal requests of the running event loop may ride along with, by their digest."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._shared:
+            for ended in [each for each in self._shared if each.is_closed()]:
+                self._shared.pop(ended, None)
+            self._shared[loop] = {}
+        return self._shared[loop]
 
     def identity(self, key: str | None) -> bytes:
         """What two equal keys have in common, and from which no key can be computed."""
@@ -298,9 +321,53 @@ class Cache:
             if not tried:
                 tried = True
                 self._waiting_bytes -= weight
-                cache_store.guarded(work, connection)
+                self.guard.write(work, connection)
 
         writer.later(write)
+
+
+class Request(NamedTuple):
+    """What an answer is kept for.
+
+    Attributes:
+        write: gives its canonical form; reads the files of attachments.
+        has_files: whether there are any, its history included.
+        is_large: whether writing it down takes long.
+    """
+
+    write: Callable[[], str]
+    has_files: bool
+    is_large: bool
+
+    @classmethod
+    def of(cls, route: Route, policy: CachePolicy, response: PromptResponse) -> Request:
+        """The request of a response.
+
+        Raises:
+            UncacheableError: it is for an actor without an id.
+        """
+        prompt, conversation = response.prompt, response.conversation
+        turns = tuple(conversation.responses) if conversation is not None else ()
+        write = partial(
+            canonical,
+            prompt,
+            route.model,
+            stream=response.stream,
+            scope=_scope(route, policy),
+            turns=turns,
+        )
+        files = any(has_files(each) for each in (prompt, *(turn.prompt for turn in turns)))
+        return cls(write, files, request_bytes(prompt) > MAX_INLINE_BYTES)
+
+    async def form(self) -> str:
+        """Its canonical form.
+
+        Raises:
+            UncacheableError: it has none.
+        """
+        if self.has_files or self.is_large:
+            return await asyncio.to_thread(self.write)
+        return self.write()
 
 
 class CachedPrompt:
@@ -311,17 +378,19 @@ class CachedPrompt:
         saved: of an answer that was not paid for what it would have taken; None before it is there.
     """
 
-    def __init__(self, route: Route, policy: CachePolicy, form: str) -> None:
+    def __init__(self, route: Route, policy: CachePolicy, request: Request, form: str) -> None:
         self.hit: Answer | None = None
         self.saved: Saved | None = None
         self._route = route
         self._policy = policy
+        self._request = request
+        self._is_same = True
         self._form = form
         self._digest = digest(form)
         self._cache = instance.of(route.datasette, Cache)
-        self._name = (asyncio.get_running_loop(), self._digest)
+        self._shared = self._cache.shared()
         # One that ends before the contexts are open has the answer, which may not be kept yet.
-        self._seen = self._cache.shared.get(self._name)
+        self._seen = self._shared.get(self._digest)
 
     @classmethod
     async def of(
@@ -341,7 +410,8 @@ class CachedPrompt:
         if policy is None or mode is False:
             return None
         try:
-            prompt = cls(route, policy, await _form(route, policy, response))
+            request = Request.of(route, policy, response)
+            prompt = cls(route, policy, request, await request.form())
         except UncacheableError:
             return None
         if mode is True:
@@ -358,10 +428,10 @@ class CachedPrompt:
         Returns:
             The request; one that is not ready is for the rider to begin.
         """
-        identity, shared = self._cache.identity(key), self._cache.shared
+        identity, shared = self._cache.identity(key), self._shared
         seen, self._seen = self._seen, None
         while True:
-            found = seen if seen is not None and seen.usable else shared.get(self._name)
+            found = seen if seen is not None and seen.usable else shared.get(self._digest)
             if found is None or found.identity != identity:
                 break
             await found.ready.wait()
@@ -369,10 +439,10 @@ class CachedPrompt:
                 found.riders.append(rider)
                 return found
             seen = None
-        forget = partial(shared.pop, self._name, None) if found is None else _nothing
+        forget = partial(shared.pop, self._digest, None) if found is None else _nothing
         made = SharedRequest(identity, forget)
         if found is None:
-            shared[self._name] = made
+            shared[self._digest] = made
         made.riders.append(rider)
         return made
 
@@ -383,14 +453,14 @@ class CachedPrompt:
         for event in hit.events:
             yield event
         vars(rider.response).update(hit.attributes)
-        self._note_saved(rider.response, hit.call_id, hit.gateway_cost_dollars)
+        self._note_saved(rider, hit.call_id, hit.gateway_cost_dollars)
 
     def ride(self, rider: Rider, shared: SharedRequest) -> AsyncGenerator[str | StreamEvent, None]:
         """The events of a request, then what its provider has set."""
 
         def unpaid() -> None:
             if shared.payer is not None:
-                self._note_saved(rider.response, shared.payer.id, None)
+                self._note_saved(rider, shared.payer.id, None)
 
         return shared.follow(rider, unpaid)
 
@@ -399,6 +469,14 @@ class CachedPrompt:
         if self.saved is None:
             return finished
         return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
+
+    async def check_files(self) -> None:
+        """See whether attachments still are what was looked up: another answer is not kept."""
+        if self._request.has_files:
+            try:
+                self._is_same = await self._request.form() == self._form
+            except UncacheableError:
+                self._is_same = False
 
     def keep(self, call_id: str, response: PromptResponse, cost: float | None, keys: Keys) -> None:
         """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.
@@ -412,7 +490,7 @@ class CachedPrompt:
         events, policy = response.events_so_far, self._policy
         whole = response.finish_reason in (None, FinishReason.STOP)
         plain = all(each.type in ("text", "reasoning") for each in events)
-        if not (events and whole and plain):
+        if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
         attributes = {name: getattr(response, name) for name in _ATTRIBUTES}
         answer = Answer(call_id, events, attributes, cost, cache_store.now_ms())
@@ -422,12 +500,14 @@ class CachedPrompt:
         )
         self._cache.keep(route.datasette, place, answer, self._form, keys)
 
-    def _note_saved(self, response: PromptResponse, call_id: str, cost: float | None) -> None:
+    def _note_saved(self, rider: Rider, call_id: str, cost: float | None) -> None:
         """Have an answer that another call has paid for take no tokens: they become details."""
+        response = rider.response
         self.saved = saved(call_id, response, cost)
         tokens = {"input": response.input_tokens, "output": response.output_tokens}
         details = {**tokens, "details": response.token_details}
         response.set_usage(input=0, output=0, details={"cached_response": details})
+        rider.unpaid()
 
     async def _look_up(self) -> None:
         writer = Recorder.of(self._route.datasette).writer
@@ -442,21 +522,7 @@ class CachedPrompt:
         self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
-            writer.later(partial(cache_store.guarded, touch))
-
-
-async def _form(route: Route, policy: CachePolicy, response: PromptResponse) -> str:
-    """The canonical form of a request.
-
-    Raises:
-        UncacheableError: it has none.
-    """
-    prompt, scope = response.prompt, _scope(route, policy)
-    write = partial(canonical, prompt, route.model, stream=response.stream, scope=scope)
-    has_files = any(each.path for each in prompt.attachments)
-    if has_files or request_bytes(prompt) > MAX_INLINE_BYTES:
-        return await asyncio.to_thread(write)
-    return write()
+            writer.later(partial(self._cache.guard.write, touch))
 
 
 def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
@@ -475,12 +541,12 @@ def _resolve(wanted: list[Wanted], answers: list[Found]) -> None:
             found.set_result(answer)
 
 
-def _copied(error: BaseException) -> BaseException:
-    """An error of its own for each call, since each adds its notes."""
+def _copied(value: _Value, copy_of: Callable[[_Value], _Value]) -> _Value:
+    """One for each call: they add notes to an error, and change what a provider has set."""
     try:
-        return copy.copy(error)
-    except Exception:  # a third-party class that takes other arguments
-        return error
+        return copy_of(value)
+    except Exception:  # of a third-party class
+        return value
 
 
 def _nothing() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ class UncacheableError(Exception):
 
 
 def canonical(
-    prompt: llm.Prompt, model: Any, *, stream: bool, scope: Mapping[str, str | None]
+    prompt: llm.Prompt,
+    model: Any,
+    *,
+    stream: bool,
+    scope: Mapping[str, str | None],
+    turns: Sequence[Any] = (),
 ) -> str:
     """The canonical form of a request. Reads the files of attachments.
 
@@ -36,6 +41,7 @@ def canonical(
         model: llm's own model, which is asked.
         stream: whether the answer is wanted piece by piece.
         scope: for whom the answer is kept.
+        turns: of its conversation, which some plugins read though `messages=` were given.
 
     Raises:
         UncacheableError: the prompt has tools, an attachment by its address, or a value without
@@ -45,7 +51,8 @@ def canonical(
         raise UncacheableError("The prompt has tools")
     try:
         fields = {name: value for name, value in vars(prompt).items() if name != "model"}
-        form = [VERSION, dict(scope), _identity(model), stream, _plain(fields)]
+        earlier = [_plain(_turn(each)) for each in turns]
+        form = [VERSION, dict(scope), _identity(model), stream, _plain(fields), earlier]
         return json.dumps(form, separators=(",", ":"))
     except UncacheableError:
         raise
@@ -66,6 +73,12 @@ def _identity(model: Any) -> list[Any]:
         shown = {name: value for name, value in own.headers.items() if value not in secret}
     server = [str(getattr(own, name, None)) for name in _OF_SERVER]
     return [_name(own), str(own.model_id), *server, shown]
+
+
+def _turn(response: Any) -> list[Any]:
+    prompt = response.prompt
+    asked = [prompt.prompt, prompt.system, prompt.attachments, prompt.tool_results]
+    return [*asked, response.text_or_raise()]
 
 
 def _plain(value: Any) -> Any:

@@ -31,8 +31,10 @@ logger = logging.getLogger("datasette_llm")
 
 # Of one answer, as it is kept.
 MAX_ANSWER_BYTES = 10_000_000
-# So many are removed by one statement; the same number in one transaction by age.
+# So many are removed at once; the same number in one transaction by age.
 MAX_BATCH = 250
+# So much of `max_mb` is made free together.
+FREED_SHARE = 0.02
 DAY_MS = 24 * 60 * 60 * 1000
 # The use of an answer is noted no more often.
 TOUCH_MS = 60_000
@@ -47,9 +49,12 @@ _INSERT = (
     "bytes, checksum, answer) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _BYTES = "select coalesce(sum(bytes), 0) from llm_cache_sizes where setting = ?"
-_EVICT = (
-    "delete from llm_cache where digest in "
-    "(select digest from llm_cache where setting = ? order by used_ms limit ?)"
+_OLDEST = (
+    "select digest, bytes from llm_cache where setting = ? and digest != ? order by used_ms limit ?"
+)
+_RECOUNT = (
+    "insert into llm_cache_sizes (setting, purpose, answers, bytes) "
+    "select setting, purpose, count(*), sum(bytes) from llm_cache where setting = ? group by 1, 2"
 )
 _PLAIN_EVENT = StreamEvent("text", "")
 
@@ -225,8 +230,7 @@ def keep(
     connection.execute(_INSERT, (place.digest, *values, *times, len(text), checksum, text))
     # Not every SQLite does so by default; deleted text would stay readable in the file.
     connection.execute("pragma secure_delete = on")
-    while connection.execute(_BYTES, (place.setting,)).fetchone()[0] > place.max_bytes:
-        connection.execute(_EVICT, (place.setting, MAX_BATCH))
+    _make_room(connection, place)
 
 
 def touch(connection: sqlite3.Connection, digest: bytes) -> None:
@@ -245,23 +249,35 @@ def note_too_large(model_id: str, size: int) -> None:
     )
 
 
-def guarded(work: Callable[[sqlite3.Connection], object], connection: sqlite3.Connection) -> None:
-    """Write to the tables; a failure is no failure of the transaction that this is a part of.
+class Guard:
+    """Writes to the tables: a failure is none of the transaction that a write is a part of."""
 
-    Args:
-        work: what writes.
-        connection: a connection for writing, in a transaction.
-    """
-    connection.execute("savepoint llm_cache")
-    try:
-        _migrated(connection)
-        work(connection)
-    except (sqlite3.Error, NewerDatabaseError) as error:
-        if not connection.in_transaction:
-            raise  # SQLite has rolled back everything
-        connection.execute("rollback to llm_cache")
-        logger.error("The response cache cannot be written: %s", error)
-    connection.execute("release llm_cache")
+    def __init__(self) -> None:
+        self._failure: str | None = None
+
+    def write(
+        self, work: Callable[[sqlite3.Connection], object], connection: sqlite3.Connection
+    ) -> None:
+        """Write; the administrator hears of a failure once, until a write succeeds.
+
+        Args:
+            work: what writes.
+            connection: a connection for writing, in a transaction.
+        """
+        connection.execute("savepoint llm_cache")
+        failure = None
+        try:
+            _migrated(connection)
+            work(connection)
+        except (sqlite3.Error, NewerDatabaseError) as error:
+            if not connection.in_transaction:
+                raise  # SQLite has rolled back everything
+            connection.execute("rollback to llm_cache")
+            failure = str(error)
+        connection.execute("release llm_cache")
+        if failure is not None and failure != self._failure:
+            logger.error("The response cache cannot be written: %s", failure)
+        self._failure = failure
 
 
 def sizes(connection: sqlite3.Connection) -> list[Size]:
@@ -316,6 +332,25 @@ def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether anything was ever kept."""
     sql = "select count(*) from sqlite_master where name in (?, ?)"
     return bool(connection.execute(sql, TABLES).fetchone()[0] == len(TABLES))
+
+
+def _make_room(connection: sqlite3.Connection, place: Place) -> None:
+    """Remove the least recently used answers of a setting that keeps too much."""
+    total: int = connection.execute(_BYTES, (place.setting,)).fetchone()[0]
+    if total <= place.max_bytes:
+        return
+    excess = total - place.max_bytes * (1 - FREED_SHARE)
+    while excess > 0:
+        oldest = connection.execute(_OLDEST, (place.setting, place.digest, MAX_BATCH)).fetchall()
+        if not oldest:  # the new one is as large as all, or the sums were damaged
+            connection.execute("delete from llm_cache_sizes where setting = ?", (place.setting,))
+            connection.execute(_RECOUNT, (place.setting,))
+            return
+        for digest, size in oldest:
+            if excess <= 0:
+                return
+            connection.execute("delete from llm_cache where digest = ?", (digest,))
+            excess -= size
 
 
 def _remove(connection: sqlite3.Connection, which: str, values: tuple[object, ...]) -> int:

@@ -203,6 +203,16 @@ def request_bytes(prompt: llm.Prompt) -> int:
         return OVERHEAD_BYTES
 
 
+def has_files(prompt: llm.Prompt) -> bool:
+    """Whether attachments of a request are in files, those of its history included."""
+    try:
+        parts = [part for message in prompt.messages for part in message.parts]
+    except Exception:  # llm makes them of what a caller gave
+        return True  # perhaps
+    attachments = [each for part in parts for each in _attachments(part)]
+    return any(each.path for each in (*prompt.attachments, *attachments))
+
+
 def row_bytes(row: Mapping[str, Any]) -> int:
     """How many bytes of memory a row takes, about, with what writes it."""
     return 2 * OVERHEAD_BYTES + sum(map(sys.getsizeof, row.values()))

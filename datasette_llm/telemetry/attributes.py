@@ -119,6 +119,7 @@ def answer_attributes(finished: RequestFinished, first_chunk_s: float | None) ->
     reason = finished.finish_reason
     found = {
         names.BLOCKED_BY: finished.blocked_by,
+        names.CACHED: True if finished.saved is not None else None,
         names.TIME_TO_FIRST_CHUNK: first_chunk_s,
         names.RESPONSE_ID: finished.response_id,
         names.RESPONSE_MODEL: finished.resolved_model,

@@ -114,6 +114,11 @@ WAITED = Attribute(
     "Seconds that it waited for a concurrency limit.",
     optional=True,
 )
+CACHED = Attribute(
+    "datasette_llm.cached",
+    "True for an answer that another call has paid for: of the response cache, or shared.",
+    optional=True,
+)
 PURPOSE = Attribute("datasette_llm.purpose", "The purpose, if there is one.", optional=True)
 GROUP_ID = Attribute(
     "datasette_llm.group.id", "The id of the group, for a prompt of a group.", optional=True
@@ -278,6 +283,7 @@ CHAT = SpanName(
         PROMPT_ID,
         ATTEMPT,
         WAITED,
+        CACHED,
         CHAIN_STEP,
         OUTCOME,
         BLOCKED_BY,

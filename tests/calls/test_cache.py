@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import pathlib
 import sqlite3
 import sys
+import threading
 
 import llm
 import pytest
@@ -13,7 +15,9 @@ from datasette import hookimpl
 from llm.parts import StreamEvent
 from pydantic import BaseModel
 
-from datasette_llm import LLM, ModelNotAllowedError
+from datasette_llm import LLM, ModelNotAllowedError, instance
+from datasette_llm.calls import cache as cache_room
+from datasette_llm.calls.cache import Cache
 from datasette_llm.log import cache_store, cache_upkeep
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
@@ -214,6 +218,72 @@ async def test_r2_conversation_goes_on_from_hits(site):
         response = await wrapped.prompt("a")
         await (await response.reply("b")).text()
     assert len(model.calls) == 6
+
+
+async def test_r2_turns_count_beside_messages(site):
+    """Some plugins read the turns of a conversation, whatever `messages=` say."""
+    model = ScriptedModel("m", ["1"], ["2"], ["3"], ["4"])
+    wrapped = await site(model).model("m")
+
+    async def ask(first):
+        conversation = wrapped.conversation()
+        await (await conversation.prompt(first)).text()
+        messages = [llm.parts.Message("user", [llm.parts.TextPart("b")])]
+        return await (await conversation.prompt("a", messages=messages)).text()
+
+    assert [await ask(each) for each in ("x", "y", "x")] == ["2", "4", "2"]
+
+
+async def test_r2_tool_call_is_not_lost(site):
+    """One that comes though the prompt has no tools, from a provider that adds it at its end."""
+    model = ScriptedModel("m", ["text", llm.ToolCall(name="t", arguments={})])
+    wrapped = await site(model).model("m")
+    for _ in range(2):
+        response = await wrapped.prompt("a")
+        assert [each.name for each in await response.tool_calls()] == ["t"]
+    assert len(model.calls) == 2
+
+
+async def test_r2_files_of_the_history_are_read_in_a_thread(site, tmp_path, monkeypatch):
+    path, threads = tmp_path / "a.txt", []
+    path.write_text("seen")
+    read = pathlib.Path.read_bytes
+
+    def noted(self):
+        threads.append(threading.current_thread())
+        return read(self)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", noted)
+    model = ScriptedModel("m", attachment_types=["text/plain"])
+    conversation = (await site(model).model("m")).conversation()
+    attachment = llm.Attachment(type="text/plain", path=str(path))
+    await (await conversation.prompt("a", attachments=[attachment])).text()
+    await (await conversation.prompt("b")).text()
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_r2_file_that_changes_meanwhile_is_not_kept(site, tmp_path):
+    """It was looked up as it was, and sent as it is once there is a place."""
+    path, block = tmp_path / "a.txt", asyncio.Event()
+    path.write_text("seen")
+    scripts = ([block, "first"], ["of another"], ["of what was seen"])
+    model = ScriptedModel("m", *scripts, attachment_types=["text/plain"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+
+    def ask():
+        attachment = llm.Attachment(type="text/plain", path=str(path))
+        return texts(wrapped, "a", attachments=[attachment])
+
+    first = asyncio.create_task(texts(wrapped, "first"))
+    await model.received()
+    second = asyncio.create_task(ask())
+    await until(lambda: len(instance.of(wrapped.route.datasette, Cache).shared()) == 2)
+    path.write_text("another")
+    block.set()
+    assert await soon(asyncio.gather(first, second)) == [["first"], ["of another"]]
+    path.write_text("seen")
+    assert await ask() == ["of what was seen"]
 
 
 async def test_r2_attachment_that_has_gone_is_no_hit(site, tmp_path):
@@ -454,6 +524,43 @@ async def test_r4_answer_of_a_fallback_is_not_kept(site):
     assert not await kept(models)
 
 
+async def test_r4_rider_with_a_fallback_pays(site, plugin):
+    """What it rode along with has failed, so its answer is its own."""
+    observer, release = plugin(Observer()), asyncio.Event()
+    model, other = ScriptedModel("m", [release, ValueError("no")]), ScriptedModel("n", ["by n"])
+    wrapped = await site(model, other, retries=0, fallbacks=["n"]).model("m")
+    both = asyncio.gather(*(texts(wrapped, "a") for _ in range(2)))
+    await model.received()
+    await until(lambda: [result.attempts for result in observer.results] == [1, 1])
+    await asyncio.sleep(0.01)
+    release.set()
+    assert await soon(both) == [["by n"]] * 2
+    assert (len(model.calls), len(other.calls)) == (1, 2)
+    assert [result.cached for result in observer.results] == [False, False]
+
+
+async def test_r4_callbacks_know_who_has_paid(site, plugin):
+    """Also where the one that began the request is cancelled, and another one pays."""
+    seen = []
+
+    async def note(result):
+        async def done(response):
+            seen.append((result.cached, (await response.usage()).input))
+
+        await result.on_response_done(done)
+
+    plugin(Observer(before=note))
+    model, release = held("2", llm.Usage(input=12, output=2))
+    responses = await first_chunks(await site(model).model("m"), 3)
+    first = asyncio.create_task(responses[0].text())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    release.set()
+    assert await soon(asyncio.gather(*(each.text() for each in responses[1:]))) == ["12"] * 2
+    assert sorted(seen) == [(False, 12), (True, 0)]
+
+
 async def test_r4_waiting_for_a_place_is_shared(site):
     """Equal prompts wait for the one place together, and take it once."""
     block, model = asyncio.Event(), None
@@ -559,9 +666,8 @@ async def test_r5_upkeep_removes_what_is_too_old(site):
     assert (size.answers, size.bytes) == (1, row["bytes"])
 
 
-async def test_r5_least_recently_used_go_first(site, monkeypatch):
-    """As soon as there is too much, in batches; a use is noted."""
-    monkeypatch.setattr(cache_store, "MAX_BATCH", 2)
+async def test_r5_least_recently_used_go_first(site):
+    """As soon as there is too much, and no more than that takes; a use is noted."""
     model = ScriptedModel("m", ["x" * 300_000])
     models = site(model, cache={"max_mb": 1})
     wrapped = await models.model("m")
@@ -570,10 +676,24 @@ async def test_r5_least_recently_used_go_first(site, monkeypatch):
     await texts(wrapped, "a")
     await kept(models)
     await texts(wrapped, "d")
-    assert len(await kept(models)) == 2
+    assert len(await kept(models)) == 3
     assert len(model.calls) == 4
-    await texts(wrapped, "a", "d")
+    await texts(wrapped, "a", "c", "d")
     assert len(model.calls) == 4
+    await texts(wrapped, "b")
+    assert len(model.calls) == 5
+
+
+async def test_r5_damaged_sums_do_not_stop_the_log(site):
+    """There is room again once all that they count has gone, and then they are right."""
+    models = site(ScriptedModel("m"), cache={"max_mb": 1})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await change(models, "update llm_cache_sizes set bytes = 1000000000")
+    await texts(wrapped, "b")
+    (row,) = await soon(kept(models))
+    (size,) = await models.datasette.get_internal_database().execute_fn(cache_store.sizes)
+    assert (size.answers, size.bytes) == (1, row["bytes"])
 
 
 @pytest.mark.parametrize("chunks", [["x" * 50_000_000], ["x" * 600_000] * 2])
@@ -606,17 +726,34 @@ async def test_r5_database_that_fails_keeps_calls_going(site, tmp_path, fault):
     assert len(model.calls) == requests + 2
 
 
+async def test_r5_locked_database_is_not_asked_again(site, tmp_path, monkeypatch):
+    """One read waits for it, and not one for each call."""
+    monkeypatch.setattr(cache_room, "LOOKUP_S", 0.01)
+    models = site(ScriptedModel("m"), log=False)
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    await kept(models)
+    reads, read = [], cache_store.find
+    monkeypatch.setattr(cache_store, "find", lambda *args: reads.append(args) or read(*args))
+    with contextlib.closing(sqlite3.connect(tmp_path / "internal.db")) as connection:
+        connection.execute("begin exclusive")
+        assert await soon(texts(wrapped, "a", "a", "b")) == ["Hello"] * 3
+    assert len(reads) == 1
+
+
 async def test_r5_newer_database_keeps_calls_going(site, caplog):
-    """A table that cannot be brought up to date is no failure of the call log."""
+    """A table that cannot be brought up to date is no failure of the call log, and said once."""
     models = site(ScriptedModel("m"))
     wrapped = await models.model("m")
     await texts(wrapped, "a")
     await change(models, "drop table llm_cache")
     sql = "insert into _sqlite_migrations (migration_set, name, applied_at) values (?, ?, '')"
     await change(models, sql, "datasette_llm_cache", "m999")
-    await texts(wrapped, "a")
-    assert [row["outcome"] for row in await calls(models)] == ["ok", "ok"]
-    assert "The response cache cannot be written" in caplog.text
+    for _ in range(3):
+        await texts(wrapped, "a")
+        await calls(models)  # each in a transaction of its own
+    assert [row["outcome"] for row in await calls(models)] == ["ok"] * 4
+    assert caplog.text.count("The response cache cannot be written") == 1
 
 
 async def test_r5_two_processes_share_it(site, make_datasette):

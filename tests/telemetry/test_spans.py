@@ -176,6 +176,15 @@ async def test_prompt_is_a_client_span(model_of, span):
     }
 
 
+async def test_r3_span_says_that_the_answer_is_cached(model_of, spans):
+    _, model = await model_of(["a", USAGE], config={"cache": True})
+    for _ in range(2):
+        await (await model.prompt("x")).text()
+    first, hit = (dict(each.attributes) for each in spans())
+    assert "datasette_llm.cached" not in first
+    assert (hit["datasette_llm.cached"], hit["gen_ai.usage.input_tokens"]) == (True, 0)
+
+
 async def test_unknown_attributes_are_left_out(model_of, span):
     _, model = await model_of(["a"], scripted={"can_stream": False})
     response = await model.prompt("x")
@@ -839,8 +848,14 @@ def work(register_models, make_datasette, plugin, monkeypatch, spans, points):
             "log": {"prices": dict.fromkeys(["full", "grouped", "chained", "unsteady"], price)},
             "max_concurrency": 9,
             "telemetry": telemetry_settings,
+            "purposes": {"cached": {"cache": True}},
         }
-        await everything(register_models, make_datasette(config), plugin)
+        datasette = make_datasette(config)
+        register_models(ScriptedModel("cached"))
+        model = await LLM(datasette).model("cached", purpose="cached")
+        for _ in range(2):
+            await (await model.prompt("x")).text()
+        await everything(register_models, datasette, plugin)
 
     return do
 
