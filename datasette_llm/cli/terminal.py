@@ -1,6 +1,6 @@
 """What the commands print: the only place where text goes out to a terminal.
 
-Answers, errors and names come from strangers, and a terminal obeys escape sequences.
+Answers, errors and names are untrusted, and a terminal obeys escape sequences.
 """
 
 from __future__ import annotations
