@@ -744,10 +744,10 @@ def queued(monkeypatch) -> Callable[[int], Any]:
     changed = asyncio.Event()
     enter = ConcurrencyLimiter.acquire
 
-    async def noted(gate: ConcurrencyLimiter, limit: int) -> None:
+    async def noted(gate: ConcurrencyLimiter, *arguments: Any) -> None:
         came.append(gate)
         changed.set()
-        await enter(gate, limit)
+        await enter(gate, *arguments)
 
     async def queued(count: int) -> None:
         while len(came) < count:

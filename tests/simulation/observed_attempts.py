@@ -67,13 +67,13 @@ def recorded(trace: Trace, limiters: LimiterRegistry) -> Iterator[None]:
         finally:
             noted.ended, noted.ended_at = trace.moment(), trace.loop.time()
 
-    async def noted_enter(limiter: ConcurrencyLimiter, limit: int) -> None:
+    async def noted_enter(limiter: ConcurrencyLimiter, limit: int, permit: Any) -> None:
         call: Any = asyncio.current_task().supervised  # type: ignore[union-attr]
         noted = Wait(limiter, call, call.row_id, trace.loop.time())
         _look_for_itself(trace, noted)
         trace.waits.append(noted)
         try:
-            await enter(limiter, limit)
+            await enter(limiter, limit, permit)
         except BaseException as error:
             noted.stopped = error
             raise
@@ -99,7 +99,7 @@ def recorded(trace: Trace, limiters: LimiterRegistry) -> Iterator[None]:
 
 def _look_at_limiters(trace: Trace, limiters: LimiterRegistry) -> None:
     for name, limiter in limiters._by_loop.get(trace.loop, {}).items():
-        first = next(iter(limiter._queue.values()), None)
+        first = next((each.limit for each in limiter._queue.values()), None)
         if first is not None and limiter.running < first:
             trace.broken.append(f"limits: {name} has room, and a waiting request is not admitted")
         if limiter.running > _with_reason(trace, limiter):
