@@ -23,6 +23,13 @@ pytest_plugins = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in a browser, which take long: `.ci/run` has a step for them."""
+    for item in items:
+        if "browser" in item.path.name or item.path.name == "test_accessibility.py":
+            item.add_marker("browser")
+
+
 @pytest.fixture(autouse=True)
 def llm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """llm's own folder, empty at first; and no key anywhere in the environment."""
