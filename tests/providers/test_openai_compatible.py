@@ -387,8 +387,8 @@ def test_endpoint_problems_have_their_path():
         "[2]: expected a mapping such as {model: …}, got text",
     ]
     known = (
-        "aliases, api_base, audio, ca_file, can_stream, fallbacks, headers, idle_timeout, key, "
-        "max_answer_chars, max_concurrency, model, model_name, proxy, reasoning, retries, "
+        "aliases, api_base, audio, ca_file, cache, can_stream, fallbacks, headers, idle_timeout, "
+        "key, max_answer_chars, max_concurrency, model, model_name, proxy, reasoning, retries, "
         "send_tags, send_user, supports_schema, supports_tools, timeout, vision"
     )
     assert problems_of(endpoint(supports_tool=True, api_version="2024-10-21")) == [
