@@ -154,6 +154,7 @@ def _row_right(attempts: Attempts, request: Request, row: dict[str, Any] | None)
         yield f"the call log says {row['outcome']}, it was {expected}"
     elif row["outcome"] == "error":
         known = {type(failure).__name__} if isinstance(failure, Exception) else set()
+        known |= {"StructuredOutputError"} if _unfit(attempts, request) else set()
         known |= {"ResponseTimeoutError"} if _was_stopped(request) else set()
         if row["error_type"] not in known:
             yield f"the call log says {row['error_type']}, it was {failure!r}"
@@ -166,14 +167,22 @@ def _expected(attempts: Attempts, request: Request) -> set[str]:
     if request.superseded:
         return {"error"}
     if request.ended is None:
+        answered = "error" if _unfit(attempts, request) else "ok"
         # It may have been stopped at its last event, or in the callbacks.
-        return {"ok", "cancelled"} if attempts.disturbed else {"ok"}
+        return {answered, "cancelled"} if attempts.disturbed else {answered}
     if isinstance(request.ended, Exception):
         # What the provider raises when a plugin's timeout stops it is its own error.
         return {"cancelled"} if stopped else {"error"}
     # A timeout may have expired before it was stopped, or after.
     struck = {"error"} if _was_stopped(request) and attempts.has_limits else set()
     return {"cancelled", *struck} if attempts.disturbed or not struck else {"error"}
+
+
+def _unfit(attempts: Attempts, request: Request) -> bool:
+    """True for the repair of an answer to `structured()` that has no object either."""
+    run = request.run
+    is_repair = run.interaction.kind == "structured" and attempts.seen.call is not run.calls[0]
+    return is_repair and request.ended is None and not request.given
 
 
 def _was_stopped(request: Request) -> bool:

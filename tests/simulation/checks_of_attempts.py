@@ -191,7 +191,12 @@ def check_rows_of_attempts(attempts: Attempts, rows: Rows) -> Problems:
     response_id = attempts.answer.response.id
     if attempts.seen.trace.log_broken:
         return
-    mine = [row for key, row in rows.items() if response_id in (key, row["prompt_id"])]
+    mine = [
+        row
+        for key, row in rows.items()
+        # A repair is the first attempt of a response of its own.
+        if key == response_id or (row["prompt_id"] == response_id and row["attempt"] > 1)
+    ]
     numbers = [row["attempt"] for row in mine]
     if numbers != list(range(1, len(mine) + 1)):
         yield f"the attempts are numbered {numbers}"
@@ -210,7 +215,8 @@ def check_rows_of_attempts(attempts: Attempts, rows: Rows) -> Problems:
     if "ok" in outcomes[:-1]:
         yield f"the outcomes are {outcomes}"
     done = attempts.answer.ended and not attempts.disturbed and mine
-    if done and (attempts.answer.error is None) != (outcomes[-1] == "ok"):
+    unfit = bool(mine) and mine[-1]["error_type"] == "StructuredOutputError"
+    if done and not unfit and (attempts.answer.error is None) != (outcomes[-1] == "ok"):
         yield f"the call log says {outcomes}, it ended with {attempts.answer.error!r}"
     yield from _waits(attempts, mine)
 
