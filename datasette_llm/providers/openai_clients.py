@@ -87,10 +87,18 @@ def _client(
 
 def _pooled_client(model: Any, connections: Connections, key: str | None) -> Any:
     """What llm's `get_client()` makes, with kept connections."""
+    from llm.default_plugins.openai_models import AsyncResponses  # noqa: PLC0415  # as above
+
     from .connections import Server  # noqa: PLC0415  # as above
     from .openai_compatible import client_for  # noqa: PLC0415  # as above
 
     address = model.api_base or os.environ.get("OPENAI_BASE_URL") or _OPENAI
     # A key that is there is used as it is: llm would look for a stored one of this name.
     own_key = (key or model.get_key(None)) if model.needs_key else "DUMMY_KEY"
-    return client_for(connections, Server(address), key=own_key, headers=model.headers)
+    client = client_for(connections, Server(address), key=own_key, headers=model.headers)
+    if isinstance(model, AsyncResponses):
+        from .responses_api import watch  # noqa: PLC0415  # as above
+        from .server_errors import Place  # noqa: PLC0415  # as above
+
+        watch(client, Place.of(client.base_url, is_endpoint=bool(model.api_base)))
+    return client
