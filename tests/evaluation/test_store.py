@@ -35,6 +35,7 @@ async def complete(datasette: Datasette) -> store.Evaluation:
     await soon(run.start(datasette, evaluation, None).ended())
     verdict = {"case_number": 1, "candidate": 1, "verdict": "same", "actor_id": "ana"}
     await store.add_verdict(datasette, evaluation.id, **verdict)
+    await store.add_judging(datasette, evaluation.id, "arbiter", "ana", "The longer one")
     return evaluation
 
 
@@ -47,12 +48,13 @@ async def counts(datasette: Datasette) -> list[int]:
 @pytest.mark.parametrize(
     "sql",
     [
-        *(f"delete from {table}" for table in store.TABLES[:4]),
+        *(f"delete from {table}" for table in store.TABLES[:5]),
         "update llm_evaluations set name = 'x'",
         "update llm_evaluation_cases set name = 'x'",
         "update llm_evaluation_answers set text = 'x'",
         "update llm_evaluation_verdicts set verdict = 'better'",
-        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:4]),
+        "update llm_evaluation_judgings set rubric = 'x'",
+        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:5]),
     ],
 )
 async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None:
@@ -60,14 +62,14 @@ async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None
     before = await counts(datasette)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         await datasette.get_internal_database().execute_write(sql)
-    assert await counts(datasette) == before == [1, 3, 3, 1, 0]
+    assert await counts(datasette) == before == [1, 3, 3, 1, 1, 0]
 
 
 async def test_v5_removal_is_on_record(datasette: Datasette) -> None:
     """It takes all that belongs to the evaluation, and nothing else."""
     first, second = await complete(datasette), await complete(datasette)
     await store.remove(datasette, first.id, {"id": "ben"})
-    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    assert await counts(datasette) == [1, 3, 3, 1, 1, 1]
     sql = "select evaluation_id, actor_id, keep_days from llm_evaluation_removals"
     found = await datasette.get_internal_database().execute(sql)
     assert tuple(found.rows[0]) == (first.id, "ben", None)
@@ -95,11 +97,11 @@ async def test_v5_retention_removes_old_ones(
         await store.create(datasette, definition, interrupted(), {}, None)
     monkeypatch.undo()
     new = await complete(datasette)
-    assert await counts(datasette) == [2, 6 + store.BATCH_CASES, 6, 2, 0]
+    assert await counts(datasette) == [2, 6 + store.BATCH_CASES, 6, 2, 2, 0]
 
     await retention.remove(datasette, retention.first_kept_id(30), 30)
 
-    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    assert await counts(datasette) == [1, 3, 3, 1, 1, 1]
     assert [each.id for each, _ in await store.evaluations(datasette, None, 9)] == [new.id]
     sql = "select actor_id, keep_days from llm_evaluation_removals"
     found = await datasette.get_internal_database().execute(sql)
