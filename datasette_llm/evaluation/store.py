@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database, Migrations
 
+from .. import instance
 from ..errors import NewerDatabaseError
 from ..events import FinishReason, Outcome
+from ..log.evaluation_removal import Sweeper
 from ..log.schema import OUTCOMES
 from ..migrations import append_only
 from ..migrations import migrate as run_migrations
@@ -255,6 +257,23 @@ def m002_judgings(db: Database) -> None:
     _protect_part(db, "llm_evaluation_judgings", "id = new.id")
 
 
+@migrations()
+def m003_removal_hides(db: Database) -> None:
+    """A removal removes the evaluation's own row; the rest goes in bounded transactions."""
+    for statement in (
+        "drop trigger llm_evaluation_removals_remove",
+        """
+        create trigger llm_evaluation_removals_remove after insert on llm_evaluation_removals
+        begin delete from llm_evaluations where id = new.evaluation_id; end
+        """,
+        """
+        create index llm_evaluation_removals_evaluation
+        on llm_evaluation_removals (evaluation_id)
+        """,
+    ):
+        db.execute(statement)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations of the tables, as `migrations.migrate`."""
     run_migrations(connection, migrations, *TABLES)
@@ -424,7 +443,7 @@ async def add_judging(
 
 
 async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, Any] | None) -> None:
-    """Remove an evaluation with all that belongs to it; the removal is on record."""
+    """Remove an evaluation, which is on record; its cases and answers go in the background."""
     row = {"id": evaluation_id, "at": now(), "actor_id": (actor or {}).get("id")}
 
     def work(connection: sqlite3.Connection) -> None:
@@ -437,6 +456,7 @@ async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, A
         )
 
     await _write(datasette, work)
+    instance.of(datasette, Sweeper).wake()
 
 
 async def _write(datasette: Datasette, work: Callable[[sqlite3.Connection], object]) -> Any:
