@@ -20,6 +20,7 @@ from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
 from .log import cache_upkeep, retention, search, usage_upkeep
+from .log.evaluation_removal import Sweeper
 from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
 from .log.schema import migrate
@@ -57,6 +58,8 @@ async def start(datasette: Datasette) -> None:
     else:
         await _update_log(datasette)
     datasette.add_background_task(usage_upkeep.keep, name="datasette-llm usage")
+    sweeper = instance.of(datasette, Sweeper)
+    datasette.add_background_task(sweeper.keep, name="datasette-llm removed evaluations")
     if cache_policies(settings) or not datasette.get_internal_database().is_temp_disk:
         datasette.add_background_task(_keep_cache, name="datasette-llm cache")
     await _load_assignments(datasette)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from ..evaluation import results, run, store
 from ..evaluation.definition import Definition, EvaluationError
-from ..evaluation.estimate import Estimate, estimate
+from ..evaluation.estimate import Estimate, estimate, estimate_left
 from ..evaluation.sources import read_cases
 from ..evaluation.store import Evaluation
 from .site import Site, site_options
@@ -166,21 +167,16 @@ async def _run(
     async with site.started(*files) as datasette:
         if definition is None:
             evaluation = await _known(datasette, resume or "")
-            left = evaluation.request_count - await _answered(datasette, evaluation)
-            if dry_run:
-                _echo_left(left, as_json)
-                return
-            if not _confirmed(f"{left:,} requests are left", yes, as_json):
-                return
+            found = await estimate_left(datasette, evaluation, None)
         else:
             found = await estimate(datasette, definition, None)
-            if dry_run:
-                _echo_estimate(found, as_json)
-                return
-            if not as_json:
-                _echo_estimate(found, as_json)
-            if not _confirmed(f"{found.requests:,} requests", yes, as_json):
-                return
+        if dry_run or not as_json:
+            _echo_estimate(found, as_json)
+        if dry_run:
+            return
+        if found.requests and not _confirmed(f"{found.requests:,} requests", yes, as_json):
+            return
+        if definition is not None:
             left_out = Counter[str]()
             cases = read_cases(datasette, definition, left_out)
             evaluation = await store.create(datasette, definition, cases, left_out, None)
@@ -251,13 +247,6 @@ def _row(evaluation: Evaluation, answered: int) -> dict[str, Any]:
     return {name: getattr(evaluation, name) for name in names} | {"answered": answered}
 
 
-def _echo_left(left: int, as_json: bool) -> None:
-    if as_json:
-        echo_json({"ok": True, "requests": left}, indent=2)
-    else:
-        echo(f"{left:,} requests are left")
-
-
 def _echo_estimate(found: Estimate, as_json: bool) -> None:
     if as_json:
         echo_json({"ok": True, "estimate": found.payload()}, indent=2)
@@ -276,15 +265,19 @@ def _echo_estimate(found: Estimate, as_json: bool) -> None:
 async def _echo_result(datasette: Datasette, evaluation: Evaluation, as_json: bool) -> None:
     found = await results.summary(datasette, evaluation)
     problems = results.missed(found, evaluation, evaluation.definition.thresholds)
+    judgings = await store.judgings(datasette, evaluation.id)
     if as_json:
         candidates = [each.payload() for each in found.candidates]
         row = _row(evaluation, found.answered) | {"left_out": dict(evaluation.left_out)}
         payload = {"evaluation": row, "candidates": candidates, "missed": problems}
+        payload["judgings"] = list(map(asdict, judgings))
         echo_json({"ok": True} | payload, indent=2)
     else:
         echo(printable(f"{evaluation.id}  {evaluation.name}"))
         for each in found.candidates:
             _echo_candidate(each)
+        for judging in judgings:
+            echo(printable(f"judged by {judging.judge}, by the rubric: {judging.rubric}"))
         for problem in problems:
             echo(printable(f"missed: {problem}"), err=True)
     if problems:

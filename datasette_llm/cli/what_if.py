@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..console.formatting import counted, dollars, duration, number, percent
+from ..console.formatting import counted, dollars, duration, number, percent, times
 from ..evaluation.what_if import what_if
 from ..hooks import dispatch
 from ..log.queries import Filter
@@ -15,7 +15,16 @@ from ..sanitize import well_formed
 from .site import Site, as_json, run, site_options
 from .terminal import echo, printable
 
-_HEAD = ("MODEL", "COST", "OF RECORDED", "USED", "FAILURES", "MEDIAN", "95TH")
+_HEAD = (
+    "MODEL",
+    "COST",
+    "OF RECORDED",
+    "USED",
+    "FAILURES",
+    "MEDIAN",
+    "95TH",
+    "WITH ITS OWN TOKENS",
+)
 
 
 @click.command("what-if")
@@ -75,7 +84,9 @@ def _lines(payload: dict[str, Any]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = [first.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
+        *middle, last = rest
+        cells += [text.rjust(width) for text, width in zip(middle, widths[1:-1], strict=True)]
+        cells.append(last)
         yield "  ".join(cells).rstrip()
     yield payload["caveat"]
 
@@ -85,13 +96,27 @@ def _recorded(payload: dict[str, Any]) -> tuple[str, ...]:
     cost = dollars(recorded["cost_dollars"]) or "unknown"
     if recorded["calls_without_cost"]:
         cost += f" and {number(recorded['calls_without_cost'])} calls of unknown cost"
-    return ("(as recorded)", cost, "", *_figures(recorded | {"calls": payload["calls"]}))
+    return ("(as recorded)", cost, "", *_figures(recorded | {"calls": payload["calls"]}), "")
 
 
 def _model(row: dict[str, Any]) -> tuple[str, ...]:
     cost = dollars(row["cost_dollars"]) or "unknown price"
     ratio = "" if row["ratio"] is None else percent(row["ratio"])
-    return (printable(row["model_id"]), cost, ratio, *_figures(row["used"]))
+    own = _own_tokens(row["own_tokens"])
+    return (printable(row["model_id"]), cost, ratio, *_figures(row["used"]), own)
+
+
+def _own_tokens(own: dict[str, Any] | None) -> str:
+    if own is None:
+        return ""
+    factors = [
+        f"about {times(each['input_tokens'])} in and {times(each['output_tokens'])} out of "
+        f"{printable(each['model_id'])} in {counted(each['cases'], 'case')}"
+        for each in own["factors"]
+    ]
+    left_out = own["calls_without_factor"]
+    unknown = [f"unknown for {counted(left_out, 'call')}"] if left_out else []
+    return "; ".join([*filter(None, [dollars(own["cost_dollars"])]), *factors, *unknown])
 
 
 def _figures(used: dict[str, Any] | None) -> tuple[str, ...]:

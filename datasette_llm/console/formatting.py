@@ -53,6 +53,11 @@ def dollars(value: float | None) -> str:
     return f"${whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
+def times(value: float) -> str:
+    """A factor with three significant digits."""
+    return f"{float(f'{value:.3g}'):,g} \N{MULTIPLICATION SIGN}"
+
+
 def price(input_dollars: float | None, output_dollars: float | None) -> str:
     """The prices of a million tokens in and out; empty where unknown."""
     if input_dollars is None or output_dollars is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasette.utils.sqlite import sqlite3
@@ -16,11 +16,10 @@ from ..calls.model import WrappedAsyncModel
 from ..errors import GroupError, LLMError
 from ..events import Outcome
 from ..facade import LLM
-from ..log.cost import model_price
 from ..sanitize import brief
 from . import store
 from .engine import GROUP_CASES, Actor
-from .estimate import CHARS_A_TOKEN
+from .estimate import CHARS_A_TOKEN, dollars, recent
 from .store import Answered, Evaluation
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ DEFAULT_RUBRIC = (
 MAX_RUBRIC_CHARS = 10_000
 # Of an answer that is shown to the judge.
 MAX_ANSWER_CHARS = 50_000
+# Of a request: the instructions, the schema and the rubric.
+_OWN_TOKENS = 300
 _OUTPUT_TOKENS = 80
 _SYSTEM = """You compare two answers to the same prompt by a rubric. You get JSON with the rubric, \
 the prompt, maybe the expected answer, and the answers as "first" and "second". What they contain \
@@ -68,13 +69,19 @@ class Judging:
         model_id: the model of the purpose `evaluation-judge`; None where there is none.
         problem: why it cannot be asked, or None.
         pairs: how many pairs of answers it has not judged.
+        input_tokens: of all requests, about.
+        output_tokens: of all answers, about.
         cost_dollars: what that would cost, about; None where no price is known.
+        seconds: how long it would take, about; None where the model has not been used.
     """
 
     model_id: str | None
     problem: str | None
     pairs: int
-    cost_dollars: float | None
+    input_tokens: int
+    output_tokens: int
+    cost_dollars: float | None = None
+    seconds: float | None = None
 
     @property
     def requests(self) -> int:
@@ -90,26 +97,34 @@ def purposes() -> list[Purpose]:
 async def estimate(datasette: Datasette, evaluation: Evaluation, actor: Actor) -> Judging:
     """What the judge would be asked; nothing is sent."""
     values = {"id": evaluation.id, "reference": evaluation.reference}
-    sql = f"select count(*), coalesce(sum(a.chars + r.chars), 0) {_LEFT}"
+    sql = f"""select count(*), coalesce(
+        sum(min(a.chars, {MAX_ANSWER_CHARS}) + min(r.chars, {MAX_ANSWER_CHARS})), 0) {_LEFT}"""
 
     def work(connection: sqlite3.Connection) -> tuple[int, int]:
         pairs, chars = connection.execute(sql, values).fetchone()
         return pairs, chars
 
     pairs, chars = await store.read(datasette, work, (0, 0))
+    chars += round(pairs * await store.mean_chars(datasette, evaluation))
+    found = Judging(
+        None,
+        None,
+        pairs,
+        input_tokens=2 * (chars // CHARS_A_TOKEN + _OWN_TOKENS * pairs),
+        output_tokens=2 * pairs * _OUTPUT_TOKENS,
+    )
     try:
         model = await LLM(datasette).model(None, PURPOSE, actor)
     except LLMError as error:
-        return Judging(None, brief(error), pairs, None)
-    target = model.route.target
-    price = await asyncio.to_thread(
-        model_price, model.model_id, target.price, exact=target.exact_price
+        return replace(found, problem=brief(error))
+    _, latency_ms = await recent(datasette, model.model_id)
+    seconds = found.requests * (latency_ms or 0) / evaluation.definition.concurrency / 1000
+    return replace(
+        found,
+        model_id=model.model_id,
+        cost_dollars=await dollars(model.route.target, found.input_tokens, found.output_tokens),
+        seconds=None if latency_ms is None else round(seconds, 1),
     )
-    if price.input_dollars is None or price.output_dollars is None:
-        return Judging(model.model_id, None, pairs, None)
-    tokens = 2 * (chars // CHARS_A_TOKEN + 300 * pairs)
-    dollars = tokens * price.input_dollars + 2 * pairs * _OUTPUT_TOKENS * price.output_dollars
-    return Judging(model.model_id, None, pairs, dollars / 1_000_000)
 
 
 async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubric: str) -> None:
@@ -125,13 +140,18 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
         LLMError: there is no judge.
         sqlite3.Error: the database cannot be read or written.
     """
-    after = 0
+    after, judging_id, actor_id = 0, None, (actor or {}).get("id")
     while numbers := await _numbers(datasette, evaluation, after):
         cases = await store.answered_cases(datasette, evaluation.id, numbers)
         tags = {"evaluation": evaluation.id}
         try:
             async with LLM(datasette).group(None, PURPOSE, actor, tags=tags) as model:
-                await _judge_all(datasette, evaluation, model, cases, rubric)
+                if judging_id is None:
+                    judging_id = await store.add_judging(
+                        datasette, evaluation.id, model.model_id, actor_id, rubric
+                    )
+                by = (rubric, judging_id)
+                await _judge_all(datasette, evaluation, model, cases, by)
         except GroupError as error:  # of those that took too long
             logger.warning("The judge did not answer in time: %s", brief(error))
         after = numbers[-1]
@@ -142,13 +162,14 @@ async def _judge_all(
     evaluation: Evaluation,
     model: WrappedAsyncModel,
     cases: list[Answered],
-    rubric: str,
+    by: tuple[str, int],
 ) -> None:
+    """Compare by a rubric, which is on record under an id."""
     slots = asyncio.Semaphore(evaluation.definition.concurrency)
     async with asyncio.TaskGroup() as tasks:
         for case in cases:
             for position in _unjudged(evaluation, case):
-                pair = _Pair(datasette, evaluation, case, position, rubric)
+                pair = _Pair(datasette, evaluation, case, position, *by)
                 tasks.create_task(pair.judged(model, slots))
 
 
@@ -177,6 +198,7 @@ class _Pair:
     case: Answered
     position: int
     rubric: str
+    judging_id: int
 
     async def judged(self, model: WrappedAsyncModel, slots: asyncio.Semaphore) -> None:
         """Ask in both orders, and store the verdict; a disagreement is a tie."""
@@ -196,6 +218,7 @@ class _Pair:
             candidate=self.position,
             verdict=verdict,
             judge=model.model_id,
+            judging_id=self.judging_id,
             note=" / ".join(dict.fromkeys((wins[1], again[1]))) or None,
         )
 

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database, Migrations
 
+from .. import instance
 from ..errors import NewerDatabaseError
 from ..events import FinishReason, Outcome
+from ..log.evaluation_removal import Sweeper
 from ..log.schema import OUTCOMES
 from ..migrations import append_only
 from ..migrations import migrate as run_migrations
@@ -41,11 +43,14 @@ TABLES = (
     "llm_evaluation_cases",
     "llm_evaluation_answers",
     "llm_evaluation_verdicts",
+    "llm_evaluation_judgings",
     "llm_evaluation_removals",
 )
 VERDICTS = ("better", "same", "worse")
 # In one transaction.
 BATCH_CASES = 200
+# Whose length stands for that of all.
+SAMPLE_CASES = 100
 
 _ANSWER_COLUMNS = (
     "evaluation_id",
@@ -175,15 +180,7 @@ def _protect(db: Database) -> None:
         "llm_evaluation_verdicts": "id = new.id",
     }
     for table, key in own_key.items():
-        refuse = f"begin select raise(abort, '{table} is append-only'); end"
-        parent = "exists (select 1 from llm_evaluations where id = {}.evaluation_id)"
-        known = f"exists (select 1 from {table} where evaluation_id = new.evaluation_id and {key})"
-        db.execute(f"create trigger {table}_insert before insert on {table} when {known} {refuse}")
-        db.execute(f"create trigger {table}_update before update on {table} {refuse}")
-        db.execute(
-            f"create trigger {table}_delete before delete on {table} "
-            f"when {parent.format('old')} {refuse}"
-        )
+        _protect_part(db, table, key)
     for statement in (
         """
         create trigger llm_evaluations_delete before delete on llm_evaluations
@@ -204,6 +201,74 @@ def _protect(db: Database) -> None:
         when new.candidate > 0
             and not exists (select 1 from llm_evaluations where id = new.evaluation_id)
         begin select raise(abort, 'the evaluation was removed'); end
+        """,
+    ):
+        db.execute(statement)
+
+
+def _protect_part(db: Database, table: str, key: str) -> None:
+    """The same for a table whose rows go with their evaluation.
+
+    Args:
+        db: a database, in a migration.
+        table: its name.
+        key: SQL that is true of the row with the key of `new`.
+    """
+    refuse = f"begin select raise(abort, '{table} is append-only'); end"
+    parent = "exists (select 1 from llm_evaluations where id = old.evaluation_id)"
+    known = f"exists (select 1 from {table} where evaluation_id = new.evaluation_id and {key})"
+    db.execute(f"create trigger {table}_insert before insert on {table} when {known} {refuse}")
+    db.execute(f"create trigger {table}_update before update on {table} {refuse}")
+    db.execute(f"create trigger {table}_delete before delete on {table} when {parent} {refuse}")
+
+
+@migrations()
+def m002_judgings(db: Database) -> None:
+    """By which rubric the judge compared."""
+    for statement in (
+        """
+        create table llm_evaluation_judgings (
+            id integer primary key,
+            evaluation_id text not null,
+            started_at text not null,
+            judge text not null,
+            actor_id text,
+            rubric text not null
+        )
+        """,
+        """
+        create index llm_evaluation_judgings_evaluation
+        on llm_evaluation_judgings (evaluation_id)
+        """,
+        "alter table llm_evaluation_verdicts add column judging_id integer",
+        "drop trigger llm_evaluation_removals_remove",
+        """
+        create trigger llm_evaluation_removals_remove after insert on llm_evaluation_removals
+        begin
+            delete from llm_evaluations where id = new.evaluation_id;
+            delete from llm_evaluation_cases where evaluation_id = new.evaluation_id;
+            delete from llm_evaluation_answers where evaluation_id = new.evaluation_id;
+            delete from llm_evaluation_verdicts where evaluation_id = new.evaluation_id;
+            delete from llm_evaluation_judgings where evaluation_id = new.evaluation_id;
+        end
+        """,
+    ):
+        db.execute(statement)
+    _protect_part(db, "llm_evaluation_judgings", "id = new.id")
+
+
+@migrations()
+def m003_removal_hides(db: Database) -> None:
+    """A removal removes the evaluation's own row; the rest goes in bounded transactions."""
+    for statement in (
+        "drop trigger llm_evaluation_removals_remove",
+        """
+        create trigger llm_evaluation_removals_remove after insert on llm_evaluation_removals
+        begin delete from llm_evaluations where id = new.evaluation_id; end
+        """,
+        """
+        create index llm_evaluation_removals_evaluation
+        on llm_evaluation_removals (evaluation_id)
         """,
     ):
         db.execute(statement)
@@ -344,7 +409,7 @@ async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) 
         datasette: the Datasette instance.
         evaluation_id: the evaluation.
         **columns: `case_number`, `candidate`, `verdict`; `actor_id` of a person, `judge` with the
-            model of the judge; `note`.
+            model of the judge and its `judging_id`; `note`.
     """
     row = storable(columns | {"evaluation_id": evaluation_id, "judged_at": now()})
     places = ", ".join(f":{name}" for name in row)
@@ -352,8 +417,33 @@ async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) 
     await _write(datasette, lambda connection: connection.execute(sql, row))
 
 
+async def add_judging(
+    datasette: Datasette, evaluation_id: str, judge: str, actor_id: str | None, rubric: str
+) -> int:
+    """Store by which rubric a judge compares.
+
+    Args:
+        datasette: the Datasette instance.
+        evaluation_id: the evaluation.
+        judge: the model of the judge.
+        actor_id: who asked it, or None.
+        rubric: what makes an answer better.
+
+    Returns:
+        The id, for the verdicts of the judge.
+    """
+    row: dict[str, Any] = {"evaluation_id": evaluation_id, "started_at": now(), "judge": judge}
+    row |= {"actor_id": actor_id, "rubric": rubric}
+    sql = """
+        insert into llm_evaluation_judgings (evaluation_id, started_at, judge, actor_id, rubric)
+        values (:evaluation_id, :started_at, :judge, :actor_id, :rubric)
+    """
+    found: int = await _write(datasette, lambda c: c.execute(sql, storable(row)).lastrowid)
+    return found
+
+
 async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, Any] | None) -> None:
-    """Remove an evaluation with all that belongs to it; the removal is on record."""
+    """Remove an evaluation, which is on record; its cases and answers go in the background."""
     row = {"id": evaluation_id, "at": now(), "actor_id": (actor or {}).get("id")}
 
     def work(connection: sqlite3.Connection) -> None:
@@ -366,12 +456,14 @@ async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, A
         )
 
     await _write(datasette, work)
+    instance.of(datasette, Sweeper).wake()
 
 
-async def _write(datasette: Datasette, work: Callable[[sqlite3.Connection], object]) -> None:
+async def _write(datasette: Datasette, work: Callable[[sqlite3.Connection], object]) -> Any:
+    """What a function writes, also if the caller is cancelled meanwhile."""
     writing = asyncio.ensure_future(datasette.get_internal_database().execute_write_fn(work))
     try:
-        await asyncio.shield(writing)
+        return await asyncio.shield(writing)
     except asyncio.CancelledError:
         await asyncio.wait([writing])
         raise
@@ -591,6 +683,7 @@ class Verdict:
         verdict: `better`, `same` or `worse`.
         note: what was noted, or None.
         judged_at: when, in UTC.
+        rubric: by which the judge compared; None for a person's, and where it is not on record.
     """
 
     candidate: int
@@ -599,6 +692,7 @@ class Verdict:
     verdict: str
     note: str | None
     judged_at: str
+    rubric: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -641,14 +735,56 @@ async def answered_cases(
             answers[number][position] = (answer, failed)
         verdicts: dict[int, list[Verdict]] = {n: [] for n in cases}
         for number, *columns in connection.execute(
-            "select case_number, candidate, judge, actor_id, verdict, note, judged_at "
-            f"from llm_evaluation_verdicts where {among.format('case_number')} order by id desc",
+            "select case_number, candidate, v.judge, v.actor_id, verdict, note, judged_at, rubric "
+            "from llm_evaluation_verdicts as v "
+            "left join llm_evaluation_judgings as j on j.id = v.judging_id "
+            f"where v.{among.format('case_number')} order by v.id desc",
             values,
         ):
             verdicts[number].append(Verdict(*columns))
         return [Answered(n, cases[n], answers[n], verdicts[n]) for n in numbers if n in cases]
 
     return await read(datasette, work, [])
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """That a judge was asked.
+
+    Attributes:
+        started_at: when, in UTC.
+        judge: its model.
+        actor_id: who asked it, or None.
+        rubric: what made an answer better.
+    """
+
+    started_at: str
+    judge: str
+    actor_id: str | None
+    rubric: str
+
+
+async def judgings(datasette: Datasette, evaluation_id: str) -> list[Judging]:
+    """When judges were asked about an evaluation, the newest first."""
+    sql = """
+        select started_at, judge, actor_id, rubric "
+            "from llm_evaluation_judgings
+        where evaluation_id = ? order by id desc
+    """
+    return await read(
+        datasette, lambda c: [Judging(*r) for r in c.execute(sql, [evaluation_id])], []
+    )
+
+
+async def mean_chars(datasette: Datasette, of: Evaluation) -> float:
+    """How many characters a case sends, about."""
+    numbers = list(range(1, of.case_count + 1, max(1, of.case_count // SAMPLE_CASES)))
+    sql = """
+        select avg(length(content)) from llm_evaluation_cases
+        where evaluation_id = ? and number in (select value from json_each(?))
+    """
+    values = (of.id, _json(numbers))
+    return await read(datasette, lambda c: c.execute(sql, values).fetchone()[0] or 0.0, 0.0)
 
 
 async def _evaluations(

@@ -18,6 +18,7 @@ from ..log.queries import EPOCH, Filter, moment
 from ..log.totals import Sums, dollars, merged
 from ..log.usage import Question, Reader
 from ..log.usage_schema import DAY, floor
+from .token_factors import MIN_CASES, Factor, Factors, token_factors
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -33,11 +34,12 @@ LIMIT_MS = 400.0
 CAVEAT = (
     "Each cost is of the recorded tokens at today's prices, with the same tokens cached. Models "
     "count tokens differently, often by 10 to 30 %, and answer at different lengths, so a close "
-    "result decides nothing. No factor corrects this: that would take the same prompts answered "
-    "by both models, which an evaluation gives."
+    "result decides nothing. Where evaluations have asked a model and the recorded one the same, "
+    f"in {MIN_CASES} cases or more, the cost with the model's own tokens is beside it."
 )
 
-# The sums of some calls in one price tier.
+_SAME = Factor(1, 1, 0)
+# The sums of some calls by price tier.
 Tiers = Mapping[int, Sums]
 Row = dict[str, Any]
 
@@ -48,14 +50,16 @@ class Recorded:
 
     Attributes:
         by_model: their sums, by model.
-        tiers: the sums of those that have tokens, by price tier.
+        tiers: the sums of those that have tokens, by price tier, by model.
+        factors: by how much others count other tokens than these models.
         elsewhere: the sums of all calls of the time, whatever the filter, by model.
         since: the start of the time.
         complete_since: from when on all calls are counted, where there was no time for more.
     """
 
     by_model: Mapping[str, Sums]
-    tiers: Tiers
+    tiers: Mapping[str, Tiers]
+    factors: Factors
     elsewhere: Mapping[str, Sums]
     since: datetime.datetime
     complete_since: datetime.datetime | None
@@ -73,7 +77,8 @@ async def what_if(datasette: Datasette, log_filter: Filter, actor: Actor) -> Row
     Returns:
         `calls`, of which `calls_without_tokens` are left out; their tokens; `recorded`, what they
         did cost; `models`, the cheapest first and those of unknown price last, each with its
-        `cost_dollars`, its `ratio` to the recorded cost, where that is known of all calls, and
+        `cost_dollars`, its `ratio` to the recorded cost, where that is known of all calls,
+        `own_tokens`, the cost with the tokens that it would count, where evaluations say, and
         `used`, its figures where it was used, for these calls or others; the `caveat`.
 
     Raises:
@@ -98,7 +103,7 @@ def _recorded(
 ) -> Recorded:
     begin, end = _time(log_filter, now)
     if not queries.has_tables(connection):
-        return Recorded({}, {}, {}, begin, None)
+        return Recorded({}, {}, {}, {}, begin, None)
     reader = Reader(connection, now, LIMIT_MS)
     calls = Question(
         replace(log_filter, since=None, until=None),
@@ -109,9 +114,14 @@ def _recorded(
     by_both = reader.sums(calls, begin, end)
     complete_since = reader.cut
     elsewhere = reader.sums(Question(by=("model",), latency=True), begin, end)
+    tiers: dict[str, dict[int, Sums]] = {}
+    for (model_id, tier), sums in by_both.items():
+        if tier is not None:
+            tiers.setdefault(model_id, {})[tier] = sums
     return Recorded(
-        _merged(by_both, 0),
-        {tier: sums for tier, sums in _merged(by_both, 1).items() if tier is not None},
+        _by_model(by_both),
+        tiers,
+        token_factors(connection, tiers),
         {model_id: sums for (model_id,), sums in elsewhere.items()},
         begin,
         complete_since,
@@ -128,11 +138,11 @@ def _time(
     return begin, moment("until", until) if until else None
 
 
-def _merged(found: Mapping[tuple[Any, ...], Sums], place: int) -> dict[Any, Sums]:
-    values = dict.fromkeys(key[place] for key in found)
+def _by_model(found: Mapping[tuple[Any, ...], Sums]) -> dict[str, Sums]:
+    every = dict.fromkeys(model_id for model_id, _ in found)
     return {
-        value: merged(sums for key, sums in found.items() if key[place] == value)
-        for value in values
+        model_id: merged(sums for (of, _), sums in found.items() if of == model_id)
+        for model_id in every
     }
 
 
@@ -147,11 +157,13 @@ def _row(model_id: str, route: ModelRoute, recorded: Recorded, day: datetime.dat
         return rates(model_id, route.price, tier, day, exact=route.exact_price)
 
     base = of_tier(0)
-    nanodollars = base and _cost([(of_tier(tier), sums) for tier, sums in recorded.tiers.items()])
+    known = {tier: of_tier(tier) for tiers in recorded.tiers.values() for tier in tiers}
+    nanodollars = base and _cost(known, [(_SAME, tiers) for tiers in recorded.tiers.values()])
     return {
         "model_id": model_id,
         "cost_nanodollars": nanodollars,
         "cost_dollars": dollars(nanodollars),
+        "own_tokens": _own_tokens(model_id, known, recorded),
         "price_source": base and base.source,
         "input_dollars": base and float(base.prompt * 1_000_000),
         "output_dollars": base and float(base.output * 1_000_000),
@@ -159,17 +171,54 @@ def _row(model_id: str, route: ModelRoute, recorded: Recorded, day: datetime.dat
     }
 
 
-def _cost(tiers: Sequence[tuple[Rates | None, Sums]]) -> int | None:
-    """Nano-dollars; None where a price is unknown."""
+def _own_tokens(
+    model_id: str, prices: Mapping[int, Rates | None], recorded: Recorded
+) -> Row | None:
+    """The cost with the tokens that the model would count; None without a factor."""
+    factors = {of: recorded.factors.get((of, model_id)) for of in recorded.tiers}
+    known = {of: factor for of, factor in factors.items() if factor is not None}
+    if not known:
+        return None
+    own = known | ({model_id: _SAME} if model_id in recorded.tiers else {})
+    every = [(own.get(of, _SAME), tiers) for of, tiers in recorded.tiers.items()]
+    nanodollars = _cost(prices, every)
+    return {
+        "cost_nanodollars": nanodollars,
+        "cost_dollars": dollars(nanodollars),
+        "calls_without_factor": sum(
+            sums.counted or 0
+            for of, tiers in recorded.tiers.items()
+            if of not in own
+            for sums in tiers.values()
+        ),
+        "factors": [factor.payload(of) for of, factor in known.items()],
+    }
+
+
+def _cost(prices: Mapping[int, Rates | None], every: Sequence[tuple[Factor, Tiers]]) -> int | None:
+    """Nano-dollars; None where a price is unknown.
+
+    Args:
+        prices: by price tier.
+        every: the sums of some calls, each with the factor for its tokens.
+    """
     total = Decimal(0)
-    for prices, sums in tiers:
-        if prices is None:
-            return None
-        read, written = sums.cache_read_tokens or 0, sums.cache_write_tokens or 0
-        total += prices.prompt * ((sums.prompt_tokens or 0) - read - written)
-        total += prices.cache_read * read + prices.cache_write * written
-        total += prices.output * (sums.output_tokens or 0) + prices.call * (sums.counted or 0)
+    for factor, tiers in every:
+        for tier, sums in tiers.items():
+            rates_of_tier = prices[tier]
+            if rates_of_tier is None:
+                return None
+            total += _priced(rates_of_tier, factor, sums)
     return round(total * NANODOLLARS)
+
+
+def _priced(prices: Rates, factor: Factor, sums: Sums) -> Decimal:
+    read, written = sums.cache_read_tokens or 0, sums.cache_write_tokens or 0
+    prompt = prices.prompt * ((sums.prompt_tokens or 0) - read - written)
+    prompt += prices.cache_read * read + prices.cache_write * written
+    output = prices.output * (sums.output_tokens or 0)
+    total = Decimal(factor.input_tokens) * prompt + Decimal(factor.output_tokens) * output
+    return total + prices.call * (sums.counted or 0)
 
 
 def _used(model_id: str, recorded: Recorded) -> Row | None:
@@ -185,7 +234,8 @@ def _used(model_id: str, recorded: Recorded) -> Row | None:
 
 def _payload(log_filter: Filter, recorded: Recorded, rows: Sequence[Row]) -> Row:
     every = merged(recorded.by_model.values())
-    tokens, summary = merged(recorded.tiers.values()), every.summary()
+    tiers = [each for tiers in recorded.tiers.values() for each in tiers.items()]
+    tokens, summary = merged(sums for _, sums in tiers), every.summary()
     named = log_filter.since or log_filter.until
     known, cost = summary["calls_without_cost"] == 0, summary["cost_nanodollars"]
     for row in rows:
@@ -203,7 +253,7 @@ def _payload(log_filter: Filter, recorded: Recorded, rows: Sequence[Row]) -> Row
         "cache_read_tokens": tokens.cache_read_tokens or 0,
         "cache_write_tokens": tokens.cache_write_tokens or 0,
         "output_tokens": tokens.output_tokens or 0,
-        "long_calls": sum(sums.counted or 0 for tier, sums in recorded.tiers.items() if tier),
+        "long_calls": sum(sums.counted or 0 for tier, sums in tiers if tier),
         "recorded": {
             name: summary[name]
             for name in ("cost_nanodollars", "cost_dollars", "calls_without_cost", "failures")

@@ -18,13 +18,13 @@ from .cost import usage_of
 
 # After how many tokens of a prompt prices change, in the table of genai-prices.
 TIERS = (0, 32_000, 100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000, 524_288)
-# The SQL function, which has the kind of tokens as its first argument.
+# The SQL function, which has the kind of tokens as its first argument, and then the columns.
 FUNCTION = "llm_priced_tokens"
-_COLUMNS = "input_tokens, output_tokens, token_details"
-TIER = f"{FUNCTION}('tier', {_COLUMNS})"
+COLUMNS = "input_tokens, output_tokens, token_details"
+TIER = f"{FUNCTION}('tier', {COLUMNS})"
 # SQL for the sums of `usage_schema.PRICED`: how many calls have tokens, and these.
 SUMS = tuple(
-    f"sum(cast({FUNCTION}('{kind}', {_COLUMNS}) as real))"
+    f"sum(cast({FUNCTION}('{kind}', {COLUMNS}) as real))"
     for kind in ("counted", "prompt", "cache_read", "cache_write")
 )
 

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 
+from .. import instance
 from ..sanitize import now
-from . import search
+from . import evaluation_removal, search
+from .evaluation_removal import Sweeper
 from .queries import id_at
 from .schema import REMOVABLE, newest_ms
 
@@ -153,7 +155,7 @@ def _is_gap(wall_ms: int, call_ms: int | None, longest_ms: int) -> bool:
 
 
 async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
-    """Remove what has smaller ids, evaluations with all of theirs, in bounded transactions.
+    """Remove what has smaller ids in bounded transactions, and see that the rest of evaluations go.
 
     Args:
         datasette: the Datasette instance, whose internal database has the call log.
@@ -174,6 +176,7 @@ async def remove(datasette: Datasette, below_id: str, keep_days: int) -> int:
         )
         total += removed
         if removed < MAX_BATCH:
+            instance.of(datasette, Sweeper).wake()
             return total
         await asyncio.sleep(PAUSE_S)
 
@@ -220,20 +223,8 @@ def remove_batch(connection: sqlite3.Connection, below_id: str, keep_days: int) 
     if has_consultations:
         connection.execute("delete from llm_consultations where id < ?", (below,))
     if has_evaluations:
-        _remove_evaluations(connection, below, keep_days)
+        evaluation_removal.remove_old(connection, below, keep_days)
     return len(batch)
-
-
-def _remove_evaluations(connection: sqlite3.Connection, below: str, keep_days: int) -> None:
-    # Its trigger removes them.
-    connection.execute(
-        "insert into llm_evaluation_removals (removed_at, evaluation_id, keep_days) "
-        "select ?, id, ? from llm_evaluations where id < ?",
-        (now(), keep_days, below),
-    )
-    # Of an evaluation whose making was interrupted, which has no row.
-    for table in ("llm_evaluation_cases", "llm_evaluation_answers"):
-        connection.execute(f"delete from {table} where evaluation_id < ?", (below,))
 
 
 def first_kept_id(keep_days: int) -> str:

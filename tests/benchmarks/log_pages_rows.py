@@ -36,7 +36,7 @@ TABLE_PAGE = "Datasette's own page of the same rows in the same order"
 
 @row("log-first-page")
 async def first_page(name: str, quick: bool) -> Row:
-    async with serving(_record(quick)) as datasette:
+    async with serving(record(quick)) as datasette:
         pair = await _pages(datasette, _address(TABLE, _sort_desc="id", _size=50), LOG, quick)
     work = f"first page of {_calls(quick):,} calls, with totals"
     return Row(name, work, pair, "median", 100, "ms", raw_is=TABLE_PAGE)
@@ -48,9 +48,9 @@ async def filtered_page(name: str, quick: bool) -> Row:
     table = _address(TABLE, model_id="model-0", _sort_desc="id", _size=50)
     frequent = _address(LOG, model="model-0")
     rare = _address(LOG, model="model-rare", actor="actor-3", outcome="error")
-    async with serving(_record(quick)) as datasette:
+    async with serving(record(quick)) as datasette:
         pair = await _pages(datasette, table, frequent, quick)
-        rare_s = await _median_of(lambda: _seconds(datasette, rare), quick)
+        rare_s = await median_of(lambda: seconds_of(datasette, rare), quick)
     beside = {"three filters that few calls meet, ms": rare_s * 1e3}
     work = "the same, of the model that 40% of the calls have"
     return Row(name, work, pair, "median", 100, "ms", raw_is=TABLE_PAGE, beside=beside)
@@ -64,10 +64,10 @@ async def tagged_page(name: str, quick: bool) -> Row:
     job = (_calls(quick) - 1) // JOB_CALLS
     job_page = _address(LOG, tag=f"job:{job}", since=(_now() - DAYS * DAY).date())
     row_page = f"{job_page}&tag=row%3A{_calls(quick) - 1}"
-    async with serving(_record(quick)) as datasette:
+    async with serving(record(quick)) as datasette:
         pair = await _pages(datasette, table, frequent, quick)
-        job_s = await _median_of(lambda: _seconds(datasette, job_page), quick)
-        row_s = await _median_of(lambda: _seconds(datasette, row_page), quick)
+        job_s = await median_of(lambda: seconds_of(datasette, job_page), quick)
+        row_s = await median_of(lambda: seconds_of(datasette, row_page), quick)
     beside = {
         "one job in the whole year, ms": job_s * 1e3,
         "one row of it, ms": row_s * 1e3,
@@ -91,12 +91,12 @@ async def explored_page(name: str, quick: bool) -> Row:
         "an actor, ms": {"actor": "actor-3"},
         "a conversation, ms": {"conversation": f"{_calls(quick) // 60:026}"},
     }
-    async with serving(_record(quick)) as datasette:
+    async with serving(record(quick)) as datasette:
         pair = await _pages(datasette, table, _address(LOG, sort="-cost"), quick)
         beside = {}
         for label, arguments in others.items():
             page = _address(LOG, **arguments)
-            beside[label] = 1e3 * await _median_of(partial(_seconds, datasette, page), quick)
+            beside[label] = 1e3 * await median_of(partial(seconds_of, datasette, page), quick)
     work = "the same, in the order of cost"
     return Row(name, work, pair, "median", 150, "ms", raw_is=TABLE_PAGE, beside=beside)
 
@@ -105,7 +105,7 @@ async def explored_page(name: str, quick: bool) -> Row:
 async def middle_page(name: str, quick: bool) -> Row:
     middle = first_id(_now() - DAYS / 2 * DAY)
     sql = "select * from llm_calls order by id desc limit 50 offset ?"
-    async with serving(_record(quick)) as datasette:
+    async with serving(record(quick)) as datasette:
 
         async def by_offset() -> float:
             begun = time.perf_counter()
@@ -115,14 +115,14 @@ async def middle_page(name: str, quick: bool) -> Row:
             return time.perf_counter() - begun
 
         page = _address(LOG, next=middle)
-        pair = await measured(by_offset, lambda: _seconds(datasette, page), _rounds(quick))
+        pair = await measured(by_offset, lambda: seconds_of(datasette, page), rounds(quick))
     raw_is = "the same rows by OFFSET, in SQLite alone"
     return Row(name, "a page in the middle", pair, "median", 100, "ms", raw_is=raw_is)
 
 
 @row("log-csv")
 async def csv(name: str, quick: bool) -> Row:
-    command = (sys.executable, "-m", "tests.benchmarks.export", str(_record(quick)))
+    command = (sys.executable, "-m", "tests.benchmarks.export", str(record(quick)))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         output, _ = await asyncio.wait_for(process.communicate(), 600)
@@ -148,7 +148,7 @@ def _calls(quick: bool) -> int:
     return 20_000 if quick else 1_000_000
 
 
-def _rounds(quick: bool) -> int:
+def rounds(quick: bool) -> int:
     return 3 if quick else 15
 
 
@@ -159,7 +159,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _record(quick: bool) -> Path:
+def record(quick: bool) -> Path:
+    """A log of a million calls, or a fiftieth of that."""
     path = Path(_folder().name) / "internal.db"
     fill(path, _calls(quick))
     return path
@@ -168,7 +169,7 @@ def _record(quick: bool) -> Path:
 @asynccontextmanager
 async def serving(internal: Path) -> AsyncIterator[Datasette]:
     """A started Datasette with this call log, whose past periods are added up."""
-    config = {"permissions": {"view-llm-log": ACTOR}}
+    config = {"permissions": {"view-llm-log": ACTOR, "manage-llm": ACTOR}}
     datasette = Datasette([str(internal)], internal=str(internal), config=config)
     await datasette.invoke_startup()
     await Upkeep(datasette).update(datetime.datetime.now(datetime.UTC))
@@ -188,13 +189,14 @@ def _now() -> datetime.datetime:
 
 async def _pages(datasette: Datasette, raw: str, ours: str, quick: bool) -> Pair:
     for address in (raw, ours):
-        await _seconds(datasette, address)  # not counted: the first one compiles templates
+        await seconds_of(datasette, address)  # not counted: the first one compiles templates
     return await measured(
-        lambda: _seconds(datasette, raw), lambda: _seconds(datasette, ours), _rounds(quick)
+        lambda: seconds_of(datasette, raw), lambda: seconds_of(datasette, ours), rounds(quick)
     )
 
 
-async def _seconds(datasette: Datasette, address: str) -> float:
+async def seconds_of(datasette: Datasette, address: str) -> float:
+    """The time of a page."""
     begun = time.perf_counter()
     response = await datasette.client.get(address, actor=ACTOR)
     seconds = time.perf_counter() - begun
@@ -203,5 +205,5 @@ async def _seconds(datasette: Datasette, address: str) -> float:
     return seconds
 
 
-async def _median_of(sample: Sample, quick: bool) -> float:
-    return median([await sample() for _ in range(_rounds(quick))])
+async def median_of(sample: Sample, quick: bool) -> float:
+    return median([await sample() for _ in range(rounds(quick))])

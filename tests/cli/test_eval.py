@@ -112,8 +112,9 @@ def test_v6_dry_run_of_a_resume(invoke: Invoke, models: Any) -> None:
     (found,) = json.loads(invoke("list", "--json").stdout)["evaluations"]
     sent = len(models[0].calls)
     words = ("run", "--resume", found["id"], "--dry-run")
-    assert invoke(*words).stdout == "0 requests are left\n"
-    assert json.loads(invoke(*words, "--json").stdout) == {"ok": True, "requests": 0}
+    assert invoke(*words).stdout.startswith("0 cases, 0 requests\n")
+    estimated = json.loads(invoke(*words, "--json").stdout)["estimate"]
+    assert (estimated["requests"], estimated["candidates"]) == (0, [])
     assert len(models[0].calls) == sent
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
+from datasette_llm import LLM
 from datasette_llm.evaluation import judge, results, run, store
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import flushed_rows
 from ..support.evaluating import made
 from ..support.waiting import soon
 
@@ -40,11 +42,11 @@ def longer(question: dict[str, Any]) -> str:
 
 
 async def judged(
-    make_datasette: Make, register_models: Any, arbiter: Judge
+    make_datasette: Make, register_models: Any, arbiter: Judge, **config: Any
 ) -> tuple[Datasette, store.Evaluation]:
     """A complete evaluation of three cases: `b` is longer, the same, and shorter than `a`."""
     register_models(ScriptedModel("a", ["xx"]), ScriptedModel("b", ["xxx"], ["xx"], ["x"]), arbiter)
-    datasette = make_datasette({"purposes": {judge.PURPOSE: {"model": "arbiter"}}})
+    datasette = make_datasette({"purposes": {judge.PURPOSE: {"model": "arbiter"}}} | config)
     await datasette.invoke_startup()
     evaluation = await made(datasette, 3, candidates=("a", "b"), concurrency=1)
     await soon(run.start(datasette, evaluation, None).ended())
@@ -61,7 +63,7 @@ async def test_v4_judge_is_blind_and_asked_twice(
     assert (before.model_id, before.problem, before.requests) == ("arbiter", None, 6)
     assert not arbiter.questions
 
-    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    running = run.start_judge(datasette, evaluation, {"id": "ana"}, RUBRIC)
     await soon(running.ended())
 
     assert running.failure is None
@@ -75,7 +77,11 @@ async def test_v4_judge_is_blind_and_asked_twice(
         assert question["rubric"] == RUBRIC
     cases = await store.answered_cases(datasette, evaluation.id, [1, 2, 3])
     assert [each.verdicts[0].verdict for each in cases] == ["better", "same", "worse"]
-    assert {each.verdicts[0].judge for each in cases} == {"arbiter"}
+    assert {(each.verdicts[0].judge, each.verdicts[0].rubric) for each in cases} == {
+        ("arbiter", RUBRIC)
+    }
+    (judging,) = await store.judgings(datasette, evaluation.id)
+    assert (judging.judge, judging.actor_id, judging.rubric) == ("arbiter", "ana", RUBRIC)
     assert (await judge.estimate(datasette, evaluation, None)).pairs == 0
 
     verdict = {"case_number": 1, "candidate": 2, "verdict": "worse", "actor_id": "ana"}
@@ -124,6 +130,37 @@ async def test_v4_stop_leaves_no_judge_running(make_datasette: Make, register_mo
     await soon(hanging.calls[0].ended.wait())
     assert hanging.calls[0].outcome == "cancelled"
     assert (await judge.estimate(datasette, evaluation, None)).pairs == 3
+
+
+async def test_v4_each_rubric_stays_on_record(make_datasette: Make, register_models: Any) -> None:
+    """A verdict is by the rubric that its judge had, whatever came later."""
+    arbiter = Judge(lambda question: "nonsense" if question["prompt"] == "case 2" else "first")
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    arbiter.choose = longer
+    await soon(run.start_judge(datasette, evaluation, None, "Kinder").ended())
+    assert [each.rubric for each in await store.judgings(datasette, evaluation.id)] == [
+        "Kinder",
+        RUBRIC,
+    ]
+    cases = await store.answered_cases(datasette, evaluation.id, [1, 2])
+    assert [each.verdicts[0].rubric for each in cases] == [RUBRIC, "Kinder"]
+
+
+async def test_v4_estimate_of_the_judge(make_datasette: Make, register_models: Any) -> None:
+    """Of the prompts and the answers, twice each, at the price and the speed of the judge."""
+    config = {"log": {"prices": {"arbiter": {"input": 1, "output": 10}}}}
+    arbiter = Judge(longer)
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter, **config)
+    first = await judge.estimate(datasette, evaluation, None)
+    assert (first.input_tokens, first.output_tokens) == (2 * (18 + 3 * 300), 480)
+    assert first.cost_dollars == pytest.approx((1_836 + 10 * 480) / 1e6)
+    assert first.seconds is None
+    await (
+        await (await LLM(datasette).model("arbiter")).prompt('{"first": "", "second": ""}')
+    ).text()
+    await flushed_rows(datasette)
+    assert (await judge.estimate(datasette, evaluation, None)).seconds is not None
 
 
 async def test_v4_without_a_judge_says_so(make_datasette: Make, register_models: Any) -> None:

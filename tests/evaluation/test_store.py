@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,12 @@ from datasette.utils.sqlite import sqlite3
 from datasette_llm.evaluation import run, store
 from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
 from datasette_llm.evaluation.definition import EvaluationError
-from datasette_llm.log import retention
+from datasette_llm.log import evaluation_removal, retention
 from datasette_llm.log.queries import id_at
 from datasette_llm.testing import ScriptedModel
 
 from ..support.evaluating import made
-from ..support.waiting import soon
+from ..support.waiting import BOUND_S, soon
 
 Make = Callable[..., Datasette]
 
@@ -35,6 +37,7 @@ async def complete(datasette: Datasette) -> store.Evaluation:
     await soon(run.start(datasette, evaluation, None).ended())
     verdict = {"case_number": 1, "candidate": 1, "verdict": "same", "actor_id": "ana"}
     await store.add_verdict(datasette, evaluation.id, **verdict)
+    await store.add_judging(datasette, evaluation.id, "arbiter", "ana", "The longer one")
     return evaluation
 
 
@@ -47,12 +50,13 @@ async def counts(datasette: Datasette) -> list[int]:
 @pytest.mark.parametrize(
     "sql",
     [
-        *(f"delete from {table}" for table in store.TABLES[:4]),
+        *(f"delete from {table}" for table in store.TABLES[:5]),
         "update llm_evaluations set name = 'x'",
         "update llm_evaluation_cases set name = 'x'",
         "update llm_evaluation_answers set text = 'x'",
         "update llm_evaluation_verdicts set verdict = 'better'",
-        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:4]),
+        "update llm_evaluation_judgings set rubric = 'x'",
+        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:5]),
     ],
 )
 async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None:
@@ -60,18 +64,20 @@ async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None
     before = await counts(datasette)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         await datasette.get_internal_database().execute_write(sql)
-    assert await counts(datasette) == before == [1, 3, 3, 1, 0]
+    assert await counts(datasette) == before == [1, 3, 3, 1, 1, 0]
 
 
 async def test_v5_removal_is_on_record(datasette: Datasette) -> None:
     """It takes all that belongs to the evaluation, and nothing else."""
     first, second = await complete(datasette), await complete(datasette)
     await store.remove(datasette, first.id, {"id": "ben"})
-    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    assert await store.evaluation(datasette, first.id) is None
+    assert await counts(datasette) == [1, 6, 6, 2, 2, 1]
+    await evaluation_removal.sweep(datasette)
+    assert await counts(datasette) == [1, 3, 3, 1, 1, 1]
     sql = "select evaluation_id, actor_id, keep_days from llm_evaluation_removals"
     found = await datasette.get_internal_database().execute(sql)
     assert tuple(found.rows[0]) == (first.id, "ben", None)
-    assert await store.evaluation(datasette, first.id) is None
     assert await store.evaluation(datasette, second.id) == second
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         await datasette.get_internal_database().execute_write("delete from llm_evaluation_removals")
@@ -95,15 +101,69 @@ async def test_v5_retention_removes_old_ones(
         await store.create(datasette, definition, interrupted(), {}, None)
     monkeypatch.undo()
     new = await complete(datasette)
-    assert await counts(datasette) == [2, 6 + store.BATCH_CASES, 6, 2, 0]
+    assert await counts(datasette) == [2, 6 + store.BATCH_CASES, 6, 2, 2, 0]
 
     await retention.remove(datasette, retention.first_kept_id(30), 30)
+    assert await counts(datasette) == [1, 6 + store.BATCH_CASES, 6, 2, 2, 2]
+    await evaluation_removal.sweep(datasette)
 
-    assert await counts(datasette) == [1, 3, 3, 1, 1]
+    assert await counts(datasette) == [1, 3, 3, 1, 1, 2]
     assert [each.id for each, _ in await store.evaluations(datasette, None, 9)] == [new.id]
     sql = "select actor_id, keep_days from llm_evaluation_removals"
     found = await datasette.get_internal_database().execute(sql)
-    assert tuple(found.rows[0]) == (None, 30)
+    assert set(map(tuple, found.rows)) == {(None, 30)}
+
+
+async def test_v5_removal_holds_the_writer_briefly(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few rows a transaction, so that a call is recorded between two of them."""
+    monkeypatch.setattr(evaluation_removal, "ROWS", 2)
+    monkeypatch.setattr(evaluation_removal, "SLICE_S", 0)
+    monkeypatch.setattr(evaluation_removal, "PAUSE_S", 0)
+    removed = await complete(datasette)
+    await store.remove(datasette, removed.id, None)
+    database = datasette.get_internal_database()
+    seen: list[list[int]] = []
+    write = database.execute_write_fn
+
+    async def watched(work: Any) -> Any:
+        more = await write(work)
+        seen.append(await counts(datasette))
+        return more
+
+    monkeypatch.setattr(database, "execute_write_fn", watched)
+    await evaluation_removal.sweep(datasette)
+    assert [row[1:5] for row in seen] == [
+        *([3, 3, 0, 1], [3, 3, 0, 0], [3, 1, 0, 0], [3, 0, 0, 0]),
+        *([1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
+    ]
+
+
+async def swept(datasette: Datasette, *, removals: int) -> None:
+    """Wait until nothing is left but the record of the removals."""
+    async with asyncio.timeout(BOUND_S):
+        while await counts(datasette) != [0, 0, 0, 0, 0, removals]:  # noqa: ASYNC110  # no event is set
+            await asyncio.sleep(0.01)
+
+
+async def test_v5_removal_goes_on_after_a_restart(
+    make_datasette: Make, register_models: Any, tmp_path: Path
+) -> None:
+    """What a process has left that ended meanwhile, the next one removes, and then its own."""
+    register_models(ScriptedModel("a", ["yes"]))
+    internal = str(tmp_path / "internal.db")
+    first = make_datasette(internal=internal)
+    await first.invoke_startup()
+    await store.remove(first, (await complete(first)).id, None)
+    assert (await counts(first))[1:] == [3, 3, 1, 1, 1]
+    first.close()
+    second = make_datasette(internal=internal)
+    await second.start_background_tasks()
+    await swept(second, removals=1)
+    await store.remove(second, (await complete(second)).id, None)
+    await swept(second, removals=2)
+    await second.invoke_shutdown()
 
 
 async def test_evaluation_without_cases_is_refused(datasette: Datasette) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import datetime
 import json
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import llm
 import pytest
 from datasette.app import Datasette
 
+from datasette_llm import LLM
 from datasette_llm.errors import LLMError
+from datasette_llm.evaluation import run, store
+from datasette_llm.evaluation.definition import Definition
+from datasette_llm.evaluation.sources import read_cases
 from datasette_llm.evaluation.what_if import what_if
 from datasette_llm.log.cost import cost_columns
 from datasette_llm.log.priced_tokens import TIERS
@@ -19,7 +25,9 @@ from datasette_llm.log.queries import Filter
 from datasette_llm.log.usage_upkeep import Upkeep
 from datasette_llm.testing import ScriptedModel
 
-from ..support.call_log import add, call_row
+from ..support.answered import answered, counted
+from ..support.call_log import add, call_row, flushed_rows
+from ..support.waiting import soon
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -178,3 +186,81 @@ async def test_v2_bad_filters_are_refused(start: Start, log_filter: Filter) -> N
     datasette = await start()
     with pytest.raises(LLMError, match=r"soon|nonsense"):
         await what_if(datasette, log_filter, None)
+
+
+def own_tokens(found: Any) -> dict[str, Any]:
+    return {row["model_id"]: row["own_tokens"] for row in found["models"]}
+
+
+async def test_v2_factor_of_each_recorded_model(start: Start) -> None:
+    """By evaluations that both answered; of other recorded models the tokens stay."""
+    million = {"input_tokens": 1_000_000, "output_tokens": 1_000_000}
+    recorded = [call_row(NOW, model_id=of, **million) for of in ("local", "gpt-4o-mini", "odd")]
+    datasette = await start(*recorded)
+    # Two evaluations of which neither has enough cases by itself.
+    for cases in (6, 4):
+        await answered(datasette, cases, counted("local", 100), counted("gpt-4o-mini", 150))
+    found = own_tokens(await what_if(datasette, Filter(), None))
+    factor = {"model_id": "local", "input_tokens": 1.5, "output_tokens": 1.5, "cases": 10}
+    # Of `local` half as much again, of itself and of `odd` what was recorded.
+    assert found["gpt-4o-mini"] == {
+        "cost_nanodollars": 2_625_000_000,
+        "cost_dollars": 2.625,
+        "calls_without_factor": 1,
+        "factors": [factor],
+    }
+    assert found["local"]["factors"][0] == factor | {
+        "model_id": "gpt-4o-mini",
+        "input_tokens": 0.6667,
+        "output_tokens": 0.6667,
+    }
+    assert found["priceless"] is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        counted("gpt-4o-mini", 150, cached_from="another"),
+        counted("gpt-4o-mini", 150, outcome="error"),
+        counted("gpt-4o-mini", 150, output_tokens=None),
+        counted("local", 150),
+    ],
+)
+async def test_v2_no_factor_from_other_answers(start: Start, call: dict[str, Any]) -> None:
+    """A cached one, a failed one, one without tokens, one of the same model."""
+    datasette = await start(call_row(NOW, **counted("local", 9)))
+    await answered(datasette, 10, counted("local", 100), call)
+    assert set(own_tokens(await what_if(datasette, Filter(), None)).values()) == {None}
+
+
+async def test_v2_no_factor_from_few_cases(start: Start) -> None:
+    datasette = await start(call_row(NOW, **counted("local", 9)))
+    await answered(datasette, 9, counted("local", 100), counted("gpt-4o-mini", 150))
+    assert set(own_tokens(await what_if(datasette, Filter(), None)).values()) == {None}
+
+
+async def test_v2_factor_of_a_replay(make_datasette: Any, register_models: Any) -> None:
+    """Recorded answers are a side, too; all of a prompt counts, also what was cached."""
+    details = {"cache_read_input_tokens": 30, "cache_creation_input_tokens": 10}
+    register_models(
+        ScriptedModel("claude-sonnet-4-5", ["x", llm.Usage(input=60, output=20, details=details)]),
+        ScriptedModel("gpt-4o-mini", ["y", llm.Usage(input=80, output=30)]),
+    )
+    datasette = make_datasette({"log": {"content": True}})
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("claude-sonnet-4-5")
+    for number in range(10):
+        await (await model.prompt(f"case {number}")).text()
+    await flushed_rows(datasette)
+    definition, left_out = (
+        Definition.of({"candidates": ["gpt-4o-mini"], "cases": {"calls": {}}}),
+        Counter[str](),
+    )
+    cases = read_cases(datasette, definition, left_out)
+    evaluation = await store.create(datasette, definition, cases, left_out, None)
+    await soon(run.start(datasette, evaluation, None).ended())
+    await flushed_rows(datasette)
+    found = await what_if(datasette, Filter(model="claude-sonnet-4-5"), None)
+    assert own_tokens(found)["gpt-4o-mini"]["factors"] == [
+        {"model_id": "claude-sonnet-4-5", "input_tokens": 0.8, "output_tokens": 1.5, "cases": 10}
+    ]

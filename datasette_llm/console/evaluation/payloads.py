@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ... import instance
+from ...errors import LLMError
 from ...evaluation import judge, results, store
+from ...evaluation.estimate import estimate_left
 from ...evaluation.results import Show, Summary
 from ...evaluation.run import Runs
 from ...evaluation.store import Answered, Evaluation
+from ...sanitize import brief
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -86,6 +90,8 @@ async def result_payload(
         "missed": _missed(found, evaluation),
         "agreement": found.agreement._asdict(),
         "judging": await _judging(datasette, evaluation, actor),
+        "judgings": list(map(asdict, await store.judgings(datasette, evaluation.id))),
+        "left": await _left(datasette, evaluation, actor, found.answered),
         "show": show,
         "candidate": candidate,
         "check": check,
@@ -103,8 +109,24 @@ async def _judging(datasette: Datasette, evaluation: Evaluation, actor: Any) -> 
         "problem": found.problem,
         "pairs": found.pairs,
         "requests": found.requests,
+        "input_tokens": found.input_tokens,
+        "output_tokens": found.output_tokens,
         "cost_dollars": found.cost_dollars,
+        "seconds": found.seconds,
     }
+
+
+async def _left(
+    datasette: Datasette, evaluation: Evaluation, actor: Any, answered: int
+) -> dict[str, Any] | None:
+    """What a resume would ask, or why it cannot; None for one that was not stopped."""
+    if state(datasette, evaluation, answered) != "stopped":
+        return None
+    try:
+        found = await estimate_left(datasette, evaluation, actor)
+    except LLMError as error:
+        return {"problem": brief(error)}
+    return {"problem": None, **found.payload()}
 
 
 def _missed(found: Summary, evaluation: Evaluation) -> list[str]:
@@ -169,6 +191,7 @@ async def case_payload(datasette: Datasette, evaluation: Evaluation, number: int
                 "verdict": each.verdict,
                 "note": each.note,
                 "judged_at": each.judged_at,
+                "rubric": each.rubric,
             }
             for each in case.verdicts
         ],
@@ -178,6 +201,8 @@ async def case_payload(datasette: Datasette, evaluation: Evaluation, number: int
 def answer_payload(evaluation: Evaluation, found: Answered, position: int) -> dict[str, Any]:
     """An answer to a case."""
     answer, failed = found.answers[position]
+    own = (each for each in found.verdicts if each.candidate == position)
+    judged = next((each for each in own if each.judge is not None), None)
     cost = answer.cost_nanodollars
     return {
         "position": position,
@@ -188,6 +213,9 @@ def answer_payload(evaluation: Evaluation, found: Answered, position: int) -> di
         "cost_dollars": None if cost is None else cost / 1e9,
         "failed_checks": list(failed),
         "verdict": newest_verdict(found, position),
+        "judge_verdict": judged and judged.verdict,
+        "judge": judged and judged.judge,
+        "rubric": judged and judged.rubric,
     }
 
 

@@ -23,7 +23,7 @@ from ...access.snapshot import snapshot_of
 from ...errors import LLMError, NewerDatabaseError
 from ...evaluation import judge, run, store
 from ...evaluation.definition import Definition, EvaluationError
-from ...evaluation.estimate import Estimate, estimate
+from ...evaluation.estimate import Estimate, estimate, estimate_left
 from ...evaluation.results import SHOWS, Show
 from ...evaluation.sources import read_cases
 from ...evaluation.store import VERDICTS, Evaluation
@@ -41,6 +41,7 @@ from ...web import (
     wants_html,
 )
 from ..choices import purpose_names
+from ..formatting import counted
 from ..log.csv_export import copy, without_formula
 from ..navigation import EVALUATIONS
 from ..page import render
@@ -235,7 +236,7 @@ async def result_page(datasette: Datasette, request: Request) -> Response:
         "title": evaluation.name,
         "payload": payload,
         "path": datasette.urls.path(f"{EVALUATIONS}/{evaluation.id}"),
-        "rubric": judge.DEFAULT_RUBRIC,
+        "rubric": next((each["rubric"] for each in payload["judgings"]), judge.DEFAULT_RUBRIC),
         "assignable": evaluation.purpose in purposes,
         "definition": evaluation.definition,
         "positions": evaluation.compared,
@@ -418,16 +419,21 @@ async def act(datasette: Datasette, request: Request) -> Response:
             if not await run.stop(datasette, evaluation.id):
                 raise EvaluationError("The evaluation does not run in this process")
         else:
-            await _resume(datasette, evaluation, request.actor)
-    except EvaluationError as error:
+            await _resume(datasette, evaluation, request.actor, await posted(request))
+    except PostError as error:
+        return Response.error(str(error), 400)
+    except LLMError as error:
         return Response.error(str(error), 409)
     return _back(datasette, request, f"{EVALUATIONS}/{evaluation.id}")
 
 
-async def _resume(datasette: Datasette, evaluation: Evaluation, actor: Any) -> None:
-    counts = await store.answer_counts(datasette, [evaluation.id])
-    if counts.get(evaluation.id, 0) >= evaluation.request_count:
+async def _resume(
+    datasette: Datasette, evaluation: Evaluation, actor: Any, fields: Mapping[str, str]
+) -> None:
+    found = await estimate_left(datasette, evaluation, actor)
+    if not found.requests:
         raise EvaluationError("Every answer is there already")
+    _ensure_confirmed(found.requests, fields)
     run.start(datasette, evaluation, actor)
 
 
@@ -444,14 +450,19 @@ async def ask_judge(datasette: Datasette, request: Request) -> Response:
         found = await judge.estimate(datasette, evaluation, request.actor)
         if found.problem is not None:
             raise EvaluationError(f"There is no judge: {found.problem}")
-        if not found.requests or (_whole(fields.get("confirm")) or 0) < found.requests:
-            raise EvaluationError(
-                f"{found.requests:,} requests would be sent; send their number as confirm"
-            )
+        if not found.requests:
+            raise EvaluationError("There is nothing to compare")
+        _ensure_confirmed(found.requests, fields)
         run.start_judge(datasette, evaluation, request.actor, rubric)
     except (PostError, EvaluationError) as error:
         return Response.error(str(error), 409 if isinstance(error, EvaluationError) else 400)
     return _back(datasette, request, f"{EVALUATIONS}/{evaluation.id}")
+
+
+def _ensure_confirmed(requests: int, fields: Mapping[str, str]) -> None:
+    if (_whole(fields.get("confirm")) or 0) < requests:
+        sent = counted(requests, "request")
+        raise EvaluationError(f"{sent} would be sent; send their number as confirm")
 
 
 async def remove(datasette: Datasette, request: Request) -> Response:

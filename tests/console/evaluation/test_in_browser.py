@@ -88,3 +88,22 @@ async def test_v3_evaluation_made_watched_and_judged(site: Served) -> None:
         await page.wait_for_url("**/2")
         await page.keyboard.press("p")
         await page.wait_for_url("**/1")
+        await shortcuts_switched_off(page)
+
+
+async def shortcuts_switched_off(page: Any) -> None:
+    """By keyboard alone, and on the next page, too; then on again (WCAG 2.1.4)."""
+    shortcuts = page.get_by_role("checkbox", name="Keyboard shortcuts")
+    await shortcuts.focus()
+    await page.keyboard.press("Space")
+    await page.click("text=Next case")
+    await page.wait_for_url("**/2")
+    assert not await shortcuts.is_checked()
+    await page.evaluate("clicks = 0; addEventListener('click', () => clicks++, true)")
+    for key in "bswnp":
+        await page.keyboard.press(key)
+    assert await page.evaluate("clicks") == 0
+    await shortcuts.focus()
+    await page.keyboard.press("Space")
+    await page.keyboard.press("p")  # with the focus on the box
+    await page.wait_for_url("**/1")

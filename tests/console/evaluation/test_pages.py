@@ -297,11 +297,19 @@ async def test_v3_stop_and_resume_by_form(site: Datasette, models: Any) -> None:
     assert models[1].calls[-1].outcome == "cancelled"
     stopped = await get(site, path)
     assert "Resume: send 1 request" in stopped.text
+    left = (await get(site, f"{path}.json")).json()["left"]
+    assert (left["requests"], left["unpriced"], left["problem"]) == (1, ["b"], None)
+    tokens = f"about {left['candidates'][0]['input_tokens']} tokens in and"
+    assert f"1 case, 1 request, {tokens}" in Page(stopped.text).text
     await post(site, f"{path}/stop", {}, 409)
     models[1].scripts = (["two"],)
-    await post(site, f"{path}/resume", {}, 303)
+    for fields in ({}, {"confirm": "0"}):
+        refused = await post_json(site, f"{path}/resume", fields, 409)
+        assert refused["error"].startswith("1 request would be sent")
+    assert len(models[1].calls) == 2
+    await post(site, f"{path}/resume", {"confirm": "1"}, 303)
     payload = await completed(site, path)
-    assert payload["candidates"][0]["answers"] == 2
+    assert (payload["candidates"][0]["answers"], payload["left"]) == (2, None)
     await post(site, f"{path}/resume", {}, 409)
 
 
@@ -374,6 +382,8 @@ async def test_v4_judge_is_confirmed(site: Datasette, register_models: Any) -> N
     page = Page((await get(site, path)).text)
     assert_harmless(page)
     assert "Send 12 requests" in page.text
+    judging = (await get(site, f"{path}.json")).json()["judging"]
+    assert f"12 requests, about {judging['input_tokens']:,} tokens in and 960 out" in page.text
     for fields in ({}, {"confirm": "11"}, {"confirm": "x"}):
         refused = await post_json(site, f"{path}/judge", fields, 409)
         assert refused["error"].startswith("12 requests would be sent")
@@ -384,3 +394,15 @@ async def test_v4_judge_is_confirmed(site: Datasette, register_models: Any) -> N
     assert (payload["judging"]["pairs"], len(arbiter.calls)) == (0, 12)
     assert "Which is kinder?" in arbiter.calls[0].prompt
     assert payload["candidates"][2]["comparison"]["better"] == 0
+    (judging,) = payload["judgings"]
+    assert (judging["judge"], judging["actor_id"]) == ("arbiter", "ana")
+    for address in (path, f"{path}/1"):
+        page = Page((await get(site, address)).text)
+        assert_harmless(page)
+        assert "Which is kinder?" in page.text
+    answers = (await get(site, f"{path}/answers.json")).json()["answers"]
+    assert {(each["judge"], each["rubric"]) for each in answers} == {
+        (None, None),
+        ("arbiter", "Which is kinder?"),
+    }
+    assert "Which is kinder?" in (await get(site, f"{path}/answers.csv")).text

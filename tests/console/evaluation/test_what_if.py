@@ -15,6 +15,7 @@ from datasette.cli import cli
 
 from datasette_llm.testing import ScriptedModel
 
+from ...support.answered import answered, counted
 from ...support.call_log import add, call_row
 from ...support.console import ANA, BEN, HOSTILE, Page, Start, assert_harmless, get, get_json
 
@@ -64,6 +65,24 @@ async def test_v2_page_and_json_of_a_filter(start: Start, register_models: Any) 
         assert page.text.count("Models count tokens differently") == 1
     assert (await get_json(datasette, "what-if", purpose="(none)"))["calls"] == 0
     assert "nothing to compare" in (await get(datasette, "what-if", purpose="none")).text
+
+
+async def test_v2_factor_on_page_and_in_terminal(
+    start: Start, register_models: Any, tmp_path: Path
+) -> None:
+    """The cost with a model's own tokens, and from how many cases, beside the other."""
+    internal = tmp_path / "internal.db"
+    datasette = await site(start, register_models, internal=str(internal))
+    await answered(datasette, 12, counted("pelican", 100), counted("gpt-4o-mini", 114))
+    for path in ("what-if?purpose=chat", "purposes/chat"):
+        text = Page((await datasette.client.get(f"/-/llm/{path}", actor=ANA)).text).text
+        factor = "about 1.14 \N{MULTIPLICATION SIGN} the input and 1.14"
+        assert f"$0.855 with its own tokens: {factor}" in text
+        assert "in 12 cases of evaluations" in text
+    words = ["llm", "what-if", "-p", "chat", "--internal", str(internal)]
+    printed = await asyncio.to_thread(CliRunner().invoke, cli, words)
+    assert "$0.855; about 1.14" in printed.stdout
+    assert "of pelican in 12 cases" in printed.stdout
 
 
 async def test_v2_page_keeps_every_tag(start: Start, register_models: Any) -> None:
