@@ -470,6 +470,13 @@ class CachedPrompt:
             return finished
         return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
 
+    async def is_asked_by(self, response: PromptResponse) -> bool:
+        """Whether a response still asks what was looked up: hooks may change its prompt."""
+        try:
+            return await Request.of(self._route, self._policy, response).form() == self._form
+        except UncacheableError:
+            return False
+
     async def check_files(self) -> None:
         """See whether attachments still are what was looked up: another answer is not kept."""
         if self._request.has_files:
