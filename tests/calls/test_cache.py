@@ -571,6 +571,36 @@ async def test_r4_failure_reaches_both_and_is_not_kept(site):
     assert len(model.calls) == 2
 
 
+@pytest.mark.parametrize(("failures", "requests"), [(2, 3), (9, 3)])
+async def test_r4_riders_share_their_retries(site, monkeypatch, failures, requests):
+    """Though their pauses differ, and each request is over before the next rider wakes."""
+    pauses = iter(range(1000))
+
+    async def sleep(seconds):
+        for _ in range(5 * next(pauses)):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
+    release, error = asyncio.Event(), ConnectionError("no")
+    model = ScriptedModel("m", [release, error], *[[error]] * (failures - 1), ["text"])
+    models = site(model, retries=2)
+    wrapped = await models.model("m")
+    riders = [asyncio.create_task(texts(wrapped, "a")) for _ in range(10)]
+    await model.received()
+    shared = instance.of(models.datasette, Cache).shared()
+    await until(lambda: [len(each.riders) for each in shared.values()] == [10])
+    release.set()
+    found = await soon(asyncio.gather(*riders, return_exceptions=True))
+    assert len(model.calls) == requests
+    if failures < requests:
+        assert found == [["text"]] * 10
+        rows = await calls(models)
+        assert [row["outcome"] for row in rows].count("error") == 20
+        assert [row["cached_from"] for row in rows if row["outcome"] == "ok"].count(None) == 1
+    else:
+        assert {type(each) for each in found} == {ConnectionError}
+
+
 async def test_r4_other_key_asks_by_itself(site):
     model, release = held(needs_key="m")
     wrapped = await site(model).model("m")
