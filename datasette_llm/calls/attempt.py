@@ -62,6 +62,7 @@ class Attempt:
         number: 1 for the first attempt at this response.
         id: of its row in the call log; of a first attempt the response's.
         permit: its places in the concurrency limiters; None where nothing is limited.
+        shared: what it rides along with; None before, and where it asks by itself.
         span: its span; None before it is sent, and where nothing collects telemetry.
     """
 
@@ -70,9 +71,9 @@ class Attempt:
         "_began",
         "_cached",
         "_end",
+        "_failed",
         "_headers",
         "_keys",
-        "_shared",
         "_started",
         "_waited_s",
         "call",
@@ -82,6 +83,7 @@ class Attempt:
         "permit",
         "response",
         "route",
+        "shared",
         "span",
     )
 
@@ -116,7 +118,9 @@ class Attempt:
         self._started: RequestStarted | None = None
         # The answer of a fallback is not kept.
         self._cached = call.cached if model is call.model else None
-        self._shared: SharedRequest | None = None
+        self.shared: SharedRequest | None = None
+        # What the attempt before has ridden along with.
+        self._failed = after.shared if after is not None else None
         self._waited_s: float | None = None
 
     async def run(self, end: float | None) -> None:
@@ -150,8 +154,8 @@ class Attempt:
             if clean is error:
                 raise
         finally:
-            if self._shared is not None:
-                await self._shared.leave(self)
+            if self.shared is not None:
+                await self.shared.leave(self)
             if self.permit is not None:
                 self.permit.end()
         if clean is not None:
@@ -205,7 +209,7 @@ class Attempt:
         """Whether it makes a request, rather than get the answer of another one."""
         if self._cached is None:
             return True
-        return self._shared is not None and not self._shared.ready.is_set()
+        return self.shared is not None and not self.shared.ready.is_set()
 
     # The steps, in their order
 
@@ -213,7 +217,8 @@ class Attempt:
         """Ride along with an equal request, or let equal ones ride along with this one."""
         await self._learn_key()
         async with self._while_time_is_left():
-            self._shared = await cached.share(self, self.call.known_key(self.model))
+            key = self.call.known_key(self.model)
+            self.shared = await cached.share(self, key, self._failed)
 
     async def _acquire_permit(self) -> None:
         self.permit = Permit()
@@ -351,7 +356,7 @@ class Attempt:
     @property
     def _pays(self) -> bool:
         """Whether the tokens of a complete answer are this request's own."""
-        return self._shared is not None and self._shared.payer is self
+        return self.shared is not None and self.shared.payer is self
 
     @property
     def _is_recorded_whole(self) -> bool:
@@ -366,7 +371,7 @@ class Attempt:
 
     def _events(self, cached: CachedPrompt) -> AsyncGenerator[str | StreamEvent, None]:
         """What comes from the response cache, from an equal request, or from the provider."""
-        shared = self._shared
+        shared = self.shared
         if shared is None:
             return cached.replay(self)
         if not shared.ready.is_set():

@@ -94,6 +94,7 @@ class SharedRequest:
         riders: who gets its events; the first one pays, and makes it.
         ready: set when it has begun, or never will.
         payer: the rider that has paid for the answer; None before the end.
+        retry: the one that its riders make after it has failed, or None.
     """
 
     def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
@@ -101,6 +102,7 @@ class SharedRequest:
         self.riders: list[Rider] = []
         self.ready = asyncio.Event()
         self.payer: Rider | None = None
+        self.retry: SharedRequest | None = None
         self._forget = forget
         self._changed = asyncio.Event()
         self._events: list[str | StreamEvent] = []
@@ -418,18 +420,32 @@ class CachedPrompt:
             await prompt._look_up()
         return prompt
 
-    async def share(self, rider: Rider, key: str | None) -> SharedRequest:
+    async def share(
+        self, rider: Rider, key: str | None, failed: SharedRequest | None = None
+    ) -> SharedRequest:
         """Ride along with the request that equal prompts share.
 
         Args:
             rider: who is to get its events.
             key: its key, or None.
+            failed: what it has ridden along with before, or None. All of its riders share the
+                next one, though their pauses differ and it may be over when the last one ends.
 
         Returns:
             The request; one that is not ready is for the rider to begin.
         """
+        if failed is None:
+            seen, self._seen = self._seen, None
+            return await self._share(rider, key, seen)
+        request = await self._share(rider, key, failed.retry)
+        if request is not failed:  # which goes on without a rider that had waited too long
+            failed.retry = request
+        return request
+
+    async def _share(
+        self, rider: Rider, key: str | None, seen: SharedRequest | None
+    ) -> SharedRequest:
         identity, shared = self._cache.identity(key), self._shared
-        seen, self._seen = self._seen, None
         while True:
             found = seen if seen is not None and seen.usable else shared.get(self._digest)
             if found is None or found.identity != identity:
@@ -469,6 +485,13 @@ class CachedPrompt:
         if self.saved is None:
             return finished
         return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
+
+    async def is_asked_by(self, response: PromptResponse) -> bool:
+        """Whether a response still asks what was looked up: hooks may change its prompt."""
+        try:
+            return await Request.of(self._route, self._policy, response).form() == self._form
+        except UncacheableError:
+            return False
 
     async def check_files(self) -> None:
         """See whether attachments still are what was looked up: another answer is not kept."""

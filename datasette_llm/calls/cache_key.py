@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ import pydantic
 VERSION = 1
 # What llm's models know of the server that they ask, besides the class and the id.
 _OF_SERVER = ("model_name", "api_base", "api_type", "api_version", "api_engine")
+# How the environment variables end in which the clients of providers look for a server, and for
+# what it sees beside the request; those of openai's client, which has names of its own, last.
+_OF_ENVIRONMENT = (
+    *("_BASE_URL", "_API_BASE", "_API_URL", "_API_HOST", "_ENDPOINT", "OLLAMA_HOST"),
+    *("OPENAI_API_VERSION", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"),
+)
 
 
 class UncacheableError(Exception):
@@ -67,12 +74,19 @@ def digest(form: str) -> bytes:
 
 def _identity(model: Any) -> list[Any]:
     own = getattr(model, "sync_model", model)
-    # Of an endpoint; of other models it is not known which headers are credentials.
-    secret, shown = getattr(own, "credentials", None), None
-    if secret is not None:
-        shown = {name: value for name, value in own.headers.items() if value not in secret}
-    server = [str(getattr(own, name, None)) for name in _OF_SERVER]
-    return [_name(own), str(own.model_id), *server, shown]
+    server: list[Any] = [str(getattr(own, name, None)) for name in _OF_SERVER]
+    secret = getattr(own, "credentials", None)
+    if secret is None:
+        # It is not known which headers are credentials: another one of these is a miss, too.
+        server += [str(getattr(own, "headers", None)), _environment()]
+    else:  # of an endpoint, which takes nothing from the environment
+        server.append({name: value for name, value in own.headers.items() if value not in secret})
+    return [_name(own), str(own.model_id), *server]
+
+
+def _environment() -> list[tuple[str, str]]:
+    found = [name for name in os.environ if name.endswith(_OF_ENVIRONMENT)]
+    return [(name, os.environ[name]) for name in sorted(found)]
 
 
 def _turn(response: Any) -> list[Any]:

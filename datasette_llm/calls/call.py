@@ -205,6 +205,13 @@ class Call(CallContext):
                 actor=model.actor,
             )
             await contexts.open(hooks, self.result, self.owners)
+            if self.cached is not None and contexts.are_open:
+                await self._look_again(self.cached)
+
+    async def _look_again(self, cached: CachedPrompt) -> None:
+        """Have a prompt that a hook has changed asked by itself: the cache has no part in it."""
+        if not await cached.is_asked_by(self.result.responses[0]):
+            self.cached, self.result.cached = None, False
 
     async def _serve_traced(self) -> None:
         """Serve a chain inside a span."""

@@ -68,6 +68,11 @@ class Contexts:
         self._timeout_error: ResponseCancelledError | None = None
         self._opening: str | None = None
 
+    @property
+    def are_open(self) -> bool:
+        """Whether there are any."""
+        return bool(self._opened)
+
     async def open(
         self,
         hooks: Iterable[tuple[str, Callable[[], Any]]],

@@ -59,7 +59,7 @@ class PromptResult:
         tags: what the call is tied to, not to be changed.
         cached: whether the answer is one that another call has paid for: known before the contexts
             open for one that the response cache keeps, and of a request that equal prompts share
-            once that has ended.
+            once that has ended; False again where a hook has changed the prompt.
         attempts: how many requests have begun: retries, fallbacks and steps of a chain count.
         call_id: the id under which `LLM.call()` finds the newest of them; before the first one,
             the id that it will have; None before a chain's first step.

@@ -180,7 +180,7 @@ class Reader:
     def full(
         self, begin: datetime.datetime, end: datetime.datetime, *, with_actor: bool
     ) -> list[tuple[Any, ...]]:
-        """The rows of `llm_usage` for a period: by all of `COLUMNS`, then the `SUMS`."""
+        """The rows of `llm_log_sums` for a period: by all of `COLUMNS`, then the `SUMS`."""
         by = tuple(name for name in COLUMNS if with_actor or name != "actor")
         found = self.sums(Question(by=by, latency=True, tokens=True), begin, end)
         rows = []
@@ -245,7 +245,7 @@ class Reader:
         columns = [COLUMNS[name] for name in question.by]
         groups = ["period_id", "outcome", *columns] if question.unit else ["outcome", *columns]
         sums = ", ".join(_joined(name, question) for name in SUMS)
-        sql = f"select {', '.join(groups)}, {sums} from llm_usage where {condition} "
+        sql = f"select {', '.join(groups)}, {sums} from llm_log_sums where {condition} "
         sql += f"group by {', '.join(f'+{name}' for name in groups)}"
         begins = {piece.period: piece.begin for piece in pieces}
         for row in self._connection.execute(sql, asked.values | more):
@@ -319,7 +319,7 @@ def _periods(
     """The ids of the periods whose sums are known, by begin and end."""
     if not has_tables(connection):
         return {}
-    sql = "select id, start_id, end_id from llm_usage_periods where complete"
+    sql = "select id, start_id, end_id from llm_log_periods where complete"
     return {
         (time_of(start), time_of(end)): period for period, start, end in connection.execute(sql)
     }
@@ -351,7 +351,7 @@ def _calls_query(question: Question, piece: Piece) -> tuple[str, dict[str, Any]]
 
 
 def _joined(name: str, question: Question) -> str:
-    """The sum of a column of `llm_usage`."""
+    """The sum of a column of `llm_log_sums`."""
     if name in ("durations", "first_chunks"):
         return f"group_concat({name}, '')" if question.latency else "null"
     if name in PRICED and not question.tokens:

@@ -1,7 +1,7 @@
 """The sums of past hours, days and months of the call log, in Datasette's internal database.
 
-They are a cache that SQLite itself keeps true. A row of `llm_usage_periods` says that the rows of
-`llm_usage` with its id are the sums of all calls of a period. Any change of a call, by which
+They are a cache that SQLite itself keeps true. A row of `llm_log_periods` says that the rows of
+`llm_log_sums` with its id are the sums of all calls of a period. Any change of a call, by which
 process and in which order ever, deletes the rows of the periods that the call is in, by a trigger
 in the same transaction. A period without a row is added up from shorter ones, or from its calls.
 """
@@ -18,7 +18,7 @@ from .. import migrations as database
 if TYPE_CHECKING:
     import sqlite3
 
-TABLES = ("llm_usage_periods", "llm_usage")
+TABLES = ("llm_log_periods", "llm_log_sums")
 # What calls are grouped by: name and column.
 DIMENSIONS = {
     "model": "model_id",
@@ -48,14 +48,14 @@ UNITS: tuple[Unit, ...] = ("month", "day", "hour")
 HOUR = datetime.timedelta(hours=1)
 DAY = datetime.timedelta(days=1)
 _TRIGGERS = {
-    f"llm_usage_{event}": f"""
-        create trigger llm_usage_{event} after {event} on llm_calls
-        begin delete from llm_usage_periods where end_id > {row}.id and start_id <= {row}.id; end
+    f"llm_log_sums_{event}": f"""
+        create trigger llm_log_sums_{event} after {event} on llm_calls
+        begin delete from llm_log_periods where end_id > {row}.id and start_id <= {row}.id; end
         """
     for event, row in (("insert", "new"), ("update", "new"), ("delete", "old"))
 }
 
-migrations = Migrations("datasette_llm_usage")
+migrations = Migrations("datasette_llm_sums")
 
 
 @migrations()
@@ -63,7 +63,7 @@ def m001_usage(db: Database) -> None:
     """Without the triggers, which `migrate` makes, also again where the table of calls was."""
     for statement in (
         """
-        create table llm_usage_periods (
+        create table llm_log_periods (
             id integer primary key autoincrement,
             unit text not null,
             start_id text not null,
@@ -71,11 +71,11 @@ def m001_usage(db: Database) -> None:
             complete integer not null default 0
         )
         """,
-        "create unique index llm_usage_periods_end on llm_usage_periods (end_id, start_id)",
+        "create unique index llm_log_periods_end on llm_log_periods (end_id, start_id)",
         # Two groupings: with and without the actors, of which there may be thousands. The long
         # texts stand last, where SQLite need not read them.
         """
-        create table llm_usage (
+        create table llm_log_sums (
             period_id integer not null,
             with_actor integer not null,
             number integer not null,
@@ -102,10 +102,10 @@ def m001_usage(db: Database) -> None:
 def m002_priced_tokens(db: Database) -> None:
     """What was added up lacks these sums, so it is added up again."""
     for statement in (
-        "delete from llm_usage_periods",
-        "drop table llm_usage",
+        "delete from llm_log_periods",
+        "drop table llm_log_sums",
         """
-        create table llm_usage (
+        create table llm_log_sums (
             period_id integer not null,
             with_actor integer not null,
             number integer not null,
@@ -158,8 +158,8 @@ def is_kept(connection: sqlite3.Connection) -> bool:
 
 def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether the tables exist."""
-    sql = "select count(*) from sqlite_master where name in ('llm_usage', 'llm_usage_periods')"
-    return bool(connection.execute(sql).fetchone()[0] == len(TABLES))
+    sql = "select count(*) from sqlite_master where name in (?, ?)"
+    return bool(connection.execute(sql, TABLES).fetchone()[0] == len(TABLES))
 
 
 def _triggers(connection: sqlite3.Connection) -> set[str]:

@@ -39,20 +39,20 @@ MAX_ROWS = 500  # that are written in one transaction, since calls wait for it
 PAUSE_S = 0.01
 
 _INSERT = (
-    "insert into llm_usage (period_id, with_actor, number, "
+    "insert into llm_log_sums (period_id, with_actor, number, "
     f"{', '.join((*COLUMNS.values(), *SUMS))}) "
     f"values ({', '.join('?' * (3 + len(COLUMNS) + len(SUMS)))})"
 )
 # Steps from one id to the next, however many rows each has.
 _UNUSED = """
     with recursive found(id) as (
-        select min(period_id) from llm_usage
+        select min(period_id) from llm_log_sums
         union all
-        select (select min(period_id) from llm_usage where period_id > found.id)
+        select (select min(period_id) from llm_log_sums where period_id > found.id)
         from found where found.id is not null
     )
     select id from found
-    where id is not null and id not in (select id from llm_usage_periods)
+    where id is not null and id not in (select id from llm_log_periods)
 """
 
 
@@ -131,7 +131,7 @@ class Upkeep:
 def _missing(connection: sqlite3.Connection, unit: Unit, now: datetime.datetime) -> list[Period]:
     """The periods of a unit that have calls, are over and not added up, the newest first."""
     first = now - KEPT_HOURS if unit == "hour" else _oldest(connection)
-    sql = "select start_id, end_id from llm_usage_periods where complete"
+    sql = "select start_id, end_id from llm_log_periods where complete"
     known = {(start, end) for start, end in connection.execute(sql)}
     return [
         period
@@ -174,15 +174,15 @@ def _still_changes(connection: sqlite3.Connection, period: Period, now: datetime
 
 def _announce(connection: sqlite3.Connection, period: Period) -> int:
     ids = [first_id(period.begin), first_id(period.end)]
-    connection.execute("delete from llm_usage_periods where start_id = ? and end_id = ?", ids)
-    sql = "insert into llm_usage_periods (unit, start_id, end_id) values (?, ?, ?)"
+    connection.execute("delete from llm_log_periods where start_id = ? and end_id = ?", ids)
+    sql = "insert into llm_log_periods (unit, start_id, end_id) values (?, ?, ?)"
     return int(connection.execute(sql, [period.unit, *ids]).lastrowid or 0)
 
 
 def _rows(
     connection: sqlite3.Connection, number: int, period: Period, now: datetime.datetime
 ) -> list[tuple[object, ...]]:
-    """The rows of `llm_usage` for a period."""
+    """The rows of `llm_log_sums` for a period."""
     reader = Reader(connection, now)
     return [
         (number, with_actor, place, *row)
@@ -196,11 +196,11 @@ def _write(connection: sqlite3.Connection, rows: list[tuple[object, ...]]) -> No
 
 
 def _complete(connection: sqlite3.Connection, number: int) -> None:
-    connection.execute("update llm_usage_periods set complete = 1 where id = ?", [number])
+    connection.execute("update llm_log_periods set complete = 1 where id = ?", [number])
 
 
 def _remove(connection: sqlite3.Connection, numbers: set[int], before: str) -> None:
     for number in numbers:
-        connection.execute("delete from llm_usage where period_id = ?", [number])
-    sql = "delete from llm_usage_periods where unit = 'hour' and end_id <= ?"
+        connection.execute("delete from llm_log_sums where period_id = ?", [number])
+    sql = "delete from llm_log_periods where unit = 'hour' and end_id <= ?"
     connection.execute(sql, [before])

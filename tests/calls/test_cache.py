@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import json
 import logging
 import pathlib
@@ -353,6 +354,72 @@ async def test_r3_hooks_know_before_they_open(site, plugin):
     assert (await observer.results[1].cost()).dollars == 0
 
 
+def _new_prompt(response):
+    response.prompt = llm.Prompt("b", response.model, options=response.prompt.options)
+
+
+def _new_text(response):
+    response.prompt._prompt = "b"  # noqa: SLF001  # as a hook does that rewrites a text
+
+
+def _new_options(response):
+    response.prompt.options.temperature = 0.1
+
+
+def _new_message(response):
+    response.prompt.messages[0].parts[0].text = "b"
+
+
+def _new_fragment(response):
+    response.prompt.fragments.append("b")
+
+
+def _new_schema(response):
+    response.prompt.schema["title"] = "b"
+
+
+def _new_tools(response):
+    response.prompt.tools.append(llm.Tool("t"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_new_prompt, _new_text, _new_options, _new_message, _new_fragment, _new_schema, _new_tools],
+)
+async def test_r2_prompt_that_a_hook_changes_is_asked(site, plugin, change):
+    """Its answer is not kept, and it gets none that is, also where a message inside changes."""
+    model = ScriptedModel("m", ["of a"], ["of b"], ["of b, again"], ["of a, anew"])
+    changes = [lambda response: None, lambda response: None, change, change]
+    observer = Observer(before=lambda result: changes and changes.pop(0)(result.response))
+    plugin(observer)
+    wrapped = await site(model).model("m")
+    messages = [llm.parts.Message("user", [llm.parts.TextPart("a")])]
+
+    def ask(**kwargs):
+        asked = {"messages": copy.deepcopy(messages), "schema": {"type": "object"}}
+        return texts(wrapped, None, **asked, **kwargs)
+
+    assert await ask() == await ask() == ["of a"]
+    assert [await ask(), await ask(response_cache="refresh")] == [["of b"], ["of b, again"]]
+    assert await ask() == ["of a"]
+    assert [each.cached for each in observer.results] == [False, True, False, False, True]
+
+
+async def test_r4_prompt_that_a_hook_changes_asks_alone(site, plugin):
+    """It neither rides along with an equal request, nor is one ridden along with."""
+    block = asyncio.Event()
+    model = ScriptedModel("m", *([block, each] for each in ("of a", "of b", "of b, too")))
+    wrapped = await site(model).model("m")
+    first = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    plugin(Observer(before=lambda result: _new_text(result.response)))
+    others = [asyncio.create_task(texts(wrapped, "a")) for _ in range(2)]
+    await soon(model.received(3))
+    block.set()
+    found = await soon(asyncio.gather(first, *others))
+    assert found == [["of a"], ["of b"], ["of b, too"]]
+
+
 async def test_r3_policy_comes_before_the_cache(site, plugin, register_models):
     """A model that is no longer allowed, and a budget that says no."""
     model = ScriptedModel("m")
@@ -502,6 +569,36 @@ async def test_r4_failure_reaches_both_and_is_not_kept(site):
     assert [row["outcome"] for row in await calls(models)] == ["error", "error"]
     assert await texts(await models.model("m"), "a") == ["other"]
     assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize(("failures", "requests"), [(2, 3), (9, 3)])
+async def test_r4_riders_share_their_retries(site, monkeypatch, failures, requests):
+    """Though their pauses differ, and each request is over before the next rider wakes."""
+    pauses = iter(range(1000))
+
+    async def sleep(seconds):
+        for _ in range(5 * next(pauses)):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("datasette_llm.calls.retry.sleep", sleep)
+    release, error = asyncio.Event(), ConnectionError("no")
+    model = ScriptedModel("m", [release, error], *[[error]] * (failures - 1), ["text"])
+    models = site(model, retries=2)
+    wrapped = await models.model("m")
+    riders = [asyncio.create_task(texts(wrapped, "a")) for _ in range(10)]
+    await model.received()
+    shared = instance.of(models.datasette, Cache).shared()
+    await until(lambda: [len(each.riders) for each in shared.values()] == [10])
+    release.set()
+    found = await soon(asyncio.gather(*riders, return_exceptions=True))
+    assert len(model.calls) == requests
+    if failures < requests:
+        assert found == [["text"]] * 10
+        rows = await calls(models)
+        assert [row["outcome"] for row in rows].count("error") == 20
+        assert [row["cached_from"] for row in rows if row["outcome"] == "ok"].count(None) == 1
+    else:
+        assert {type(each) for each in found} == {ConnectionError}
 
 
 async def test_r4_other_key_asks_by_itself(site):

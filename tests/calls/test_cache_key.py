@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import llm
 import pytest
@@ -113,17 +113,33 @@ def test_r2_model_stream_and_scope_count() -> None:
     class Other(ScriptedModel):
         api_base = "http://127.0.0.1/v1"
 
+    class Routed(ScriptedModel):
+        headers: ClassVar = {"x-route": "a"}
+
     prompt = prompt_of()
     forms = {
         key(prompt),
         key(prompt, ScriptedModel("n")),
         key(prompt, Other("m")),
+        key(prompt, Routed("m")),
         key(prompt, stream=False),
         key(prompt, scope={"purpose": "p"}),
         key(prompt, scope=SCOPE | {"actor": "'bob'"}),
         key(prompt, scope=SCOPE | {"actor": None}),
     }
-    assert len(forms) == 7
+    assert len(forms) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS", "ANTHROPIC_BASE_URL", "OLLAMA_HOST"]
+)
+def test_r2_server_of_the_environment_counts(name: str, monkeypatch: Any) -> None:
+    """It may be another one after a restart, or in another process with the same database."""
+    forms = {key(prompt_of())}
+    for value in ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"):
+        monkeypatch.setenv(name, value)
+        forms.add(key(prompt_of()))
+    assert len(forms) == 3
 
 
 def test_r2_attachments_count_by_their_bytes(tmp_path: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from datasette.app import Datasette
+from sqlite_utils import Database, Migrations
 
 from datasette_llm.log import usage_schema
 from datasette_llm.log.queries import Filter, all_calls, first_id, time_of
@@ -156,11 +157,27 @@ def table_made_again(connection: sqlite3.Connection) -> None:
 async def test_p3_kept_sums_are_true(datasette: Datasette, connection: sqlite3.Connection) -> None:
     assert_true(connection)
     await added_up(datasette)
-    kept = dict(connection.execute("select unit, count(*) from llm_usage_periods group by unit"))
+    kept = dict(connection.execute("select unit, count(*) from llm_log_periods group by unit"))
     assert kept["month"] == 1
     assert kept["day"] > 10
     assert kept["hour"] > 20
     assert_true(connection)
+
+
+async def test_p3_beside_the_plugin_datasette_llm_usage(
+    datasette: Datasette, connection: sqlite3.Connection
+) -> None:
+    """Its migrations are `datasette_llm_usage`, and its table is `llm_usage`, in this database."""
+    theirs = Migrations("datasette_llm_usage")
+
+    @theirs()
+    def create_usage_table(db: Database) -> None:
+        db.execute("create table llm_usage (created integer, model text)")
+
+    theirs.apply(Database(connection))
+    await added_up(datasette)
+    assert_true(connection)
+    assert connection.execute("select count(*) from llm_log_periods").fetchone()[0]
 
 
 @pytest.mark.parametrize(
@@ -217,14 +234,14 @@ async def test_p3_sums_of_changed_periods_are_removed(
     await upkeep.update(NOW)
     late_call(connection)
     unused = (
-        "select count(*) from llm_usage where period_id not in (select id from llm_usage_periods)"
+        "select count(*) from llm_log_sums where period_id not in (select id from llm_log_periods)"
     )
     assert connection.execute(unused).fetchone()[0]
     await upkeep.update(NOW)
     await upkeep.update(NOW)
     assert connection.execute(unused).fetchone() == (0,)
     await upkeep.update(NOW + 9 * DAY)
-    hours = "select count(*) from llm_usage_periods where unit = 'hour' and end_id <= ?"
+    hours = "select count(*) from llm_log_periods where unit = 'hour' and end_id <= ?"
     assert connection.execute(hours, [first_id(NOW + DAY)]).fetchone() == (0,)
 
 
@@ -237,7 +254,7 @@ async def test_p3_dropped_tables_come_back(
     await upkeep.update(NOW)
     connection.execute(f"drop table {table}")
     await upkeep.update(NOW)
-    connection.execute("select 1 from llm_usage_periods")  # reads the new schema
+    connection.execute("select 1 from llm_log_periods")  # reads the new schema
     add(connection, *some_calls(2, 3))
     assert totals_of(Reader(connection, NOW), Filter())["calls"] == 255
 
@@ -249,7 +266,7 @@ async def test_p3_running_call_delays_its_period(
     running = NOW - 3 * HOUR
     add(connection, call_row(running, outcome=None))
     await added_up(datasette)
-    sql = "select 1 from llm_usage_periods where unit = 'hour' and start_id = ?"
+    sql = "select 1 from llm_log_periods where unit = 'hour' and start_id = ?"
     begin = [first_id(floor("hour", running))]
     assert connection.execute(sql, begin).fetchone() is None
     end_of_call(connection)
