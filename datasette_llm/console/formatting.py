@@ -78,6 +78,8 @@ def duration(milliseconds: float | None) -> str:
     """A duration in milliseconds, seconds or minutes; empty for None."""
     if milliseconds is None:
         return ""
+    if 0 < milliseconds < 1:
+        return "< 1 ms"
     if milliseconds < 999.5:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000

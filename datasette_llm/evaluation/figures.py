@@ -118,11 +118,8 @@ def _speed(value: float | None) -> str:
         return "speed unknown"
     if abs(1 - value) < _SAME:
         return "as fast"
-    return (
-        f"{1 / value:.1f} \N{MULTIPLICATION SIGN} faster"
-        if value < 1
-        else f"{value:.1f} \N{MULTIPLICATION SIGN} slower"
-    )
+    times, word = (1 / value, "faster") if value < 1 else (value, "slower")
+    return f"{times:,.{0 if times >= 10 else 1}f} \N{MULTIPLICATION SIGN} {word}"
 
 
 def _quality(found: Comparison) -> str:

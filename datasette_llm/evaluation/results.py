@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 # Which cases of a candidate a list shows.
-Show = Literal["all", "worse", "better", "failed", "not-passed", "different"]
+Show = Literal[
+    "all",
+    "worse",
+    "better",
+    "failed",
+    "passed",
+    "not-passed",
+    "different",
+    "slowest",
+    "costliest",
+]
 SHOWS: tuple[Show, ...] = get_args(Show)
 
 # An answer of a candidate beside the reference's to the same case, with the newest verdicts.
@@ -52,9 +62,14 @@ _CONDITIONS: Mapping[str, str] = {
     "worse": f"{_VERDICT} = 'worse'",
     "better": f"{_VERDICT} = 'better'",
     "failed": "a.outcome <> 'ok'",
+    "passed": "a.failed_checks = '[]'",
     "not-passed": "a.failed_checks <> '[]'",
     "different": "a.digest is not r.digest",
+    "slowest": "a.outcome = 'ok' and a.latency_ms is not null",
+    "costliest": "a.cost_nanodollars is not null",
 }
+# Of the others, what differs most comes first.
+_ORDERS: Mapping[str, str] = {"slowest": "a.latency_ms", "costliest": "a.cost_nanodollars"}
 _SUMS = """
     select candidate, count(*), sum(outcome <> 'ok'), sum(failed_checks = '[]'),
         sum(cost_nanodollars), count(cost_nanodollars), sum(input_tokens), sum(output_tokens)
@@ -182,7 +197,9 @@ async def case_numbers(
     limit: int,
     offset: int,
 ) -> tuple[list[int], int]:
-    """The numbers of cases, what differs most first, and how many there are.
+    """The numbers of cases, and how many there are.
+
+    What differs most comes first; of the slowest and the costliest these do.
 
     Args:
         datasette: the Datasette instance.
@@ -202,7 +219,7 @@ async def case_numbers(
         condition += " and :check in (select value from json_each(a.failed_checks))"
     sql = f"""{_VERDICTS}
         select a.case_number, count(*) over () {_PAIRS} and {condition}
-        group by a.case_number order by max({_DIFFERENCE}) desc, a.case_number
+        group by a.case_number order by max({_ORDERS.get(show, _DIFFERENCE)}) desc, a.case_number
         limit :limit offset :offset
     """
     values = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ... import instance
 from ...errors import LLMError
 from ...evaluation import judge, results, store
+from ...evaluation.cases import Answer
 from ...evaluation.estimate import estimate_left
 from ...evaluation.results import Show, Summary
 from ...evaluation.run import Runs
@@ -146,12 +147,18 @@ def _excerpt(evaluation: Evaluation, found: Answered) -> dict[str, Any]:
                 "label": evaluation.label(position),
                 "outcome": str(answer.outcome),
                 "text": _cut(answer.text or answer.error_message or ""),
+                "latency_ms": answer.latency_ms,
+                "cost_dollars": _cost_dollars(answer),
                 "failed_checks": list(failed),
                 "verdict": newest_verdict(found, position),
             }
             for position, (answer, failed) in sorted(found.answers.items())
         ],
     }
+
+
+def _cost_dollars(answer: Answer) -> float | None:
+    return None if answer.cost_nanodollars is None else answer.cost_nanodollars / 1e9
 
 
 def newest_verdict(found: Answered, position: int) -> str | None:
@@ -203,14 +210,13 @@ def answer_payload(evaluation: Evaluation, found: Answered, position: int) -> di
     answer, failed = found.answers[position]
     own = (each for each in found.verdicts if each.candidate == position)
     judged = next((each for each in own if each.judge is not None), None)
-    cost = answer.cost_nanodollars
     return {
         "position": position,
         "label": evaluation.label(position),
         "outcome": str(answer.outcome),
         "finish_reason": answer.finish_reason and str(answer.finish_reason),
         **{name: getattr(answer, name) for name in _ANSWER_NAMES},
-        "cost_dollars": None if cost is None else cost / 1e9,
+        "cost_dollars": _cost_dollars(answer),
         "failed_checks": list(failed),
         "verdict": newest_verdict(found, position),
         "judge_verdict": judged and judged.verdict,

@@ -17,9 +17,12 @@ from datasette.database import Database
 
 from datasette_llm import LLM
 from datasette_llm.evaluation import store
+from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
+from datasette_llm.events import Outcome
 from datasette_llm.testing import ScriptedModel
 
 from ...support.console import ANA, BEN, HOSTILE, Page, Start, assert_harmless
+from ...support.evaluating import made
 from ...support.waiting import soon
 
 PATH = "/-/llm/evaluations"
@@ -165,7 +168,8 @@ async def test_v5_result_and_its_cases(site: Datasette, models: Any) -> None:
     assert_harmless(page)
     assert b["sentence"] in page.text
     figures = [each for each in page.links() if re.search(r"candidate=[0-9]", each)]
-    assert len(figures) > 5
+    for show in ("all", "slowest", "passed", "not-passed", "better"):
+        assert any(f"show={show}&" in each for each in figures), show
     for link in figures:
         assert "Case 1" in Page((await site.client.get(link, actor=ANA)).text).text
     for fields in ("show=better&candidate=2", "show=not-passed&candidate=1&check=max_chars+40"):
@@ -182,6 +186,23 @@ async def test_v5_result_and_its_cases(site: Datasette, models: Any) -> None:
     assert {row["candidate"] for row in rows} == {"recorded", "a", "b (temperature=1)"}
     assert (await get(site, f"/{'0' * 26}", 404)).status_code == 404
     await get(site, f"{path}?show=nonsense", 404)
+
+
+async def test_v5_slowest_and_costliest_first(site: Datasette) -> None:
+    """Of one candidate; answers of which that is unknown are left out."""
+    evaluation = await made(site, 4, candidates=["a", "b"])
+    answers = [
+        Answer(Outcome.OK, latency_ms=latency_ms, cost_nanodollars=cost)
+        for latency_ms, cost in ((10.0, 5), (30.0, None), (None, 9), (20.0, 7))
+    ]
+    found = [Result(Case("x"), n, Candidate("x"), 1, each) for n, each in enumerate(answers, 1)]
+    other = Result(Case("x"), 2, Candidate("x"), 2, Answer(Outcome.OK, latency_ms=99.0))
+    await store.add_answers(site, evaluation.id, [*found, other])
+    for show, numbers in (("slowest", [2, 4, 1]), ("costliest", [3, 4, 1])):
+        shown = await get(site, f"/{evaluation.id}.json?show={show}&candidate=1")
+        assert [each["number"] for each in shown.json()["cases"]] == numbers
+    links = Page((await get(site, f"/{evaluation.id}")).text).links()
+    assert any("show=costliest&candidate=1" in each for each in links)
 
 
 async def test_v4_verdicts_of_people(site: Datasette) -> None:

@@ -1116,6 +1116,7 @@ def test_dollars_are_shown_to_what_counts(value: float | None, shown: str) -> No
     [
         (None, ""),
         (0.0, "0 ms"),
+        (0.4, "< 1 ms"),
         (999.4, "999 ms"),
         (999.6, "1.00 s"),
         (59_994, "59.99 s"),
