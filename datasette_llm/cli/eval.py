@@ -170,7 +170,7 @@ async def _run(
             found = await estimate_left(datasette, evaluation, None)
         else:
             found = await estimate(datasette, definition, None)
-        if dry_run or not as_json:
+        if dry_run or (found.requests and not as_json):
             _echo_estimate(found, as_json)
         if dry_run:
             return
@@ -259,7 +259,7 @@ def _echo_estimate(found: Estimate, as_json: bool) -> None:
         tokens = f"{each.input_tokens:,} tokens in, {each.output_tokens:,} out"
         echo(printable(f"  {each.label}: about {tokens}, {cost}"))
     if found.seconds is not None:
-        echo(f"  about {found.seconds:,.0f} seconds")
+        echo(f"  about {found.seconds:,.0f} s" if found.seconds >= 1 else "  less than a second")
 
 
 async def _echo_result(datasette: Datasette, evaluation: Evaluation, as_json: bool) -> None:

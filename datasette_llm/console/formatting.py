@@ -55,7 +55,7 @@ def dollars(value: float | None) -> str:
 
 def times(value: float) -> str:
     """A factor with three significant digits."""
-    return f"{float(f'{value:.3g}'):,g} \N{MULTIPLICATION SIGN}"
+    return f"{float(f'{value:.3g}'):,g}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}"
 
 
 def price(input_dollars: float | None, output_dollars: float | None) -> str:

@@ -137,10 +137,11 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
         rubric: what makes an answer better.
 
     Raises:
-        LLMError: there is no judge.
+        LLMError: there is no judge, or pairs are left without a verdict; the others have theirs.
         sqlite3.Error: the database cannot be read or written.
     """
     after, judging_id, actor_id = 0, None, (actor or {}).get("id")
+    failures: list[str] = []
     while numbers := await _numbers(datasette, evaluation, after):
         cases = await store.answered_cases(datasette, evaluation.id, numbers)
         tags = {"evaluation": evaluation.id}
@@ -151,10 +152,14 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
                         datasette, evaluation.id, model.model_id, actor_id, rubric
                     )
                 by = (rubric, judging_id)
-                await _judge_all(datasette, evaluation, model, cases, by)
+                failures += await _judge_all(datasette, evaluation, model, cases, by)
         except GroupError as error:  # of those that took too long
             logger.warning("The judge did not answer in time: %s", brief(error))
         after = numbers[-1]
+    if failures:
+        raise LLMError(
+            f"The judge has no verdict about {len(failures):,} of the pairs; {failures[0]}"
+        )
 
 
 async def _judge_all(
@@ -163,14 +168,17 @@ async def _judge_all(
     model: WrappedAsyncModel,
     cases: list[Answered],
     by: tuple[str, int],
-) -> None:
-    """Compare by a rubric, which is on record under an id."""
+) -> list[str]:
+    """Compare by a rubric, which is on record under an id; why pairs have no verdict."""
     slots = asyncio.Semaphore(evaluation.definition.concurrency)
+    pairs = [
+        _Pair(datasette, evaluation, case, position, *by)
+        for case in cases
+        for position in _unjudged(evaluation, case)
+    ]
     async with asyncio.TaskGroup() as tasks:
-        for case in cases:
-            for position in _unjudged(evaluation, case):
-                pair = _Pair(datasette, evaluation, case, position, *by)
-                tasks.create_task(pair.judged(model, slots))
+        judged = [tasks.create_task(pair.judged(model, slots)) for pair in pairs]
+    return [failure for each in judged if (failure := each.result()) is not None]
 
 
 async def _numbers(datasette: Datasette, evaluation: Evaluation, after: int) -> list[int]:
@@ -200,16 +208,20 @@ class _Pair:
     rubric: str
     judging_id: int
 
-    async def judged(self, model: WrappedAsyncModel, slots: asyncio.Semaphore) -> None:
-        """Ask in both orders, and store the verdict; a disagreement is a tie."""
+    async def judged(self, model: WrappedAsyncModel, slots: asyncio.Semaphore) -> str | None:
+        """Ask in both orders, and store the verdict; a disagreement is a tie.
+
+        Returns:
+            Why there is no verdict, or None.
+        """
         try:
             async with slots:
                 wins = await self._preference(model, candidate_first=True)
                 again = await self._preference(model, candidate_first=False)
         except Exception as error:  # a provider's, a hook's, or the answer does not fit
-            number = self.case.number
-            logger.warning("The judge has no verdict about case %s: %s", number, brief(error))
-            return
+            number, why = self.case.number, brief(error)
+            logger.warning("The judge has no verdict about case %s: %s", number, why)
+            return f"case {number}: {why}"
         verdict = wins[0] if wins[0] == again[0] else "same"
         await store.add_verdict(
             self.datasette,
@@ -221,6 +233,7 @@ class _Pair:
             judging_id=self.judging_id,
             note=" / ".join(dict.fromkeys((wins[1], again[1]))) or None,
         )
+        return None
 
     async def _preference(
         self, model: WrappedAsyncModel, *, candidate_first: bool

@@ -109,9 +109,11 @@ async def test_v4_pair_that_fails_can_be_judged_later(
 ) -> None:
     arbiter = Judge(lambda question: "nonsense" if question["prompt"] == "case 2" else "first")
     datasette, evaluation = await judged(make_datasette, register_models, arbiter)
-    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
     assert (await judge.estimate(datasette, evaluation, None)).pairs == 1
     assert "no verdict about case 2" in caplog.text
+    assert "no verdict about 1 of the pairs; case 2: " in (running.failure or "")
     arbiter.choose = longer
     arbiter.questions.clear()
     await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())

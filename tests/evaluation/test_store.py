@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
+from sqlite_utils import Database
 
 from datasette_llm.evaluation import run, store
 from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
@@ -164,6 +167,40 @@ async def test_v5_removal_goes_on_after_a_restart(
     await store.remove(second, (await complete(second)).id, None)
     await swept(second, removals=2)
     await second.invoke_shutdown()
+
+
+async def test_v5_older_tables_are_brought_up_to_date(
+    make_datasette: Make, register_models: Any, tmp_path: Path
+) -> None:
+    """An evaluation of the first version is shown, and its verdicts have no rubric."""
+    register_models(ScriptedModel("a", ["yes"]))
+    internal = tmp_path / "internal.db"
+    first = make_datasette(internal=str(internal))
+    await first.invoke_startup()
+    definition = json.dumps({"candidates": ["a"], "cases": {"jsonl": {}}})
+    values = ("x", "now", "Old", definition, "{}", 1, 1)
+    with contextlib.closing(sqlite3.connect(internal)) as connection, connection:
+        store.migrations.apply(Database(connection), stop_before="m002_judgings")
+        connection.execute(
+            "insert into llm_evaluations (id, created_at, name, definition, left_out, case_count, "
+            "candidate_count) values (?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        connection.execute(
+            """insert into llm_evaluation_cases values ('x', 1, '', '{"prompt": ""}')"""
+        )
+        connection.execute(
+            "insert into llm_evaluation_verdicts "
+            "(evaluation_id, case_number, candidate, judged_at, "
+            "judge, verdict) values ('x', 1, 1, 'now', 'arbiter', 'same')"
+        )
+    second = make_datasette(internal=str(internal))
+    await second.invoke_startup()
+    (case,) = await store.answered_cases(second, "x", [1])
+    assert (case.verdicts[0].judge, case.verdicts[0].rubric) == ("arbiter", None)
+    await store.remove(second, "x", None)
+    await evaluation_removal.sweep(second)
+    assert await counts(second) == [0, 0, 0, 0, 0, 1]
 
 
 async def test_evaluation_without_cases_is_refused(datasette: Datasette) -> None:

@@ -235,14 +235,14 @@ def differences(
         reference: the number of the one that they are compared with.
 
     Returns:
-        For each other answer its label, and its parts with `same`, `ins` or `del`; None in place
-        of the parts where there are too many words.
+        For each other answer that did not fail its label, and its parts with `same`, `ins` or
+        `del`; None in place of the parts where there are too many words.
     """
     texts = {each["position"]: each["text"].split() for each in answers}
     return [
         (each["label"], _parts(texts[reference], texts[each["position"]]))
         for each in answers
-        if each["position"] != reference and reference in texts
+        if each["position"] != reference and reference in texts and each["outcome"] == "ok"
     ]
 
 

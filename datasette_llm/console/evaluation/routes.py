@@ -444,7 +444,7 @@ async def ask_judge(datasette: Datasette, request: Request) -> Response:
         return method_not_allowed(("POST",))
     try:
         fields = await posted(request)
-        rubric = fields.get("rubric", judge.DEFAULT_RUBRIC)
+        rubric = fields.get("rubric", judge.DEFAULT_RUBRIC).replace("\r\n", "\n")
         if len(rubric) > judge.MAX_RUBRIC_CHARS:
             raise EvaluationError(f"rubric: at most {judge.MAX_RUBRIC_CHARS:,} characters")
         found = await judge.estimate(datasette, evaluation, request.actor)

@@ -76,7 +76,7 @@ async def test_v2_factor_on_page_and_in_terminal(
     await answered(datasette, 12, counted("pelican", 100), counted("gpt-4o-mini", 114))
     for path in ("what-if?purpose=chat", "purposes/chat"):
         text = Page((await datasette.client.get(f"/-/llm/{path}", actor=ANA)).text).text
-        factor = "about 1.14 \N{MULTIPLICATION SIGN} the input and 1.14"
+        factor = "about 1.14\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN} the input and 1.14"
         assert f"$0.855 with its own tokens: {factor}" in text
         assert "in 12 cases of evaluations" in text
     words = ["llm", "what-if", "-p", "chat", "--internal", str(internal)]
