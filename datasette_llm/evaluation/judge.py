@@ -130,6 +130,8 @@ async def estimate(datasette: Datasette, evaluation: Evaluation, actor: Actor) -
 async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubric: str) -> None:
     """Compare every pair of answers without a judge's verdict; one that fails stays without.
 
+    Where all pairs of a group fail, the judge is not asked about the others.
+
     Args:
         datasette: the Datasette instance.
         evaluation: the evaluation; the actor has confirmed what is asked.
@@ -144,6 +146,7 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
     failures: list[str] = []
     while numbers := await _numbers(datasette, evaluation, after):
         cases = await store.answered_cases(datasette, evaluation.id, numbers)
+        found: list[str | None] = []
         tags = {"evaluation": evaluation.id}
         try:
             async with LLM(datasette).group(None, PURPOSE, actor, tags=tags) as model:
@@ -152,9 +155,12 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
                         datasette, evaluation.id, model.model_id, actor_id, rubric
                     )
                 by = (rubric, judging_id)
-                failures += await _judge_all(datasette, evaluation, model, cases, by)
+                found = await _judge_all(datasette, evaluation, model, cases, by)
+                failures += filter(None, found)
         except GroupError as error:  # of those that took too long
             logger.warning("The judge did not answer in time: %s", brief(error))
+        if found and all(found):
+            break
         after = numbers[-1]
     if failures:
         raise LLMError(
@@ -168,8 +174,8 @@ async def _judge_all(
     model: WrappedAsyncModel,
     cases: list[Answered],
     by: tuple[str, int],
-) -> list[str]:
-    """Compare by a rubric, which is on record under an id; why pairs have no verdict."""
+) -> list[str | None]:
+    """Compare by a rubric, which is on record under an id; for each pair why it has no verdict."""
     slots = asyncio.Semaphore(evaluation.definition.concurrency)
     pairs = [
         _Pair(datasette, evaluation, case, position, *by)
@@ -178,7 +184,7 @@ async def _judge_all(
     ]
     async with asyncio.TaskGroup() as tasks:
         judged = [tasks.create_task(pair.judged(model, slots)) for pair in pairs]
-    return [failure for each in judged if (failure := each.result()) is not None]
+    return [each.result() for each in judged]
 
 
 async def _numbers(datasette: Datasette, evaluation: Evaluation, after: int) -> list[int]:

@@ -121,6 +121,20 @@ async def test_v4_pair_that_fails_can_be_judged_later(
     assert (await judge.estimate(datasette, evaluation, None)).pairs == 0
 
 
+async def test_v4_judge_that_cannot_is_not_asked_on(
+    make_datasette: Make, register_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no pair of a group has a verdict, the next groups cost nothing."""
+    monkeypatch.setattr(judge, "GROUP_CASES", 1)
+    arbiter = Judge(lambda _: 1 / 0)  # type: ignore[arg-type,return-value]  # it fails
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter, retries=0)
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+    assert running.failure is not None
+    assert "no verdict about 1 of the pairs" in running.failure
+    assert len(arbiter.questions) == 1
+
+
 async def test_v4_stop_leaves_no_judge_running(make_datasette: Make, register_models: Any) -> None:
     arbiter = Judge(longer)
     datasette, evaluation = await judged(make_datasette, register_models, arbiter)
