@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from urllib.parse import urlencode
 import uvicorn
 from datasette.app import Datasette
 
-from datasette_llm import LLM
+from datasette_llm import LLM, Case
 from datasette_llm.console.navigation import PLAYGROUND
 from datasette_llm.evaluation import run, store
 from datasette_llm.evaluation.definition import Definition
@@ -25,7 +26,7 @@ from datasette_llm.web import NDJSON
 
 from .log_rows import on_disk, written
 from .measuring import Pair, Row, Sample, measured, sampled
-from .rows import first_and_rest, known, row, scripted
+from .rows import FreshText, first_and_rest, known, row, scripted
 
 MODELS = ("scripted", "other")
 AT_ONCE = 64
@@ -88,13 +89,55 @@ async def _evaluation_s(datasette: Datasette, texts: list[str]) -> float:
     evaluation = await store.create(datasette, definition, cases, left_out, ROOT)
     gc.collect()
     begun = time.perf_counter()
+    await _run(datasette, evaluation)
+    return time.perf_counter() - begun
+
+
+@row("evaluation-memory")
+async def evaluation_memory(name: str, quick: bool) -> Row:
+    few, many = 1_000, 4_000 if quick else 20_000
+    async with on_disk() as datasette:
+        with known(40, scripted("fresh", FreshText(chunks=1))):
+            await _peak_bytes(datasette, few)  # not counted, as above
+            pair = await measured(
+                partial(_peak_bytes, datasette, few), partial(_peak_bytes, datasette, many), 1
+            )
+    return Row(
+        name,
+        f"the most memory of a stored evaluation of {many:,} cases, 1 KB in and out",
+        pair,
+        "ratio",
+        1.5,
+        "KB",
+        raw_is=f"that of {few:,} cases; at its most it is what happens to wait",
+    )
+
+
+async def _peak_bytes(datasette: Datasette, cases: int) -> float:
+    """The most bytes that are taken while an evaluation is stored, and runs."""
+
+    async def fresh() -> AsyncIterator[Case]:
+        for number in range(cases):
+            yield Case(f"{number:08d}" * 128)
+
+    raw = {"candidates": ["fresh"], "cases": {"jsonl": {"text": "{}"}}, "concurrency": AT_ONCE}
+    gc.collect()
+    tracemalloc.start()
+    try:
+        evaluation = await store.create(datasette, Definition.of(raw), fresh(), {}, ROOT)
+        await _run(datasette, evaluation)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def _run(datasette: Datasette, evaluation: store.Evaluation) -> None:
+    """Run an evaluation, until its answers and its calls' rows are written."""
     running = run.start(datasette, evaluation, ROOT)
     await running.ended()
     await written(datasette)
-    seconds = time.perf_counter() - begun
     if running.answered != evaluation.request_count:
         raise RuntimeError(f"{running.answered} answers are stored: {running.failure}")
-    return seconds
 
 
 @row("playground-first-chunk")
