@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from llm.parts import Message
@@ -28,7 +28,7 @@ from ..events import Outcome, RequestFinished
 from ..facade import LLM
 from ..log.cost import NANODOLLARS, Cost, cost_columns
 from ..log.rows import MAX_TEXT_CHARS, finished_row
-from ..redaction import Keys, shortened
+from ..redaction import shortened
 from ..sanitize import brief, well_formed
 from ..structured.validation import Shape
 from ..tags.values import Tags, checked
@@ -163,15 +163,16 @@ async def _work(cases: Cases, candidates: Sequence[Candidate]) -> AsyncIterator[
 
 
 class _Received(NamedTuple):
-    """An answer as it came, before it is priced and checked."""
+    """What came of a request, before it is priced and checked."""
 
     work: Work
     number: int
     case: Case
-    answer: Answer
+    text: str
+    error: Exception | None
     call: Any = None
     ended: EndedRequest | None = None
-    keys: Keys = None
+    waited_ms: float | None = None
 
 
 class Engine:
@@ -283,15 +284,13 @@ class Engine:
             call = self._calls.pop(asyncio.current_task(), None)
         waited_ms = (time.monotonic() - started) * 1000
         ended = _ended(group, call)
-        answer = _answer(text, error, call, ended[0] if ended else None, waited_ms)
-        keys = call.used_keys if call is not None else None
-        self._received.put_nowait(_Received(work, number, case, answer, call, ended, keys))
+        received = _Received(work, number, case, text, error, call, ended, waited_ms)
+        self._received.put_nowait(received)
 
     async def _refuse(self, work: Work, error: Exception) -> None:
-        answer = _answer("", error, None, None, None)
         for number, case in work.cases:
             await self._room.acquire()
-            self._received.put_nowait(_Received(work, number, case, answer))
+            self._received.put_nowait(_Received(work, number, case, "", error))
 
     # Pricing and checking
 
@@ -313,9 +312,7 @@ class Engine:
         ]
 
     def _result(self, received: _Received, shape: Shape | None, cost: Cost | None) -> Result:
-        work, case = received.work, received.case
-        text = well_formed(shortened(received.answer.text, received.keys, MAX_TEXT_CHARS))
-        answer = replace(received.answer, text=text, **_cost_columns(received, cost))
+        work, case, answer = received.work, received.case, _answer(received, cost)
         failed = failed_checks(self._how.checks, case, answer, shape)
         return Result(case, received.number, work.candidate, work.position, answer, failed)
 
@@ -336,9 +333,11 @@ class Engine:
 
 def _arguments(model: WrappedAsyncModel, case: Case, candidate: Candidate) -> dict[str, Any]:
     """What a case is prompted with, besides its text."""
-    known = model.Options.model_fields
-    options = {name: value for name, value in case.options.items() if name in known}
-    arguments: dict[str, Any] = {"options": options | dict(candidate.options)}
+    options = dict(candidate.options)
+    if case.options:
+        known = model.Options.model_fields
+        options = {name: case.options[name] for name in case.options if name in known} | options
+    arguments: dict[str, Any] = {"options": options}
     if case.system:
         arguments["system"] = case.system
     if case.schema is not None:
@@ -366,24 +365,22 @@ def _ended(group: Group[Any], call: Any) -> EndedRequest | None:
     return next((each for each in ended if each[0].id == call.result.call_id), None)
 
 
-def _answer(
-    text: str,
-    error: Exception | None,
-    call: Any,
-    ended: RequestFinished | None,
-    waited_ms: float | None,
-) -> Answer:
+def _answer(received: _Received, cost: Cost | None) -> Answer:
+    error, call = received.error, received.call
+    ended = received.ended[0] if received.ended else None
     known = ended or RequestFinished("", Outcome.OK)
+    keys = call.used_keys if call is not None else None
     return Answer(
         outcome=_outcome(error, call),
-        text=text,
+        text=well_formed(shortened(received.text, keys, MAX_TEXT_CHARS)),
         finish_reason=known.finish_reason,
         error_type=None if error is None else type(error).__name__,
         error_message=None if error is None else brief(error) or None,
-        latency_ms=waited_ms if ended is None else round(known.duration_s * 1000, 3),
+        latency_ms=received.waited_ms if ended is None else round(known.duration_s * 1000, 3),
         input_tokens=known.input_tokens,
         output_tokens=known.output_tokens,
         call_id=call.result.call_id if call is not None else getattr(error, "call_id", None),
+        **_cost_columns(received, cost),
     )
 
 

@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,8 @@ from .. import instance
 from ..errors import NewerDatabaseError
 from ..events import FinishReason, Outcome
 from ..log.evaluation_removal import Sweeper
+from ..log.recorder import Recorder
+from ..log.rows import OVERHEAD_BYTES
 from ..log.schema import OUTCOMES
 from ..migrations import append_only
 from ..migrations import migrate as run_migrations
@@ -72,9 +75,12 @@ _ANSWER_COLUMNS = (
     "call_id",
     "failed_checks",
 )
+# One that is there already stays as it is, so that a write can be repeated.
 _INSERT_ANSWER = (
     f"insert into llm_evaluation_answers ({', '.join(_ANSWER_COLUMNS)}) "
-    f"values ({', '.join(f':{name}' for name in _ANSWER_COLUMNS)})"
+    f"select {', '.join(f':{name}' for name in _ANSWER_COLUMNS)} "
+    "where not exists (select 1 from llm_evaluation_answers where evaluation_id = :evaluation_id "
+    "and case_number = :case_number and candidate = :candidate)"
 )
 _ANSWER_FIELDS = tuple(Answer.__slots__)
 
@@ -389,17 +395,32 @@ def no_cases(left_out: Mapping[str, int]) -> str:
     return f"There are no cases; left out: {reasons}" if reasons else "There are no cases"
 
 
-async def add_answers(datasette: Datasette, evaluation_id: str, results: Iterable[Result]) -> None:
+async def add_answers(datasette: Datasette, evaluation_id: str, results: Sequence[Result]) -> None:
     """Store answers, also if the caller is cancelled meanwhile.
+
+    Where there is a call log, in a transaction with its rows, since each one waits for the disk.
 
     Raises:
         sqlite3.Error: they cannot be written, or the evaluation was removed.
     """
-    rows = [
-        _answer_row(evaluation_id, each.number, each.position, each.answer, each.failed_checks)
-        for each in results
-    ]
-    await _write(datasette, lambda connection: connection.executemany(_INSERT_ANSWER, rows))
+    refused: list[sqlite3.IntegrityError] = []
+
+    def insert(connection: sqlite3.Connection) -> None:
+        rows = [
+            _answer_row(evaluation_id, each.number, each.position, each.answer, each.failed_checks)
+            for each in results
+        ]
+        try:
+            connection.executemany(_INSERT_ANSWER, rows)
+        except sqlite3.IntegrityError as error:  # of the evaluation, so of each row
+            refused.append(error)
+
+    writer = Recorder.of(datasette).writer
+    weight = sum(OVERHEAD_BYTES + sys.getsizeof(each.answer.text) for each in results)
+    if not (writer.used and await _finished(writer.commit(insert, weight))):
+        await _write(datasette, insert)
+    if refused:
+        raise refused[0]
 
 
 async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) -> None:
@@ -461,11 +482,16 @@ async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, A
 
 async def _write(datasette: Datasette, work: Callable[[sqlite3.Connection], object]) -> Any:
     """What a function writes, also if the caller is cancelled meanwhile."""
-    writing = asyncio.ensure_future(datasette.get_internal_database().execute_write_fn(work))
+    return await _finished(datasette.get_internal_database().execute_write_fn(work))
+
+
+async def _finished(writing: Coroutine[Any, Any, _T]) -> _T:
+    """What a write gives, which a cancellation waits for."""
+    task = asyncio.create_task(writing)
     try:
-        return await asyncio.shield(writing)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([writing])
+        await asyncio.wait([task])
         raise
 
 

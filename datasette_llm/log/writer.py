@@ -171,11 +171,11 @@ class Writer:
             await self._execute(self._opened)
             self._ready = self.used = True
 
-    async def commit(self, statement: Statement, weight: int = OVERHEAD_BYTES) -> bool:
+    async def commit(self, work: Statement | Work, weight: int = OVERHEAD_BYTES) -> bool:
         """Write, and wait for the commit.
 
         Args:
-            statement: what to execute.
+            work: what to execute.
             weight: its bytes in memory, about.
 
         Returns:
@@ -184,10 +184,10 @@ class Writer:
             refuses.
         """
         if self.failure is not None:
-            self.later(statement, weight)
+            self.later(work, weight)
             return False
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._add(_Write(statement, weight, committed))
+        self._add(_Write(work, weight, committed))
         while not committed.done():
             began = time.monotonic()
             await asyncio.wait([committed], timeout=COMMIT_WAIT_S)

@@ -18,6 +18,7 @@ def main() -> int:
         from . import (  # noqa: F401
             concurrency,
             console_rows,
+            evaluation_call_rows,
             evaluation_rows,
             growth,
             log_pages_rows,

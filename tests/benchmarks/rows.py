@@ -51,12 +51,12 @@ async def first_chunk(name: str, quick: bool) -> Row:
 
     async def raw() -> float:
         begun = time.perf_counter()
-        return await _first_and_rest(streaming.prompt("x"), begun)
+        return await first_and_rest(streaming.prompt("x"), begun)
 
     async def ours(datasette: Datasette) -> float:
         begun = time.perf_counter()
         model = await LLM(datasette).model("streaming")
-        return await _first_and_rest(await model.prompt("x"), begun)
+        return await first_and_rest(await model.prompt("x"), begun)
 
     rounds = 2 if quick else 12
     async with running() as datasette, running(log=True) as recorded:
@@ -69,7 +69,7 @@ async def first_chunk(name: str, quick: bool) -> Row:
     return Row(name, work, pair, "ratio", 1.05, "ms", beside=beside)
 
 
-async def _first_and_rest(response: llm.AsyncResponse, begun: float) -> float:
+async def first_and_rest(response: llm.AsyncResponse, begun: float) -> float:
     chunks = aiter(response)
     await anext(chunks)
     first_s = time.perf_counter() - begun

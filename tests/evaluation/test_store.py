@@ -19,6 +19,7 @@ from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
 from datasette_llm.evaluation.definition import EvaluationError
 from datasette_llm.log import evaluation_removal, retention
 from datasette_llm.log.queries import id_at
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 from ..support.evaluating import made
@@ -217,3 +218,64 @@ async def test_hostile_text_is_stored(datasette: Datasette) -> None:
     await store.add_answers(datasette, evaluation.id, [result])
     (found,) = await store.answered_cases(datasette, evaluation.id, [1])
     assert found.answers[1][0].text == text.replace("\ud800", "\ufffd")
+
+
+def answer(number: int, text: str = "yes") -> Result:
+    return Result(Case("x"), number, Candidate("a"), 1, Answer(text=text))
+
+
+async def texts(datasette: Datasette) -> list[str]:
+    sql = "select text from llm_evaluation_answers order by case_number"
+    return [text for (text,) in await datasette.get_internal_database().execute(sql)]
+
+
+async def test_answers_share_the_logs_transactions(
+    datasette: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction waits for the disk; yet they are stored when the call returns."""
+    evaluation = await made(datasette, 2)
+    writer = Recorder.of(datasette).writer
+    await writer.flush()
+    database, transactions = datasette.get_internal_database(), []
+
+    async def counted(work: Any) -> Any:
+        transactions.append(work)
+        return await write(work)
+
+    async def called() -> None:
+        await asyncio.sleep(0)
+        await writer.commit(lambda connection: None)
+
+    write = database.execute_write_fn
+    monkeypatch.setattr(database, "execute_write_fn", counted)
+    await asyncio.gather(
+        store.add_answers(datasette, evaluation.id, [answer(1)]),
+        store.add_answers(datasette, evaluation.id, [answer(2)]),
+        called(),
+    )
+    assert len(transactions) == 1
+    assert await texts(datasette) == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("failing", [True, False])
+async def test_answers_do_not_need_the_log(make_datasette: Make, failing: bool) -> None:
+    """It may be off, or not take rows now; what it takes later changes nothing."""
+    datasette = make_datasette({"log": failing})
+    await datasette.invoke_startup()
+    evaluation = await made(datasette, 1)
+    writer = Recorder.of(datasette).writer
+    if failing:
+        writer.failure = "disk full"
+    await store.add_answers(datasette, evaluation.id, [answer(1)])
+    assert await texts(datasette) == ["yes"]
+    writer.failure = None
+    await writer.flush()
+    assert await texts(datasette) == ["yes"]
+    assert writer.used == failing
+
+
+async def test_an_answer_that_is_there_stays(datasette: Datasette) -> None:
+    evaluation = await made(datasette, 2)
+    await store.add_answers(datasette, evaluation.id, [answer(1)])
+    await store.add_answers(datasette, evaluation.id, [answer(1, "other"), answer(2, "no")])
+    assert await texts(datasette) == ["yes", "no"]

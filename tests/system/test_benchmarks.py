@@ -34,6 +34,8 @@ ROWS = [
     "no-settings",
     "console-models",
     "console-purposes",
+    "evaluation-throughput",
+    "playground-first-chunk",
     "log-first-page",
     "log-filtered",
     "log-tagged",
