@@ -247,17 +247,6 @@ def m002_judgings(db: Database) -> None:
         on llm_evaluation_judgings (evaluation_id)
         """,
         "alter table llm_evaluation_verdicts add column judging_id integer",
-        "drop trigger llm_evaluation_removals_remove",
-        """
-        create trigger llm_evaluation_removals_remove after insert on llm_evaluation_removals
-        begin
-            delete from llm_evaluations where id = new.evaluation_id;
-            delete from llm_evaluation_cases where evaluation_id = new.evaluation_id;
-            delete from llm_evaluation_answers where evaluation_id = new.evaluation_id;
-            delete from llm_evaluation_verdicts where evaluation_id = new.evaluation_id;
-            delete from llm_evaluation_judgings where evaluation_id = new.evaluation_id;
-        end
-        """,
     ):
         db.execute(statement)
     _protect_part(db, "llm_evaluation_judgings", "id = new.id")
