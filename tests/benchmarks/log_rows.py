@@ -257,9 +257,11 @@ async def _unfinished(datasette: Datasette) -> int:
 
 
 @asynccontextmanager
-async def on_disk(log: bool = True, internal: Path | None = None) -> AsyncIterator[Datasette]:
+async def on_disk(
+    log: bool = True, internal: Path | None = None, cache: object = False
+) -> AsyncIterator[Datasette]:
     """A started Datasette, with its internal database in this file if given."""
-    config: dict[str, Any] = {"plugins": {"datasette-llm": {"log": log}}}
+    config: dict[str, Any] = {"plugins": {"datasette-llm": {"log": log, "cache": cache}}}
     with tempfile.TemporaryDirectory() as folder:
         path = str(internal or Path(folder) / "internal.db")
         datasette = Datasette(memory=True, internal=path, config=config)
