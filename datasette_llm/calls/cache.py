@@ -545,7 +545,7 @@ class CachedPrompt:
         self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
-            writer.later(partial(self._cache.guard.write, touch))
+            writer.later(partial(self._cache.guard.write, touch), may_wait=True)
 
 
 def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:

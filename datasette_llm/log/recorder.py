@@ -101,7 +101,9 @@ class Recorder:
         cost = partial(_cost, request, row, model_id, price, exact=exact_price)
         if started is not None:
             row = started_row(self.session_id, started, self._clock()) | row
-        self.writer.later(partial(_write_end, row, cost, content), row_bytes(row), content)
+        work = partial(_write_end, row, cost, content)
+        # The row of a cached answer, for which nothing was sent, is no loss within a moment.
+        self.writer.later(work, row_bytes(row), content, may_wait=started is not None)
 
     def never_sent(self, started: RequestStarted, finished: RequestFinished) -> None:
         """Record a request that was never sent, soon."""

@@ -42,6 +42,9 @@ MAX_ROWS = 32
 # The time limit of a transaction for writes that no call waits for, since the next write may be
 # awaited: contents can be large.
 BATCH_S = 0.05
+# So long a write that may wait is waited with for others. A database that has no write-ahead log
+# cannot be read during a commit, so that each would hold up the lookups of the response cache.
+GATHER_S = 0.05
 RETRY_S = 1.0
 # A database that is locked for longer counts as failed. One that has many rows to write does not.
 COMMIT_WAIT_S = 2.0
@@ -73,6 +76,7 @@ class _Write:
         "committed",
         "content",
         "is_awaited",
+        "may_wait",
         "refused",
         "sent",
         "statement",
@@ -86,6 +90,8 @@ class _Write:
         weight: int,
         committed: asyncio.Future[bool] | None,
         content: Content | None = None,
+        *,
+        may_wait: bool = False,
     ) -> None:
         self.statement = None if callable(work) else work
         self.work = work if callable(work) else _executing(work)
@@ -93,6 +99,7 @@ class _Write:
         self.content = content
         self.committed = committed
         self.is_awaited = committed is not None  # stays true after the answer, for its priority
+        self.may_wait = may_wait
         self.refused = False
         self.sent = False  # to the writing thread, with an unknown result
 
@@ -143,6 +150,8 @@ class Writer:
         self._loop_end = LoopEnd(self._finish)
         self._failures = 0  # the number of failed transactions
         self._written_at = 0.0  # when the last transaction was committed
+        self._urgent = False  # whether what waits is to be written at once
+        self._gathering: asyncio.Event | None = None  # of the task, which waits for more
         check_each_second(self._check)
 
     @classmethod
@@ -197,7 +206,12 @@ class Writer:
         return committed.result()
 
     def later(
-        self, work: Statement | Work, weight: int = OVERHEAD_BYTES, content: Content | None = None
+        self,
+        work: Statement | Work,
+        weight: int = OVERHEAD_BYTES,
+        content: Content | None = None,
+        *,
+        may_wait: bool = False,
     ) -> None:
         """Write soon, in the order of the calls of this method, without waiting.
 
@@ -205,8 +219,9 @@ class Writer:
             work: what to execute.
             weight: its bytes in memory, about, without the content.
             content: what else it writes, unless that is dropped before.
+            may_wait: whether it may be waited with for others, as `GATHER_S` says.
         """
-        self._add(_Write(work, weight, None, content))
+        self._add(_Write(work, weight, None, content, may_wait=may_wait))
 
     async def flush(self) -> None:
         """Wait until all pending writes are written, or writing fails."""
@@ -242,6 +257,7 @@ class Writer:
         """Wait for the task that writes; not for long, as it goes on after a failure."""
         with self._lock:
             task = self._started()
+            self._hurry()
         if task.get_loop() is asyncio.get_running_loop():
             await asyncio.wait([task], timeout=RETRY_S)
         else:
@@ -278,6 +294,8 @@ class Writer:
             if self._admit(write):
                 (self._awaited if write.is_awaited else self._others).append(write)
                 self._started()
+                if not write.may_wait or len(self._others) >= MAX_BATCH:
+                    self._hurry()
             else:
                 self._answer([write], False)
 
@@ -314,6 +332,31 @@ class Writer:
                 if write.content is not None and write.content in self._contents:
                     del self._contents[write.content]
                     self._content_bytes -= write.content.weight
+
+    def _hurry(self) -> None:
+        """Have the task write at once; called with the lock, after `_started()`."""
+        self._urgent = True
+        event, task = self._gathering, self._task
+        if event is None or task is None:
+            return
+        if task.get_loop() is _running_loop():
+            event.set()
+        else:
+            with contextlib.suppress(RuntimeError):  # its event loop has been closed
+                task.get_loop().call_soon_threadsafe(event.set)
+
+    async def _gather(self) -> None:
+        """Wait for more to write, if all that there is may wait."""
+        with self._lock:
+            if self._urgent:
+                return
+            event = self._gathering = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                await event.wait()
+        with self._lock:
+            if self._gathering is event:
+                self._gathering = None
 
     def _started(self) -> asyncio.Task[None]:
         """The task that writes, if need be a new one; called with the lock."""
@@ -354,6 +397,9 @@ class Writer:
         for write in self._batch:  # of an event loop that has ended; they may have been written
             write.sent = True
         while self._goes_on():
+            await self._gather()
+            if self._is_superseded():
+                return
             batch = self._next_batch()
             try:
                 await self.prepare()
@@ -366,12 +412,14 @@ class Writer:
                     raise  # the event loop ends
                 self._failures += 1
                 self._note_failure(error)
+                self._urgent = True
                 await asyncio.sleep(RETRY_S)
             else:
                 self._answer(batch[:count], True)
                 if self._is_superseded():
                     return
                 self._batch = batch[count:]
+                self._urgent = self._urgent or bool(self._batch)
                 self._note_written(batch[:count])
                 batch.clear()  # Datasette's writing thread keeps a reference to its last work
                 self._note_success()
@@ -383,6 +431,7 @@ class Writer:
         self._others.extendleft(reversed([write for write in left if not write.is_awaited]))
         while len(self._batch) < MAX_BATCH and (queue := self._awaited or self._others):
             self._batch.append(queue.popleft())
+        self._urgent = bool(self._awaited or self._others)
         return self._batch
 
     def _answer(self, batch: list[_Write], committed: bool) -> None:

@@ -16,6 +16,7 @@ def main() -> int:
         stand_alone(folder)
         # Here, since llm and Datasette read the environment at import; these add the rows.
         from . import (  # noqa: F401
+            cache_rows,
             concurrency,
             console_rows,
             evaluation_call_rows,

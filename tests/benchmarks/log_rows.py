@@ -258,10 +258,13 @@ async def _unfinished(datasette: Datasette) -> int:
 
 @asynccontextmanager
 async def on_disk(
-    log: bool = True, internal: Path | None = None, config: dict[str, Any] | None = None
+    log: bool = True,
+    internal: Path | None = None,
+    cache: object = False,
+    config: dict[str, Any] | None = None,
 ) -> AsyncIterator[Datasette]:
     """A started Datasette, with its internal database in this file if given."""
-    config = {"plugins": {"datasette-llm": {"log": log}}} | (config or {})
+    config = {"plugins": {"datasette-llm": {"log": log, "cache": cache}}} | (config or {})
     with tempfile.TemporaryDirectory() as folder:
         path = str(internal or Path(folder) / "internal.db")
         datasette = Datasette(memory=True, internal=path, config=config)

@@ -1105,3 +1105,54 @@ def test_garbage_collected_instance_frees_lock(path, register_models, stopped_wh
         gc.collect()  # now of what belonged to it, which the thread that looks after loops may hold
         time.sleep(0.01)
     assert locks_of(path) == []
+
+
+# What may wait
+
+
+@pytest.fixture
+def transactions(monkeypatch):
+    """A writer whose writes that may wait would do so for ever, and what it has written."""
+    monkeypatch.setattr(writer, "GATHER_S", 1e6)
+    written = []
+
+    async def execute(work):
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+            return work(connection)
+
+    def note(*names):
+        return lambda connection: written.extend(names)
+
+    return Writer(execute, note()), note, written
+
+
+async def test_r3_rows_of_hits_are_written_together(transactions):
+    """With the next row that a call waits for, which does not wait for more."""
+    ours, note, written = transactions
+    ours.later(note("a"), may_wait=True)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    ours.later(note("b"), may_wait=True)
+    assert not written
+    assert await soon(ours.commit(("select 1", {})))
+    assert written == ["a", "b"]
+
+
+@pytest.mark.parametrize("way", ["other", "flush", "close", "many"])
+async def test_r3_rows_of_hits_wait_for_no_more(transactions, monkeypatch, way):
+    """Once there is another write, who reads, the end of Datasette, or a full batch."""
+    ours, note, written = transactions
+    monkeypatch.setattr(writer, "MAX_BATCH", 3)
+    ours.later(note("a"), may_wait=True)
+    await asyncio.sleep(0)
+    match way:
+        case "other":
+            ours.later(note("b"))
+        case "many":
+            ours.later(note("b"), may_wait=True)
+            ours.later(note("c"), may_wait=True)
+        case "flush":
+            await soon(ours.flush())
+        case "close":
+            await soon(ours.close())
+    await until(lambda: written[:1] == ["a"])
