@@ -267,6 +267,20 @@ def test_p3_time_limit_leaves_out_the_oldest(tmp_path: Path) -> None:
         assert reader.sums(Question(), BEGIN, NOW) == {}
 
 
+def test_p3_time_limit_with_a_changed_schema(tmp_path: Path) -> None:
+    """SQLite has no time to read the schema again, and says so in other words."""
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(path)) as other:
+        migrate(connection)
+        add(connection, *some_calls(3, 50))
+        connection.commit()
+        reader = Reader(connection, NOW, limit_ms=0)
+        reader.first()
+        other.execute("create table birds (id)")
+        assert reader.sums(Question(), BEGIN, None) == {}
+        assert reader.cut == NOW
+
+
 def test_totals_add_up_what_is_known(tmp_path: Path) -> None:
     """Huge and odd numbers, which only others write, break nothing."""
     with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as connection:
