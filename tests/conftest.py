@@ -17,6 +17,7 @@ settings.load_profile("tests")
 
 pytest.register_assert_rewrite("tests.support.faults", "tests.support.waiting")
 pytest_plugins = [
+    "tests.support.savings",
     "datasette_llm.testing",
     "tests.support.consultant",
     "tests.support.openai_server",
