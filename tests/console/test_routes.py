@@ -6,7 +6,6 @@ import json
 import re
 from urllib.parse import urlencode
 
-import httpx2
 import pytest
 from datasette.tokens import TokenRestrictions
 
@@ -14,6 +13,7 @@ from datasette_llm.console import routes
 from datasette_llm.console.log import running_page
 from datasette_llm.evaluation import run
 from tests.support.call_log import add, call_row
+from tests.support.console import client
 from tests.support.consultant import answer, answering, rows_where
 from tests.support.evaluating import made as made_evaluation
 
@@ -136,12 +136,6 @@ def _tell(connection, row):
     connection.execute(sql, [row["id"], content])
 
 
-def client(datasette, **who):
-    """A client of the application as it is served: made once, not for each request."""
-    transport = httpx2.ASGITransport(app=datasette.app())
-    return httpx2.AsyncClient(transport=transport, base_url="http://localhost", **who)
-
-
 async def check(site, client, may, partial=False, methods=METHODS):
     """Ask for every address by every method.
 
@@ -184,9 +178,7 @@ async def check(site, client, may, partial=False, methods=METHODS):
 
 @pytest.mark.parametrize("actor", ACTORS)
 async def test_s9_actors_and_methods(site, actor):
-    datasette = site.datasette
-    cookies = {"ds_actor": datasette.client.actor_cookie({"id": actor})} if actor else {}
-    async with client(datasette, cookies=cookies) as asking:
+    async with client(site.datasette, {"id": actor} if actor else None) as asking:
         await check(site, asking, ACTORS[actor])
 
 
