@@ -22,6 +22,8 @@ pytest_plugins = [
     "tests.support.consultant",
     "tests.support.openai_server",
 ]
+# A process that a test starts would compile all modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
