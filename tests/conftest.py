@@ -1,5 +1,6 @@
 """Fixtures of all tests: an empty llm folder, no keys, a Datasette, plugins."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,6 +25,12 @@ pytest_plugins = [
 ]
 # A process that a test starts would compile all modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """What is there for all tests is no garbage, and need not be looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
