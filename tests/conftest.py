@@ -1,5 +1,6 @@
 """Fixtures of all tests: an empty llm folder, no keys, a Datasette, plugins."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,14 +18,32 @@ settings.load_profile("tests")
 
 pytest.register_assert_rewrite("tests.support.faults", "tests.support.waiting")
 pytest_plugins = [
+    "tests.support.savings",
     "datasette_llm.testing",
     "tests.support.consultant",
     "tests.support.openai_server",
 ]
+# A process that a test starts would compile all modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait: for a timer, a process or the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """What is there for all tests is no garbage, and need not be looked through."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in a browser, which take long: `.ci/run` has a step for them."""
+    """Mark the tests in a browser, which take long: `.ci/run` has a step for them.
+
+    Those of whole systems come first, for the longest of them would be waited for at the end.
+    """
+    items.sort(key=lambda item: item.path.parent.name != "system")
     for item in items:
         if "browser" in item.path.name or item.path.name == "test_accessibility.py":
             item.add_marker("browser")

@@ -16,7 +16,7 @@ from datasette.utils import sqlite_timelimit
 from datasette.utils.sqlite import sqlite3
 
 from . import queries, search
-from .queries import Condition, Conditions, Filter
+from .queries import SHORT_OF_TIME, Condition, Conditions, Filter
 
 # What calls are sorted by: the column, where it is not the time, and its index.
 SORTS: Mapping[str, tuple[str, str] | None] = {
@@ -25,8 +25,6 @@ SORTS: Mapping[str, tuple[str, str] | None] = {
     "duration": ("duration_ms", "llm_calls_duration"),
     "tokens": ("input_tokens + output_tokens", "llm_calls_tokens"),
 }
-# The second one where the limit is reached while SQLite reads the schema again.
-_SHORT_OF_TIME = ("SQLITE_INTERRUPT", "SQLITE_SCHEMA")
 # So many calls with certain words are looked for first, whatever else is asked of them.
 MAX_RARE = 1_000
 # The first span of time that is read, in milliseconds; each is twice as long as the one before.
@@ -187,7 +185,7 @@ class _Finder:
                     if len(found) > self._listing.limit:
                         break
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname not in _SHORT_OF_TIME:
+            if error.sqlite_errorname not in SHORT_OF_TIME:
                 raise
             self.cut = True
             if self._listing.sort == "time" and found:

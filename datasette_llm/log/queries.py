@@ -59,6 +59,8 @@ RANGES: Mapping[str, tuple[str, int, str]] = {
     "duration": ("duration_ms", 1000, "seconds"),
     "first_chunk": ("first_chunk_ms", 1000, "seconds"),
 }
+# SQLite's errors where a time limit is reached; the second one while it reads the schema again.
+SHORT_OF_TIME = ("SQLITE_INTERRUPT", "SQLITE_SCHEMA")
 # As many combinations of values are read from indexes, and as many calls from the table at most.
 MAX_COMBINATIONS = 8
 MAX_FEW = 10_000

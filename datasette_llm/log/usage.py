@@ -18,7 +18,7 @@ from datasette.utils import sqlite_timelimit
 from datasette.utils.sqlite import sqlite3
 
 from . import latency, priced_tokens
-from .queries import EPOCH, Filter, first_id, moment, text_of, time_of
+from .queries import EPOCH, SHORT_OF_TIME, Filter, first_id, moment, text_of, time_of
 from .totals import Sums, totals
 from .usage_schema import (
     COLUMNS,
@@ -279,7 +279,7 @@ class Reader:
             try:
                 rows = self._limited(sql, values)
             except sqlite3.OperationalError as error:
-                if str(error) != "interrupted":
+                if error.sqlite_errorname not in SHORT_OF_TIME:
                     raise
                 return None
             width = len(question.read_by)

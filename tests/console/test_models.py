@@ -21,6 +21,7 @@ from datasette_llm.console.models import matching, models
 from datasette_llm.providers.names import provider_of
 from datasette_llm.testing import ScriptedModel
 
+from ..support.call_log import flushed_rows
 from ..support.console import (
     ANA,
     CONSOLE,
@@ -455,6 +456,7 @@ async def test_p7_sorted_within_its_part(start: Start, register_models, sort, fi
         except llm.ModelError:
             pass
 
+    await flushed_rows(datasette)
     rows = (await get_json(datasette, "models", sort=sort, availability="available"))["models"]
     by_id = {row["model_id"]: row for row in rows}
 

@@ -13,6 +13,7 @@ from datasette_llm.console import routes
 from datasette_llm.console.log import running_page
 from datasette_llm.evaluation import run
 from tests.support.call_log import add, call_row
+from tests.support.console import client
 from tests.support.consultant import answer, answering, rows_where
 from tests.support.evaluating import made as made_evaluation
 
@@ -135,15 +136,15 @@ def _tell(connection, row):
     connection.execute(sql, [row["id"], content])
 
 
-async def check(site, may, partial=False, methods=METHODS, **who):
+async def check(site, client, may, partial=False, methods=METHODS):
     """Ask for every address by every method.
 
     Args:
         site: the site.
+        client: of who asks.
         may: the permissions of who asks.
         partial: whether they may analyze some other table.
         methods: the methods to try.
-        who: the actor or the header of a token.
     """
     tried = methods
     for address, (needed, methods) in ADDRESSES.items():
@@ -156,7 +157,7 @@ async def check(site, may, partial=False, methods=METHODS, **who):
             body = {"content": "{}"} if method == "POST" else {}
             if body and "analyze" in address and allowed and ".json" not in address:
                 body = {"data": {"digest": "x"}}
-            response = await site.datasette.client.request(method, address, **body, **who)
+            response = await client.request(method, address, **body)
             where = (method, address, response.status_code)
             if not allowed:
                 assert response.status_code == (
@@ -177,8 +178,8 @@ async def check(site, may, partial=False, methods=METHODS, **who):
 
 @pytest.mark.parametrize("actor", ACTORS)
 async def test_s9_actors_and_methods(site, actor):
-    who = {"actor": {"id": actor}} if actor else {}
-    await check(site, ACTORS[actor], **who)
+    async with client(site.datasette, {"id": actor} if actor else None) as asking:
+        await check(site, asking, ACTORS[actor])
 
 
 @pytest.mark.parametrize("token", TOKENS)
@@ -187,9 +188,8 @@ async def test_s9_restricted_tokens_and_methods(site, token):
     made = await site.datasette.create_token("root", restrictions=restrictions)
     # Of some table: the docs, and the list of consultations, which is empty.
     partial = token in ("no-view", "other-table")
-    await check(
-        site, may, partial, ("GET", "POST", "DELETE"), headers={"authorization": f"Bearer {made}"}
-    )
+    async with client(site.datasette, headers={"authorization": f"Bearer {made}"}) as asking:
+        await check(site, asking, may, partial, ("GET", "POST", "DELETE"))
 
 
 def test_s9_every_route_is_in_the_table():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -45,10 +46,9 @@ OLD_COLUMNS = tuple(
 )
 
 
-@pytest.fixture
-def released(tmp_path: Path) -> Path:
-    """A database as the released version wrote it: two calls that ended and one that did not."""
-    path = tmp_path / "internal.db"
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "internal.db"
     first = Migrations("datasette_llm")
     first()(schema.m001_record)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -71,8 +71,15 @@ def released(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def migrated(released: Path) -> Any:
-    with closing(sqlite3.connect(released, isolation_level=None)) as connection:
+def released(made_once: Path, tmp_path: Path) -> Path:
+    """A database as the released version wrote it: two calls that ended and one that did not."""
+    return shutil.copy(made_once, tmp_path / "internal.db")
+
+
+@pytest.fixture(scope="module")
+def migrated_once(made_once: Path) -> tuple[Path, list[tuple[Any, ...]]]:
+    path = shutil.copy(made_once, made_once.with_name("migrated.db"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         before = rows_of(connection)
         migrate(connection)
         connection.execute(
@@ -80,6 +87,15 @@ def migrated(released: Path) -> Any:
             "system_chars, message_count, attachment_count, attempt, prompt_id, waited_ms) "
             f"values ('n', 'gone', '', 'm', 1, 2, 0, 1, 0, 2, '{OLD[0]}', 4.5)"
         )
+    return path, before
+
+
+@pytest.fixture
+def migrated(migrated_once: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path) -> Any:
+    """A connection to it once it was migrated, with another call; and the rows before."""
+    path, before = migrated_once
+    copy = shutil.copy(path, tmp_path / "internal.db")
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         yield connection, before
 
 

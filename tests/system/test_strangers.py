@@ -23,7 +23,7 @@ from datasette.utils import tilde_encode
 
 from datasette_llm import LLM, Purpose
 from datasette_llm.testing import ScriptedModel
-from tests.support.console import Page
+from tests.support.console import Page, client
 from tests.support.consultant import answer, flag, rows_where
 
 ROOT = {"id": "root"}
@@ -123,13 +123,12 @@ async def site(request, make_datasette, register_models, plugin, tmp_path):
     return datasette
 
 
-async def pages(datasette) -> list[str]:
+async def pages(datasette, asking) -> list[str]:
     """The address of every page about it, without `.json`."""
     text = datasette.said
-    get = datasette.client.get
-    calls = (await get("/-/llm/log.json", actor=ROOT)).json()["rows"]
+    calls = (await asking.get("/-/llm/log.json")).json()["rows"]
     table = f"/data/{tilde_encode(datasette.table)}/-/llm-analyze"
-    made = (await datasette.client.post(f"{table}.json", content="{}", actor=ROOT)).json()
+    made = (await asking.post(f"{table}.json", content="{}")).json()
     return [
         *("/-/llm", "/-/llm/models", "/-/llm/purposes", "/-/llm/keys", "/-/llm/test"),
         *("/-/llm/log", "/-/llm/log?by=model", "/-/llm/consultations", "/-/llm/explain"),
@@ -163,22 +162,27 @@ on_all = pytest.mark.parametrize("site", SEEDS, indirect=True)
 
 @on_all
 async def test_strangers_on_every_page(site):
-    for address in await pages(site):
-        response = await site.client.get(address, actor=ROOT)
-        assert response.status_code in (200, 400), (address, response.text)
-        page = Page(response.text)
-        assert not page.all("img"), address
-        for tag, attributes in page.tags:
-            assert not [name for name in attributes if name.startswith("on")], (address, tag)
-        for script in re.findall(r"(?is)<script[^>]*>(.*?)</script", response.text):
-            assert "alert(" not in script, address
-        for link in page.links():
-            assert not link.lower().strip().startswith("javascript:"), address
-        assert "49{%" not in response.text, address
-        path, _, arguments = address.partition("?")
-        twin = await site.client.get(f"{path}.json?{arguments}", actor=ROOT)
-        assert twin.status_code == response.status_code, address
-        json.loads(twin.content)
+    async with client(site, ROOT) as asking:
+        for address in await pages(site, asking):
+            await check(asking, address)
+
+
+async def check(asking, address):
+    response = await asking.get(address)
+    assert response.status_code in (200, 400), (address, response.text)
+    page = Page(response.text)
+    assert not page.all("img"), address
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], (address, tag)
+    for script in re.findall(r"(?is)<script[^>]*>(.*?)</script", response.text):
+        assert "alert(" not in script, address
+    for link in page.links():
+        assert not link.lower().strip().startswith("javascript:"), address
+    assert "49{%" not in response.text, address
+    path, _, arguments = address.partition("?")
+    twin = await asking.get(f"{path}.json?{arguments}")
+    assert twin.status_code == response.status_code, address
+    json.loads(twin.content)
 
 
 @on_all
