@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _OF_ENVIRONMENT = (
     *("_BASE_URL", "_API_BASE", "_API_URL", "_API_HOST", "_ENDPOINT", "OLLAMA_HOST"),
     *("OPENAI_API_VERSION", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"),
 )
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class UncacheableError(Exception):
@@ -60,7 +64,7 @@ def canonical(
         fields = {name: value for name, value in vars(prompt).items() if name != "model"}
         earlier = [_plain(_turn(each)) for each in turns]
         form = [VERSION, dict(scope), _identity(model), stream, _plain(fields), earlier]
-        return json.dumps(form, separators=(",", ":"))
+        return _encode(form)
     except UncacheableError:
         raise
     except Exception as error:  # of what a caller gave, or of a file that has gone
@@ -78,13 +82,19 @@ def _identity(model: Any) -> list[Any]:
     secret = getattr(own, "credentials", None)
     if secret is None:
         # It is not known which headers are credentials: another one of these is a miss, too.
-        server += [str(getattr(own, "headers", None)), _environment()]
+        server += [str(getattr(own, "headers", None)), server_variables(int(time.monotonic()))]
     else:  # of an endpoint, which takes nothing from the environment
         server.append({name: value for name, value in own.headers.items() if value not in secret})
     return [_name(own), str(own.model_id), *server]
 
 
-def _environment() -> list[tuple[str, str]]:
+@lru_cache(maxsize=1)
+def server_variables(second: int) -> list[tuple[str, str]]:
+    """What the environment says of servers, looked at once a second.
+
+    Args:
+        second: of the clock.
+    """
     found = [name for name in os.environ if name.endswith(_OF_ENVIRONMENT)]
     return [(name, os.environ[name]) for name in sorted(found)]
 

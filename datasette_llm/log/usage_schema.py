@@ -59,8 +59,9 @@ migrations = Migrations("datasette_llm_sums")
 
 
 @migrations()
-def m001_usage(db: Database) -> None:
+def m001_sums(db: Database) -> None:
     """Without the triggers, which `migrate` makes, also again where the table of calls was."""
+    _drop_former(db)
     for statement in (
         """
         create table llm_log_periods (
@@ -74,36 +75,6 @@ def m001_usage(db: Database) -> None:
         "create unique index llm_log_periods_end on llm_log_periods (end_id, start_id)",
         # Two groupings: with and without the actors, of which there may be thousands. The long
         # texts stand last, where SQLite need not read them.
-        """
-        create table llm_log_sums (
-            period_id integer not null,
-            with_actor integer not null,
-            number integer not null,
-            model_id text,
-            purpose text,
-            actor_id text,
-            outcome text,
-            failure_kind text,
-            calls integer not null,
-            priced integer not null,
-            input_tokens integer,
-            output_tokens integer,
-            cost_nanodollars integer,
-            durations text,
-            first_chunks text,
-            primary key (period_id, with_actor, number)
-        ) without rowid
-        """,
-    ):
-        db.execute(statement)
-
-
-@migrations()
-def m002_priced_tokens(db: Database) -> None:
-    """What was added up lacks these sums, so it is added up again."""
-    for statement in (
-        "delete from llm_log_periods",
-        "drop table llm_log_sums",
         """
         create table llm_log_sums (
             period_id integer not null,
@@ -131,6 +102,24 @@ def m002_priced_tokens(db: Database) -> None:
         """,
     ):
         db.execute(statement)
+
+
+def _drop_former(db: Database) -> None:
+    """Tables and triggers of before had names that are those of the plugin datasette-llm-usage."""
+    former = (
+        "select name from sqlite_master where type = 'trigger' and tbl_name = 'llm_calls' "
+        "and sql like '%delete from llm_usage_periods%'"
+    )
+    for (name,) in db.execute(former).fetchall():
+        db.execute(f"drop trigger {name}")
+    if db["llm_usage_periods"].exists():
+        db.execute("drop table llm_usage_periods")
+        if "period_id" in db["llm_usage"].columns_dict:
+            db.execute("drop table llm_usage")
+        db.execute(
+            "delete from _sqlite_migrations where migration_set = 'datasette_llm_usage' "
+            "and name in ('m001_usage', 'm002_priced_tokens')"
+        )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -403,7 +403,7 @@ class Writer:
             batch = self._next_batch()
             try:
                 await self.prepare()
-                count: int = await self._execute(partial(_write_all, batch))
+                count: int = await self._execute(_writing(batch))
             except DatasetteClosedError:
                 self._give_up()
             except BaseException as error:
@@ -501,6 +501,11 @@ def _resolve(future: asyncio.Future[bool], answer: bool) -> None:
 
 def _executing(statement: Statement) -> Work:
     return lambda connection: connection.execute(*statement)
+
+
+def _writing(batch: list[_Write]) -> Work:
+    # No partial: Datasette looks at the signature of each write, which takes 15 µs longer.
+    return lambda connection: _write_all(batch, connection)
 
 
 def _write_all(batch: list[_Write], connection: sqlite3.Connection) -> int:

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, TextPart
 
-from datasette_llm.calls.cache_key import UncacheableError, canonical, digest
+from datasette_llm.calls.cache_key import (
+    UncacheableError,
+    canonical,
+    digest,
+    server_variables,
+)
 from datasette_llm.testing import ScriptedModel
 
 MODEL = ScriptedModel("m", attachment_types=["text/plain"])
@@ -138,7 +143,9 @@ def test_r2_server_of_the_environment_counts(name: str, monkeypatch: Any) -> Non
     forms = {key(prompt_of())}
     for value in ("http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"):
         monkeypatch.setenv(name, value)
+        server_variables.cache_clear()
         forms.add(key(prompt_of()))
+    server_variables.cache_clear()
     assert len(forms) == 3
 
 

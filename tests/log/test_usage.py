@@ -181,6 +181,25 @@ async def test_p3_beside_the_plugin_datasette_llm_usage(
     assert connection.execute("select count(*) from llm_log_periods").fetchone()[0]
 
 
+@pytest.mark.parametrize("of_plugin", [False, True])
+async def test_p3_sums_under_former_names_go(
+    datasette: Datasette, connection: sqlite3.Connection, of_plugin: bool
+) -> None:
+    """They had the names of that plugin, whose table stays."""
+    column = "created" if of_plugin else "period_id"
+    connection.executescript(f"""
+        create table llm_usage_periods (id integer primary key);
+        create table llm_usage ({column} integer);
+        create trigger llm_usage_insert after insert on llm_calls
+        begin delete from llm_usage_periods where id > new.id; end;
+    """)
+    await added_up(datasette)
+    left = "select name from sqlite_master where name like 'llm_usage%'"
+    assert connection.execute(left).fetchall() == ([("llm_usage",)] if of_plugin else [])
+    add(connection, *some_calls(2, 3))
+    assert_true(connection)
+
+
 @pytest.mark.parametrize(
     "change", [late_call, end_of_call, removal, call_of_clock_ahead, table_made_again]
 )
