@@ -431,11 +431,19 @@ async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) 
         evaluation_id: the evaluation.
         **columns: `case_number`, `candidate`, `verdict`; `actor_id` of a person, `judge` with the
             model of the judge and its `judging_id`; `note`.
+
+    Raises:
+        EvaluationError: the evaluation was removed.
+        sqlite3.Error: it cannot be written.
     """
     row = storable(columns | {"evaluation_id": evaluation_id, "judged_at": now()})
     places = ", ".join(f":{name}" for name in row)
-    sql = f"insert into llm_evaluation_verdicts ({', '.join(row)}) values ({places})"
-    await _write(datasette, lambda connection: connection.execute(sql, row))
+    sql = f"""
+        insert into llm_evaluation_verdicts ({", ".join(row)}) select {places}
+        where exists (select 1 from llm_evaluations where id = :evaluation_id)
+    """
+    if not await _write(datasette, lambda c: c.execute(sql, row).rowcount):
+        raise EvaluationError("The evaluation was removed")
 
 
 async def add_judging(
@@ -793,8 +801,7 @@ class Judging:
 async def judgings(datasette: Datasette, evaluation_id: str) -> list[Judging]:
     """When judges were asked about an evaluation, the newest first."""
     sql = """
-        select started_at, judge, actor_id, rubric "
-            "from llm_evaluation_judgings
+        select started_at, judge, actor_id, rubric from llm_evaluation_judgings
         where evaluation_id = ? order by id desc
     """
     return await read(
