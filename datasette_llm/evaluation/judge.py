@@ -140,7 +140,8 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
         rubric: what makes an answer better.
 
     Raises:
-        LLMError: there is no judge, or pairs are left without a verdict; the others have theirs.
+        LLMError: there is no judge, pairs are left without a verdict, though the others have
+            theirs, or the evaluation was removed.
         sqlite3.Error: the database cannot be read or written.
     """
     after, judging_id, actor_id = 0, None, (actor or {}).get("id")
@@ -183,9 +184,14 @@ async def _judge_all(
         for case in cases
         for position in _unjudged(evaluation, case)
     ]
-    async with asyncio.TaskGroup() as tasks:
-        judged = [tasks.create_task(pair.judged(model, slots)) for pair in pairs]
-    return [each.result() for each in judged]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            judged = [tasks.create_task(pair.judged(model, slots)) for pair in pairs]
+    except ExceptionGroup as failed:  # all for the same reason: no verdict can be stored
+        error = failed.exceptions[0]
+    else:
+        return [each.result() for each in judged]
+    raise error
 
 
 async def _numbers(datasette: Datasette, evaluation: Evaluation, after: int) -> list[int]:

@@ -210,3 +210,30 @@ async def test_v4_judge_sees_the_conversation(make_datasette: Make, register_mod
     await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
     assert len(arbiter.questions) == 2
     assert "Name a bird" in json.dumps(arbiter.questions[0]["history"])
+
+
+async def test_v4_removal_ends_the_judge(make_datasette: Make, register_models: Any) -> None:
+    """Also one in another process, which says why; and none is begun."""
+    began, removed = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Judge):
+        async def execute(self, *arguments: Any, **more: Any) -> AsyncIterator[Any]:
+            began.set()
+            await removed.wait()
+            async for each in super().execute(*arguments, **more):
+                yield each
+
+    arbiter = Waiting(longer)
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(began.wait())
+    await store.remove(datasette, evaluation.id, None)
+    removed.set()
+    await soon(running.ended())
+    assert running.failure == "EvaluationError: The evaluation was removed"
+
+    arbiter.questions.clear()
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+    assert running.failure == "EvaluationError: The evaluation was removed"
+    assert not arbiter.questions

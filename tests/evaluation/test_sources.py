@@ -18,6 +18,7 @@ from datasette_llm.evaluation import templates
 from datasette_llm.evaluation.definition import Definition, EvaluationError
 from datasette_llm.evaluation.estimate import estimate
 from datasette_llm.evaluation.sources import NO_CONTENT, read_cases
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 Make = Callable[..., Datasette]
@@ -239,6 +240,22 @@ async def test_v3_estimate_sends_nothing(logged: Datasette) -> None:
     assert (b.cost_dollars, b.latency_ms, found.seconds) == (None, None, None)
     again = await logged.get_internal_database().execute("select count(*) from llm_calls")
     assert again.single_value() == calls.single_value()
+
+
+async def test_v3_estimate_leaves_cached_calls_out(
+    make_datasette: Make, register_models: Any
+) -> None:
+    """Which have no tokens, so that an answer would cost nothing."""
+    register_models(ScriptedModel("a", ["yes", llm.Usage(input=4, output=2)]))
+    datasette = make_datasette({"cache": True})
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("a")
+    for _ in range(3):
+        await (await model.prompt("x")).text()
+    await Recorder.of(datasette).writer.flush_in_time()
+    raw = {"candidates": ["a"], "cases": {"jsonl": {"text": '{"prompt": "y"}'}}}
+    found = await estimate(datasette, Definition.of(raw), None)
+    assert found.candidates[0].output_tokens == 2
 
 
 @pytest.mark.parametrize(
