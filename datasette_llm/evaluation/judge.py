@@ -157,7 +157,9 @@ async def judge(datasette: Datasette, evaluation: Evaluation, actor: Actor, rubr
                         datasette, evaluation.id, model.model_id, actor_id, rubric
                     )
                 by = (rubric, judging_id)
-                found = await _judge_all(datasette, evaluation, model, cases, by)
+                # The verdict of a fallback would be that of another judge.
+                alone = WrappedAsyncModel(model.route.alone())
+                found = await _judge_all(datasette, evaluation, alone, cases, by)
                 failures += filter(None, found)
         except GroupError as error:  # of those that took too long
             logger.warning("The judge did not answer in time: %s", brief(error))

@@ -237,3 +237,16 @@ async def test_v4_removal_ends_the_judge(make_datasette: Make, register_models: 
     await soon(running.ended())
     assert running.failure == "EvaluationError: The evaluation was removed"
     assert not arbiter.questions
+
+
+async def test_v4_no_fallback_judges(make_datasette: Make, register_models: Any) -> None:
+    """Its verdict would stand under the name of the judge that is down."""
+    other = Judge(longer)
+    other.model_id = "other"
+    down = Judge(lambda question: 1 / 0)  # type: ignore[arg-type,return-value]  # it raises
+    register_models(other)
+    datasette, evaluation = await judged(make_datasette, register_models, down, fallbacks=["other"])
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+    assert "3 of the pairs" in (running.failure or "")
+    assert not other.questions
