@@ -74,7 +74,6 @@ async def read_cases(
     """
     seen, read = set[bytes](), 0
     calls = definition.cases.calls
-    most = [each for each in (at_most, calls and calls.limit) if each is not None]
     async with contextlib.aclosing(_of_source(datasette, definition, left_out)) as cases:
         async for case in cases:
             read += 1
@@ -83,9 +82,11 @@ async def read_cases(
             if case.digest in seen:
                 left_out["it is the same as an earlier case"] += 1
                 continue
+            if len(seen) == at_most:
+                return
             seen.add(case.digest)
             yield case
-            if len(seen) in most:
+            if calls is not None and len(seen) == calls.limit:
                 return
 
 

@@ -310,6 +310,8 @@ async def test_v3_no_more_cases_than_confirmed(zoo: Datasette) -> None:
     definition, left_out = Definition.of({"candidates": ["a"], "cases": rows}), Counter[str]()
     found = [each.prompt async for each in read_cases(zoo, definition, left_out, 1)]
     assert found == ["Rex dog"]
+    found = [each.prompt async for each in read_cases(zoo, definition, left_out, 2)]
+    assert (found, left_out.total()) == (["Rex dog", "Tom cat"], 2)
 
 
 async def test_lines_of_a_windows_editor(make_datasette: Make) -> None:
