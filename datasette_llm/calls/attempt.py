@@ -236,6 +236,7 @@ class Attempt:
         finally:
             self.call.awaited_permit = None
         self._waited_s = loop.time() - began
+        self.call.waited_s += self._waited_s
 
     async def _learn_key(self) -> None:
         """Look up the key before the values are made, for a tag of a user's data may hold it."""

@@ -24,11 +24,14 @@ class CallContext(SupervisedTask):
         owners: whose the callbacks of the result are.
         result: what the contexts of the hooks know of the call.
         awaited_permit: the permit that its request waits for, or None.
+        waited_s: how long its requests have waited for permits, in seconds.
         used_keys: the keys looked up so far, those of fallbacks included.
         cached: what the response cache has for it; None where it has no part.
     """
 
-    cached: CachedPrompt | None = None  # no attribute of an instance without, for its memory
+    # No attributes of an instance without, for its memory.
+    cached: CachedPrompt | None = None
+    waited_s: float = 0.0
 
     def __init__(self, model: RoutedModel, tags: Tags, *, is_chain: bool) -> None:
         super().__init__()

@@ -94,7 +94,14 @@ class Route(NamedTuple):
 
     def once(self) -> Route:
         """The same route with one request for each prompt, to this model and to no other."""
-        policy = replace(self.target.call_policy, retries=0, fallbacks=())
+        return self._with_policy(retries=0, fallbacks=())
+
+    def alone(self) -> Route:
+        """The same route with requests to this model and to no other."""
+        return self._with_policy(fallbacks=())
+
+    def _with_policy(self, **changed: Any) -> Route:
+        policy = replace(self.target.call_policy, **changed)
         return self._replace(target=replace(self.target, call_policy=policy))
 
 

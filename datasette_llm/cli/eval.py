@@ -70,6 +70,8 @@ def run_eval_command(
     """
     if sum(each is not None for each in (file, purpose, resume)) != 1:
         raise click.UsageError("Give a FILE, --purpose, or --resume")
+    if resume is not None and (models or limit is not None):
+        raise click.UsageError("--resume goes on as it was made: leave out --model and --limit")
     if resume is not None and site.internal is None:
         raise click.UsageError("Give --internal: the evaluation is stored there")
     files: tuple[str, ...] = ()
@@ -134,11 +136,11 @@ def _definition(
     if isinstance(content, str) and kind == "jsonl":
         inner = {"file": content}
     if kind == "jsonl" and "file" in inner:
-        inner = {"text": _text(folder / str(inner["file"]))}
+        inner = {**inner, "text": _text(folder / str(inner.pop("file")))}
     elif kind in ("table", "query") and isinstance(inner.get("database"), str):
         path = folder / inner["database"]
         files, inner["database"] = (str(path),), path.stem
-    if limit is not None and kind != "jsonl":
+    if limit is not None:
         inner["limit"] = limit
     if inner or content == {}:
         raw = raw | {"cases": source | {kind: inner}}
@@ -178,7 +180,7 @@ async def _run(
             return
         if definition is not None:
             left_out = Counter[str]()
-            cases = read_cases(datasette, definition, left_out)
+            cases = read_cases(datasette, definition, left_out, found.cases)
             evaluation = await store.create(datasette, definition, cases, left_out, None)
         await _finish(datasette, evaluation)
         await _echo_result(datasette, evaluation, as_json)

@@ -339,7 +339,9 @@ class Attempt:
 
     async def _read(self, conversation: WrappedConversation) -> None:
         asked, held = self.asked, ""
-        async for chunk in await conversation.prompt(asked.prompt, **asked.arguments):
+        # A kept answer says nothing about the model, nor about its latency and cost.
+        arguments = {"response_cache": False, **asked.arguments}
+        async for chunk in await conversation.prompt(asked.prompt, **arguments):
             if self.first_chunk_at is None:
                 self.first_chunk_at = time.monotonic()
                 asked.on_first_chunk(self.ms_until(self.first_chunk_at))

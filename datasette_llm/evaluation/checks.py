@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -160,10 +161,12 @@ def _contains(case: Case, answer: Answer, _: float) -> bool:
 
 
 def _matches(case: Case, answer: Answer, _: float) -> bool:
+    if case.expected is None:
+        return True
     # Wildcards, since a regular expression from a table's row could take for ever.
-    return case.expected is None or fnmatch.fnmatchcase(
-        normalised(answer.text), normalised(case.expected)
-    )
+    pattern = fnmatch.translate(normalised(case.expected).replace("[", "[[]"))
+    # Not by `fnmatchcase`, which keeps as many patterns as an evaluation may have cases.
+    return re.match(pattern, normalised(answer.text)) is not None
 
 
 def _is_same(case: Case, answer: Answer, _: float) -> bool:

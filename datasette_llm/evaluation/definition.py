@@ -88,6 +88,8 @@ class LineCases(Section):
     """The lines; they are not kept, as the cases are."""
     file: _Text | None = None
     """The name of a file with the lines; for the command line only."""
+    limit: _Limit | None = None
+    """How many, the first ones; all if it is not set."""
 
 
 class Source(Section):
@@ -225,7 +227,7 @@ class Definition(Section):
         """It as plain data, without the lines of JSON, which become cases."""
         plain = self.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         if self.cases.jsonl is not None:
-            plain["cases"] = {"jsonl": {}}
+            plain["cases"]["jsonl"].pop("text", None)
         return plain
 
 

@@ -210,7 +210,7 @@ class Engine:
             while batch := await self._next_batch():
                 yield await self._results(batch)
             if not asking.cancelled():
-                await asking
+                await _finished(asking)
         finally:
             asking.cancel()
             await asyncio.wait([asking])
@@ -247,7 +247,9 @@ class Engine:
         try:
             async with group as model:
                 entered = True
-                await self._launch(model, group, work, launched)
+                # The answer of a fallback would be evidence about another model.
+                alone = WrappedAsyncModel(model.route.alone())
+                await self._launch(alone, group, work, launched)
                 asked = True
         except Exception as error:  # a hook's, or why there is no such model
             if not entered:
@@ -274,7 +276,7 @@ class Engine:
     ) -> None:
         text, error, started = "", None, time.monotonic()
         try:
-            async with asyncio.timeout(self._how.timeout_s):
+            async with self._in_time():
                 arguments = _arguments(model, case, work.candidate)
                 text = await (await model.prompt(case.prompt, **arguments)).text()
         except Exception as raised:  # a provider's, a hook's, or the time is over
@@ -286,6 +288,35 @@ class Engine:
         ended = _ended(group, call)
         received = _Received(work, number, case, text, error, call, ended, waited_ms)
         self._received.put_nowait(received)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Limit the time of an answer, without that for which a concurrency limit holds it up.
+
+        Raises:
+            TimeoutError: the time is over.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        began, timeout_s = loop.time(), self._how.timeout_s
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            call, now = self._calls.get(task), loop.time()
+            end = began + timeout_s + (0.0 if call is None else call.waited_s)
+            if call is not None and call.awaits_permit:
+                end = now + timeout_s
+            if end <= now:
+                limit.reschedule(now)
+            else:
+                timer = loop.call_at(end, look)
+
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(timeout_s, look)
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     async def _refuse(self, work: Work, error: Exception) -> None:
         for number, case in work.cases:
@@ -331,13 +362,27 @@ class Engine:
         return self._shapes[key]
 
 
+async def _finished(asking: asyncio.Task[None]) -> None:
+    """The end of what was asked; an error of the cases is raised as they raised it."""
+    try:
+        await asking
+    except ExceptionGroup as failed:
+        if len(failed.exceptions) > 1:
+            raise
+        error = failed.exceptions[0]
+    else:
+        return
+    raise error
+
+
 def _arguments(model: WrappedAsyncModel, case: Case, candidate: Candidate) -> dict[str, Any]:
     """What a case is prompted with, besides its text."""
     options = dict(candidate.options)
     if case.options:
         known = model.Options.model_fields
         options = {name: case.options[name] for name in case.options if name in known} | options
-    arguments: dict[str, Any] = {"options": options}
+    # A kept answer says nothing about latency and cost.
+    arguments: dict[str, Any] = {"options": options, "response_cache": False}
     if case.system:
         arguments["system"] = case.system
     if case.schema is not None:

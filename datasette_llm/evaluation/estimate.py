@@ -33,7 +33,7 @@ CHARS_A_TOKEN = 4
 OUTPUT_TOKENS = 300
 _RECENT = """
     select output_tokens, duration_ms from llm_calls
-    where model_id = ? and outcome = 'ok' order by id desc limit 100
+    where model_id = ? and outcome = 'ok' and cached_from is null order by id desc limit 100
 """
 _ANSWERED = """
     select candidate, count(*), avg(case when outcome = 'ok' then output_tokens end)

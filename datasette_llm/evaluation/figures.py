@@ -116,9 +116,9 @@ def _cost(value: float | None) -> str:
 def _speed(value: float | None) -> str:
     if not value:
         return "speed unknown"
-    if abs(1 - value) < _SAME:
-        return "as fast"
     times, word = (1 / value, "faster") if value < 1 else (value, "slower")
+    if round(times, 1) == 1:
+        return "as fast"
     return f"{times:,.{0 if times >= 10 else 1}f} \N{MULTIPLICATION SIGN} {word}"
 
 

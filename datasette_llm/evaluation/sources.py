@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import heapq
@@ -9,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasette.database import QueryInterrupted
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 BATCH_ROWS = 200
+# That are looked at after the first ones.
+MANY_CALLS = 20_000
 # Of broken lines that are named.
 MAX_NAMED = 20
 _CUT = re.compile(r"… and [0-9,]+ more characters\Z")
@@ -52,7 +56,10 @@ NO_CALLS = (
 
 
 async def read_cases(
-    datasette: Datasette, definition: Definition, left_out: Counter[str]
+    datasette: Datasette,
+    definition: Definition,
+    left_out: Counter[str],
+    at_most: int | None = None,
 ) -> AsyncGenerator[Case, None]:
     """The cases of an evaluation, each once.
 
@@ -60,17 +67,23 @@ async def read_cases(
         datasette: the Datasette instance.
         definition: what it is made of; the caller has checked that the actor may read it.
         left_out: gets how many were left out, by reason.
+        at_most: how many were confirmed, as there may be more meanwhile; None for all.
 
     Raises:
         EvaluationError: the source cannot be read as it is defined.
     """
-    seen = set[bytes]()
+    seen, read = set[bytes](), 0
     calls = definition.cases.calls
     async with contextlib.aclosing(_of_source(datasette, definition, left_out)) as cases:
         async for case in cases:
+            read += 1
+            if read % BATCH_ROWS == 0:
+                await asyncio.sleep(0)  # to the event loop's other work
             if case.digest in seen:
                 left_out["it is the same as an earlier case"] += 1
                 continue
+            if len(seen) == at_most:
+                return
             seen.add(case.digest)
             yield case
             if calls is not None and len(seen) == calls.limit:
@@ -108,39 +121,48 @@ async def _of_calls(
     log_filter.where()  # an invalid filter is reported without a call log, too
     await Recorder.of(datasette).writer.flush_in_time()
     database = datasette.get_internal_database()
-    ids: list[str] = await database.execute_fn(lambda c: _call_ids(c, log_filter, wanted))
-    taken = 0
-    for start in range(0, len(ids), BATCH_ROWS):
-        batch = ids[start : start + BATCH_ROWS]
-        found: list[Case | str] = await database.execute_fn(
-            lambda c, batch=batch: [_replayable(c, each) for each in batch]
-        )
-        for case in found:
-            if isinstance(case, str):
-                left_out[case] += 1
-            else:
-                taken += 1
-                yield case
+    taken, last, count = 0, "", 2 * wanted.limit + 100
+    while ids := await database.execute_fn(
+        partial(_call_ids, log_filter=log_filter, seed=wanted.seed, last=last, count=count)
+    ):
+        for start in range(0, len(ids), BATCH_ROWS):
+            batch = ids[start : start + BATCH_ROWS]
+            found: list[Case | str] = await database.execute_fn(
+                lambda c, batch=batch: [_replayable(c, each) for each in batch]
+            )
+            for case in found:
+                if isinstance(case, str):
+                    left_out[case] += 1
+                else:
+                    taken += 1
+                    yield case
+        # Many cannot be replayed, as the requests of earlier evaluations.
+        last, count = ids[-1], MANY_CALLS
     if not taken and set(left_out) <= {NO_CONTENT}:
         raise EvaluationError(NO_CALLS)
 
 
-def _call_ids(connection: sqlite3.Connection, log_filter: Filter, wanted: CallCases) -> list[str]:
-    """The calls to look at: more than are wanted, as some cannot be replayed."""
-    if not queries.has_tables(connection):
+def _call_ids(
+    connection: sqlite3.Connection, log_filter: Filter, seed: int | None, last: str, count: int
+) -> list[str]:
+    """The next calls to look at, after the last one; none where no content is recorded."""
+    if not queries.has_tables(connection) or not queries.has_content(connection):
         return []
-    count = 2 * wanted.limit + 100
     found = log_filter.conditions()
-    if wanted.seed is None:
+    if seed is None:
+        if last:
+            found.between.append("id < :last")
         sql = queries.ids_sql(connection, found)
-        rows = connection.execute(sql, found.values | {"n": count})
+        rows = connection.execute(sql, found.values | {"n": count, "last": last})
         return [call_id for (call_id,) in rows]
     sql = f"select id from llm_calls where {found.on_calls()}"
+    after = _place(seed, last) if last else b""
     ids = (call_id for (call_id,) in connection.execute(sql, found.values))
-    return heapq.nsmallest(count, ids, key=lambda call_id: _place(wanted.seed, call_id))
+    left = (call_id for call_id in ids if _place(seed, call_id) > after)
+    return heapq.nsmallest(count, left, key=lambda call_id: _place(seed, call_id))
 
 
-def _place(seed: int | None, call_id: str) -> bytes:
+def _place(seed: int, call_id: str) -> bytes:
     """Where a call stands in the random order of a seed."""
     return hashlib.blake2b(f"{seed}:{call_id}".encode(errors="replace"), digest_size=8).digest()
 
@@ -154,6 +176,8 @@ def _replayable(connection: sqlite3.Connection, call_id: str) -> Case | str:
         return "it is about a table that not everyone may view"
     if "evaluation" in row["tags"]:
         return "it is a request of an evaluation"
+    if row["cached_from"] is not None:
+        return "its answer is from the response cache"
     try:
         request, response = (
             json.loads(content.get(part, "{}")) for part in ("request", "response")
@@ -310,7 +334,9 @@ async def _of_lines(wanted: LineCases, left_out: Counter[str]) -> AsyncGenerator
     broken: list[str] = []
     cases: list[Case] = []
     # Not split at other line ends, which JSON may have within its texts.
-    for number, line in enumerate(wanted.text.split("\n"), 1):
+    for number, line in enumerate(wanted.text.removeprefix("\ufeff").split("\n"), 1):
+        if number % BATCH_ROWS == 0:
+            await asyncio.sleep(0)  # to the event loop's other work
         if not line.strip():
             continue
         try:
@@ -320,7 +346,7 @@ async def _of_lines(wanted: LineCases, left_out: Counter[str]) -> AsyncGenerator
     if broken:
         more = f" and {len(broken) - MAX_NAMED:,} more" if len(broken) > MAX_NAMED else ""
         raise EvaluationError("; ".join(broken[:MAX_NAMED]) + more)
-    for case in cases:
+    for case in cases[: wanted.limit]:
         yield case
 
 

@@ -420,11 +420,13 @@ async def add_verdict(datasette: Datasette, evaluation_id: str, **columns: Any) 
         evaluation_id: the evaluation.
         **columns: `case_number`, `candidate`, `verdict`; `actor_id` of a person, `judge` with the
             model of the judge and its `judging_id`; `note`.
+
+    Raises:
+        EvaluationError: the evaluation was removed.
+        sqlite3.Error: it cannot be written.
     """
-    row = storable(columns | {"evaluation_id": evaluation_id, "judged_at": now()})
-    places = ", ".join(f":{name}" for name in row)
-    sql = f"insert into llm_evaluation_verdicts ({', '.join(row)}) values ({places})"
-    await _write(datasette, lambda connection: connection.execute(sql, row))
+    row = columns | {"evaluation_id": evaluation_id, "judged_at": now()}
+    await _add(datasette, "llm_evaluation_verdicts", row)
 
 
 async def add_judging(
@@ -441,15 +443,32 @@ async def add_judging(
 
     Returns:
         The id, for the verdicts of the judge.
+
+    Raises:
+        EvaluationError: the evaluation was removed.
+        sqlite3.Error: it cannot be written.
     """
     row: dict[str, Any] = {"evaluation_id": evaluation_id, "started_at": now(), "judge": judge}
     row |= {"actor_id": actor_id, "rubric": rubric}
-    sql = """
-        insert into llm_evaluation_judgings (evaluation_id, started_at, judge, actor_id, rubric)
-        values (:evaluation_id, :started_at, :judge, :actor_id, :rubric)
+    return await _add(datasette, "llm_evaluation_judgings", row)
+
+
+async def _add(datasette: Datasette, table: str, row: Mapping[str, Any]) -> int:
+    """Store a row of an evaluation, unless that was removed; its id."""
+    places = ", ".join(f":{name}" for name in row)
+    sql = f"""
+        insert into {table} ({", ".join(row)}) select {places}
+        where exists (select 1 from llm_evaluations where id = :evaluation_id)
     """
-    found: int = await _write(datasette, lambda c: c.execute(sql, storable(row)).lastrowid)
-    return found
+
+    def work(connection: sqlite3.Connection) -> int | None:
+        added = connection.execute(sql, storable(dict(row)))
+        return added.lastrowid if added.rowcount else None
+
+    row_id: int | None = await _write(datasette, work)
+    if row_id is None:
+        raise EvaluationError("The evaluation was removed")
+    return row_id
 
 
 async def remove(datasette: Datasette, evaluation_id: str, actor: Mapping[str, Any] | None) -> None:
@@ -782,8 +801,7 @@ class Judging:
 async def judgings(datasette: Datasette, evaluation_id: str) -> list[Judging]:
     """When judges were asked about an evaluation, the newest first."""
     sql = """
-        select started_at, judge, actor_id, rubric "
-            "from llm_evaluation_judgings
+        select started_at, judge, actor_id, rubric from llm_evaluation_judgings
         where evaluation_id = ? order by id desc
     """
     return await read(

@@ -31,7 +31,8 @@ PARTS: Mapping[str, str] = {
     "llm_evaluation_answers": "rowid",
     "llm_evaluation_cases": "number",
 }
-# How long one transaction removes rows, and how many at a time: SQLite overwrites deleted text.
+# How long one transaction removes rows, and how many at a time at most: SQLite overwrites deleted
+# text.
 SLICE_S = 0.05
 ROWS = 50
 # Between two transactions, for other processes, as in `retention`.
@@ -137,10 +138,15 @@ def _remove_slice(evaluation_id: str, connection: sqlite3.Connection) -> bool:
     # Not every SQLite does so by default; deleted text would stay readable in the file.
     connection.execute("pragma secure_delete = on")
     end_s = time.perf_counter() + SLICE_S
+    rows = 1  # at first, since each may be a megabyte
     for table, key in PARTS.items():
-        some = f"select {key} from {table} where evaluation_id = :id limit {ROWS}"
+        some = f"select {key} from {table} where evaluation_id = :id limit :rows"
         sql = f"delete from {table} where evaluation_id = :id and {key} in ({some})"
-        while connection.execute(sql, {"id": evaluation_id}).rowcount:
-            if time.perf_counter() > end_s:
+        began_s = time.perf_counter()
+        while connection.execute(sql, {"id": evaluation_id, "rows": rows}).rowcount:
+            now_s = time.perf_counter()
+            if now_s > end_s:
                 return True
+            rows = min(2 * rows, ROWS) if now_s - began_s < SLICE_S / 4 else max(1, rows // 2)
+            began_s = now_s
     return False

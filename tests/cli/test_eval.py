@@ -180,3 +180,13 @@ def test_v6_one_source_is_named(invoke: Invoke, words: tuple[str, ...]) -> None:
     refused = invoke("run", *words)
     assert refused.exit_code == 2
     assert "Give a FILE, --purpose, or --resume" in refused.stderr
+
+
+def test_v6_limit_holds_for_lines(invoke: Invoke, models: Any) -> None:
+    """And is refused where it would change nothing."""
+    dry = invoke("run", "evaluation.yaml", "--limit", "1", "--dry-run")
+    assert dry.stdout.splitlines()[0] == "1 cases, 2 requests"
+    for words in (("--limit", "1"), ("-m", "a")):
+        refused = invoke("run", "--resume", "x", *words)
+        assert refused.exit_code == 2
+        assert "leave out --model and --limit" in refused.stderr

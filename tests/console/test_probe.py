@@ -121,6 +121,14 @@ async def test_probe_uses_options_key_hooks_and_log(start, register_models, plug
     assert (row["purpose"], row["actor_id"], row["outcome"]) == ("chat", "ana", "ok")
 
 
+async def test_probe_goes_past_the_cache(start, register_models):
+    """A kept answer would hide that the model is down."""
+    register_models(ScriptedModel("a", PONG, [ValueError("down")]))
+    datasette = await start({"cache": True})
+    probes = [await probe_model(datasette, "a") for _ in range(2)]
+    assert [each.ok for each in probes] == [True, False]
+
+
 async def test_alias_is_probed_as_its_model(start, register_models, llm_folder):
     register_models(ScriptedModel("scripted", PONG))
     (llm_folder / "aliases.json").write_text('{"short": "scripted"}', "utf-8")

@@ -40,6 +40,8 @@ def recorded(text: str) -> Case:
         ("matches", Case("p", expected="a * fox?"), Answer(text="A red fox."), True),
         ("matches", Case("p", expected="a * fox"), Answer(text="A red fox."), False),
         ("matches", Case("p", expected="*a" * 30 + "b"), Answer(text="a" * 5_000), False),
+        ("matches", Case("p", expected="[a] *"), Answer(text="[A] fox"), True),
+        ("matches", Case("p", expected="[a] *"), Answer(text="a fox"), False),
         ("same", recorded("Yes. "), Answer(text="yes."), True),
         ("same", recorded("Yes."), Answer(text="no"), False),
         ("same", Case("p"), Answer(text="no"), True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import llm
@@ -210,3 +210,50 @@ async def test_bad_arguments_are_refused(
     with pytest.raises(error):
         await results(LLM(make_datasette()), [Case("x")], ["a"], **arguments)
     assert not model.calls
+
+
+async def test_v3_fallback_is_no_evidence(make_datasette: Make, register_models: Any) -> None:
+    """A candidate that is down has failed, whatever another model would have answered."""
+    other = ScriptedModel("b", ["yes"])
+    register_models(ScriptedModel("a", [ValueError("down")]), other)
+    datasette = make_datasette({"fallbacks": ["b"]})
+    found = await results(LLM(datasette), [Case("x")], ["a"])
+    assert found[1, 1].answer.error_message == "down"
+    assert not other.calls
+
+
+async def test_v3_kept_answer_is_no_evidence(make_datasette: Make, register_models: Any) -> None:
+    """Every case is asked, since an answer of the cache has no latency, tokens or cost."""
+    model = ScriptedModel("a", ["yes", llm.Usage(input=4, output=2)])
+    register_models(model)
+    datasette = make_datasette({"cache": True})
+    await datasette.invoke_startup()
+    for _ in range(2):
+        found = await results(LLM(datasette), [Case("x")], ["a", "a"])
+        assert [each.answer.input_tokens for each in found.values()] == [4, 4]
+    assert len(model.calls) == 4
+
+
+async def test_v3_waiting_does_not_time_out(make_datasette: Make, register_models: Any) -> None:
+    """Only the request that hangs; the one that its limit held up is asked next."""
+    register_models(ScriptedModel("a", [asyncio.Event()], ["yes"]))
+    datasette = make_datasette({"models": [{"model": "a", "max_concurrency": 1}]})
+    found = await results(LLM(datasette), [Case("x"), Case("y")], ["a"], timeout_s=0.1)
+    assert [found[n, 1].answer.outcome for n in (1, 2)] == [Outcome.ERROR, Outcome.OK]
+    assert found[1, 1].answer.error_type == "TimeoutError"
+
+
+async def test_v7_error_of_the_cases_is_raised(make_datasette: Make, register_models: Any) -> None:
+    """As the iterator raised it; nothing is left running."""
+    model = ScriptedModel("a", [asyncio.Event()])
+    register_models(model)
+
+    async def cases() -> AsyncIterator[Case]:
+        for number in range(100):
+            yield Case(f"{number}")
+        await model.received(100)
+        raise ValueError("The file ends here")
+
+    with pytest.raises(ValueError, match="ends here"):
+        await soon(results(LLM(make_datasette()), cases(), ["a"], concurrency=200))
+    assert {call.outcome for call in model.calls} == {"cancelled"}

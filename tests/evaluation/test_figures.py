@@ -56,6 +56,10 @@ def test_v5_percentile(values: list[float], percent: int, found: float | None) -
             "m: as expensive, 7,742 × faster, "  # noqa: RUF001  # as above
             "worse in 0 of 1 (0 to 1 with 95 % confidence)",
         ),
+        (
+            Comparison(1, 0, 0, 1.0, 1.04),
+            "m: as expensive, as fast, worse in 0 of 1 (0 to 1 with 95 % confidence)",
+        ),
         (Comparison(0, 0, 0), "m: no case has been answered by both"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from datasette.app import Datasette
 
 from datasette_llm import LLM
 from datasette_llm.evaluation import judge, results, run, store
+from datasette_llm.evaluation.definition import Definition
+from datasette_llm.evaluation.sources import read_cases
 from datasette_llm.testing import ScriptedModel
 
 from ..support.call_log import flushed_rows
@@ -187,3 +190,63 @@ async def test_v4_without_a_judge_says_so(make_datasette: Make, register_models:
     found = await judge.estimate(datasette, evaluation, None)
     assert found.model_id is None
     assert "there is no default" in (found.problem or "")
+
+
+async def test_v4_judge_sees_the_conversation(make_datasette: Make, register_models: Any) -> None:
+    """Without the earlier messages a prompt may have no meaning."""
+    arbiter = Judge(longer)
+    register_models(ScriptedModel("a", ["Pinguin"]), ScriptedModel("b", ["der Pinguin"]), arbiter)
+    config = {"log": {"content": True}, "purposes": {judge.PURPOSE: {"model": "arbiter"}}}
+    datasette = make_datasette(config)
+    await datasette.invoke_startup()
+    talk = (await LLM(datasette).model("a", "p")).conversation()
+    for prompt in ("Name a bird", "In German"):
+        await (await talk.prompt(prompt)).text()
+    raw = {"purpose": "p", "candidates": ["b"], "cases": {"calls": {"limit": 1}}}
+    definition, left_out = Definition.of(raw), Counter[str]()
+    cases = read_cases(datasette, definition, left_out)
+    evaluation = await store.create(datasette, definition, cases, left_out, None)
+    await soon(run.start(datasette, evaluation, None).ended())
+    await soon(run.start_judge(datasette, evaluation, None, RUBRIC).ended())
+    assert len(arbiter.questions) == 2
+    assert "Name a bird" in json.dumps(arbiter.questions[0]["history"])
+
+
+async def test_v4_removal_ends_the_judge(make_datasette: Make, register_models: Any) -> None:
+    """Also one in another process, which says why; and none is begun."""
+    began, removed = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Judge):
+        async def execute(self, *arguments: Any, **more: Any) -> AsyncIterator[Any]:
+            began.set()
+            await removed.wait()
+            async for each in super().execute(*arguments, **more):
+                yield each
+
+    arbiter = Waiting(longer)
+    datasette, evaluation = await judged(make_datasette, register_models, arbiter)
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(began.wait())
+    await store.remove(datasette, evaluation.id, None)
+    removed.set()
+    await soon(running.ended())
+    assert running.failure == "EvaluationError: The evaluation was removed"
+
+    arbiter.questions.clear()
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+    assert running.failure == "EvaluationError: The evaluation was removed"
+    assert not arbiter.questions
+
+
+async def test_v4_no_fallback_judges(make_datasette: Make, register_models: Any) -> None:
+    """Its verdict would stand under the name of the judge that is down."""
+    other = Judge(longer)
+    other.model_id = "other"
+    down = Judge(lambda question: 1 / 0)  # type: ignore[arg-type,return-value]  # it raises
+    register_models(other)
+    datasette, evaluation = await judged(make_datasette, register_models, down, fallbacks=["other"])
+    running = run.start_judge(datasette, evaluation, None, RUBRIC)
+    await soon(running.ended())
+    assert "3 of the pairs" in (running.failure or "")
+    assert not other.questions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from datasette.app import Datasette
 from datasette.database import Database
 
 from datasette_llm import LLM, Case
+from datasette_llm.evaluation import templates
 from datasette_llm.evaluation.definition import Definition, EvaluationError
 from datasette_llm.evaluation.estimate import estimate
 from datasette_llm.evaluation.sources import NO_CONTENT, read_cases
+from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
 Make = Callable[..., Datasette]
@@ -239,6 +242,22 @@ async def test_v3_estimate_sends_nothing(logged: Datasette) -> None:
     assert again.single_value() == calls.single_value()
 
 
+async def test_v3_estimate_leaves_cached_calls_out(
+    make_datasette: Make, register_models: Any
+) -> None:
+    """Which have no tokens, so that an answer would cost nothing."""
+    register_models(ScriptedModel("a", ["yes", llm.Usage(input=4, output=2)]))
+    datasette = make_datasette({"cache": True})
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("a")
+    for _ in range(3):
+        await (await model.prompt("x")).text()
+    await Recorder.of(datasette).writer.flush_in_time()
+    raw = {"candidates": ["a"], "cases": {"jsonl": {"text": '{"prompt": "y"}'}}}
+    found = await estimate(datasette, Definition.of(raw), None)
+    assert found.candidates[0].output_tokens == 2
+
+
 @pytest.mark.parametrize(
     ("candidate", "problem"),
     [
@@ -261,3 +280,66 @@ async def test_candidate_that_cannot_be_asked_is_refused(
     with pytest.raises(EvaluationError) as refused:
         await estimate(datasette, Definition.of(raw), None)
     assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize("seed", [{}, {"seed": 1}])
+async def test_v3_looks_past_what_is_unfit(
+    make_datasette: Make, register_models: Any, seed: Any
+) -> None:
+    """However many requests of an earlier evaluation are newer; and past the response cache."""
+    register_models(ScriptedModel("a", ["yes"]))
+    datasette = make_datasette({"log": {"content": True}, "cache": True})
+    await datasette.invoke_startup()
+    model = await LLM(datasette).model("a")
+    for _ in range(2):
+        await (await model.prompt("question")).text()
+    evaluated = await LLM(datasette).model("a", tags={"evaluation": "e"})
+    await asyncio.gather(*[evaluated.prompt(f"q {number}") for number in range(120)])
+    (case,), left_out = await read(datasette, {"calls": {"limit": 1, **seed}})
+    assert case.prompt == "question"
+    if not seed:
+        assert left_out == {
+            "it is a request of an evaluation": 120,
+            "its answer is from the response cache": 1,
+        }
+
+
+async def test_v3_no_more_cases_than_confirmed(zoo: Datasette) -> None:
+    """Rows that are added meanwhile are not asked about."""
+    rows = {"table": {"database": "zoo", "table": "pets", "template": "{{ name }} {{ a kind }}"}}
+    definition, left_out = Definition.of({"candidates": ["a"], "cases": rows}), Counter[str]()
+    found = [each.prompt async for each in read_cases(zoo, definition, left_out, 1)]
+    assert found == ["Rex dog"]
+    found = [each.prompt async for each in read_cases(zoo, definition, left_out, 2)]
+    assert (found, left_out.total()) == (["Rex dog", "Tom cat"], 2)
+
+
+async def test_lines_of_a_windows_editor(make_datasette: Make) -> None:
+    """A byte order mark and CRLF; and only as many as are wanted."""
+    text = "\ufeff" + "\r\n".join(json.dumps({"prompt": f"{n}"}) for n in range(5))
+    cases, _ = await read(make_datasette(), {"jsonl": {"text": text, "limit": 2}})
+    assert [each.prompt for each in cases] == ["0", "1"]
+
+
+async def test_lines_do_not_hold_the_event_loop(make_datasette: Make) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    text = "\n".join(json.dumps({"prompt": f"{n}"}) for n in range(2_000))
+    await read(make_datasette(), {"jsonl": {"text": text}})
+    counting.cancel()
+    assert turns >= 10
+
+
+def test_template_with_odd_columns() -> None:
+    """White space around a name, as after the commas of a CSV, need not be written."""
+    row = {" kind": "dog", "name": "{{ kind }}", "name ": "Tom"}
+    template = "{{ name }} {{kind}} {{  kind }}"
+    assert templates.unknown_columns(template, row) == []
+    assert templates.filled(template, row) == "{{ kind }} dog dog"

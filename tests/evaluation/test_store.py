@@ -121,8 +121,7 @@ async def test_v5_retention_removes_old_ones(
 async def test_v5_removal_holds_the_writer_briefly(
     datasette: Datasette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few rows a transaction, so that a call is recorded between two of them."""
-    monkeypatch.setattr(evaluation_removal, "ROWS", 2)
+    """A row a transaction where that takes long, so that a call is recorded between two."""
     monkeypatch.setattr(evaluation_removal, "SLICE_S", 0)
     monkeypatch.setattr(evaluation_removal, "PAUSE_S", 0)
     removed = await complete(datasette)
@@ -139,8 +138,8 @@ async def test_v5_removal_holds_the_writer_briefly(
     monkeypatch.setattr(database, "execute_write_fn", watched)
     await evaluation_removal.sweep(datasette)
     assert [row[1:5] for row in seen] == [
-        *([3, 3, 0, 1], [3, 3, 0, 0], [3, 1, 0, 0], [3, 0, 0, 0]),
-        *([1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
+        *([3, 3, 0, 1], [3, 3, 0, 0], [3, 2, 0, 0], [3, 1, 0, 0], [3, 0, 0, 0]),
+        *([2, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
     ]
 
 
@@ -279,3 +278,13 @@ async def test_an_answer_that_is_there_stays(datasette: Datasette) -> None:
     await store.add_answers(datasette, evaluation.id, [answer(1)])
     await store.add_answers(datasette, evaluation.id, [answer(1, "other"), answer(2, "no")])
     assert await texts(datasette) == ["yes", "no"]
+
+
+async def test_no_verdict_about_what_is_removed(datasette: Datasette) -> None:
+    """A judge of another process ends, and no note of it is left."""
+    evaluation = await complete(datasette)
+    await store.remove(datasette, evaluation.id, None)
+    verdict = {"case_number": 1, "candidate": 1, "verdict": "same", "note": "left"}
+    with pytest.raises(EvaluationError, match="was removed"):
+        await store.add_verdict(datasette, evaluation.id, **verdict)
+    assert (await counts(datasette))[3] == 1  # as before

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from datasette.resources import DatabaseResource
 from itsdangerous import BadSignature
 
 from ...access.snapshot import snapshot_of
@@ -27,7 +28,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     "calls": ("limit", "seed", "model", "since", "until", "tag"),
     "table": ("database", "table", "template", "system", "expected", "limit"),
     "query": ("database", "sql", "template", "system", "expected", "limit"),
-    "jsonl": ("text",),
+    "jsonl": ("text", "limit"),
 }
 
 
@@ -129,15 +130,21 @@ def _digest(definition: Definition, actor: Any) -> str:
     return hashlib.blake2b(content.encode(errors="replace"), digest_size=16).hexdigest()
 
 
-async def choices(datasette: Datasette) -> dict[str, Any]:
-    """What the form offers."""
+async def choices(datasette: Datasette, actor: Any) -> dict[str, Any]:
+    """What the form offers; of the databases those that the actor may view."""
     snapshot = await snapshot_of(datasette)
     purposes, problems = await purpose_names(datasette, snapshot)
     return {
         "purposes": purposes,
         "problems": problems,
         "models": list(snapshot.catalog.entries),
-        "databases": [name for name in datasette.databases if name != "_internal"],
+        "databases": [
+            name
+            for name in datasette.databases
+            if await datasette.allowed(
+                action="view-database", resource=DatabaseResource(name), actor=actor
+            )
+        ],
         "checks": [
             {"name": name, "description": kind.description, "takes_limit": kind.takes_limit}
             for name, kind in CHECKS.items()

@@ -143,7 +143,7 @@ async def new_page(datasette: Datasette, request: Request) -> Response:
 
 async def new_json(datasette: Datasette, request: Request) -> Response:
     """What the form offers, as JSON."""
-    return as_json({"ok": True, **await form.choices(datasette)})
+    return as_json({"ok": True, **await form.choices(datasette, request.actor)})
 
 
 async def _posted_new(datasette: Datasette, request: Request) -> Response:
@@ -158,7 +158,7 @@ async def _posted_new(datasette: Datasette, request: Request) -> Response:
         found = await estimate(datasette, definition, request.actor)
         actor = request.actor
         if new_id := form.confirmed_id(datasette, given, definition, found, actor):
-            return await _started(datasette, request, definition, new_id)
+            return await _started(datasette, request, definition, found.cases, new_id)
         confirm = form.confirmation(datasette, definition, found, actor)
         payload = _estimate_payload(found, given, confirm)
     except (LLMError, PostError) as error:
@@ -194,11 +194,11 @@ def _estimate_payload(found: Estimate, given: str, confirm: str) -> Payload:
 
 
 async def _started(
-    datasette: Datasette, request: Request, definition: Definition, new_id: str
+    datasette: Datasette, request: Request, definition: Definition, confirmed: int, new_id: str
 ) -> Response:
     """Start an evaluation, but once for each confirmation, however often that is sent."""
     left_out = Counter[str]()
-    cases = read_cases(datasette, definition, left_out)
+    cases = read_cases(datasette, definition, left_out, confirmed)
     if not await store.was_made(datasette, new_id):
         with contextlib.suppress(sqlite3.IntegrityError):  # it is being made, by the same form
             evaluation = await store.create(
@@ -215,7 +215,7 @@ async def _started(
 async def _form_page(
     datasette: Datasette, request: Request, fields: Mapping[str, str], payload: Payload
 ) -> Response:
-    offered = await form.choices(datasette)
+    offered = await form.choices(datasette, request.actor)
     if request.method != "POST":
         fields = {**dict.fromkeys(offered["default_checks"], "on"), **fields}
     context = {"title": "New evaluation", "payload": payload, "offered": offered, "fields": fields}
@@ -280,6 +280,7 @@ async def export(datasette: Datasette, request: Request) -> AsgiStream:
 
 
 async def _exported(datasette: Datasette, evaluation: Evaluation, kind: str) -> AsyncIterator[str]:
+    begun = False
     if kind == "json":
         yield '{"ok": true, "answers": ['
     for start in range(1, evaluation.case_count + 1, _EXPORTED_CASES):
@@ -288,11 +289,12 @@ async def _exported(datasette: Datasette, evaluation: Evaluation, kind: str) -> 
         rows = payloads.exported(evaluation, cases)
         texts = [json.dumps(row, ensure_ascii=False) for row in rows]
         if kind == "csv":
-            yield _csv(rows, head=start == 1)
+            yield _csv(rows, head=not begun)
         elif kind == "jsonl":
             yield "".join(f"{text}\n" for text in texts)
         else:
-            yield ",\n".join(["", *texts] if start > 1 and texts else texts)
+            yield ",\n".join(["", *texts] if begun and texts else texts)
+        begun = begun or bool(rows)  # the first cases may have no answer yet
     if kind == "json":
         yield "]}\n"
 
@@ -391,8 +393,11 @@ async def _judge(datasette: Datasette, request: Request, evaluation: Evaluation)
 def _verdict(fields: Mapping[str, str], payload: Payload, evaluation: Evaluation) -> dict[str, Any]:
     position, verdict = _whole(fields.get("candidate")), fields.get("verdict")
     answered = [each["position"] for each in payload["answers"]]
-    if position not in evaluation.compared or position not in answered:
-        raise EvaluationError("candidate: give the number of one that has answered")
+    if position not in evaluation.compared or not {position, evaluation.reference} <= {*answered}:
+        raise EvaluationError(
+            "candidate: give the number of one that has answered, as that has which it is "
+            "compared with"
+        )
     if verdict not in VERDICTS:
         raise EvaluationError(f"verdict: expected one of {', '.join(VERDICTS)}")
     note = fields.get("note", "").strip()
@@ -469,7 +474,9 @@ async def remove(datasette: Datasette, request: Request) -> Response:
     """Remove an evaluation; those who made it may, too."""
     manages = await datasette.allowed(action=MANAGE, actor=request.actor)
     evaluation = await store.evaluation(datasette, request.url_vars["id"])
-    own_id = (request.actor or {}).get("id")
+    actor = request.actor or {}
+    # A token that is restricted stands for less than the one whose it is.
+    own_id = None if "_r" in actor else actor.get("id")
     if not manages and (own_id is None or evaluation is None or evaluation.actor_id != own_id):
         raise Forbidden(MANAGE)
     if request.method != "POST":

@@ -427,3 +427,65 @@ async def test_v4_judge_is_confirmed(site: Datasette, register_models: Any) -> N
         ("arbiter", "Which is kinder?"),
     }
     assert "Which is kinder?" in (await get(site, f"{path}/answers.csv")).text
+
+
+async def test_v5_restricted_token_removes_nothing(site: Datasette) -> None:
+    """Even one of the maker's, unless it includes the permission."""
+    path = await replayed(site)
+    reads = ANA | {"_r": {"a": ["view-instance"]}}
+    await post(site, f"{path}/remove", {"confirm": "remove"}, 403, reads)
+    manages = ANA | {"_r": {"a": ["manage-llm"]}}
+    await post(site, f"{path}/remove", {"confirm": "remove"}, 303, manages)
+
+
+async def test_v5_exports_while_it_runs(site: Datasette) -> None:
+    """Valid, and with their head, where the first 200 cases have no answer yet."""
+    evaluation = await made(site, 201)
+    answered = Result(Case("x"), 201, Candidate("a"), 1, Answer(text="yes"))
+    await store.add_answers(site, evaluation.id, [answered])
+    path = f"/{evaluation.id}/answers"
+    found = (await get(site, f"{path}.json")).json()
+    assert [each["case"] for each in found["answers"]] == [201]
+    rows = csv.DictReader(io.StringIO((await get(site, f"{path}.csv")).text))
+    assert [row["case"] for row in rows] == ["201"]
+
+
+async def test_v5_no_verdict_beside_no_answer(site: Datasette) -> None:
+    """A list of worse ones would have a case that the figure does not count."""
+    evaluation = await made(site, 1, candidates=("a", "b"))
+    answered = Result(Case("x"), 1, Candidate("b"), 2, Answer(text="yes"))
+    await store.add_answers(site, evaluation.id, [answered])
+    fields = {"candidate": "2", "verdict": "worse"}
+    refused = await post(site, f"/{evaluation.id}/1", fields, 400)
+    assert "compared with" in refused.text
+
+
+async def test_v3_no_more_than_was_confirmed(
+    site: Datasette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are added at the last moment are not asked about."""
+    database = Database(site, memory_name="growing")
+    site.add_database(database, "zoo")
+    await database.execute_write("create table if not exists pets (name)")
+    await database.execute_write("delete from pets")
+    await database.execute_write("insert into pets values ('Rex')")
+    rows = {"database": "zoo", "table": "pets", "template": "{{ name }}"}
+    raw = {"candidates": ["b"], "cases": {"table": rows}}
+    confirm = (await post_json(site, "/new", raw))["confirm"]
+    was_made = store.was_made
+
+    async def meanwhile(*arguments: Any) -> bool:
+        await database.execute_write("insert into pets values ('Tom')")
+        return await was_made(*arguments)
+
+    monkeypatch.setattr(store, "was_made", meanwhile)
+    made = (await post_json(site, "/new", raw | {"confirm": confirm}, 201))["id"]
+    assert (await completed(site, f"/{made}"))["evaluation"]["case_count"] == 1
+
+
+async def test_form_offers_what_may_be_viewed(site: Datasette) -> None:
+    """The name of a private database is for those who may view it."""
+    site.add_database(Database(site, memory_name="private"), "payroll")
+    site.config["databases"] = {"payroll": {"allow": {"id": "zoe"}}}
+    assert "payroll" not in (await get(site, "/new")).text
+    assert "payroll" not in (await get(site, "/new.json")).text
