@@ -61,5 +61,6 @@ async def test_post_tests_a_model_with_answer_shown(
 def test_failure_kinds_table_is_complete():
     section = between("console", "\n## Test\n", "\n## ")
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(LABELS)
+    section = " ".join(section.split())
     assert f"At most {probe.MAX_MODELS} are" in section
     assert f"Each model has {probe.LIMIT_S:g} seconds" in section

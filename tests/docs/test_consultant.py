@@ -62,7 +62,7 @@ def test_a3_documented_evidence_is_that_of_the_code():
 
 
 def test_bounds_are_those_of_the_code():
-    section = DOCS["consultant"]
+    section = " ".join(DOCS["consultant"].split())
     assert f"`limit` is {web.DEFAULT_LIMIT} by default" in section
     assert f"and {web.MAX_LIMIT} at most" in section
     assert f"the first {dataset.MAX_CLAIMS} claims" in section
