@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @hookimpl
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     from .consultant.advice.store import update as update_consultations
-    from .evaluation.store import update as update_evaluations
+    from .evaluation.schema import update as update_evaluations
     from .lifecycle import start
 
     async def run() -> None:

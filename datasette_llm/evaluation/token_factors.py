@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from datasette.utils.sqlite import sqlite3
 
 from ..log import priced_tokens
-from . import store
+from . import schema
 
 # Fewer cases say little.
 MIN_CASES = 10
@@ -84,7 +84,7 @@ def token_factors(connection: sqlite3.Connection, recorded_ids: Iterable[str]) -
     Returns:
         The factor of each recorded and each other model; nothing for fewer than `MIN_CASES`.
     """
-    if not store.has_tables(connection):
+    if not schema.has_tables(connection):
         return {}
     priced_tokens.register(connection)
     found = connection.execute(_FACTORS, [json.dumps(list(recorded_ids))])

@@ -14,7 +14,7 @@ from datasette.app import Datasette
 from datasette.utils.sqlite import sqlite3
 from sqlite_utils import Database
 
-from datasette_llm.evaluation import run, store
+from datasette_llm.evaluation import run, schema, store
 from datasette_llm.evaluation.cases import Answer, Candidate, Case, Result
 from datasette_llm.evaluation.definition import EvaluationError
 from datasette_llm.log import evaluation_removal, retention
@@ -47,20 +47,20 @@ async def complete(datasette: Datasette) -> store.Evaluation:
 
 async def counts(datasette: Datasette) -> list[int]:
     database = datasette.get_internal_database()
-    sizes = [await database.execute(f"select count(*) from {table}") for table in store.TABLES]
+    sizes = [await database.execute(f"select count(*) from {table}") for table in schema.TABLES]
     return [size.single_value() for size in sizes]
 
 
 @pytest.mark.parametrize(
     "sql",
     [
-        *(f"delete from {table}" for table in store.TABLES[:5]),
+        *(f"delete from {table}" for table in schema.TABLES[:5]),
         "update llm_evaluations set name = 'x'",
         "update llm_evaluation_cases set name = 'x'",
         "update llm_evaluation_answers set text = 'x'",
         "update llm_evaluation_verdicts set verdict = 'better'",
         "update llm_evaluation_judgings set rubric = 'x'",
-        *(f"insert or replace into {table} select * from {table}" for table in store.TABLES[:5]),
+        *(f"insert or replace into {table} select * from {table}" for table in schema.TABLES[:5]),
     ],
 )
 async def test_v5_tables_are_append_only(datasette: Datasette, sql: str) -> None:
@@ -180,7 +180,7 @@ async def test_v5_older_tables_are_brought_up_to_date(
     definition = json.dumps({"candidates": ["a"], "cases": {"jsonl": {}}})
     values = ("x", "now", "Old", definition, "{}", 1, 1)
     with contextlib.closing(sqlite3.connect(internal)) as connection, connection:
-        store.migrations.apply(Database(connection), stop_before="m002_judgings")
+        schema.migrations.apply(Database(connection), stop_before="m002_judgings")
         connection.execute(
             "insert into llm_evaluations (id, created_at, name, definition, left_out, case_count, "
             "candidate_count) values (?, ?, ?, ?, ?, ?, ?)",

@@ -25,8 +25,9 @@ from ...evaluation import judge, run, store
 from ...evaluation.definition import Definition, EvaluationError
 from ...evaluation.estimate import Estimate, estimate, estimate_left
 from ...evaluation.results import SHOWS, Show
+from ...evaluation.schema import VERDICTS
 from ...evaluation.sources import read_cases
-from ...evaluation.store import VERDICTS, Evaluation
+from ...evaluation.store import Evaluation
 from ...permissions import MANAGE
 from ...web import (
     READ_METHODS,
