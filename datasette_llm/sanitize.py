@@ -24,6 +24,7 @@ _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 _REPLACED = {*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)} - set(map(ord, "\n\t"))
 _CONTROLS = dict.fromkeys(_REPLACED, "\ufffd") | dict.fromkeys(map(ord, f"{_BIDIRECTIONAL}\r"), "")
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _NO_LENGTHS: Mapping[str, int] = {}
 
 
@@ -44,8 +45,7 @@ def as_json(
         lengths: for texts that were cut before, how long they were.
     """
     try:
-        plain = _Plain(key, longest, lengths).of(value)
-        return json.dumps(plain, ensure_ascii=False)
+        return _encode(_Plain(key, longest, lengths).of(value))
     except (ValueError, RecursionError):  # it contains itself, or is nested too deep
         return json.dumps(f"{type(value).__name__} that cannot be written as JSON")
 

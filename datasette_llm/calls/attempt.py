@@ -31,7 +31,7 @@ from ..events import (
     request_started,
     unsent,
 )
-from ..log.rows import Content, content_statements, request_bytes
+from ..log.rows import Content, content_statements, weighed
 from ..providers.activity import Activity, activity
 from ..providers.chunks import WellFormedChunks
 from ..providers.failures import failure_message, kind_of
@@ -492,7 +492,7 @@ class Attempt:
                     response.short_messages,
                     self._keys,
                 ),
-                request_bytes(response.prompt) + response.bytes_so_far,
+                weighed(response.prompt)[0] + response.bytes_so_far,
             )
         recorder.finish(
             finished,

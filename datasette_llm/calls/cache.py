@@ -29,7 +29,7 @@ from ..events import FinishReason, RequestFinished, Saved, saved
 from ..log import cache_store
 from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
-from ..log.rows import OVERHEAD_BYTES, has_files, request_bytes
+from ..log.rows import OVERHEAD_BYTES, weighed
 from ..redaction import Keys
 from ..sanitize import message_of
 from .cache_key import UncacheableError, canonical, digest
@@ -358,8 +358,9 @@ class Request(NamedTuple):
             scope=_scope(route, policy),
             turns=turns,
         )
-        files = any(has_files(each) for each in (prompt, *(turn.prompt for turn in turns)))
-        return cls(write, files, request_bytes(prompt) > MAX_INLINE_BYTES)
+        size, in_files = weighed(prompt)
+        has_files = in_files or any(weighed(turn.prompt)[1] for turn in turns)
+        return cls(write, has_files, size > MAX_INLINE_BYTES)
 
     async def form(self) -> str:
         """Its canonical form.

@@ -194,23 +194,18 @@ def answer_bytes(events: Sequence[Any]) -> int:
     return step * sum(sys.getsizeof(each.chunk) + OVERHEAD_BYTES for each in events[::step])
 
 
-def request_bytes(prompt: llm.Prompt) -> int:
-    """How many bytes of memory a request takes, about, its history included."""
-    try:
-        parts = [part for message in prompt.messages for part in message.parts]
-        return sum(map(_part_bytes, parts))
-    except Exception:  # llm makes them of what a caller gave
-        return OVERHEAD_BYTES
+def weighed(prompt: llm.Prompt) -> tuple[int, bool]:
+    """How many bytes of memory a request takes, about, and whether attachments are in files.
 
-
-def has_files(prompt: llm.Prompt) -> bool:
-    """Whether attachments of a request are in files, those of its history included."""
+    Those of its history are included.
+    """
     try:
         parts = [part for message in prompt.messages for part in message.parts]
     except Exception:  # llm makes them of what a caller gave
-        return True  # perhaps
+        return OVERHEAD_BYTES, True  # perhaps
     attachments = [each for part in parts for each in _attachments(part)]
-    return any(each.path for each in (*prompt.attachments, *attachments))
+    in_files = any(each.path for each in (*prompt.attachments, *attachments))
+    return sum(map(_part_bytes, parts)), in_files
 
 
 def row_bytes(row: Mapping[str, Any]) -> int:

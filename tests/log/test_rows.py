@@ -142,7 +142,7 @@ async def test_s2_weights_follow_the_texts() -> None:
     wide = await response_of("\u4e00" * MB)
     assert rows.answer_bytes(wide._stream_events) > 2 * MB
     asked = await response_of("a", system="s" * MB)
-    assert MB <= rows.request_bytes(asked.prompt) < 1.1 * MB
+    assert MB <= rows.weighed(asked.prompt)[0] < 1.1 * MB
 
 
 def test_s2_weight_of_a_prompt_that_llm_cannot_read() -> None:
@@ -151,7 +151,7 @@ def test_s2_weight_of_a_prompt_that_llm_cannot_read() -> None:
         def messages(self) -> list[Any]:
             raise ValueError
 
-    assert rows.request_bytes(Broken()) == rows.OVERHEAD_BYTES  # type: ignore[arg-type]
+    assert rows.weighed(Broken()) == (rows.OVERHEAD_BYTES, True)  # type: ignore[arg-type]
 
 
 def test_s2_dropped_content_frees_what_it_holds() -> None:
