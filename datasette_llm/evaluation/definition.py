@@ -115,6 +115,9 @@ class Source(Section):
         """Whether an actor may see what the cases are made of."""
         if self.calls is not None:
             return bool(await datasette.allowed(action=VIEW_LOG, actor=actor))
+        rows = self.table or self.query
+        if rows is not None and rows.database not in datasette.databases:
+            return False  # a file of the command line, about which no permission says anything
         if self.table is not None:
             table = TableResource(self.table.database, self.table.table)
             return bool(await datasette.allowed(action="view-table", resource=table, actor=actor))
