@@ -5,6 +5,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 import pathlib
 import sqlite3
 import sys
@@ -12,6 +13,7 @@ import threading
 
 import llm
 import pytest
+import sqlite_utils
 from datasette import hookimpl
 from llm.parts import StreamEvent
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ from datasette_llm import LLM, ModelNotAllowedError, instance
 from datasette_llm.calls import cache as cache_room
 from datasette_llm.calls.cache import Cache
 from datasette_llm.log import cache_store, cache_upkeep
+from datasette_llm.log.cache_store import Bounds
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
@@ -33,6 +36,7 @@ PRICES = {"prices": {"m": {"input": 1, "output": 2}}}
 SCRIPT = ["Short ", "text", llm.Usage(input=12, output=2, details={"x": 1})]
 NOTHING = llm.Usage(0, 0, {"cached_response": {"input": 12, "output": 2, "details": {"x": 1}}})
 DAY_MS = 86_400_000
+SETTING = "plugins.datasette-llm.cache"
 
 
 @pytest.fixture
@@ -701,6 +705,8 @@ async def change(models, sql, *values):
         "update llm_cache set answer = 'text'",
         "update llm_cache set answer = substr(answer, 1, 20)",
         "update llm_cache set checksum = x''",
+        "update llm_cache set call_id = 'x'",
+        "update llm_cache set created_ms = 'x'",
         "update llm_cache set answer = replace(answer, 'Short', 'Wrong')",
         "drop table llm_cache",
         "drop table llm_cache_sizes",
@@ -737,12 +743,14 @@ async def test_r5_old_answers_and_jumping_clocks(site, monkeypatch, ahead_ms, re
     assert len(model.calls) == requests
 
 
-async def test_r5_config_change_counts_at_once(site):
+async def test_r5_config_change_counts_at_once(site, monkeypatch):
     """A shorter time, another scope and no cache at all, for answers that are kept already."""
     model = ScriptedModel("m")
     models = site(model, cache={"keep_days": 30})
     await texts(await models.model("m"), "a")
-    await change(models, "update llm_cache set created_ms = created_ms - ?", 10 * DAY_MS)
+    await kept(models)
+    later_ms = cache_store.now_ms() + 10 * DAY_MS
+    monkeypatch.setattr(cache_store, "now_ms", lambda: later_ms)
     settings = models.datasette.config["plugins"]["datasette-llm"]
     for count, cache in enumerate([{"keep_days": 30}, {"keep_days": 5}, False], 1):
         settings["cache"] = cache
@@ -756,7 +764,7 @@ async def test_r5_upkeep_removes_what_is_too_old(site):
     models = site(ScriptedModel("m"))
     await texts(await models.model("m"), "a", "b")
     await change(models, "update llm_cache set created_ms = 1 where rowid = 1")
-    await cache_upkeep.remove(models.datasette, {"plugins.datasette-llm.cache": 7})
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 10**9)})
     assert len(await kept(models)) == 1
     (size,) = await models.datasette.get_internal_database().execute_fn(cache_store.sizes)
     (row,) = await kept(models)
@@ -779,6 +787,56 @@ async def test_r5_least_recently_used_go_first(site):
     assert len(model.calls) == 4
     await texts(wrapped, "b")
     assert len(model.calls) == 5
+
+
+async def test_r5_answers_of_the_future_are_removed(site, monkeypatch):
+    """They would fill the cache for good after the clock was ahead for a moment."""
+    models = site(ScriptedModel("m"))
+    wrapped = await models.model("m")
+    with monkeypatch.context() as ahead:
+        now_ms = cache_store.now_ms
+        ahead.setattr(cache_store, "now_ms", lambda: now_ms() + 40 * DAY_MS)
+        await texts(wrapped, "ahead")
+        await kept(models)
+    await texts(wrapped, "now")
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 10**9)})
+    (row,) = await kept(models)
+    assert row["created_ms"] < now_ms() + DAY_MS
+
+
+def fill(connection, count, text):
+    """Keep some answers, without making room."""
+    at = cache_store.now_ms() - DAY_MS
+    answer = (len(text), b"", text)
+    rows = ((os.urandom(32), SETTING, "", "m", "x", at, at, *answer) for _ in range(count))
+    connection.executemany(f"insert into llm_cache values ({', '.join('?' * 10)})", rows)
+
+
+async def test_r5_lowered_bound_is_kept_in_small_steps(site, monkeypatch):
+    """No transaction makes room for everything at once: the call log would wait for it."""
+    monkeypatch.setattr(cache_store, "MAKE_ROOM_S", 0)
+    models = site(ScriptedModel("m"), cache={"max_mb": 1})
+    await texts(await models.model("m"), "a")
+    await kept(models)
+    database = models.datasette.get_internal_database()
+    await database.execute_write_fn(lambda connection: fill(connection, 3_000, b"x" * 1_000))
+    await texts(await models.model("m"), "b")
+    assert len(await kept(models)) == 3_002 - cache_store.MAX_BATCH
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 1_000_000)})
+    assert sum(row["bytes"] for row in await kept(models)) < 1_000_000
+
+
+def test_r5_tiny_answers_count_with_their_rows(tmp_path):
+    """The file is as small as `max_mb` says, where nearly all of it is rows and indexes."""
+    path, at = tmp_path / "kept.db", cache_store.now_ms()
+    answer = cache_store.Answer("x" * 26, (StreamEvent("text", "yes"),), {}, None, at)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        cache_store.migrations.apply(sqlite_utils.Database(connection))
+        for _ in range(6_000):
+            place = cache_store.Place(os.urandom(32), SETTING, "purpose", "m", 1_000_000)
+            cache_store.keep(connection, place, answer, "", None)
+        connection.commit()
+    assert path.stat().st_size < 1_300_000
 
 
 async def test_r5_damaged_sums_do_not_stop_the_log(site):
@@ -927,10 +985,11 @@ async def test_r6_scope_purpose_is_shared_within_it(site):
     assert found == [["1"], ["1"], ["1"], ["2"]]
 
 
-@pytest.mark.parametrize("where", ["answer", "prompt"])
+@pytest.mark.parametrize("where", ["answer", "chunks", "prompt"])
 async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
     key = "sk-0123456789abcdef"
-    script, prompt = (["the key: ", key], "a") if where == "answer" else (["ok"], f"my {key}")
+    scripts = {"answer": ["the key: ", key], "chunks": ["the key: ", key[:9], key[9:]]}
+    script, prompt = scripts.get(where, ["ok"]), f"my {key}" if where == "prompt" else "a"
     model = ScriptedModel("m", script, needs_key="m")
     models = site(model)
     wrapped = await models.model("m")
