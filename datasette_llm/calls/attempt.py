@@ -242,7 +242,14 @@ class Attempt:
         with contextlib.suppress(Exception):  # of plugins and files; the request raises it again
             async with self._while_time_is_left():
                 await self.call.key(self.model, self.response.caller_key)
-        self._keys = self.call.used_keys or self._keys
+        self._note_keys()
+
+    def _note_keys(self) -> None:
+        """Note what must not be shown: the keys of the call, and an endpoint's credentials."""
+        self._keys, endpoint = self.call.used_keys or self._keys, self.route.target.endpoint
+        if endpoint is not None:
+            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
+            self._keys = endpoint.credentials.union(given)
 
     async def _commit_row(self) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
@@ -399,7 +406,7 @@ class Attempt:
         model = target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, self.response.caller_key)
-        self._keys = self.call.used_keys or self._keys
+        self._note_keys()
         if isinstance(model, llm.AsyncKeyModel):
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
@@ -408,8 +415,6 @@ class Attempt:
             arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
         if target.endpoint is not None:
             arguments["about_caller"] = self._about_caller(target.endpoint)
-            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
-            self._keys = target.endpoint.credentials.union(given)
         on_event = alive or (response.stream_state.on_event if response.stream_state else None)
         activity.set(Activity.of(on_event, target.call_policy.idle_timeout_s, self._headers))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)

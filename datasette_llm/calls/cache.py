@@ -93,7 +93,7 @@ class SharedRequest:
         identity: of the key that it is made with.
         riders: who gets its events; the first one pays, and makes it.
         ready: set when it has begun, or never will.
-        payer: the rider that has paid for the answer; None before the end.
+        payer: the first rider that came to the end, which has paid for the answer; else None.
         retry: the one that its riders make after it has failed, or None.
     """
 
@@ -109,12 +109,13 @@ class SharedRequest:
         self._attributes: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._over = False
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
 
     @property
     def usable(self) -> bool:
         """Whether it has begun, and was not stopped for want of riders."""
-        return self._task is not None and (not self._over or self.payer is not None)
+        return self._task is not None and not self._stopped
 
     def begin(
         self,
@@ -146,7 +147,7 @@ class SharedRequest:
             self._end(None)
         elif not self.riders and not self._over:
             self._forget()
-            self._over = True
+            self._over = self._stopped = True
             self._task.cancel()
             await asyncio.wait([self._task])
 
@@ -171,6 +172,8 @@ class SharedRequest:
             if self._over:
                 break
             await self._changed.wait()
+        if self.payer is None:  # not before, since each rider may go until it has all
+            self.payer = rider
         if self._error is not None:
             raise self._error if rider is self.payer else _copied(self._error, copy.copy)
         if rider is self.payer:
@@ -211,10 +214,10 @@ class SharedRequest:
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        self._forget()
+        if not self._over:  # else it is forgotten, and another one may be in its place
+            self._forget()
         self._error = error
         self._over = True
-        self.payer = self.riders[0] if self.riders and self._task is not None else None
         self.ready.set()
         self._wake()
 
@@ -325,7 +328,8 @@ class Cache:
                 self._waiting_bytes -= weight
                 self.guard.write(work, connection)
 
-        writer.later(write)
+        if not writer.later(write):
+            self._waiting_bytes -= weight
 
 
 class Request(NamedTuple):

@@ -561,6 +561,58 @@ async def test_r4_all_cancelled_stops_the_request(site):
     assert await texts(wrapped, "a") == ["other"]
 
 
+async def test_r4_rider_that_gets_all_pays(site):
+    """Not the first one, which is cancelled after the end, before it has all."""
+    release = asyncio.Event()
+    model = ScriptedModel("m", ["x"] * 300 + [release, llm.Usage(input=12, output=2)])
+    models = site(model)
+    wrapped = await models.model("m")
+    begun = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: model.calls and model.calls[0].sent == 300)
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    late, last = [asyncio.create_task(texts(wrapped, "a")) for _ in range(2)]
+    await until(lambda: len(shared.riders) == 3)
+    release.set()
+    begun.cancel()
+    await until(lambda: not instance.of(models.datasette, Cache).shared())
+    late.cancel()
+    await soon(asyncio.wait([begun, late]))
+    assert await soon(last) == ["x" * 300]
+    (row,) = [row for row in await calls(models) if row["outcome"] == "ok"]
+    assert (row["input_tokens"], row["cached_from"]) == (12, None)
+
+
+async def test_r4_request_that_ends_late_forgets_no_other(site):
+    """One whose provider takes its time to stop does not hide the one that was made meanwhile."""
+    stopped, release = asyncio.Event(), asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            try:
+                async for chunk in super().execute(*args, **kwargs):
+                    yield chunk
+            finally:
+                await stopped.wait()
+
+    model = Slow("m", [asyncio.Event()], [release, "text"])
+    models = site(model)
+    wrapped = await models.model("m")
+    first = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    first.cancel()
+    await until(lambda: not instance.of(models.datasette, Cache).shared())
+    second = asyncio.create_task(texts(wrapped, "a"))
+    await model.received(2)
+    stopped.set()
+    await soon(asyncio.wait([first]))
+    third = asyncio.create_task(texts(wrapped, "a"))
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    await until(lambda: len(shared.riders) == 2)
+    release.set()
+    assert await soon(asyncio.gather(second, third)) == [["text"]] * 2
+    assert len(model.calls) == 2
+
+
 async def test_r4_failure_reaches_both_and_is_not_kept(site):
     error = ValueError("no")
     model, release = held(error)
@@ -998,6 +1050,31 @@ async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
     assert key.encode() not in (tmp_path / "internal.db").read_bytes()
     await texts(wrapped, "b", key="sk-another-0123456789")
     assert b"sk-another" not in (tmp_path / "internal.db").read_bytes()
+
+
+async def test_k_rider_knows_the_endpoints_credentials(make_datasette, server, tmp_path):
+    """What the headers hold gets neither into its row nor into what is kept."""
+    credential = "s3cret-of-the-gateway"
+    headers = {"Authorization": credential}
+    endpoint = {"model": "local", "api_base": server.url, "headers": headers}
+    config = {"cache": True, "log": {"content": True}, "endpoints": [endpoint]}
+    models = LLM(make_datasette(config, internal=str(tmp_path / "internal.db")))
+    await models.datasette.invoke_startup()
+    release = asyncio.Event()
+    server.play([credential, release, "."])
+    wrapped = await models.model("local")
+    begun = asyncio.create_task((await wrapped.prompt("a")).text())
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    other = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: len(shared.riders) == 2)
+    begun.cancel()
+    await soon(asyncio.wait([begun]))
+    release.set()
+    assert await soon(other) == [credential + "."]
+    assert not await kept(models)
+    contents = await flushed_rows(models.datasette, "llm_call_content")
+    assert contents
+    assert credential not in str(contents)
 
 
 async def test_r_enrichment_run_twice_asks_once(site):
