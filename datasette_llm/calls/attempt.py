@@ -387,9 +387,7 @@ class Attempt:
             filled = PromptResponse(
                 given.prompt, self.model, given.stream, conversation=given.conversation
             )
-            # A thread lets go of the permit by itself.
-            detached = None if isinstance(self.route.model, ThreadedModel) else self.permit
-            ended = detached.transfer() if detached is not None else None
+            ended = self.permit.share() if self.permit is not None else None
             shared.begin(self._request(filled, shared.alive), filled, ended)
         return cached.ride(self, shared)
 

@@ -149,7 +149,11 @@ class SharedRequest:
             self._forget()
             self._over = self._stopped = True
             self._task.cancel()
-            await asyncio.wait([self._task])
+            try:
+                await asyncio.wait([self._task])
+            except asyncio.CancelledError:  # again, for a provider that swallows the first one
+                self._task.cancel()
+                raise
 
     async def follow(
         self, rider: Rider, unpaid: Callable[[], None]

@@ -64,8 +64,8 @@ def canonical(
     try:
         fields = {name: value for name, value in vars(prompt).items() if name != "model"}
         earlier = [_plain(_turn(each)) for each in turns]
-        form = [VERSION, dict(scope), _identity(model), stream, _plain(fields), earlier]
-        return _encode(form)
+        asked = [_name(prompt), _plain(fields), earlier]
+        return _encode([VERSION, dict(scope), _identity(model), stream, *asked])
     except UncacheableError:
         raise
     except Exception as error:  # of what a caller gave, or of a file that has gone

@@ -733,6 +733,47 @@ async def test_r4_waiting_for_a_place_is_shared(site):
 # What is kept
 
 
+async def test_r4_request_without_its_first_rider_has_its_place(site):
+    """The limit of its purpose counts it until it ends."""
+    model, release = held()
+    models = site(model, purposes={"p": {"max_concurrency": 1}}, log=False)
+    wrapped = await models.model("m", purpose="p")
+    begun = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    rider = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: len(shared.riders) == 2)
+    begun.cancel()
+    await soon(asyncio.wait([begun]))
+    other = asyncio.create_task(texts(wrapped, "b", response_cache=False))  # without a thread
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(model.calls) == 1
+    release.set()
+    assert await soon(asyncio.gather(rider, other)) == [["12"], ["other"]]
+
+
+async def test_r4_provider_that_swallows_a_cancellation_is_stopped(site, monkeypatch):
+    """By the next one, when the time to clean up is over; its place is free then."""
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.01)
+
+    class Stubborn(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            try:
+                async for chunk in super().execute(*args, **kwargs):
+                    yield chunk
+            except asyncio.CancelledError:
+                await asyncio.Event().wait()
+
+    model = Stubborn("m", [asyncio.Event()], ["other"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+    reading = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    reading.cancel()
+    await soon(asyncio.wait([reading]))
+    assert await soon(texts(wrapped, "b")) == ["other"]
+
+
 async def test_r5_answer_is_found_before_it_is_written(site):
     model = ScriptedModel("m", ["1"], ["2"])
     models = site(model)

@@ -238,3 +238,16 @@ def test_r2_attachment_of_a_subclass_is_its_bytes(tmp_path):
         path.write_text(text)
         keys.append(key(prompt_of(attachments=[Picture("text/plain", str(path))])))
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_r2_prompt_of_a_subclass_is_another():
+    """One that a hook has made may ask for something else, with the same attributes."""
+
+    class Louder(llm.Prompt):
+        @property
+        def prompt(self) -> str:
+            return super().prompt.upper()
+
+    prompt, louder = prompt_of(), prompt_of()
+    louder.__class__ = Louder
+    assert key(prompt) != key(louder)
