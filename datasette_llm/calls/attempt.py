@@ -387,6 +387,7 @@ class Attempt:
             filled = PromptResponse(
                 given.prompt, self.model, given.stream, conversation=given.conversation
             )
+            shared.headers = self._headers
             ended = self.permit.share() if self.permit is not None else None
             shared.begin(self._request(filled, shared.alive), filled, ended)
         return cached.ride(self, shared)
@@ -459,10 +460,10 @@ class Attempt:
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
         response, receipt = self.response, None
-        if self._headers or response.response_json is not None or error is not None:
-            receipt = receipt_of(
-                self._headers, response.response_json, error, streamed=response.stream
-            )
+        # Whose rider pays may have gone on without the one that made the request.
+        headers = self.shared.headers if self.shared and self._pays else self._headers
+        if headers or response.response_json is not None or error is not None:
+            receipt = receipt_of(headers, response.response_json, error, streamed=response.stream)
         finished = request_finished(
             self.id,
             response,

@@ -95,6 +95,7 @@ class SharedRequest:
         ready: set when it has begun, or never will.
         payer: the first rider that came to the end, which has paid for the answer; else None.
         retry: the one that its riders make after it has failed, or None.
+        headers: of its responses, where they are known.
     """
 
     def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
@@ -103,6 +104,7 @@ class SharedRequest:
         self.ready = asyncio.Event()
         self.payer: Rider | None = None
         self.retry: SharedRequest | None = None
+        self.headers: list[Mapping[str, str]] = []
         self._forget = forget
         self._changed = asyncio.Event()
         self._events: list[str | StreamEvent] = []
