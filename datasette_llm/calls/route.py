@@ -93,8 +93,8 @@ class Route(NamedTuple):
         return limited(call_tags(self.datasette, self.caller, *layers))
 
     def once(self) -> Route:
-        """The same route with one request for each prompt, to this model and to no other."""
-        policy = replace(self.target.call_policy, retries=0, fallbacks=())
+        """The same route with one request for each prompt, to this model: no kept answer either."""
+        policy = replace(self.target.call_policy, retries=0, fallbacks=(), cache=None)
         return self._replace(target=replace(self.target, call_policy=policy))
 
 
