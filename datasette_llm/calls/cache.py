@@ -525,7 +525,8 @@ class CachedPrompt:
         plain = all(each.type in ("text", "reasoning") for each in events)
         if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
-        attributes = {name: getattr(response, name) for name in _ATTRIBUTES}
+        given = {name: getattr(response, name) for name in _ATTRIBUTES}
+        attributes = {name: _copied(each, copy.deepcopy) for name, each in given.items()}
         answer = Answer(call_id, events, attributes, cost, cache_store.now_ms())
         route = self._route
         place = Place(

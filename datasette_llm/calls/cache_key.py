@@ -103,7 +103,7 @@ def server_variables(second: int) -> list[tuple[str, str]]:
 def _turn(response: Any) -> list[Any]:
     prompt = response.prompt
     asked = [prompt.prompt, prompt.system, prompt.attachments, prompt.tool_results]
-    return [*asked, response.text_or_raise()]
+    return [*asked, response.text_or_raise(), response.tool_calls_or_raise()]
 
 
 def _plain(value: Any) -> Any:

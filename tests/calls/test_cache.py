@@ -146,6 +146,25 @@ async def test_r2_hit_is_the_first_answer(site):
     assert len(model.calls) == 1
 
 
+async def test_r2_hit_is_what_came_whatever_became_of_it(site):
+    """A plugin may change the JSON that it has got, before or after it is written."""
+
+    class Detailed(ScriptedModel):
+        async def execute(self, prompt, stream, response, conversation, key=None):
+            response.response_json = {"id": "r1", "choices": [{}]}
+            async for chunk in super().execute(prompt, stream, response, conversation, key):
+                yield chunk
+
+    models = site(Detailed("m"))
+    wrapped = await models.model("m")
+    for _ in range(3):
+        response = await wrapped.prompt("a")
+        assert await response.json() == {"id": "r1", "choices": [{}]}
+        response.response_json["choices"].clear()
+    await kept(models)
+    assert await (await wrapped.prompt("a")).json() == {"id": "r1", "choices": [{}]}
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -237,6 +256,26 @@ async def test_r2_turns_count_beside_messages(site):
         return await (await conversation.prompt("a", messages=messages)).text()
 
     assert [await ask(each) for each in ("x", "y", "x")] == ["2", "4", "2"]
+
+
+async def test_r2_tool_calls_of_turns_count_beside_messages(site):
+    """Two turns with the same text, that have called a tool in another way."""
+
+    def tool(number: int) -> str:
+        """Says one."""
+        return "1"
+
+    first, second = (llm.ToolCall("tool", {"number": each}, f"t{each}") for each in (1, 2))
+    model = ScriptedModel("m", ["x", first], ["1"], ["x", second], ["2"])
+    wrapped = await site(model).model("m")
+    messages = [llm.parts.Message("user", [llm.parts.TextPart("b")])]
+    found = []
+    for _ in range(2):
+        conversation = wrapped.conversation()
+        await (await conversation.prompt("a", tools=[tool])).text()
+        response = await conversation.prompt("a", messages=messages)
+        found.append(await response.text())
+    assert found == ["1", "2"]
 
 
 async def test_r2_tool_call_is_not_lost(site):
