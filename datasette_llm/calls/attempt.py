@@ -256,11 +256,12 @@ class Attempt:
         assert recorder is not None
         assert policy is not None
         self._began = time.monotonic()
+        started = self.started  # before the answer is there, which says what it repairs
         if self._cached and self._is_recorded_whole:
             return
         try:
             async with self._while_time_is_left():
-                committed = await recorder.commit(self.started)
+                committed = await recorder.commit(started)
         except BaseException as error:
             # Ended while it waits: the row may be written already, and needs its end.
             self._record(self._finished(error))

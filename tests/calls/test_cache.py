@@ -360,6 +360,18 @@ async def test_r3_structured_works_on_hits(site):
     assert len(model.calls) == 2
 
 
+async def test_r3_row_of_a_repair_that_is_kept_says_of_what(site):
+    model = ScriptedModel("m", ["no"], ['{"x": 1}'], supports_schema=True)
+    models = site(model)
+    wrapped = await models.model("m")
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    for _ in range(2):
+        await wrapped.structured("a", schema=schema)
+    assert len(model.calls) == 2
+    rows = await calls(models)
+    assert [row["prompt_id"] for row in rows] == [None, rows[0]["id"], None, rows[2]["id"]]
+
+
 async def test_r3_hit_costs_nothing_and_has_its_row(site):
     model = ScriptedModel("m", SCRIPT)
     models = site(model)
