@@ -311,7 +311,7 @@ class Cache:
         """What two equal keys have in common, and from which no key can be computed."""
         return hmac.digest(self._secret, (key or "").encode(errors="surrogatepass"), "sha256")
 
-    def keep(self, datasette: Any, place: Place, answer: Answer, form: str, keys: Keys) -> None:
+    def keep(self, datasette: Any, place: Place, answer: Answer, form: str) -> None:
         """Have an answer written, soon."""
         size = sum(len(each.chunk) for each in answer.events)
         if size > min(cache_store.MAX_ANSWER_BYTES, place.max_bytes):
@@ -323,7 +323,7 @@ class Cache:
             return
         self._waiting_bytes += weight
         self.unwritten[place.digest] = answer
-        work = partial(cache_store.keep, place=place, answer=answer, form=form, keys=keys)
+        work = partial(cache_store.keep, place=place, answer=answer, form=form)
         tried = False
 
         def write(connection: sqlite3.Connection) -> None:
@@ -527,12 +527,12 @@ class CachedPrompt:
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: _copied(each, copy.deepcopy) for name, each in given.items()}
-        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms())
+        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms(), keys)
         route = self._route
         place = Place(
             self._digest, policy.setting, route.purpose, route.model.model_id, policy.max_bytes
         )
-        self._cache.keep(route.datasette, place, answer, self._form, keys)
+        self._cache.keep(route.datasette, place, answer, self._form)
 
     def _note_saved(self, rider: Rider, call_id: str, cost: float | None) -> None:
         """Have an answer that another call has paid for take no tokens: they become details."""
@@ -549,7 +549,9 @@ class CachedPrompt:
             return  # the call could not be recorded
         unwritten = self._cache.unwritten.get(self._digest)
         if unwritten is not None:
-            self.hit = copy.deepcopy(unwritten)  # its caller has the original
+            # What is not going to be kept is none, either.
+            if await asyncio.to_thread(cache_store.encoded, unwritten, self._form) is not None:
+                self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
         database = self._route.datasette.get_internal_database()
         lookups = self._cache.lookups()

@@ -126,6 +126,7 @@ class Answer:
         attributes: what the provider set on the response: its tokens, its JSON, its model.
         gateway_cost_dollars: what a gateway said that it cost, or None.
         created_ms: when it was complete, in milliseconds since 1970.
+        keys: it is not kept if it or its request holds one of these; None once it is kept.
     """
 
     call_id: str
@@ -133,6 +134,7 @@ class Answer:
     attributes: Mapping[str, Any]
     gateway_cost_dollars: float | None
     created_ms: int
+    keys: Keys = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Place(NamedTuple):
@@ -218,25 +220,34 @@ def find(
     return answer, not isinstance(used_ms, int) or abs(now - used_ms) > TOUCH_MS
 
 
-def keep(
-    connection: sqlite3.Connection, place: Place, answer: Answer, form: str, keys: Keys
-) -> None:
+def encoded(answer: Answer, form: str) -> str | None:
+    """An answer as JSON; None if it has no such form, or it or its request holds a key.
+
+    Args:
+        answer: the answer.
+        form: the canonical form of the request.
+    """
+    try:
+        text = _encoded(answer)
+    except (TypeError, ValueError, RecursionError):
+        return None  # a provider's own objects
+    searched = (text, *_texts(answer), form)
+    return None if any(without_key(each, answer.keys) != each for each in searched) else text
+
+
+def keep(connection: sqlite3.Connection, place: Place, answer: Answer, form: str) -> None:
     """Keep an answer in the place of an older one, and make room for it.
 
     Args:
         connection: a connection for writing, in a transaction.
         place: where.
-        answer: the answer; not kept if it cannot be written as JSON, or is too large.
+        answer: the answer; not kept if it cannot be `encoded()`, or is too large.
         form: the canonical form of the request.
-        keys: neither request nor answer is kept if it holds one of these.
     """
-    try:
-        encoded = _encoded(answer)
-    except (TypeError, ValueError, RecursionError):
-        return  # a provider's own objects
-    if any(without_key(each, keys) != each for each in (encoded, *_texts(answer), form)):
+    found = encoded(answer, form)
+    if found is None:
         return
-    text = encoded.encode()
+    text = found.encode()
     if len(text) > min(MAX_ANSWER_BYTES, place.max_bytes):
         note_too_large(place.model_id, len(text))
         return

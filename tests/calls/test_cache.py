@@ -978,7 +978,7 @@ def test_r5_tiny_answers_count_with_their_rows(tmp_path):
         cache_store.migrations.apply(sqlite_utils.Database(connection))
         for _ in range(6_000):
             place = cache_store.Place(os.urandom(32), SETTING, "purpose", "m", 1_000_000)
-            cache_store.keep(connection, place, answer, "", None)
+            cache_store.keep(connection, place, answer, "")
         connection.commit()
     assert path.stat().st_size < 1_300_000
 
@@ -1142,6 +1142,18 @@ async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
     assert key.encode() not in (tmp_path / "internal.db").read_bytes()
     await texts(wrapped, "b", key="sk-another-0123456789")
     assert b"sk-another" not in (tmp_path / "internal.db").read_bytes()
+
+
+async def test_k_answer_that_holds_a_key_is_no_hit_meanwhile(site, monkeypatch):
+    """Nor gets the key into the row of a prompt that has looked no key up."""
+    key = "sk-0123456789abcdef"
+    monkeypatch.setenv("M_API_KEY", key)
+    model = ScriptedModel("m", [key], needs_key="m", key_env_var="M_API_KEY")
+    models = site(model, log={"content": True})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a", "a", "a")
+    assert len(model.calls) == 3
+    assert key not in str(await flushed_rows(models.datasette, "llm_call_content"))
 
 
 async def test_k_rider_knows_the_endpoints_credentials(make_datasette, server, tmp_path):
