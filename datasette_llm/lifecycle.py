@@ -20,6 +20,7 @@ from .access.snapshot import SnapshotSource, settings_of, snapshot_of
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
 from .log import cache_upkeep, retention, search, usage_upkeep
+from .log.cache_store import Bounds
 from .log.evaluation_removal import Sweeper
 from .log.queries import gives_reasons, has_tables
 from .log.recorder import Recorder
@@ -158,11 +159,11 @@ def _start_retention(datasette: Datasette, keep_days: int | None) -> None:
 
 
 async def _keep_cache(datasette: Datasette) -> None:
-    async def keep_days() -> dict[str, int]:
+    async def bounds() -> dict[str, Bounds]:
         policies = cache_policies(await settings_of(datasette))
-        return {setting: each.keep_days for setting, each in policies.items()}
+        return {path: Bounds(each.keep_days, each.max_bytes) for path, each in policies.items()}
 
-    await cache_upkeep.keep(datasette, keep_days)
+    await cache_upkeep.keep(datasette, bounds)
 
 
 async def secrets(datasette: Datasette) -> list[datasette_secrets.Secret]:

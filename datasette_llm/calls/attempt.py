@@ -243,18 +243,26 @@ class Attempt:
         with contextlib.suppress(Exception):  # of plugins and files; the request raises it again
             async with self._while_time_is_left():
                 await self.call.key(self.model, self.response.caller_key)
-        self._keys = self.call.used_keys or self._keys
+        self._note_keys()
+
+    def _note_keys(self) -> None:
+        """Note what must not be shown: the keys of the call, and an endpoint's credentials."""
+        self._keys, endpoint = self.call.used_keys or self._keys, self.route.target.endpoint
+        if endpoint is not None:
+            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
+            self._keys = endpoint.credentials.union(given)
 
     async def _commit_row(self) -> None:
         recorder, policy = self.route.recorder, self.route.target.log
         assert recorder is not None
         assert policy is not None
         self._began = time.monotonic()
+        started = self.started  # before the answer is there, which says what it repairs
         if self._cached and self._is_recorded_whole:
             return
         try:
             async with self._while_time_is_left():
-                committed = await recorder.commit(self.started)
+                committed = await recorder.commit(started)
         except BaseException as error:
             # Ended while it waits: the row may be written already, and needs its end.
             self._record(self._finished(error))
@@ -381,9 +389,8 @@ class Attempt:
             filled = PromptResponse(
                 given.prompt, self.model, given.stream, conversation=given.conversation
             )
-            # A thread lets go of the permit by itself.
-            detached = None if isinstance(self.route.model, ThreadedModel) else self.permit
-            ended = detached.transfer() if detached is not None else None
+            shared.headers = self._headers
+            ended = self.permit.share() if self.permit is not None else None
             shared.begin(self._request(filled, shared.alive), filled, ended)
         return cached.ride(self, shared)
 
@@ -400,7 +407,7 @@ class Attempt:
         model = target.model
         arguments: dict[str, Any] = {"stream": response.stream, "response": response}
         key = await self.call.key(self.model, self.response.caller_key)
-        self._keys = self.call.used_keys or self._keys
+        self._note_keys()
         if isinstance(model, llm.AsyncKeyModel):
             arguments["key"] = key
         if isinstance(model, ThreadedModel) and self.permit is not None:
@@ -409,8 +416,6 @@ class Attempt:
             arguments["alone"] = Limit(("model", self.model.model_id), 1) in limits
         if target.endpoint is not None:
             arguments["about_caller"] = self._about_caller(target.endpoint)
-            given = {self._keys} if isinstance(self._keys, str) else self._keys or ()
-            self._keys = target.endpoint.credentials.union(given)
         on_event = alive or (response.stream_state.on_event if response.stream_state else None)
         activity.set(Activity.of(on_event, target.call_policy.idle_timeout_s, self._headers))
         source = model.execute(response.prompt, conversation=response.conversation, **arguments)
@@ -457,10 +462,10 @@ class Attempt:
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
         response, receipt = self.response, None
-        if self._headers or response.response_json is not None or error is not None:
-            receipt = receipt_of(
-                self._headers, response.response_json, error, streamed=response.stream
-            )
+        # Whose rider pays may have gone on without the one that made the request.
+        headers = self.shared.headers if self.shared and self._pays else self._headers
+        if headers or response.response_json is not None or error is not None:
+            receipt = receipt_of(headers, response.response_json, error, streamed=response.stream)
         finished = request_finished(
             self.id,
             response,

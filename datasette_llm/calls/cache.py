@@ -93,8 +93,9 @@ class SharedRequest:
         identity: of the key that it is made with.
         riders: who gets its events; the first one pays, and makes it.
         ready: set when it has begun, or never will.
-        payer: the rider that has paid for the answer; None before the end.
+        payer: the first rider that came to the end, which has paid for the answer; else None.
         retry: the one that its riders make after it has failed, or None.
+        headers: of its responses, where they are known.
     """
 
     def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
@@ -103,18 +104,20 @@ class SharedRequest:
         self.ready = asyncio.Event()
         self.payer: Rider | None = None
         self.retry: SharedRequest | None = None
+        self.headers: list[Mapping[str, str]] = []
         self._forget = forget
         self._changed = asyncio.Event()
         self._events: list[str | StreamEvent] = []
         self._attributes: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._over = False
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
 
     @property
     def usable(self) -> bool:
         """Whether it has begun, and was not stopped for want of riders."""
-        return self._task is not None and (not self._over or self.payer is not None)
+        return self._task is not None and not self._stopped
 
     def begin(
         self,
@@ -146,9 +149,13 @@ class SharedRequest:
             self._end(None)
         elif not self.riders and not self._over:
             self._forget()
-            self._over = True
+            self._over = self._stopped = True
             self._task.cancel()
-            await asyncio.wait([self._task])
+            try:
+                await asyncio.wait([self._task])
+            except asyncio.CancelledError:  # again, for a provider that swallows the first one
+                self._task.cancel()
+                raise
 
     async def follow(
         self, rider: Rider, unpaid: Callable[[], None]
@@ -171,6 +178,8 @@ class SharedRequest:
             if self._over:
                 break
             await self._changed.wait()
+        if self.payer is None:  # not before, since each rider may go until it has all
+            self.payer = rider
         if self._error is not None:
             raise self._error if rider is self.payer else _copied(self._error, copy.copy)
         if rider is self.payer:
@@ -211,10 +220,10 @@ class SharedRequest:
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        self._forget()
+        if not self._over:  # else it is forgotten, and another one may be in its place
+            self._forget()
         self._error = error
         self._over = True
-        self.payer = self.riders[0] if self.riders and self._task is not None else None
         self.ready.set()
         self._wake()
 
@@ -302,7 +311,7 @@ class Cache:
         """What two equal keys have in common, and from which no key can be computed."""
         return hmac.digest(self._secret, (key or "").encode(errors="surrogatepass"), "sha256")
 
-    def keep(self, datasette: Any, place: Place, answer: Answer, form: str, keys: Keys) -> None:
+    def keep(self, datasette: Any, place: Place, answer: Answer, form: str) -> None:
         """Have an answer written, soon."""
         size = sum(len(each.chunk) for each in answer.events)
         if size > min(cache_store.MAX_ANSWER_BYTES, place.max_bytes):
@@ -314,7 +323,7 @@ class Cache:
             return
         self._waiting_bytes += weight
         self.unwritten[place.digest] = answer
-        work = partial(cache_store.keep, place=place, answer=answer, form=form, keys=keys)
+        work = partial(cache_store.keep, place=place, answer=answer, form=form)
         tried = False
 
         def write(connection: sqlite3.Connection) -> None:
@@ -325,7 +334,8 @@ class Cache:
                 self._waiting_bytes -= weight
                 self.guard.write(work, connection)
 
-        writer.later(write)
+        if not writer.later(write):
+            self._waiting_bytes -= weight
 
 
 class Request(NamedTuple):
@@ -516,13 +526,14 @@ class CachedPrompt:
         plain = all(each.type in ("text", "reasoning") for each in events)
         if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
-        attributes = {name: getattr(response, name) for name in _ATTRIBUTES}
-        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms())
+        given = {name: getattr(response, name) for name in _ATTRIBUTES}
+        attributes = {name: _copied(each, copy.deepcopy) for name, each in given.items()}
+        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms(), keys)
         route = self._route
         place = Place(
             self._digest, policy.setting, route.purpose, route.model.model_id, policy.max_bytes
         )
-        self._cache.keep(route.datasette, place, answer, self._form, keys)
+        self._cache.keep(route.datasette, place, answer, self._form)
 
     def _note_saved(self, rider: Rider, call_id: str, cost: float | None) -> None:
         """Have an answer that another call has paid for take no tokens: they become details."""
@@ -539,7 +550,9 @@ class CachedPrompt:
             return  # the call could not be recorded
         unwritten = self._cache.unwritten.get(self._digest)
         if unwritten is not None:
-            self.hit = copy.deepcopy(unwritten)  # its caller has the original
+            # What is not going to be kept is none, either.
+            if await asyncio.to_thread(cache_store.encoded, unwritten, self._form) is not None:
+                self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
         database = self._route.datasette.get_internal_database()
         lookups = self._cache.lookups()

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def canonical(
     try:
         fields = {name: value for name, value in vars(prompt).items() if name != "model"}
         earlier = [_plain(_turn(each)) for each in turns]
-        form = [VERSION, dict(scope), _identity(model), stream, _plain(fields), earlier]
-        return _encode(form)
+        asked = [_name(prompt), _plain(fields), earlier]
+        return _encode([VERSION, dict(scope), _identity(model), stream, *asked])
     except UncacheableError:
         raise
     except Exception as error:  # of what a caller gave, or of a file that has gone
@@ -102,7 +103,7 @@ def server_variables(second: int) -> list[tuple[str, str]]:
 def _turn(response: Any) -> list[Any]:
     prompt = response.prompt
     asked = [prompt.prompt, prompt.system, prompt.attachments, prompt.tool_results]
-    return [*asked, response.text_or_raise()]
+    return [*asked, response.text_or_raise(), response.tool_calls_or_raise()]
 
 
 def _plain(value: Any) -> Any:
@@ -116,8 +117,10 @@ def _plain(value: Any) -> Any:
         return ["dict", *([_plain(name), _plain(each)] for name, each in value.items())]
     if kind is bytes:
         return ["bytes", hashlib.sha256(value).hexdigest()]
-    if kind is llm.Attachment:
+    if isinstance(value, llm.Attachment):
         return _attachment(value)
+    if isinstance(value, Enum):  # before texts and numbers, which many are, too
+        return [_name(value), value.name, _plain(value.value)]
     if isinstance(value, str):  # llm's fragments
         return [_name(value), str.__str__(value), *_attributes(vars(value))]
     if isinstance(value, pydantic.BaseModel):
@@ -137,7 +140,7 @@ def _attachment(attachment: llm.Attachment) -> list[Any]:
         raise UncacheableError("What is at the address of an attachment may change")
     where = ("content", "path", "_id")
     rest = {name: value for name, value in vars(attachment).items() if name not in where}
-    return ["attachment", hashlib.sha256(content).hexdigest(), *_attributes(rest)]
+    return [_name(attachment), hashlib.sha256(content).hexdigest(), *_attributes(rest)]
 
 
 def _of_pydantic(value: pydantic.BaseModel) -> dict[str, Any]:

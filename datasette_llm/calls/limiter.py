@@ -154,6 +154,7 @@ class Permit:
         self._of_purpose: ConcurrencyLimiter | None = None  # one of those held
         self._token: Token[Permit | None] | None = None
         self._detached = False
+        self._shared = False
 
     async def acquire(self, limiters: LimiterRegistry, limits: Iterable[Limit]) -> None:
         """Wait for a place in each limiter in turn; places so far are held if it is cancelled."""
@@ -169,7 +170,8 @@ class Permit:
     @property
     def outlives_request(self) -> bool:
         """Whether the request has ended, and what the permit was transferred to has not."""
-        return self._detached and self._token is None and bool(self.held)
+        goes_on = self._detached or self._shared
+        return goes_on and self._token is None and bool(self.held)
 
     def transfer(self) -> Callable[[], None]:
         """Leave the release to something that outlives the request, as its thread may.
@@ -180,11 +182,24 @@ class Permit:
         self._detached = True
         return self._release
 
+    def share(self) -> Callable[[], None]:
+        """Leave it to a request that others ride along with, and that may go on without this one.
+
+        Returns:
+            What is to be called at the end of that request.
+        """
+        self._shared = True
+        return self._let_go
+
     def end(self) -> None:
         """The request has ended; called in its task."""
         if self._token is not None:
             _current.reset(self._token)
             self._token = None
+        if not self._shared:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if not self._detached:
             self._release()
         elif self._of_purpose in self.held:

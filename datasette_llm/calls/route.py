@@ -93,12 +93,12 @@ class Route(NamedTuple):
         return limited(call_tags(self.datasette, self.caller, *layers))
 
     def once(self) -> Route:
-        """The same route with one request for each prompt, to this model and to no other."""
-        return self._with_policy(retries=0, fallbacks=())
+        """The same route with one request for each prompt, to this model: no kept answer either."""
+        return self._with_policy(retries=0, fallbacks=(), cache=None)
 
     def alone(self) -> Route:
-        """The same route with requests to this model and to no other."""
-        return self._with_policy(fallbacks=())
+        """The same route with requests to this model and to no other: no kept answer either."""
+        return self._with_policy(fallbacks=(), cache=None)
 
     def _with_policy(self, **changed: Any) -> Route:
         policy = replace(self.target.call_policy, **changed)

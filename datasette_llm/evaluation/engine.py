@@ -247,7 +247,7 @@ class Engine:
         try:
             async with group as model:
                 entered = True
-                # The answer of a fallback would be evidence about another model.
+                # A fallback's answer is evidence about another model, a kept one about none.
                 alone = WrappedAsyncModel(model.route.alone())
                 await self._launch(alone, group, work, launched)
                 asked = True
@@ -381,8 +381,7 @@ def _arguments(model: WrappedAsyncModel, case: Case, candidate: Candidate) -> di
     if case.options:
         known = model.Options.model_fields
         options = {name: case.options[name] for name in case.options if name in known} | options
-    # A kept answer says nothing about latency and cost.
-    arguments: dict[str, Any] = {"options": options, "response_cache": False}
+    arguments: dict[str, Any] = {"options": options}
     if case.system:
         arguments["system"] = case.system
     if case.schema is not None:

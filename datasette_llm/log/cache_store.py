@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasette.utils.sqlite import sqlite3
@@ -31,10 +31,15 @@ logger = logging.getLogger("datasette_llm")
 
 # Of one answer, as it is kept.
 MAX_ANSWER_BYTES = 10_000_000
+# What the rest of its row and the indexes take, about; most of it where answers are a word or two.
+ROW_BYTES = 350
 # So many are removed at once; the same number in one transaction by age.
 MAX_BATCH = 250
 # So much of `max_mb` is made free together.
 FREED_SHARE = 0.02
+# Room is made for so long in one transaction, since the call log waits meanwhile. After `max_mb`
+# was lowered the next ones do the rest.
+MAKE_ROOM_S = 0.05
 DAY_MS = 24 * 60 * 60 * 1000
 # The use of an answer is noted no more often.
 TOUCH_MS = 60_000
@@ -121,6 +126,7 @@ class Answer:
         attributes: what the provider set on the response: its tokens, its JSON, its model.
         gateway_cost_dollars: what a gateway said that it cost, or None.
         created_ms: when it was complete, in milliseconds since 1970.
+        keys: it is not kept if it or its request holds one of these; None once it is kept.
     """
 
     call_id: str
@@ -128,6 +134,7 @@ class Answer:
     attributes: Mapping[str, Any]
     gateway_cost_dollars: float | None
     created_ms: int
+    keys: Keys = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Place(NamedTuple):
@@ -145,6 +152,18 @@ class Place(NamedTuple):
     setting: str
     purpose: str | None
     model_id: str
+    max_bytes: int
+
+
+class Bounds(NamedTuple):
+    """What a setting keeps.
+
+    Attributes:
+        keep_days: how long.
+        max_bytes: how much.
+    """
+
+    keep_days: int
     max_bytes: int
 
 
@@ -190,47 +209,57 @@ def find(
         return None, False
     call_id, created_ms, used_ms, checksum, text = row
     now = now_ms()
-    if not now - keep_days * DAY_MS < created_ms <= now + CLOCK_MS:
+    if not isinstance(text, bytes) or _checksum(digest, call_id, created_ms, text) != checksum:
         return None, False
-    if not isinstance(text, bytes) or _checksum(digest, text) != checksum:
+    if not now - keep_days * DAY_MS < created_ms <= now + CLOCK_MS:
         return None, False
     try:
         answer = _decoded(call_id, created_ms, text)
     except Exception:  # of another version of llm, or of ours
         return None, False
-    return answer, abs(now - used_ms) > TOUCH_MS
+    return answer, not isinstance(used_ms, int) or abs(now - used_ms) > TOUCH_MS
 
 
-def keep(
-    connection: sqlite3.Connection, place: Place, answer: Answer, form: str, keys: Keys
-) -> None:
+def encoded(answer: Answer, form: str) -> str | None:
+    """An answer as JSON; None if it has no such form, or it or its request holds a key.
+
+    Args:
+        answer: the answer.
+        form: the canonical form of the request.
+    """
+    try:
+        text = _encoded(answer)
+    except (TypeError, ValueError, RecursionError):
+        return None  # a provider's own objects
+    searched = (text, *_texts(answer), form)
+    return None if any(without_key(each, answer.keys) != each for each in searched) else text
+
+
+def keep(connection: sqlite3.Connection, place: Place, answer: Answer, form: str) -> None:
     """Keep an answer in the place of an older one, and make room for it.
 
     Args:
         connection: a connection for writing, in a transaction.
         place: where.
-        answer: the answer; not kept if it cannot be written as JSON, or is too large.
+        answer: the answer; not kept if it cannot be `encoded()`, or is too large.
         form: the canonical form of the request.
-        keys: neither request nor answer is kept if it holds one of these.
     """
-    try:
-        encoded = _encoded(answer)
-    except (TypeError, ValueError, RecursionError):
-        return  # a provider's own objects
-    if any(without_key(each, keys) != each for each in (encoded, form)):
+    found = encoded(answer, form)
+    if found is None:
         return
-    text = encoded.encode()
+    text = found.encode()
     if len(text) > min(MAX_ANSWER_BYTES, place.max_bytes):
         note_too_large(place.model_id, len(text))
         return
     connection.execute("delete from llm_cache where digest = ?", (place.digest,))
     values = (place.setting, place.purpose or "", place.model_id, answer.call_id)
     times = (answer.created_ms, answer.created_ms)
-    checksum = _checksum(place.digest, text)
-    connection.execute(_INSERT, (place.digest, *values, *times, len(text), checksum, text))
+    checksum = _checksum(place.digest, answer.call_id, answer.created_ms, text)
+    size = len(text) + ROW_BYTES
+    connection.execute(_INSERT, (place.digest, *values, *times, size, checksum, text))
     # Not every SQLite does so by default; deleted text would stay readable in the file.
     connection.execute("pragma secure_delete = on")
-    _make_room(connection, place)
+    _make_room(connection, place.setting, place.max_bytes, place.digest)
 
 
 def touch(connection: sqlite3.Connection, digest: bytes) -> None:
@@ -308,21 +337,28 @@ def clear(connection: sqlite3.Connection, purpose: str | None) -> int:
     return _remove(connection, f"select digest from llm_cache{which}", values)
 
 
-def expire(connection: sqlite3.Connection, keep_days: Mapping[str, int]) -> int:
-    """Remove `MAX_BATCH` answers at most that are too old, or that no setting keeps any more.
+def expire(connection: sqlite3.Connection, bounds: Mapping[str, Bounds]) -> int:
+    """Remove some answers that are too old, too much, or that no setting keeps any more.
+
+    Those that a clock has put into the future go as well: none is a hit, and as the ones that
+    were used last they would be the last to make room.
 
     Args:
         connection: a connection for writing, in a transaction.
-        keep_days: for each setting that keeps answers how long, by its path.
+        bounds: of each setting that keeps answers, by its path.
 
     Returns:
-        How many were removed.
+        How many were removed; 0 once there are no more.
     """
     for setting in {each.setting for each in sizes(connection)}:
-        days = keep_days.get(setting)
-        oldest_ms = now_ms() + CLOCK_MS * DAY_MS if days is None else now_ms() - days * DAY_MS
-        sql = "select digest from llm_cache where setting = ? and created_ms < ?"
-        removed = _remove(connection, sql, (setting, oldest_ms))
+        own, now = bounds.get(setting), now_ms()
+        oldest_ms = now + CLOCK_MS + 1 if own is None else now - own.keep_days * DAY_MS
+        sql = (
+            "select digest from llm_cache where setting = ? and (created_ms < ? or created_ms > ?)"
+        )
+        removed = _remove(connection, sql, (setting, oldest_ms, now + CLOCK_MS))
+        if not removed and own is not None:
+            removed = _make_room(connection, setting, own.max_bytes)
         if removed:
             return removed
     return 0
@@ -334,23 +370,38 @@ def has_tables(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute(sql, TABLES).fetchone()[0] == len(TABLES))
 
 
-def _make_room(connection: sqlite3.Connection, place: Place) -> None:
-    """Remove the least recently used answers of a setting that keeps too much."""
-    total: int = connection.execute(_BYTES, (place.setting,)).fetchone()[0]
-    if total <= place.max_bytes:
-        return
-    excess = total - place.max_bytes * (1 - FREED_SHARE)
-    while excess > 0:
-        oldest = connection.execute(_OLDEST, (place.setting, place.digest, MAX_BATCH)).fetchall()
+def _make_room(
+    connection: sqlite3.Connection, setting: str, max_bytes: int, digest: bytes = b""
+) -> int:
+    """Remove least recently used answers of a setting that keeps too much.
+
+    Args:
+        connection: a connection for writing, in a transaction.
+        setting: the path of the setting.
+        max_bytes: how much it keeps.
+        digest: of the answer that room is made for.
+
+    Returns:
+        How many were removed.
+    """
+    total: int = connection.execute(_BYTES, (setting,)).fetchone()[0]
+    if total <= max_bytes:
+        return 0
+    excess = total - max_bytes * (1 - FREED_SHARE)
+    end, removed = time.monotonic() + MAKE_ROOM_S, 0
+    while excess > 0 and (time.monotonic() < end or not removed):
+        oldest = connection.execute(_OLDEST, (setting, digest, MAX_BATCH)).fetchall()
         if not oldest:  # the new one is as large as all, or the sums were damaged
-            connection.execute("delete from llm_cache_sizes where setting = ?", (place.setting,))
-            connection.execute(_RECOUNT, (place.setting,))
-            return
-        for digest, size in oldest:
+            connection.execute("delete from llm_cache_sizes where setting = ?", (setting,))
+            connection.execute(_RECOUNT, (setting,))
+            break
+        for each, size in oldest:
             if excess <= 0:
-                return
-            connection.execute("delete from llm_cache where digest = ?", (digest,))
+                break
+            connection.execute("delete from llm_cache where digest = ?", (each,))
             excess -= size
+            removed += 1
+    return removed
 
 
 def _remove(connection: sqlite3.Connection, which: str, values: tuple[object, ...]) -> int:
@@ -364,13 +415,19 @@ def _migrated(connection: sqlite3.Connection) -> None:
         database.migrate(connection, migrations, *TABLES)
 
 
-def _checksum(digest: bytes, text: bytes) -> bytes:
-    return hashlib.sha256(digest + text).digest()
+def _checksum(digest: bytes, call_id: str, created_ms: int, text: bytes) -> bytes:
+    return hashlib.sha256(digest + f"{call_id!r} {created_ms!r} ".encode() + text).digest()
 
 
 def _encoded(answer: Answer) -> str:
     events = [_event(each) for each in answer.events]
     return json.dumps([events, dict(answer.attributes), answer.gateway_cost_dollars])
+
+
+def _texts(answer: Answer) -> Iterator[str]:
+    """What a reader sees, in one piece by type: chunks may hold a key in parts."""
+    for kind in {each.type for each in answer.events}:
+        yield "".join(each.chunk for each in answer.events if each.type == kind)
 
 
 def _event(event: StreamEvent) -> list[Any] | dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Removes answers of the response cache that are too old, or that no setting keeps any more."""
+"""Removes what the response cache is no longer to keep: too old, too much, or of no setting."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 
 from . import cache_store
+from .cache_store import Bounds
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -23,16 +24,16 @@ INTERVAL_S = 3600.0
 PAUSE_S = 0.1
 
 
-async def keep(datasette: Datasette, keep_days: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
+async def keep(datasette: Datasette, bounds: Callable[[], Awaitable[Mapping[str, Bounds]]]) -> None:
     """Remove old answers, now and then every hour, as long as Datasette runs.
 
     Args:
         datasette: the Datasette instance, which supervises this as a background task.
-        keep_days: for each setting that keeps answers how long, by its path.
+        bounds: of each setting that keeps answers, by its path.
     """
     while True:
         try:
-            await remove(datasette, await keep_days())
+            await remove(datasette, await bounds())
         except DatasetteClosedError:
             return
         except sqlite3.Error as error:
@@ -40,8 +41,8 @@ async def keep(datasette: Datasette, keep_days: Callable[[], Awaitable[Mapping[s
         await asyncio.sleep(INTERVAL_S)
 
 
-async def remove(datasette: Datasette, keep_days: Mapping[str, int]) -> None:
-    """Remove what is too old, in transactions of a bounded size.
+async def remove(datasette: Datasette, bounds: Mapping[str, Bounds]) -> None:
+    """Remove what is too old or too much, in transactions of a bounded size.
 
     Raises:
         sqlite3.Error: the database cannot be written; earlier removals are committed.
@@ -51,6 +52,6 @@ async def remove(datasette: Datasette, keep_days: Mapping[str, int]) -> None:
         return
     removed = cache_store.MAX_BATCH
     while removed:
-        work = partial(cache_store.expire, keep_days=keep_days)
+        work = partial(cache_store.expire, bounds=bounds)
         removed = await database.execute_write_fn(work)
         await asyncio.sleep(PAUSE_S)

@@ -212,7 +212,7 @@ class Writer:
         content: Content | None = None,
         *,
         may_wait: bool = False,
-    ) -> None:
+    ) -> bool:
         """Write soon, in the order of the calls of this method, without waiting.
 
         Args:
@@ -220,8 +220,11 @@ class Writer:
             weight: its bytes in memory, about, without the content.
             content: what else it writes, unless that is dropped before.
             may_wait: whether it may be waited with for others, as `GATHER_S` says.
+
+        Returns:
+            Whether there was room for it, so that it was not dropped.
         """
-        self._add(_Write(work, weight, None, content, may_wait=may_wait))
+        return self._add(_Write(work, weight, None, content, may_wait=may_wait))
 
     async def flush(self) -> None:
         """Wait until all pending writes are written, or writing fails."""
@@ -288,16 +291,19 @@ class Writer:
     def _count(self) -> int:
         return len(self._awaited) + len(self._others) + len(self._batch)
 
-    def _add(self, write: _Write) -> None:
+    def _add(self, write: _Write) -> bool:
+        """Have it written, if there is room for it."""
         self.used = True
-        with self._lock, contextlib.suppress(RuntimeError):  # no event loop runs: see _check()
-            if self._admit(write):
-                (self._awaited if write.is_awaited else self._others).append(write)
+        with self._lock:
+            if not self._admit(write):
+                self._answer([write], False)
+                return False
+            (self._awaited if write.is_awaited else self._others).append(write)
+            with contextlib.suppress(RuntimeError):  # no event loop runs: see _check()
                 self._started()
                 if not write.may_wait or len(self._others) >= MAX_BATCH:
                     self._hurry()
-            else:
-                self._answer([write], False)
+        return True
 
     def _admit(self, write: _Write) -> bool:
         """Whether there is room for a write, which then counts; called with the lock."""
@@ -367,7 +373,7 @@ class Writer:
             own = contextvars.Context()
             task = loop.create_task(self._run(), name="datasette-llm call log", context=own)
             task.add_done_callback(self._forget, context=own)
-            self._task = task
+            self._task, self._gathering = task, None  # the event of another loop
             self._loop_end.expect(loop)
         return task
 

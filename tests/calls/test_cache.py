@@ -5,6 +5,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 import pathlib
 import sqlite3
 import sys
@@ -12,6 +13,7 @@ import threading
 
 import llm
 import pytest
+import sqlite_utils
 from datasette import hookimpl
 from llm.parts import StreamEvent
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ from datasette_llm import LLM, ModelNotAllowedError, instance
 from datasette_llm.calls import cache as cache_room
 from datasette_llm.calls.cache import Cache
 from datasette_llm.log import cache_store, cache_upkeep
+from datasette_llm.log.cache_store import Bounds
 from datasette_llm.log.recorder import Recorder
 from datasette_llm.testing import ScriptedModel
 
@@ -33,6 +36,7 @@ PRICES = {"prices": {"m": {"input": 1, "output": 2}}}
 SCRIPT = ["Short ", "text", llm.Usage(input=12, output=2, details={"x": 1})]
 NOTHING = llm.Usage(0, 0, {"cached_response": {"input": 12, "output": 2, "details": {"x": 1}}})
 DAY_MS = 86_400_000
+SETTING = "plugins.datasette-llm.cache"
 
 
 @pytest.fixture
@@ -142,6 +146,25 @@ async def test_r2_hit_is_the_first_answer(site):
     assert len(model.calls) == 1
 
 
+async def test_r2_hit_is_what_came_whatever_became_of_it(site):
+    """A plugin may change the JSON that it has got, before or after it is written."""
+
+    class Detailed(ScriptedModel):
+        async def execute(self, prompt, stream, response, conversation, key=None):
+            response.response_json = {"id": "r1", "choices": [{}]}
+            async for chunk in super().execute(prompt, stream, response, conversation, key):
+                yield chunk
+
+    models = site(Detailed("m"))
+    wrapped = await models.model("m")
+    for _ in range(3):
+        response = await wrapped.prompt("a")
+        assert await response.json() == {"id": "r1", "choices": [{}]}
+        response.response_json["choices"].clear()
+    await kept(models)
+    assert await (await wrapped.prompt("a")).json() == {"id": "r1", "choices": [{}]}
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -235,6 +258,26 @@ async def test_r2_turns_count_beside_messages(site):
     assert [await ask(each) for each in ("x", "y", "x")] == ["2", "4", "2"]
 
 
+async def test_r2_tool_calls_of_turns_count_beside_messages(site):
+    """Two turns with the same text, that have called a tool in another way."""
+
+    def tool(number: int) -> str:
+        """Says one."""
+        return "1"
+
+    first, second = (llm.ToolCall("tool", {"number": each}, f"t{each}") for each in (1, 2))
+    model = ScriptedModel("m", ["x", first], ["1"], ["x", second], ["2"])
+    wrapped = await site(model).model("m")
+    messages = [llm.parts.Message("user", [llm.parts.TextPart("b")])]
+    found = []
+    for _ in range(2):
+        conversation = wrapped.conversation()
+        await (await conversation.prompt("a", tools=[tool])).text()
+        response = await conversation.prompt("a", messages=messages)
+        found.append(await response.text())
+    assert found == ["1", "2"]
+
+
 async def test_r2_tool_call_is_not_lost(site):
     """One that comes though the prompt has no tools, from a provider that adds it at its end."""
     model = ScriptedModel("m", ["text", llm.ToolCall(name="t", arguments={})])
@@ -315,6 +358,18 @@ async def test_r3_structured_works_on_hits(site):
     assert [each.value for each in found] == [Dog(name="Cleo")] * 2
     assert [len(each.attempts) for each in found] == [2, 2]
     assert len(model.calls) == 2
+
+
+async def test_r3_row_of_a_repair_that_is_kept_says_of_what(site):
+    model = ScriptedModel("m", ["no"], ['{"x": 1}'], supports_schema=True)
+    models = site(model)
+    wrapped = await models.model("m")
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    for _ in range(2):
+        await wrapped.structured("a", schema=schema)
+    assert len(model.calls) == 2
+    rows = await calls(models)
+    assert [row["prompt_id"] for row in rows] == [None, rows[0]["id"], None, rows[2]["id"]]
 
 
 async def test_r3_hit_costs_nothing_and_has_its_row(site):
@@ -557,6 +612,58 @@ async def test_r4_all_cancelled_stops_the_request(site):
     assert await texts(wrapped, "a") == ["other"]
 
 
+async def test_r4_rider_that_gets_all_pays(site):
+    """Not the first one, which is cancelled after the end, before it has all."""
+    release = asyncio.Event()
+    model = ScriptedModel("m", ["x"] * 300 + [release, llm.Usage(input=12, output=2)])
+    models = site(model)
+    wrapped = await models.model("m")
+    begun = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: model.calls and model.calls[0].sent == 300)
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    late, last = [asyncio.create_task(texts(wrapped, "a")) for _ in range(2)]
+    await until(lambda: len(shared.riders) == 3)
+    release.set()
+    begun.cancel()
+    await until(lambda: not instance.of(models.datasette, Cache).shared())
+    late.cancel()
+    await soon(asyncio.wait([begun, late]))
+    assert await soon(last) == ["x" * 300]
+    (row,) = [row for row in await calls(models) if row["outcome"] == "ok"]
+    assert (row["input_tokens"], row["cached_from"]) == (12, None)
+
+
+async def test_r4_request_that_ends_late_forgets_no_other(site):
+    """One whose provider takes its time to stop does not hide the one that was made meanwhile."""
+    stopped, release = asyncio.Event(), asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            try:
+                async for chunk in super().execute(*args, **kwargs):
+                    yield chunk
+            finally:
+                await stopped.wait()
+
+    model = Slow("m", [asyncio.Event()], [release, "text"])
+    models = site(model)
+    wrapped = await models.model("m")
+    first = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    first.cancel()
+    await until(lambda: not instance.of(models.datasette, Cache).shared())
+    second = asyncio.create_task(texts(wrapped, "a"))
+    await model.received(2)
+    stopped.set()
+    await soon(asyncio.wait([first]))
+    third = asyncio.create_task(texts(wrapped, "a"))
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    await until(lambda: len(shared.riders) == 2)
+    release.set()
+    assert await soon(asyncio.gather(second, third)) == [["text"]] * 2
+    assert len(model.calls) == 2
+
+
 async def test_r4_failure_reaches_both_and_is_not_kept(site):
     error = ValueError("no")
     model, release = held(error)
@@ -677,6 +784,47 @@ async def test_r4_waiting_for_a_place_is_shared(site):
 # What is kept
 
 
+async def test_r4_request_without_its_first_rider_has_its_place(site):
+    """The limit of its purpose counts it until it ends."""
+    model, release = held()
+    models = site(model, purposes={"p": {"max_concurrency": 1}}, log=False)
+    wrapped = await models.model("m", purpose="p")
+    begun = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    rider = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: len(shared.riders) == 2)
+    begun.cancel()
+    await soon(asyncio.wait([begun]))
+    other = asyncio.create_task(texts(wrapped, "b", response_cache=False))  # without a thread
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(model.calls) == 1
+    release.set()
+    assert await soon(asyncio.gather(rider, other)) == [["12"], ["other"]]
+
+
+async def test_r4_provider_that_swallows_a_cancellation_is_stopped(site, monkeypatch):
+    """By the next one, when the time to clean up is over; its place is free then."""
+    monkeypatch.setattr("datasette_llm.calls.task.CLEANUP_S", 0.01)
+
+    class Stubborn(ScriptedModel):
+        async def execute(self, *args, **kwargs):
+            try:
+                async for chunk in super().execute(*args, **kwargs):
+                    yield chunk
+            except asyncio.CancelledError:
+                await asyncio.Event().wait()
+
+    model = Stubborn("m", [asyncio.Event()], ["other"])
+    wrapped = await site(model, max_concurrency=1).model("m")
+    reading = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    reading.cancel()
+    await soon(asyncio.wait([reading]))
+    assert await soon(texts(wrapped, "b")) == ["other"]
+
+
 async def test_r5_answer_is_found_before_it_is_written(site):
     model = ScriptedModel("m", ["1"], ["2"])
     models = site(model)
@@ -701,6 +849,8 @@ async def change(models, sql, *values):
         "update llm_cache set answer = 'text'",
         "update llm_cache set answer = substr(answer, 1, 20)",
         "update llm_cache set checksum = x''",
+        "update llm_cache set call_id = 'x'",
+        "update llm_cache set created_ms = 'x'",
         "update llm_cache set answer = replace(answer, 'Short', 'Wrong')",
         "drop table llm_cache",
         "drop table llm_cache_sizes",
@@ -737,12 +887,14 @@ async def test_r5_old_answers_and_jumping_clocks(site, monkeypatch, ahead_ms, re
     assert len(model.calls) == requests
 
 
-async def test_r5_config_change_counts_at_once(site):
+async def test_r5_config_change_counts_at_once(site, monkeypatch):
     """A shorter time, another scope and no cache at all, for answers that are kept already."""
     model = ScriptedModel("m")
     models = site(model, cache={"keep_days": 30})
     await texts(await models.model("m"), "a")
-    await change(models, "update llm_cache set created_ms = created_ms - ?", 10 * DAY_MS)
+    await kept(models)
+    later_ms = cache_store.now_ms() + 10 * DAY_MS
+    monkeypatch.setattr(cache_store, "now_ms", lambda: later_ms)
     settings = models.datasette.config["plugins"]["datasette-llm"]
     for count, cache in enumerate([{"keep_days": 30}, {"keep_days": 5}, False], 1):
         settings["cache"] = cache
@@ -756,7 +908,7 @@ async def test_r5_upkeep_removes_what_is_too_old(site):
     models = site(ScriptedModel("m"))
     await texts(await models.model("m"), "a", "b")
     await change(models, "update llm_cache set created_ms = 1 where rowid = 1")
-    await cache_upkeep.remove(models.datasette, {"plugins.datasette-llm.cache": 7})
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 10**9)})
     assert len(await kept(models)) == 1
     (size,) = await models.datasette.get_internal_database().execute_fn(cache_store.sizes)
     (row,) = await kept(models)
@@ -779,6 +931,56 @@ async def test_r5_least_recently_used_go_first(site):
     assert len(model.calls) == 4
     await texts(wrapped, "b")
     assert len(model.calls) == 5
+
+
+async def test_r5_answers_of_the_future_are_removed(site, monkeypatch):
+    """They would fill the cache for good after the clock was ahead for a moment."""
+    models = site(ScriptedModel("m"))
+    wrapped = await models.model("m")
+    with monkeypatch.context() as ahead:
+        now_ms = cache_store.now_ms
+        ahead.setattr(cache_store, "now_ms", lambda: now_ms() + 40 * DAY_MS)
+        await texts(wrapped, "ahead")
+        await kept(models)
+    await texts(wrapped, "now")
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 10**9)})
+    (row,) = await kept(models)
+    assert row["created_ms"] < now_ms() + DAY_MS
+
+
+def fill(connection, count, text):
+    """Keep some answers, without making room."""
+    at = cache_store.now_ms() - DAY_MS
+    answer = (len(text), b"", text)
+    rows = ((os.urandom(32), SETTING, "", "m", "x", at, at, *answer) for _ in range(count))
+    connection.executemany(f"insert into llm_cache values ({', '.join('?' * 10)})", rows)
+
+
+async def test_r5_lowered_bound_is_kept_in_small_steps(site, monkeypatch):
+    """No transaction makes room for everything at once: the call log would wait for it."""
+    monkeypatch.setattr(cache_store, "MAKE_ROOM_S", 0)
+    models = site(ScriptedModel("m"), cache={"max_mb": 1})
+    await texts(await models.model("m"), "a")
+    await kept(models)
+    database = models.datasette.get_internal_database()
+    await database.execute_write_fn(lambda connection: fill(connection, 3_000, b"x" * 1_000))
+    await texts(await models.model("m"), "b")
+    assert len(await kept(models)) == 3_002 - cache_store.MAX_BATCH
+    await cache_upkeep.remove(models.datasette, {SETTING: Bounds(7, 1_000_000)})
+    assert sum(row["bytes"] for row in await kept(models)) < 1_000_000
+
+
+def test_r5_tiny_answers_count_with_their_rows(tmp_path):
+    """The file is as small as `max_mb` says, where nearly all of it is rows and indexes."""
+    path, at = tmp_path / "kept.db", cache_store.now_ms()
+    answer = cache_store.Answer("x" * 26, (StreamEvent("text", "yes"),), {}, None, at)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        cache_store.migrations.apply(sqlite_utils.Database(connection))
+        for _ in range(6_000):
+            place = cache_store.Place(os.urandom(32), SETTING, "purpose", "m", 1_000_000)
+            cache_store.keep(connection, place, answer, "")
+        connection.commit()
+    assert path.stat().st_size < 1_300_000
 
 
 async def test_r5_damaged_sums_do_not_stop_the_log(site):
@@ -927,10 +1129,11 @@ async def test_r6_scope_purpose_is_shared_within_it(site):
     assert found == [["1"], ["1"], ["1"], ["2"]]
 
 
-@pytest.mark.parametrize("where", ["answer", "prompt"])
+@pytest.mark.parametrize("where", ["answer", "chunks", "prompt"])
 async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
     key = "sk-0123456789abcdef"
-    script, prompt = (["the key: ", key], "a") if where == "answer" else (["ok"], f"my {key}")
+    scripts = {"answer": ["the key: ", key], "chunks": ["the key: ", key[:9], key[9:]]}
+    script, prompt = scripts.get(where, ["ok"]), f"my {key}" if where == "prompt" else "a"
     model = ScriptedModel("m", script, needs_key="m")
     models = site(model)
     wrapped = await models.model("m")
@@ -939,6 +1142,43 @@ async def test_k_nothing_that_holds_a_key_is_kept(site, where, tmp_path):
     assert key.encode() not in (tmp_path / "internal.db").read_bytes()
     await texts(wrapped, "b", key="sk-another-0123456789")
     assert b"sk-another" not in (tmp_path / "internal.db").read_bytes()
+
+
+async def test_k_answer_that_holds_a_key_is_no_hit_meanwhile(site, monkeypatch):
+    """Nor gets the key into the row of a prompt that has looked no key up."""
+    key = "sk-0123456789abcdef"
+    monkeypatch.setenv("M_API_KEY", key)
+    model = ScriptedModel("m", [key], needs_key="m", key_env_var="M_API_KEY")
+    models = site(model, log={"content": True})
+    wrapped = await models.model("m")
+    await texts(wrapped, "a", "a", "a")
+    assert len(model.calls) == 3
+    assert key not in str(await flushed_rows(models.datasette, "llm_call_content"))
+
+
+async def test_k_rider_knows_the_endpoints_credentials(make_datasette, server, tmp_path):
+    """What the headers hold gets neither into its row nor into what is kept."""
+    credential = "s3cret-of-the-gateway"
+    headers = {"Authorization": credential}
+    endpoint = {"model": "local", "api_base": server.url, "headers": headers}
+    config = {"cache": True, "log": {"content": True}, "endpoints": [endpoint]}
+    models = LLM(make_datasette(config, internal=str(tmp_path / "internal.db")))
+    await models.datasette.invoke_startup()
+    release = asyncio.Event()
+    server.play([credential, release, "."])
+    wrapped = await models.model("local")
+    begun = asyncio.create_task((await wrapped.prompt("a")).text())
+    (shared,) = instance.of(models.datasette, Cache).shared().values()
+    other = asyncio.create_task(texts(wrapped, "a"))
+    await until(lambda: len(shared.riders) == 2)
+    begun.cancel()
+    await soon(asyncio.wait([begun]))
+    release.set()
+    assert await soon(other) == [credential + "."]
+    assert not await kept(models)
+    contents = await flushed_rows(models.datasette, "llm_call_content")
+    assert contents
+    assert credential not in str(contents)
 
 
 async def test_r_enrichment_run_twice_asks_once(site):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import llm
@@ -207,3 +208,46 @@ def test_k_credentials_of_an_endpoint_are_left_out() -> None:
 
     assert "sk-secret" not in form(auth="Bearer sk-secret", route="a")
     assert form(auth="Bearer sk-secret", route="a") == form(route="a") != form(route="b")
+
+
+class Effort(StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
+def test_r2_options_may_be_enums():
+    """As the `reasoning_effort` of OpenAI's models."""
+
+    class Options(llm.Options):
+        effort: Effort
+
+    low, again, high = [
+        key(prompt_of(options=Options(effort=each))) for each in ("low", Effort.LOW, "high")
+    ]
+    assert low == again != high
+
+
+def test_r2_attachment_of_a_subclass_is_its_bytes(tmp_path):
+    """Not the path, at which something else may be later."""
+
+    class Picture(llm.Attachment):
+        pass
+
+    path, keys = tmp_path / "a.txt", []
+    for text in ("seen", "other", "seen"):
+        path.write_text(text)
+        keys.append(key(prompt_of(attachments=[Picture("text/plain", str(path))])))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_r2_prompt_of_a_subclass_is_another():
+    """One that a hook has made may ask for something else, with the same attributes."""
+
+    class Louder(llm.Prompt):
+        @property
+        def prompt(self) -> str:
+            return super().prompt.upper()
+
+    prompt, louder = prompt_of(), prompt_of()
+    louder.__class__ = Louder
+    assert key(prompt) != key(louder)

@@ -103,6 +103,17 @@ async def test_probe_has_answer_and_latency(start, register_models):
     assert model.calls[0].prompt == PROMPT
 
 
+async def test_probe_gets_no_kept_answer(start, register_models):
+    """Which would say that a model answers that is down."""
+    model = ScriptedModel("scripted", PONG, [ConnectionError("down")])
+    register_models(model)
+    datasette = await start({"cache": True})
+
+    first, second = [await probe_model(datasette, "scripted", actor=ANA) for _ in range(2)]
+
+    assert (first.ok, second.ok) == (True, False)
+
+
 async def test_probe_uses_options_key_hooks_and_log(start, register_models, plugin, monkeypatch):
     model = ScriptedModel("scripted", PONG, needs_key="scripted")
     register_models(model)

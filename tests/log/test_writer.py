@@ -1156,3 +1156,19 @@ async def test_r3_rows_of_hits_wait_for_no_more(transactions, monkeypatch, way):
         case "close":
             await soon(ours.close())
     await until(lambda: written[:1] == ["a"])
+
+
+def test_r3_rows_of_hits_outlive_their_loop(transactions):
+    """One that was closed while its writes were waited with: the next loop writes them."""
+    ours, note, written = transactions
+
+    async def use():
+        ours.later(note("a"), may_wait=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use())
+    loop.close()
+    asyncio.run(soon(ours.flush()))
+    assert written == ["a"]

@@ -14,8 +14,9 @@ import pytest
 from datasette.app import Datasette
 from llm.default_plugins.openai_models import AsyncResponses
 
-from datasette_llm import LLM, tagged
+from datasette_llm import LLM, instance, tagged
 from datasette_llm.access.pseudonyms import pseudonym
+from datasette_llm.calls.cache import Cache
 from datasette_llm.events import MAX_ID_CHARS, Receipt
 from datasette_llm.providers.receipts import receipt_of
 from datasette_llm.testing import ScriptedModel
@@ -24,6 +25,7 @@ from ..support.call_log import flushed_rows
 from ..support.dialects import STOP, USAGE, events, http, text
 from ..support.openai_server import OpenAIServer, Raw, Refuse
 from ..support.response_json import PlainModel
+from ..support.waiting import soon, until
 
 ANA = {"id": "ana"}
 KEY = "sk-gateway-0123456789"
@@ -423,3 +425,21 @@ async def test_k3_calls_at_once_have_their_own_names(server: Any, start: Any) ->
 
     expected = await asyncio.gather(*map(one, range(10)))
     assert sorted(await recorded(datasette, "id", *IDS[:2])) == sorted(expected)
+
+
+async def test_k3_receipt_is_the_riders_who_pays(server: Any, start: Any) -> None:
+    """The one that began a shared request had gone when its answer came."""
+    release = asyncio.Event()
+    server.play([release, whole("x-litellm-response-cost: 0.5", "x-request-id: req-1")])
+    datasette = await start({"cache": True})
+    begun = asyncio.create_task(ask(datasette, stream=False))
+    await server.received()
+    (shared,) = instance.of(datasette, Cache).shared().values()
+    rider = asyncio.create_task(ask(datasette, stream=False))
+    await until(lambda: len(shared.riders) == 2)
+    begun.cancel()
+    await soon(asyncio.wait([begun]))
+    release.set()
+    assert await soon(rider) == "Hi"
+    rows = await recorded(datasette, "outcome", "request_id", "gateway_cost_nanodollars")
+    assert rows == [("cancelled", None, None), ("ok", "req-1", 500_000_000)]
