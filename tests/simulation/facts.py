@@ -102,6 +102,7 @@ class Wait:
     """A request's wait at the limiter of a model or a purpose."""
 
     limiter: Any
+    permit: Any
     call: Any
     row_id: str | None
     began_at: float

@@ -69,7 +69,7 @@ def recorded(trace: Trace, limiters: LimiterRegistry) -> Iterator[None]:
 
     async def noted_enter(limiter: ConcurrencyLimiter, limit: int, permit: Any) -> None:
         call: Any = asyncio.current_task().supervised  # type: ignore[union-attr]
-        noted = Wait(limiter, call, call.row_id, trace.loop.time())
+        noted = Wait(limiter, permit, call, call.row_id, trace.loop.time())
         _look_for_itself(trace, noted)
         trace.waits.append(noted)
         try:
@@ -79,6 +79,7 @@ def recorded(trace: Trace, limiters: LimiterRegistry) -> Iterator[None]:
             raise
         else:
             noted.entered = trace.moment()
+            _look_at_order(trace, noted)
         finally:
             noted.ended_at = trace.loop.time()
 
@@ -115,6 +116,14 @@ def _with_reason(trace: Trace, limiter: ConcurrencyLimiter) -> int:
     over -= {answer.call for answer in trace.answers if not answer.ended}
     entered = [wait for wait in trace.waits if wait.limiter is limiter and wait.entered]
     return sum(wait.row_id not in failed and wait.call not in over for wait in entered)
+
+
+def _look_at_order(trace: Trace, wait: Wait) -> None:
+    """Those that are still in the queue when another one enters came later."""
+    queue = wait.limiter.owners()
+    earlier = trace.waits[: trace.waits.index(wait)]
+    if any(each.limiter is wait.limiter and each.permit in queue for each in earlier):
+        trace.broken.append("limits: who came first did not go in first")
 
 
 def _look_for_itself(trace: Trace, wait: Wait) -> None:
