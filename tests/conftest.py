@@ -39,14 +39,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests in a browser, which take long: `.ci/run` has a step for them.
-
-    Those of whole systems come first, for the longest of them would be waited for at the end.
-    """
-    items.sort(key=lambda item: item.path.parent.name != "system")
+    """Mark the tests that take long, of whole systems and in a browser: a step of `.ci/run`."""
     for item in items:
         if "browser" in item.path.name or item.path.name == "test_accessibility.py":
             item.add_marker("browser")
+        elif item.path.parent.name == "system":
+            item.add_marker("system")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ from datasette.database import Database
 from jinja2 import BytecodeCache, Environment
 from jinja2.bccache import Bucket
 
-from datasette_llm import loop_end
 from datasette_llm.log import usage_upkeep
 
 
@@ -48,8 +47,6 @@ def savings() -> Iterator[None]:
         patch.setattr(Database, "connect", _unsafe_without_power(Database.connect))
         # Between any two periods that are added up: here no call waits for its turn.
         patch.setattr(usage_upkeep, "PAUSE_S", 0.0)
-        # How soon what a closed loop left behind is looked for.
-        patch.setattr(loop_end, "CHECK_S", 0.05)
         yield
 
 
