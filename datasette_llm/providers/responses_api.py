@@ -7,7 +7,6 @@ half an answer would be a success.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ async def _events(stream: Any, place: Place) -> AsyncIterator[Any]:
         IncompleteAnswerError: it has no end.
     """
     begun = ended = False
-    async with aclosing(stream):
+    async with stream:
         async for event in stream:
             match event:
                 case ResponseErrorEvent():
