@@ -21,17 +21,12 @@ def own_connections(db: Database, count: int) -> Iterator[list[Connection]]:
         opened = []
         for _ in range(count):
             connection = db.connect()
-            stack.callback(_close, db, connection)
+            stack.callback(connection.close)
+            # Datasette would close it with its own, under the thread that reads, which crashes.
+            db._all_connections.remove(connection)  # noqa: SLF001  # it has no public name
             # Plugins add the functions that views use; it has no public name.
             db.ds._prepare_connection(connection, db.name)  # noqa: SLF001  # as above
             connection.row_factory = None
             connection.isolation_level = None  # no transaction is longer than a statement
             opened.append(connection)
         yield opened
-
-
-def _close(db: Database, connection: Connection) -> None:
-    connection.close()
-    # Else Datasette would keep it until it shuts down; its execute_isolated_fn does the same.
-    if connection in db._all_connections:  # noqa: SLF001  # it has no public name
-        db._all_connections.remove(connection)  # noqa: SLF001  # as above
