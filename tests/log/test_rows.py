@@ -151,7 +151,7 @@ def test_s2_weight_of_a_prompt_that_llm_cannot_read() -> None:
         def messages(self) -> list[Any]:
             raise ValueError
 
-    assert rows.weighed(Broken()) == (rows.OVERHEAD_BYTES, True)  # type: ignore[arg-type]
+    assert rows.weighed(Broken()) == (rows.OVERHEAD_BYTES, True)  # type: ignore[arg-type]  # no prompt, on purpose
 
 
 def test_s2_dropped_content_frees_what_it_holds() -> None:
