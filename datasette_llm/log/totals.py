@@ -29,6 +29,8 @@ NUMBERS_SQL = (
     "1, cost_nanodollars is not null, cast(input_tokens as real), cast(output_tokens as real), "
     f"cast(cost_nanodollars as real){', null' * len(PRICED)}"
 )
+# Whose durations count: a request went to the provider, and its answer came from there.
+SENT = "(outcome is not 'blocked' and cached_from is null)"
 
 
 @dataclass(slots=True)
@@ -47,7 +49,7 @@ class Sums:
         prompt_tokens: all of the input, the cached part included, see `cost.usage_of`.
         cache_read_tokens: those that came from the provider's cache.
         cache_write_tokens: those that were put into it.
-        durations: of the calls that were sent, as `latency` writes them.
+        durations: of the calls that are `SENT`, as `latency` writes them.
         first_chunks: the times to the first chunk, likewise.
     """
 

@@ -104,6 +104,13 @@ def m001_sums(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m002_durations_of_requests(db: Database) -> None:
+    """Sums of before had those of the response cache's answers among the durations."""
+    for table in TABLES:
+        db.execute(f"delete from {table}")
+
+
 def _drop_former(db: Database) -> None:
     """Tables and triggers of before had names that are those of the plugin datasette-llm-usage."""
     former = (

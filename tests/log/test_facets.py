@@ -68,6 +68,15 @@ def test_p4_facets_and_sums_are_of_the_filter(connection, wanted: dict[str, Any]
         assert sums.durations == ([] if outcome is None else sums.durations)
 
 
+def test_p4_answers_of_the_cache_have_no_latency(connection) -> None:
+    """The list, which counts one by one, agrees with Usage."""
+    times = {"duration_ms": 60.0, "first_chunk_ms": 60.0}
+    add(connection, *(call_row(NOW, **times, cached_from=each) for each in ("01", None)))
+
+    sums = counted(connection, min_duration="0.055").sums[("ok",)]
+    assert (sums.calls, *map(len, (sums.durations, sums.first_chunks))) == (2, 1, 1)
+
+
 def test_p4_facets_of_the_newest_calls(connection, monkeypatch) -> None:
     """Without time for all calls, the first batch is counted, and it is said since when."""
     monkeypatch.setattr(facets, "_FIRST_BATCH", 2)

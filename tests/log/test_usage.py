@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -46,6 +47,7 @@ def some_calls(seed: int, count: int) -> list[dict[str, Any]]:
             cost_nanodollars=values.choice([None, 5_000_000]) if outcome == "ok" else None,
             duration_ms=values.lognormvariate(6, 1),
             first_chunk_ms=values.choice([None, 50.0]),
+            cached_from=values.choice([None, None, "01"]),
         )
         for _ in range(count)
     ]
@@ -87,24 +89,36 @@ def by_hand(
         when = (floor(question.unit, min(time, NOW)),) if question.unit else ()
         values = [row[names[name]] for name in question.by]
         key = (*when, *(None if value == "running" else value for value in values))
-        sums = found.setdefault(key, [0, 0, 0, 0])
+        sums = found.setdefault(key, [0, 0, 0, 0, 0])
         sums[0] += 1
         sums[1] += row["outcome"] in FAILURES
         sums[2] += row["cost_nanodollars"] or 0
         sums[3] += row["outcome"] == "ok" and row["cost_nanodollars"] is None
+        has_time = row["duration_ms"] and row["outcome"] != "blocked" and not row["cached_from"]
+        sums[4] += bool(question.latency and has_time)
     return {key: tuple(sums) for key, sums in found.items()}
 
 
-def plain(found: dict[Any, Sums]) -> dict[Any, tuple[Any, ...]]:
+def plain(found: dict[Any, Sums], question: Question) -> dict[Any, tuple[Any, ...]]:
+    def times(sums: Sums) -> int:
+        runs = re.findall(r"(\d*)\D", "".join(sums.durations))
+        return sum(int(each or 1) for each in runs) if question.latency else 0
+
     return {
-        key: (sums.calls, sums.failures, sums.cost_nanodollars or 0, sums.unpriced)
+        key: (
+            sums.calls,
+            sums.failures,
+            sums.cost_nanodollars or 0,
+            sums.unpriced,
+            times(sums),
+        )
         for key, sums in found.items()
     }
 
 
 QUESTIONS = [
     Question(),
-    Question(by=("model",)),
+    Question(by=("model",), latency=True),
     Question(by=("actor", "purpose"), unit="day"),
     Question(by=("outcome", "failure_kind"), unit="month"),
     Question(by=("model",), unit="hour"),
@@ -127,7 +141,7 @@ def assert_true(connection: sqlite3.Connection) -> None:
         calls = list(all_calls(connection, question.filter))
         for begin, end in TIMES:
             found = Reader(connection, NOW).sums(question, begin, end)
-            assert plain(found) == by_hand(calls, question, begin, end), (question, begin)
+            assert plain(found, question) == by_hand(calls, question, begin, end), (question, begin)
 
 
 def late_call(connection: sqlite3.Connection) -> None:
@@ -197,6 +211,21 @@ async def test_p3_sums_under_former_names_go(
     left = "select name from sqlite_master where name like 'llm_usage%'"
     assert connection.execute(left).fetchall() == ([("llm_usage",)] if of_plugin else [])
     add(connection, *some_calls(2, 3))
+    assert_true(connection)
+
+
+async def test_p3_sums_with_durations_of_kept_answers_go(
+    datasette: Datasette, connection: sqlite3.Connection
+) -> None:
+    """As versions before have added them up."""
+    await added_up(datasette)
+    with connection:
+        connection.execute("update llm_log_sums set durations = '~'")
+        connection.execute(
+            "delete from _sqlite_migrations where migration_set = 'datasette_llm_sums' "
+            "and name = 'm002_durations_of_requests'"
+        )
+    await added_up(datasette)
     assert_true(connection)
 
 
@@ -329,11 +358,13 @@ def test_totals_add_up_what_is_known(tmp_path: Path) -> None:
             call_row(NOW, duration_ms=float("inf"), input_tokens=2**62, model_id=b"\xff"),
             call_row(NOW, outcome="blocked", duration_ms=99_999.0, output_tokens=2**62),
             call_row(NOW, outcome="lost", duration_ms="soon"),
+            call_row(NOW, cached_from="01", duration_ms=0.4, first_chunk_ms=0.3, input_tokens=0),
         )
         found = totals_of(Reader(connection, NOW), Filter(since="2026-03-04"))
         names = Reader(connection, NOW).sums(Question(by=("model",)), BEGIN, None)
-    assert (found["calls"], found["failures"], found["calls_without_cost"]) == (4, 1, 1)
+    assert (found["calls"], found["failures"], found["calls_without_cost"]) == (5, 1, 2)
     assert (found["cost_dollars"], found["median_ms"], found["p95_ms"]) == (3.0, 10, 10)
+    assert found["first_chunk_median_ms"] is None
     assert found["outcomes"]["blocked"] == 1
     assert ("\ufffd",) in names
 
