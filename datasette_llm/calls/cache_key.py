@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ import llm
 import pydantic
 
 # Of the form that is digested; another form needs another number.
-VERSION = 1
+VERSION = 2
 # What llm's models know of the server that they ask, besides the class and the id.
 _OF_SERVER = ("model_name", "api_base", "api_type", "api_version", "api_engine")
 # How the environment variables end in which the clients of providers look for a server, and for
@@ -30,8 +29,6 @@ _OF_ENVIRONMENT = (
     *("_BASE_URL", "_API_BASE", "_API_URL", "_API_HOST", "_ENDPOINT", "OLLAMA_HOST"),
     *("OPENAI_API_VERSION", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"),
 )
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class UncacheableError(Exception):
@@ -61,20 +58,22 @@ def canonical(
     """
     if prompt.tools:
         raise UncacheableError("The prompt has tools")
+    form: list[str] = []
     try:
         fields = {name: value for name, value in vars(prompt).items() if name != "model"}
-        earlier = [_plain(_turn(each)) for each in turns]
-        asked = [_name(prompt), _plain(fields), earlier]
-        return _encode([VERSION, dict(scope), _identity(model), stream, *asked])
+        earlier = [_turn(each) for each in turns]
+        asked = [_name(prompt), fields, earlier]
+        _write([VERSION, dict(scope), _identity(model), stream, *asked], form.append)
     except UncacheableError:
         raise
     except Exception as error:  # of what a caller gave, or of a file that has gone
         raise UncacheableError(f"{type(error).__name__}: {error}") from error
+    return "".join(form)
 
 
 def digest(form: str) -> bytes:
     """The SHA-256 of a canonical form."""
-    return hashlib.sha256(form.encode()).digest()
+    return hashlib.sha256(form.encode(errors="surrogatepass")).digest()
 
 
 def _identity(model: Any) -> list[Any]:
@@ -106,32 +105,51 @@ def _turn(response: Any) -> list[Any]:
     return [*asked, response.text_or_raise(), response.tool_calls_or_raise()]
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, in which different values differ."""
+def _write(value: Any, put: Callable[[str], object]) -> None:
+    """Write a value down, so that different values differ.
+
+    Each begins with its type, and with its length where it has one, so that none can look like
+    the end of another.
+    """
     kind = type(value)
-    if value is None or kind in (str, bool, int, float):
-        return value
-    if kind in (list, tuple):
-        return [kind.__name__, *map(_plain, value)]
-    if kind is dict:  # in its order, which models see
-        return ["dict", *([_plain(name), _plain(each)] for name, each in value.items())]
-    if kind is bytes:
-        return ["bytes", hashlib.sha256(value).hexdigest()]
+    if kind is str:
+        put(f"str {len(value)}:")
+        put(value)
+    elif value is None or kind in (bool, int, float):
+        put(f"{value!r};")
+    elif kind in (list, tuple):
+        put(f"{kind.__name__} {len(value)}:")
+        for each in value:
+            _write(each, put)
+    elif kind is dict:  # in its order, which models see
+        put(f"dict {len(value)}:")
+        for name, each in value.items():
+            _write(name, put)
+            _write(each, put)
+    elif kind is bytes:
+        put(f"bytes {hashlib.sha256(value).hexdigest()}")
+    else:
+        put("object ")
+        _write([_name(value), *_parts(value)], put)
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    """What tells apart two values of a type that has no form of its own."""
     if isinstance(value, llm.Attachment):
         return _attachment(value)
     if isinstance(value, Enum):  # before texts and numbers, which many are, too
-        return [_name(value), value.name, _plain(value.value)]
+        return value.name, value.value
     if isinstance(value, str):  # llm's fragments
-        return [_name(value), str.__str__(value), *_attributes(vars(value))]
+        return str.__str__(value), _ordered(vars(value))
     if isinstance(value, pydantic.BaseModel):
-        return [_name(value), sorted(value.model_fields_set), *_attributes(_of_pydantic(value))]
+        return sorted(value.model_fields_set), _ordered(_of_pydantic(value))
     if dataclasses.is_dataclass(value):
         names = dict.fromkeys([*(f.name for f in dataclasses.fields(value)), *vars(value)])
-        return [_name(value), *_attributes({name: getattr(value, name) for name in names})]
+        return (_ordered({name: getattr(value, name) for name in names}),)
     raise UncacheableError(f"A value of type {_name(value)}")
 
 
-def _attachment(attachment: llm.Attachment) -> list[Any]:
+def _attachment(attachment: llm.Attachment) -> Sequence[Any]:
     """An attachment by its bytes: where they are is no part of what is asked."""
     content = attachment.content
     if not content and attachment.path:
@@ -140,15 +158,15 @@ def _attachment(attachment: llm.Attachment) -> list[Any]:
         raise UncacheableError("What is at the address of an attachment may change")
     where = ("content", "path", "_id")
     rest = {name: value for name, value in vars(attachment).items() if name not in where}
-    return [_name(attachment), hashlib.sha256(content).hexdigest(), *_attributes(rest)]
+    return hashlib.sha256(content).hexdigest(), _ordered(rest)
 
 
 def _of_pydantic(value: pydantic.BaseModel) -> dict[str, Any]:
     return {**vars(value), "[extra]": value.model_extra, "[own]": value.__pydantic_private__}
 
 
-def _attributes(values: Mapping[str, Any]) -> Iterator[Any]:
-    return ([name, _plain(values[name])] for name in sorted(values))
+def _ordered(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in sorted(values)}
 
 
 def _name(value: object) -> str:
