@@ -17,6 +17,7 @@ from .access.call_policy import cache_policies
 from .access.config_warnings import StartupCheck, warnings
 from .access.secrets import registered_secrets
 from .access.snapshot import SnapshotSource, settings_of, snapshot_of
+from .calls.cache import Cache
 from .calls.call import RunningCalls
 from .errors import NewerDatabaseError
 from .log import cache_upkeep, retention, search, usage_upkeep
@@ -81,6 +82,7 @@ async def stop(datasette: Datasette) -> None:
                 await call.closed.wait()
     await instance.of(datasette, UnfinishedTasks).cancel()
     await Recorder.of(datasette).close()
+    instance.of(datasette, Cache).close()
     await asyncio.to_thread(telemetry.flush)
     await instance.of(datasette, SnapshotSource).catalogs.connections.aclose()
 

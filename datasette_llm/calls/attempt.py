@@ -42,11 +42,12 @@ from ..redaction import Keys, redact
 from ..sanitize import new_id
 from ..telemetry.content import said
 from ..telemetry.spans import After, RequestSpan, note_unsent
-from .cache import CachedPrompt, SharedRequest
+from .cache import CachedPrompt
 from .context import CallContext
 from .limiter import LimiterRegistry, Permit
 from .response import PromptResponse, StreamState
 from .route import RoutedModel
+from .shared_request import SharedRequest
 from .timeout import Deadline
 
 _NOTHING = contextlib.nullcontext()
@@ -365,7 +366,7 @@ class Attempt:
     @property
     def _pays(self) -> bool:
         """Whether the tokens of a complete answer are this request's own."""
-        return self.shared is not None and self.shared.payer is self
+        return self.shared is not None and self.shared.payer_id == self.id
 
     @property
     def _is_recorded_whole(self) -> bool:

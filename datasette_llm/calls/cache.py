@@ -10,17 +10,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import hmac
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from contextvars import Context
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from datasette.database import DatasetteClosedError
 from datasette.utils.sqlite import sqlite3
 from llm.parts import StreamEvent
 
@@ -31,32 +26,16 @@ from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
 from ..log.rows import OVERHEAD_BYTES, weighed
 from ..redaction import Keys
-from ..sanitize import message_of
 from .cache_key import UncacheableError, canonical, digest
+from .cache_lookups import Lookups
 from .cache_mode import CacheMode
 from .response import PromptResponse
-from .task import FATAL
+from .shared_request import Rider, SharedRequest, copied
 
 if TYPE_CHECKING:
-    from datasette.database import Database
-
     from ..access.call_policy import CachePolicy
     from .route import Route
 
-logger = logging.getLogger("datasette_llm")
-
-_Value = TypeVar("_Value")
-
-# An answer, and whether its use is to be noted.
-Found = tuple[Answer | None, bool]
-
-# The digest of a request, how old its answer may be in days, and who waits for it.
-Wanted = tuple[bytes, int, asyncio.Future[Found]]
-
-# A database that takes longer to answer has no answers, and is not asked for a while, since the
-# reads that wait hold the threads of Datasette's pages.
-LOOKUP_S = 1.0
-REST_S = 10.0
 # Larger requests are written down in a thread.
 MAX_INLINE_BYTES = 50_000
 # Of answers that wait to be written; more are not kept.
@@ -69,212 +48,6 @@ _ATTRIBUTES = ("input_tokens", "output_tokens", "token_details", "response_json"
 _OF_OTHER_CALL: Mapping[str, Any] = dict.fromkeys(
     ("response_id", "request_id", "gateway_call_id", "gateway_model_id", "gateway_cost_dollars")
 )
-
-
-class Rider(Protocol):
-    """Who gets the events of a shared request.
-
-    Attributes:
-        id: of its row in the call log.
-        response: what it fills.
-    """
-
-    id: str
-    response: PromptResponse
-
-    def unpaid(self) -> None:
-        """Another call has paid for its answer; before its callbacks are called."""
-
-
-class SharedRequest:
-    """A request to a provider, and those who ride along with it.
-
-    Attributes:
-        identity: of the key that it is made with.
-        riders: who gets its events; the first one pays, and makes it.
-        ready: set when it has begun, or never will.
-        payer: the first rider that came to the end, which has paid for the answer; else None.
-        retry: the one that its riders make after it has failed, or None.
-        headers: of its responses, where they are known.
-    """
-
-    def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
-        self.identity = identity
-        self.riders: list[Rider] = []
-        self.ready = asyncio.Event()
-        self.payer: Rider | None = None
-        self.retry: SharedRequest | None = None
-        self.headers: list[Mapping[str, str]] = []
-        self._forget = forget
-        self._changed = asyncio.Event()
-        self._events: list[str | StreamEvent] = []
-        self._attributes: dict[str, Any] = {}
-        self._error: BaseException | None = None
-        self._over = False
-        self._stopped = False
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether it has begun, and was not stopped for want of riders."""
-        return self._task is not None and not self._stopped
-
-    def begin(
-        self,
-        source: AsyncGenerator[str | StreamEvent, None],
-        response: PromptResponse,
-        ended: Callable[[], None] | None,
-    ) -> None:
-        """Begin the request; in the context of the first rider.
-
-        Args:
-            source: what comes from the provider.
-            response: what the provider sets attributes of.
-            ended: called at the end, or None.
-        """
-        self._task = asyncio.create_task(self._run(source, response, ended))
-        self.ready.set()
-
-    def alive(self) -> None:
-        """A sign of life came from the provider."""
-        for rider in self.riders:
-            state = rider.response.stream_state
-            if state is not None and state.on_event is not None:
-                state.on_event()
-
-    async def leave(self, rider: Rider) -> None:
-        """Let go of a rider; with the last one the request ends."""
-        self.riders.remove(rider)
-        if self._task is None:
-            self._end(None)
-        elif not self.riders and not self._over:
-            self._forget()
-            self._over = self._stopped = True
-            self._task.cancel()
-            try:
-                await asyncio.wait([self._task])
-            except asyncio.CancelledError:  # again, for a provider that swallows the first one
-                self._task.cancel()
-                raise
-
-    async def follow(
-        self, rider: Rider, unpaid: Callable[[], None]
-    ) -> AsyncGenerator[str | StreamEvent, None]:
-        """All events of the request, then what the provider has set.
-
-        Args:
-            rider: who gets them.
-            unpaid: called at the end if another rider has paid.
-
-        Raises:
-            BaseException: what the request failed with.
-        """
-        position = 0
-        while True:
-            while position < len(self._events):
-                event = self._events[position]
-                position += 1
-                yield event if isinstance(event, str) else replace(event)
-            if self._over:
-                break
-            await self._changed.wait()
-        if self.payer is None:  # not before, since each rider may go until it has all
-            self.payer = rider
-        if self._error is not None:
-            raise self._error if rider is self.payer else _copied(self._error, copy.copy)
-        if rider is self.payer:
-            vars(rider.response).update(self._attributes)
-        else:
-            own = {name: _copied(each, copy.deepcopy) for name, each in self._attributes.items()}
-            vars(rider.response).update(own)
-            unpaid()
-
-    async def _run(
-        self,
-        source: AsyncGenerator[str | StreamEvent, None],
-        response: PromptResponse,
-        ended: Callable[[], None] | None,
-    ) -> None:
-        before = dict(vars(response))
-        error: BaseException | None = None
-        try:
-            async with aclosing(source):
-                async for event in source:
-                    self._events.append(event)
-                    self._wake()
-                    await asyncio.sleep(0)  # for a provider that never awaits
-                    if self._over:
-                        break  # and for one that swallows a cancellation
-        except BaseException as raised:  # each rider raises it
-            error = raised
-            if isinstance(raised, FATAL):
-                raise
-        finally:
-            self._attributes = {
-                name: value
-                for name, value in vars(response).items()
-                if name not in before or value is not before[name] or name == "_tool_calls"
-            }
-            if ended is not None:
-                ended()
-            self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
-        if not self._over:  # else it is forgotten, and another one may be in its place
-            self._forget()
-        self._error = error
-        self._over = True
-        self.ready.set()
-        self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed.clear()
-
-
-class Lookups:
-    """Reads answers in a thread: of all that are waited for, those that came meanwhile together."""
-
-    def __init__(self) -> None:
-        self._wanted: list[Wanted] = []
-        self._task: asyncio.Task[None] | None = None
-        self._resting_until = 0.0
-
-    async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
-        """An answer, as `cache_store.find()`; none where the database cannot be read in time."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._resting_until:
-            return None, False
-        found: asyncio.Future[Found] = loop.create_future()
-        self._wanted.append((digest, keep_days, found))
-        if self._task is None:
-            # In an empty context: it reads for many calls.
-            self._task = loop.create_task(self._read(database), context=Context())
-        return await found
-
-    async def _read(self, database: Database) -> None:
-        wanted = self._wanted
-        try:
-            while self._wanted:
-                wanted, self._wanted = self._wanted, []
-                _resolve(wanted, await self._answers(database, [each[:2] for each in wanted]))
-        finally:  # also where Datasette or the event loop ends
-            left, self._wanted, self._task = [*wanted, *self._wanted], [], None
-            _resolve(left, [(None, False)] * len(left))
-
-    async def _answers(self, database: Database, wanted: list[tuple[bytes, int]]) -> list[Found]:
-        def work(connection: sqlite3.Connection) -> list[Found]:
-            return [cache_store.find(connection, *each) for each in wanted]
-
-        try:
-            async with asyncio.timeout(LOOKUP_S):
-                found: list[Found] = await database.execute_fn(work)
-        except (sqlite3.Error, DatasetteClosedError, TimeoutError) as error:
-            logger.debug("The response cache cannot be read: %s", message_of(error))
-            if isinstance(error, TimeoutError):
-                self._resting_until = asyncio.get_running_loop().time() + REST_S
-            return [(None, False)] * len(wanted)
-        return found
 
 
 class Cache:
@@ -297,6 +70,11 @@ class Cache:
     def lookups(self) -> Lookups:
         """Those of the running event loop."""
         return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
+
+    def close(self) -> None:
+        """End the reads: the internal database is about to be closed."""
+        for lookups in list(self._lookups.values()):
+            lookups.close()
 
     def shared(self) -> dict[bytes, SharedRequest]:
         """What equal requests of the running event loop may ride along with, by their digest."""
@@ -486,8 +264,8 @@ class CachedPrompt:
         """The events of a request, then what its provider has set."""
 
         def unpaid() -> None:
-            if shared.payer is not None:
-                self._note_saved(rider, shared.payer.id, None)
+            if shared.payer_id is not None:
+                self._note_saved(rider, shared.payer_id, None)
 
         return shared.follow(rider, unpaid)
 
@@ -527,7 +305,7 @@ class CachedPrompt:
         if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
-        attributes = {name: _copied(each, copy.deepcopy) for name, each in given.items()}
+        attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}
         answer = Answer(call_id, events, attributes, cost, cache_store.now_ms(), keys)
         route = self._route
         place = Place(
@@ -554,9 +332,10 @@ class CachedPrompt:
             if await asyncio.to_thread(cache_store.encoded, unwritten, self._form) is not None:
                 self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
-        database = self._route.datasette.get_internal_database()
-        lookups = self._cache.lookups()
-        self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
+        database, wanted = self._route.datasette.get_internal_database(), self._digest
+        self.hit, is_old = await self._cache.lookups().find(
+            database, wanted, self._policy.keep_days
+        )
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
             writer.later(partial(self._cache.guard.write, touch), may_wait=True)
@@ -570,20 +349,6 @@ def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
     if actor is not None and not isinstance(actor_id, str | int):
         raise UncacheableError("The actor has no id")
     return {"purpose": route.purpose, "actor": None if actor is None else repr(actor_id)}
-
-
-def _resolve(wanted: list[Wanted], answers: list[Found]) -> None:
-    for (_, _, found), answer in zip(wanted, answers, strict=True):
-        if not found.done():  # its call may have been cancelled
-            found.set_result(answer)
-
-
-def _copied(value: _Value, copy_of: Callable[[_Value], _Value]) -> _Value:
-    """One for each call: they add notes to an error, and change what a provider has set."""
-    try:
-        return copy_of(value)
-    except Exception:  # of a third-party class
-        return value
 
 
 def _nothing() -> None:

@@ -8,6 +8,8 @@ from sqlite3 import Connection
 
 from datasette.database import Database
 
+from ..log.connections import own_connection
+
 
 @contextmanager
 def own_connections(db: Database, count: int) -> Iterator[list[Connection]]:
@@ -16,17 +18,18 @@ def own_connections(db: Database, count: int) -> Iterator[list[Connection]]:
     Args:
         db: the database.
         count: how many.
+
+    Raises:
+        DatasetteClosedError: the database has been closed.
+        sqlite3.Error: it cannot be opened.
     """
     with ExitStack() as stack:
         opened = []
         for _ in range(count):
-            connection = db.connect()
+            connection = own_connection(db)
             stack.callback(connection.close)
-            # Datasette would close it with its own, under the thread that reads, which crashes.
-            db._all_connections.remove(connection)  # noqa: SLF001  # it has no public name
             # Plugins add the functions that views use; it has no public name.
             db.ds._prepare_connection(connection, db.name)  # noqa: SLF001  # as above
             connection.row_factory = None
-            connection.isolation_level = None  # no transaction is longer than a statement
             opened.append(connection)
         yield opened

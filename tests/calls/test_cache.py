@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import gc
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import pathlib
 import sqlite3
 import sys
 import threading
+import weakref
 
 import llm
 import pytest
@@ -19,7 +21,7 @@ from llm.parts import StreamEvent
 from pydantic import BaseModel
 
 from datasette_llm import LLM, ModelNotAllowedError, instance
-from datasette_llm.calls import cache as cache_room
+from datasette_llm.calls import cache_lookups
 from datasette_llm.calls.cache import Cache
 from datasette_llm.log import cache_store, cache_upkeep
 from datasette_llm.log.cache_store import Bounds
@@ -577,6 +579,24 @@ async def test_r4_equal_requests_share_one(site, plugin):
     assert len(await kept(models)) == 1
 
 
+async def test_r4_finished_requests_are_freed_at_once(site):
+    """By no garbage collection, which takes longer the more there is."""
+    wrapped = await site(ScriptedModel("m"), log=False).model("m")
+    await texts(wrapped, "warm up")
+    gc.collect()
+    gc.disable()
+    try:
+        responses = weakref.WeakSet()
+        for text in ("miss", "miss"):
+            asked = [await wrapped.prompt(text) for _ in range(2)]
+            assert [await each.text() for each in asked] == ["Hello"] * 2
+            responses.update(asked)
+            del asked
+        await until(lambda: not responses)
+    finally:
+        gc.enable()
+
+
 async def test_r4_one_cancelled_does_not_stop_the_other(site):
     """The request goes on without the one that began it, and another one pays."""
     model, release = held("2", llm.Usage(input=12, output=2))
@@ -1027,7 +1047,7 @@ async def test_r5_database_that_fails_keeps_calls_going(site, tmp_path, fault):
 
 async def test_r5_locked_database_is_not_asked_again(site, tmp_path, monkeypatch):
     """One read waits for it, and not one for each call."""
-    monkeypatch.setattr(cache_room, "LOOKUP_S", 0.01)
+    monkeypatch.setattr(cache_lookups, "LOOKUP_S", 0.01)
     models = site(ScriptedModel("m"), log=False)
     wrapped = await models.model("m")
     await texts(wrapped, "a")
@@ -1038,6 +1058,17 @@ async def test_r5_locked_database_is_not_asked_again(site, tmp_path, monkeypatch
         connection.execute("begin exclusive")
         assert await soon(texts(wrapped, "a", "a", "b")) == ["Hello"] * 3
     assert len(reads) <= 1  # none where its thread has not begun in time
+
+
+async def test_r5_shutdown_ends_the_thread_that_reads(site):
+    def threads():
+        return {each for each in threading.enumerate() if "response cache" in each.name}
+
+    models, others = site(ScriptedModel("m")), threads()
+    await texts(await models.model("m"), "a")
+    (reader,) = threads() - others
+    await soon(models.datasette.invoke_shutdown())
+    await until(lambda: not reader.is_alive())
 
 
 async def test_r5_newer_database_keeps_calls_going(site, caplog):

@@ -123,9 +123,13 @@ class Remembering(Played, llm.Model):
         response.set_usage(input=len(turns), output=1)
 
 
+# Those of a Datasette of another test, which last as long as it does.
+OTHERS = ("datasette-llm catalog", "datasette-llm response cache")
+
+
 def our_threads() -> list[threading.Thread]:
     named = [t for t in threading.enumerate() if t.name.startswith("datasette-llm ")]
-    return [thread for thread in named if thread.name != "datasette-llm catalog"]
+    return [thread for thread in named if thread.name not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
