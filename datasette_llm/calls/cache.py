@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import hmac
+import json
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
@@ -26,6 +27,7 @@ from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
 from ..log.rows import OVERHEAD_BYTES, weighed
 from ..redaction import Keys
+from ..structured import fits
 from .cache_key import UncacheableError, canonical, digest
 from .cache_lookups import Lookups
 from .cache_mode import CacheMode
@@ -123,11 +125,13 @@ class Request(NamedTuple):
         write: gives its canonical form; reads the files of attachments.
         has_files: whether there are any, its history included.
         is_large: whether writing it down takes long.
+        fits: says in a thread whether a text is what it asks for; None where any text is.
     """
 
     write: Callable[[], str]
     has_files: bool
     is_large: bool
+    fits: Callable[[str], bool] | None
 
     @classmethod
     def of(cls, route: Route, policy: CachePolicy, response: PromptResponse) -> Request:
@@ -148,7 +152,7 @@ class Request(NamedTuple):
         )
         size, in_files = weighed(prompt)
         has_files = in_files or any(weighed(turn.prompt)[1] for turn in turns)
-        return cls(write, has_files, size > MAX_INLINE_BYTES)
+        return cls(write, has_files, size > MAX_INLINE_BYTES, _check_of(response))
 
     async def form(self) -> str:
         """Its canonical form.
@@ -306,7 +310,9 @@ class CachedPrompt:
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}
-        answer = Answer(call_id, events, attributes, cost, cache_store.now_ms(), keys)
+        answer = Answer(
+            call_id, events, attributes, cost, cache_store.now_ms(), keys, self._request.fits
+        )
         route = self._route
         place = Place(
             self._digest, policy.setting, route.purpose, route.model.model_id, policy.max_bytes
@@ -349,6 +355,17 @@ def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
     if actor is not None and not isinstance(actor_id, str | int):
         raise UncacheableError("The actor has no id")
     return {"purpose": route.purpose, "actor": None if actor is None else repr(actor_id)}
+
+
+def _check_of(response: PromptResponse) -> Callable[[str], bool] | None:
+    """What an answer to a schema has to pass, or who asks again would get what is of no use."""
+    schema = response.prompt.schema
+    if schema is None or response.answer is not None:  # which is repaired, and the repair is kept
+        return None
+    try:
+        return partial(fits, json.dumps(schema))
+    except (TypeError, ValueError):
+        return None  # a schema that is not JSON
 
 
 def _nothing() -> None:

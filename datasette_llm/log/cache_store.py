@@ -13,8 +13,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from datasette.utils.sqlite import sqlite3
 from llm.parts import StreamEvent
@@ -23,9 +23,6 @@ from sqlite_utils import Database, Migrations
 from .. import migrations as database
 from ..errors import NewerDatabaseError
 from ..redaction import Keys, without_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger("datasette_llm")
 
@@ -127,6 +124,8 @@ class Answer:
         gateway_cost_dollars: what a gateway said that it cost, or None.
         created_ms: when it was complete, in milliseconds since 1970.
         keys: it is not kept if it or its request holds one of these; None once it is kept.
+        fits: says in a thread whether its text is what was asked for, or it is not kept; None
+            where any text is, and once it is kept.
     """
 
     call_id: str
@@ -135,6 +134,7 @@ class Answer:
     gateway_cost_dollars: float | None
     created_ms: int
     keys: Keys = dataclasses.field(default=None, compare=False, repr=False)
+    fits: Callable[[str], bool] | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Place(NamedTuple):
@@ -221,7 +221,10 @@ def find(
 
 
 def encoded(answer: Answer, form: str) -> str | None:
-    """An answer as JSON; None if it has no such form, or it or its request holds a key.
+    """An answer as JSON; None if it is not to be kept.
+
+    That is one without such a form, one that does not fit, and one that holds a key, or whose
+    request does.
 
     Args:
         answer: the answer.
@@ -231,7 +234,10 @@ def encoded(answer: Answer, form: str) -> str | None:
         text = _encoded(answer)
     except (TypeError, ValueError, RecursionError):
         return None  # a provider's own objects
-    searched = (text, *_texts(answer), form)
+    texts = _texts(answer)
+    if answer.fits is not None and not answer.fits(texts.get("text", "")):
+        return None
+    searched = (text, *texts.values(), form)
     return None if any(without_key(each, answer.keys) != each for each in searched) else text
 
 
@@ -424,10 +430,12 @@ def _encoded(answer: Answer) -> str:
     return json.dumps([events, dict(answer.attributes), answer.gateway_cost_dollars])
 
 
-def _texts(answer: Answer) -> Iterator[str]:
+def _texts(answer: Answer) -> dict[str, str]:
     """What a reader sees, in one piece by type: chunks may hold a key in parts."""
-    for kind in {each.type for each in answer.events}:
-        yield "".join(each.chunk for each in answer.events if each.type == kind)
+    return {
+        kind: "".join(each.chunk for each in answer.events if each.type == kind)
+        for kind in {each.type for each in answer.events}
+    }
 
 
 def _event(event: StreamEvent) -> list[Any] | dict[str, Any]:

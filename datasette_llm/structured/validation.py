@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from ..errors import SchemaError
 from ..redaction import cut
-from .json_extraction import UnfitError, fitting
+from .json_extraction import UnfitError, fitting, parsed
 from .schema import plain_schema, refuse_other_references
 from .strict_schema import closed_schema
 
@@ -69,6 +70,31 @@ class Shape:
         if self.in_thread or len(answer) > LONG_CHARS:
             return await asyncio.to_thread(fitting, answer, self.validated)
         return fitting(answer, self.validated)
+
+
+def fits(schema: str, text: str) -> bool:
+    """Whether a text is JSON, and nothing beside it, that fits a JSON schema; for a thread.
+
+    Args:
+        schema: as JSON; of one that is not valid nothing is known, so that any JSON fits.
+        text: the whole answer.
+    """
+    try:
+        plain = parsed(text)
+        validated = _known_validator(schema)
+        if validated is not None:
+            validated(text, plain)
+    except (UnfitError, RecursionError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=100)
+def _known_validator(schema: str) -> Callable[[str, Any], Any] | None:
+    try:
+        return _data_validator(json.loads(schema))
+    except SchemaError:
+        return None
 
 
 def _as_model(model: type[pydantic.BaseModel], text: str, plain: Any) -> pydantic.BaseModel:

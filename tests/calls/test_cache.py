@@ -202,6 +202,33 @@ async def test_r2_cut_off_answers_are_not_kept(site, reason):
     assert len(model.calls) == 2
 
 
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+
+
+@pytest.mark.parametrize(
+    "answer", ["Sorry, no.", '{"x": 1', '{"y": 2}', "[]", '```json\n{"x": 1}\n```', "[" * 10**5]
+)
+@pytest.mark.parametrize("wait", [True, False], ids=["written", "at once"])
+async def test_r2_answer_that_does_not_fit_its_schema_is_not_kept(site, answer, wait):
+    """Or who tries again would get it again, for days."""
+    model = ScriptedModel("m", [answer], ['{"x":', " 1}"], supports_schema=True)
+    models = site(model, log=False)
+    wrapped = await models.model("m")
+    got = []
+    for _ in range(3):
+        got += await texts(wrapped, "a", schema=SCHEMA)
+        if wait:
+            await kept(models)
+    assert got == [answer, '{"x": 1}', '{"x": 1}']
+    assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize("schema", [{"type": "no such type"}, {"$ref": "https://a.test/b"}])
+async def test_r2_any_json_fits_a_schema_that_is_not_valid(site, schema):
+    model = ScriptedModel("m", ["no"], ["{}"], supports_schema=True)
+    assert await texts(await site(model).model("m"), *"aaa", schema=schema) == ["no", "{}", "{}"]
+
+
 async def test_r2_cancelled_answer_is_not_kept(site):
     model = ScriptedModel("m", ["a", asyncio.Event()], ["b"])
     models = site(model)
@@ -445,7 +472,8 @@ def _new_tools(response):
 )
 async def test_r2_prompt_that_a_hook_changes_is_asked(site, plugin, change):
     """Its answer is not kept, and it gets none that is, also where a message inside changes."""
-    model = ScriptedModel("m", ["of a"], ["of b"], ["of b, again"], ["of a, anew"])
+    answers = [json.dumps({"of": each}) for each in ("a", "b", "b, again", "a, anew")]
+    model = ScriptedModel("m", *([each] for each in answers), supports_schema=True)
     changes = [lambda response: None, lambda response: None, change, change]
     observer = Observer(before=lambda result: changes and changes.pop(0)(result.response))
     plugin(observer)
@@ -456,9 +484,9 @@ async def test_r2_prompt_that_a_hook_changes_is_asked(site, plugin, change):
         asked = {"messages": copy.deepcopy(messages), "schema": {"type": "object"}}
         return texts(wrapped, None, **asked, **kwargs)
 
-    assert await ask() == await ask() == ["of a"]
-    assert [await ask(), await ask(response_cache="refresh")] == [["of b"], ["of b, again"]]
-    assert await ask() == ["of a"]
+    assert await ask() == await ask() == answers[:1]
+    assert [*await ask(), *await ask(response_cache="refresh")] == answers[1:3]
+    assert await ask() == answers[:1]
     assert [each.cached for each in observer.results] == [False, True, False, False, True]
 
 
