@@ -39,6 +39,8 @@ class LoopEnd:
     def expect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Await it at the end of this loop, which is running, too."""
         if loop not in self._kept:
+            for ended in [each for each in list(self._kept) if each.is_closed()]:
+                self._kept.pop(ended, None)  # whose generator refers to it
             kept = self._kept[loop] = _until_closed(self._finish)
             with contextlib.suppress(StopIteration):
                 kept.asend(None).send(None)  # to its yield, so that the loop knows of it

@@ -66,17 +66,24 @@ class Cache:
         self._shared: dict[asyncio.AbstractEventLoop, dict[bytes, SharedRequest]] = {}
         self.guard = cache_store.Guard()
         self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = WeakKeyDictionary()
+        self._is_closed = False
         self._secret = os.urandom(32)
         self._waiting_bytes = 0
 
-    def lookups(self) -> Lookups:
-        """Those of the running event loop."""
-        return self._lookups.setdefault(asyncio.get_running_loop(), Lookups())
+    def lookups(self) -> Lookups | None:
+        """Those of the running event loop; None after `close()`."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._lookups and not self._is_closed:
+            for ended in [each for each in list(self._lookups) if each.is_closed()]:
+                self._lookups.pop(ended).close()
+            self._lookups[loop] = Lookups()
+        return self._lookups.get(loop)
 
     def close(self) -> None:
-        """End the reads: the internal database is about to be closed."""
-        for lookups in list(self._lookups.values()):
-            lookups.close()
+        """End the reads, for good: the internal database is about to be closed."""
+        self._is_closed = True
+        while self._lookups:
+            self._lookups.popitem()[1].close()
 
     def shared(self) -> dict[bytes, SharedRequest]:
         """What equal requests of the running event loop may ride along with, by their digest."""
@@ -124,13 +131,13 @@ class Request(NamedTuple):
     Attributes:
         write: gives its canonical form; reads the files of attachments.
         has_files: whether there are any, its history included.
-        is_large: whether writing it down takes long.
+        is_slow: whether writing it down takes long.
         fits: says in a thread whether a text is what it asks for; None where any text is.
     """
 
     write: Callable[[], str]
     has_files: bool
-    is_large: bool
+    is_slow: bool
     fits: Callable[[str], bool] | None
 
     @classmethod
@@ -152,7 +159,9 @@ class Request(NamedTuple):
         )
         size, in_files = weighed(prompt)
         has_files = in_files or any(weighed(turn.prompt)[1] for turn in turns)
-        return cls(write, has_files, size > MAX_INLINE_BYTES, _check_of(response))
+        # llm finds out the type of an attachment without one from its bytes.
+        is_slow = size > MAX_INLINE_BYTES or not all(each.type for each in prompt.attachments)
+        return cls(write, has_files, is_slow, _check_of(response))
 
     async def form(self) -> str:
         """Its canonical form.
@@ -160,7 +169,7 @@ class Request(NamedTuple):
         Raises:
             UncacheableError: it has none.
         """
-        if self.has_files or self.is_large:
+        if self.has_files or self.is_slow:
             return await asyncio.to_thread(self.write)
         return self.write()
 
@@ -275,9 +284,10 @@ class CachedPrompt:
 
     def noted(self, finished: RequestFinished) -> RequestFinished:
         """How a request ended: one that another call has paid for has none of that call's ids."""
-        if self.saved is None:
-            return finished
-        return finished._replace(saved=self.saved, **_OF_OTHER_CALL)
+        found = self.saved
+        if found is None and self.hit is not None:  # which was not read to its end
+            found = Saved(self.hit.call_id, None, None, None, None)
+        return finished if found is None else finished._replace(saved=found, **_OF_OTHER_CALL)
 
     async def is_asked_by(self, response: PromptResponse) -> bool:
         """Whether a response still asks what was looked up: hooks may change its prompt."""
@@ -338,23 +348,26 @@ class CachedPrompt:
             if await asyncio.to_thread(cache_store.encoded, unwritten, self._form) is not None:
                 self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
-        database, wanted = self._route.datasette.get_internal_database(), self._digest
-        self.hit, is_old = await self._cache.lookups().find(
-            database, wanted, self._policy.keep_days
-        )
+        lookups = self._cache.lookups()
+        if lookups is None:
+            return
+        database = self._route.datasette.get_internal_database()
+        self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
             writer.later(partial(self._cache.guard.write, touch), may_wait=True)
 
 
 def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
+    # Of an enum, or marked as safe for HTML, it is the same one.
+    purpose = None if route.purpose is None else str.__str__(route.purpose)
     if not policy.of_actor:
-        return {"purpose": route.purpose}
+        return {"purpose": purpose}
     actor = route.actor
     actor_id = actor.get("id") if isinstance(actor, Mapping) else None
     if actor is not None and not isinstance(actor_id, str | int):
         raise UncacheableError("The actor has no id")
-    return {"purpose": route.purpose, "actor": None if actor is None else repr(actor_id)}
+    return {"purpose": purpose, "actor": None if actor is None else repr(actor_id)}
 
 
 def _check_of(response: PromptResponse) -> Callable[[str], bool] | None:

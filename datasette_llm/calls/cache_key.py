@@ -108,8 +108,8 @@ def _turn(response: Any) -> list[Any]:
 def _write(value: Any, put: Callable[[str], object]) -> None:
     """Write a value down, so that different values differ.
 
-    Each begins with its type, and with its length where it has one, so that none can look like
-    the end of another.
+    Each begins with its type, and ends where its length or its kind says, so that none can look
+    like a part of another.
     """
     kind = type(value)
     if kind is str:
@@ -142,7 +142,8 @@ def _parts(value: Any) -> Sequence[Any]:
     if isinstance(value, str):  # llm's fragments
         return str.__str__(value), _ordered(vars(value))
     if isinstance(value, pydantic.BaseModel):
-        return sorted(value.model_fields_set), _ordered(_of_pydantic(value))
+        parts = (_ordered(vars(value)), value.model_extra, value.__pydantic_private__)
+        return sorted(value.model_fields_set), *parts
     if dataclasses.is_dataclass(value):
         names = dict.fromkeys([*(f.name for f in dataclasses.fields(value)), *vars(value)])
         return (_ordered({name: getattr(value, name) for name in names}),)
@@ -156,13 +157,11 @@ def _attachment(attachment: llm.Attachment) -> Sequence[Any]:
         content = Path(attachment.path).read_bytes()
     if not content:
         raise UncacheableError("What is at the address of an attachment may change")
+    # With neither, llm would ask the server at its address.
+    kind = attachment.resolve_type() if attachment.path or not attachment.url else None
     where = ("content", "path", "_id")
     rest = {name: value for name, value in vars(attachment).items() if name not in where}
-    return hashlib.sha256(content).hexdigest(), _ordered(rest)
-
-
-def _of_pydantic(value: pydantic.BaseModel) -> dict[str, Any]:
-    return {**vars(value), "[extra]": value.model_extra, "[own]": value.__pydantic_private__}
+    return hashlib.sha256(content).hexdigest(), kind, _ordered(rest)
 
 
 def _ordered(values: Mapping[str, Any]) -> dict[str, Any]:

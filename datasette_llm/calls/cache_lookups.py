@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from contextvars import Context
 from functools import partial
@@ -32,9 +33,11 @@ logger = logging.getLogger("datasette_llm")
 Found = tuple[Answer | None, bool]
 _NONE: Found = (None, False)
 
-# A database that takes longer to answer has no answers, and is not asked for a while.
+# A database that takes longer for a read has no answers, and is not asked for a while.
 LOOKUP_S = 1.0
 REST_S = 10.0
+# So late a timer is where the event loop is busy, which holds up the thread that reads, too.
+LATE_S = 0.1
 # So many are read together, since the first one waits for the last.
 MAX_BATCH = 64
 
@@ -53,9 +56,9 @@ class Lookups:
         self._wanted: deque[_Wanted] = deque()  # not yet read
         self._waiting: set[asyncio.Future[Found]] = set()
         self._is_watched = False
-        self._since = 0.0  # when the last reads ended, or the first one that waits began
+        # When the last read ended, or the first one that waits was asked for; by `monotonic()`.
+        self._progress_at = 0.0
         self._resting_until = 0.0
-        self._closed = False
         self._connection: sqlite3.Connection | None = None  # of the thread
 
     async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
@@ -66,96 +69,120 @@ class Lookups:
             digest: of the request.
             keep_days: older answers are none.
         """
+        if time.monotonic() < self._resting_until:
+            return _NONE
         loop = asyncio.get_running_loop()
-        if self._closed or loop.time() < self._resting_until:
-            return _NONE
-        found: asyncio.Future[Found] = loop.create_future()
-        self._wanted.append(_Wanted(digest, keep_days, found))
+        wanted = _Wanted(digest, keep_days, loop.create_future())
+        self._wanted.append(wanted)
         try:
-            self._thread.put(partial(self._read, database))
+            if not self._thread.waiting:  # what has not begun yet reads this one, too
+                self._thread.put(partial(self._read, database))
         except RuntimeError:  # the system cannot start another thread
-            self._wanted.clear()
+            self._wanted.remove(wanted)
             return _NONE
-        self._watch(loop, found)
+        if not self._waiting:
+            self._progress_at = time.monotonic()
+        self._waiting.add(wanted.found)
+        self._watch(loop)
         try:
-            return await found
+            return await wanted.found
         finally:
-            self._waiting.discard(found)
+            self._waiting.discard(wanted.found)
 
     def close(self) -> None:
-        """Close the connection, after the read that runs; from now on there are no answers."""
-        self._closed = True
+        """Let the thread end after its reads, and close the connection."""
         if self._thread.is_begun:
             self._thread.put(self._disconnect)
             self._thread.close()
 
     def __del__(self) -> None:
-        self._disconnect()  # the thread refers to it while it reads
+        self._disconnect()  # no thread reads, since it would refer to this object
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, found: asyncio.Future[Found]) -> None:
-        if not self._waiting:
-            self._since = loop.time()
-        self._waiting.add(found)
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._is_watched:
             self._is_watched = True
-            self._check_in_time(loop)
+            end = self._progress_at + LOOKUP_S
+            # In an empty context: it is for many calls.
+            delay = max(0.0, end - time.monotonic())
+            loop.call_later(delay, self._check, loop, end, context=Context())
 
-    def _check_in_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        # In an empty context: it is for many calls.
-        loop.call_at(self._since + LOOKUP_S, self._check, loop, context=Context())
+    def _check(self, loop: asyncio.AbstractEventLoop, end: float) -> None:
+        """Give up if no read has ended for too long.
 
-    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up if no read has ended in time."""
-        if self._waiting and loop.time() < self._since + LOOKUP_S:
-            self._check_in_time(loop)
-            return
+        Args:
+            loop: the event loop.
+            end: when this was to be called.
+        """
         self._is_watched = False
-        if self._waiting:
-            logger.debug("The response cache was not read within %g seconds", LOOKUP_S)
-            self._resting_until = loop.time() + REST_S
-            self._wanted.clear()
-            for found in self._waiting:
-                _resolve(found, _NONE)
-
-    def _resolve_all(self, wanted: list[_Wanted], answers: list[Found]) -> None:
-        self._since = asyncio.get_running_loop().time()
-        for each, answer in zip(wanted, answers, strict=True):
-            _resolve(each.found, answer)
+        if not self._waiting:
+            return
+        now = time.monotonic()
+        if now > end + LATE_S:
+            self._progress_at = now
+        if now < self._progress_at + LOOKUP_S:
+            self._watch(loop)
+            return
+        logger.debug("The response cache was not read within %g seconds", LOOKUP_S)
+        self._resting_until = now + REST_S
+        self._wanted.clear()
+        for found in self._waiting:
+            _resolve(found, _NONE)
 
     # In the thread
 
     def _read(self, database: Database) -> None:
+        while wanted := self._next_batch():
+            answers = [_NONE] * len(wanted)
+            try:
+                answers = self._answers(database, wanted)
+            finally:
+                with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
+                    loop = wanted[0].found.get_loop()
+                    loop.call_soon_threadsafe(_resolve_all, wanted, answers)
+
+    def _next_batch(self) -> list[_Wanted]:
         wanted: list[_Wanted] = []
         with contextlib.suppress(IndexError):
             while len(wanted) < MAX_BATCH:
                 wanted.append(self._wanted.popleft())
-        if not wanted:
-            return  # the read before had taken it, too
-        answers = [_NONE] * len(wanted)
-        try:
-            answers = self._answers(database, wanted)
-        finally:
-            with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-                loop = wanted[0].found.get_loop()
-                loop.call_soon_threadsafe(self._resolve_all, wanted, answers)
+        return wanted
 
     def _answers(self, database: Database, wanted: list[_Wanted]) -> list[Found]:
         try:
             connection = self._connection or self._connect(database)
-            return [cache_store.find(connection, each.digest, each.keep_days) for each in wanted]
+            return [self._answer(connection, each) for each in wanted]
         except (sqlite3.Error, DatasetteClosedError) as error:
             logger.debug("The response cache cannot be read: %s", message_of(error))
             return [_NONE] * len(wanted)
 
+    def _answer(self, connection: sqlite3.Connection, wanted: _Wanted) -> Found:
+        try:
+            return cache_store.find(connection, wanted.digest, wanted.keep_days)
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError):
+            raise  # locked, without the table, or closed: so it is for the others
+        except sqlite3.DatabaseError as error:  # damaged, where this one is
+            logger.debug("The response cache cannot be read: %s", message_of(error))
+            return _NONE
+        finally:
+            self._progress_at = time.monotonic()
+
     def _connect(self, database: Database) -> sqlite3.Connection:
         connection = self._connection = own_connection(database)
-        connection.execute(f"pragma busy_timeout = {LOOKUP_S * 1000:.0f}")
+        # Longer than the event loop waits, which then lets the database rest.
+        connection.execute(f"pragma busy_timeout = {2 * LOOKUP_S * 1000:.0f}")
+        # A damaged text is one that the checksum does not fit, and not an error.
+        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
         return connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _resolve_all(wanted: list[_Wanted], answers: list[Found]) -> None:
+    for each, answer in zip(wanted, answers, strict=True):
+        _resolve(each.found, answer)
 
 
 def _resolve(found: asyncio.Future[Found], answer: Found) -> None:

@@ -39,7 +39,7 @@ class SharedRequest:
         identity: of the key that it is made with.
         riders: who gets its events; the first one pays, and makes it.
         ready: set when it has begun, or never will.
-        payer_id: the first rider that came to the end, which has paid for the answer; else None.
+        payer_id: of the first rider that came to the end, which has paid for the answer; else None.
         retry: the one that its riders make after it has failed, or None.
         headers: of its responses, where they are known.
     """

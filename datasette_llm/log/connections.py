@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from sqlite3 import Connection
 
 from datasette.database import Database
@@ -23,7 +24,9 @@ def own_connection(db: Database) -> Connection:
     # A temporary one would be made again; there is no public name for it.
     db._check_not_closed()  # noqa: SLF001  # as above
     connection: Connection = db.connect()
-    # Datasette would close it with its own, under the thread that reads, which crashes.
-    db._all_connections.remove(connection)  # noqa: SLF001  # it has no public name
+    # Datasette would close it with its own, under the thread that reads, which crashes. It may
+    # just have done so.
+    with contextlib.suppress(ValueError):
+        db._all_connections.remove(connection)  # noqa: SLF001  # it has no public name
     connection.isolation_level = None  # no transaction is longer than a statement
     return connection

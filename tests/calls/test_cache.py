@@ -12,12 +12,14 @@ import sqlite3
 import sys
 import threading
 import weakref
+from enum import StrEnum
 
 import llm
 import pytest
 import sqlite_utils
 from datasette import hookimpl
 from llm.parts import StreamEvent
+from markupsafe import Markup
 from pydantic import BaseModel
 
 from datasette_llm import LLM, ModelNotAllowedError, instance
@@ -414,6 +416,20 @@ async def test_r3_hit_costs_nothing_and_has_its_row(site):
     assert found == {"outcome": "ok", "cached_from": first["id"], "saved_nanodollars": 16_000}
     assert (hit["cost_nanodollars"], hit["price_source"]) == (0, "cache")
     assert (hit["purpose"], hit["actor_id"], hit["prompt_chars"]) == ("p", "ana", 1)
+
+
+async def test_r3_hit_that_is_not_read_says_where_it_is_from(site):
+    """Its time, too, is none of a request."""
+    models = site(ScriptedModel("m", ["a"] * 1_000))
+    wrapped = await models.model("m")
+    await texts(wrapped, "a")
+    reading = asyncio.create_task((await wrapped.prompt("a")).text())
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
+    first, hit = await calls(models)
+    found = (hit["outcome"], hit["cached_from"], hit["saved_nanodollars"])
+    assert found == ("cancelled", first["id"], None)
 
 
 async def test_r3_hooks_know_before_they_open(site, plugin):
@@ -1088,6 +1104,32 @@ async def test_r5_locked_database_is_not_asked_again(site, tmp_path, monkeypatch
     assert len(reads) <= 1  # none where its thread has not begun in time
 
 
+async def test_r5_damaged_text_is_a_miss_for_itself(site):
+    """Answers that are looked up together with it are found."""
+    model = ScriptedModel("m")
+    models = site(model, log=False)
+    wrapped = await models.model("m")
+    await texts(wrapped, *map(str, range(8)))
+    await kept(models)
+    await change(models, "update llm_cache set call_id = cast(x'ff' as text) where rowid = 1")
+    await asyncio.gather(*(texts(wrapped, str(each)) for each in range(8)))
+    assert len(model.calls) == 9
+
+
+def test_r5_ended_event_loops_leave_no_thread(site):
+    """As where a program runs one after the other."""
+    models = site(ScriptedModel("m"))
+
+    async def ask():
+        await texts(await models.model("m"), "a")
+
+    others = set(threading.enumerate())
+    for _ in range(3):
+        asyncio.run(ask())
+    readers = [each for each in {*threading.enumerate()} - others if "response cache" in each.name]
+    assert len([each for each in readers if each.is_alive()]) <= 2  # one may be about to end
+
+
 async def test_r5_shutdown_ends_the_thread_that_reads(site):
     def threads():
         return {each for each in threading.enumerate() if "response cache" in each.name}
@@ -1097,6 +1139,8 @@ async def test_r5_shutdown_ends_the_thread_that_reads(site):
     (reader,) = threads() - others
     await soon(models.datasette.invoke_shutdown())
     await until(lambda: not reader.is_alive())
+    await texts(await models.model("m"), "a")
+    assert threads() <= others
 
 
 async def test_r5_newer_database_keeps_calls_going(site, caplog):
@@ -1170,6 +1214,18 @@ async def test_r5_sigkill_leaves_it_whole(site, tmp_path):
 
 
 # Who sees what
+
+
+class Purpose(StrEnum):
+    P = "p"
+
+
+async def test_r6_purpose_may_be_of_an_enum(site):
+    model = ScriptedModel("m")
+    models = site(model, cache={"scope": "purpose"})
+    for purpose in (Purpose.P, "p", Markup("p")):
+        await texts(await models.model("m", purpose=purpose), "a")
+    assert len(model.calls) == 1
 
 
 async def test_r6_actors_have_their_own_answers(site):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import llm
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,6 +239,27 @@ def test_r2_attachment_of_a_subclass_is_its_bytes(tmp_path):
         path.write_text(text)
         keys.append(key(prompt_of(attachments=[Picture("text/plain", str(path))])))
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_r2_type_of_an_attachment_counts(tmp_path):
+    """Also one that llm finds out from the name of the file."""
+    keys = []
+    for name in ("a.txt", "b.txt", "a.pdf"):
+        path = tmp_path / name
+        path.write_text("the same")
+        keys.append(key(prompt_of(attachments=[llm.Attachment(path=str(path))])))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_r2_extras_are_no_fields():
+    """A field that has any name is another than what has come beside the fields."""
+
+    class Options(llm.Options):
+        model_config: ClassVar[Any] = {"extra": "allow"}
+
+    field = pydantic.create_model("Options", __base__=Options, **{"[extra]": (Any, None)})
+    keys = {key(prompt_of(options=field(**{"[extra]": each}))) for each in (1, 2, None)}
+    assert len(keys) == 3
 
 
 def test_r2_prompt_of_a_subclass_is_another():

@@ -674,6 +674,16 @@ async def test_metrics_have_few_attributes(model_of, points):
         assert point.attributes == asked | {"gen_ai.token.type": name}
 
 
+async def test_r3_kept_answers_are_counted_without_their_time(model_of, points):
+    _, model = await model_of(["a", USAGE], config={"cache": True})
+    for _ in range(3):
+        await (await model.prompt("x")).text()
+    measured = points()
+    assert [each.value for each in measured["datasette_llm.calls"]] == [3]
+    for name in ("operation.duration", "operation.time_to_first_chunk"):
+        assert [each.count for each in measured[f"gen_ai.client.{name}"]] == [1]
+
+
 async def test_unreported_values_are_not_measured(model_of, points):
     _, model = await model_of(["a"], scripted={"can_stream": False})
     await (await model.prompt("x")).text()
