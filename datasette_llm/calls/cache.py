@@ -305,7 +305,7 @@ class CachedPrompt:
                 self._is_same = False
 
     def keep(self, call_id: str, response: PromptResponse, cost: float | None, keys: Keys) -> None:
-        """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.
+        """Keep an answer that was paid for, unless it is empty, cut off, filtered, or no text.
 
         Args:
             call_id: the row of its call.
@@ -316,7 +316,8 @@ class CachedPrompt:
         events, policy = response.events_so_far, self._policy
         whole = response.finish_reason in (None, FinishReason.STOP)
         plain = all(each.type in ("text", "reasoning") for each in events)
-        if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
+        says = any(each.type == "text" and each.chunk.strip() for each in events)
+        if not (says and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}

@@ -176,8 +176,10 @@ async def test_r2_hit_is_what_came_whatever_became_of_it(site):
         ["text", StreamEvent("tool_result", "1", server_executed=True, tool_name="t")],
         [llm.ToolCall(name="t", arguments={})],
         [],
+        [" ", "\n"],
+        [StreamEvent("reasoning", "Let me think")],
     ],
-    ids=["failed", "tool result", "tool call", "empty"],
+    ids=["failed", "tool result", "tool call", "empty", "blank", "reasoning alone"],
 )
 async def test_r2_only_whole_texts_are_kept(site, script):
     model = ScriptedModel("m", script)
