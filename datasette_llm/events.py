@@ -75,13 +75,15 @@ class Saved(NamedTuple):
         output_tokens: as the provider reported, or None.
         token_details: JSON, or None.
         gateway_cost_dollars: what a gateway said that it cost, or None.
+        duration_s: how long that call took, in seconds; None where it ran at the same time.
     """
 
     call_id: str
-    input_tokens: int | None
-    output_tokens: int | None
-    token_details: str | None
-    gateway_cost_dollars: float | None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    token_details: str | None = None
+    gateway_cost_dollars: float | None = None
+    duration_s: float | None = None
 
 
 class RequestStarted(NamedTuple):
@@ -179,13 +181,16 @@ class RequestFinished(NamedTuple):
     saved: Saved | None = None
 
 
-def saved(call_id: str, response: llm.AsyncResponse, cost: float | None) -> Saved:
+def saved(
+    call_id: str, response: llm.AsyncResponse, cost: float | None, duration_s: float | None
+) -> Saved:
     """What an answer would have taken.
 
     Args:
         call_id: the call that has paid for it.
         response: complete, with the tokens of that call.
         cost: what a gateway said that it cost, in dollars, or None.
+        duration_s: how long that call took, in seconds, or None.
     """
     details = response.token_details
     return Saved(
@@ -194,6 +199,7 @@ def saved(call_id: str, response: llm.AsyncResponse, cost: float | None) -> Save
         count(response.output_tokens),
         _details(details, None) if details else None,
         cost,
+        duration_s,
     )
 
 

@@ -377,7 +377,7 @@ class Attempt:
 
     def _keep(self, cached: CachedPrompt, finished: RequestFinished) -> None:
         if self._pays:
-            cached.keep(self.id, self.response, finished.gateway_cost_dollars, self._keys)
+            cached.keep(self.response, finished, self._keys)
 
     def _events(self, cached: CachedPrompt) -> AsyncGenerator[str | StreamEvent, None]:
         """What comes from the response cache, from an equal request, or from the provider."""

@@ -271,14 +271,14 @@ class CachedPrompt:
         for event in hit.events:
             yield event
         vars(rider.response).update(hit.attributes)
-        self._note_saved(rider, hit.call_id, hit.gateway_cost_dollars)
+        self._note_saved(rider, hit.call_id, hit.gateway_cost_dollars, hit.duration_s)
 
     def ride(self, rider: Rider, shared: SharedRequest) -> AsyncGenerator[str | StreamEvent, None]:
         """The events of a request, then what its provider has set."""
 
         def unpaid() -> None:
             if shared.payer_id is not None:
-                self._note_saved(rider, shared.payer_id, None)
+                self._note_saved(rider, shared.payer_id, None, None)
 
         return shared.follow(rider, unpaid)
 
@@ -286,7 +286,7 @@ class CachedPrompt:
         """How a request ended: one that another call has paid for has none of that call's ids."""
         found = self.saved
         if found is None and self.hit is not None:  # which was not read to its end
-            found = Saved(self.hit.call_id, None, None, None, None)
+            found = Saved(self.hit.call_id)
         return finished if found is None else finished._replace(saved=found, **_OF_OTHER_CALL)
 
     async def is_asked_by(self, response: PromptResponse) -> bool:
@@ -304,13 +304,12 @@ class CachedPrompt:
             except UncacheableError:
                 self._is_same = False
 
-    def keep(self, call_id: str, response: PromptResponse, cost: float | None, keys: Keys) -> None:
+    def keep(self, response: PromptResponse, finished: RequestFinished, keys: Keys) -> None:
         """Keep an answer that was paid for, unless it is empty, cut off, filtered, or no text.
 
         Args:
-            call_id: the row of its call.
             response: complete.
-            cost: what a gateway said that it cost, in dollars, or None.
+            finished: how its request ended.
             keys: what must not be kept.
         """
         events, policy = response.events_so_far, self._policy
@@ -322,7 +321,14 @@ class CachedPrompt:
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}
         answer = Answer(
-            call_id, events, attributes, cost, cache_store.now_ms(), keys, self._request.fits
+            finished.id,
+            events,
+            attributes,
+            finished.gateway_cost_dollars,
+            finished.duration_s,
+            cache_store.now_ms(),
+            keys,
+            self._request.fits,
         )
         route = self._route
         place = Place(
@@ -330,10 +336,12 @@ class CachedPrompt:
         )
         self._cache.keep(route.datasette, place, answer, self._form)
 
-    def _note_saved(self, rider: Rider, call_id: str, cost: float | None) -> None:
+    def _note_saved(
+        self, rider: Rider, call_id: str, cost: float | None, duration_s: float | None
+    ) -> None:
         """Have an answer that another call has paid for take no tokens: they become details."""
         response = rider.response
-        self.saved = saved(call_id, response, cost)
+        self.saved = saved(call_id, response, cost, duration_s)
         tokens = {"input": response.input_tokens, "output": response.output_tokens}
         details = {**tokens, "details": response.token_details}
         response.set_usage(input=0, output=0, details={"cached_response": details})

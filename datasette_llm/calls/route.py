@@ -96,9 +96,14 @@ class Route(NamedTuple):
         """The same route with one request for each prompt, to this model: no kept answer either."""
         return self._with_policy(retries=0, fallbacks=(), cache=None)
 
-    def alone(self) -> Route:
-        """The same route with requests to this model and to no other: no kept answer either."""
-        return self._with_policy(fallbacks=(), cache=None)
+    def alone(self, *, response_cache: bool = False) -> Route:
+        """The same route with requests to this model and to no other.
+
+        Args:
+            response_cache: whether a kept answer of it will do.
+        """
+        policy = self.target.call_policy
+        return self._with_policy(fallbacks=(), cache=policy.cache if response_cache else None)
 
     def _with_policy(self, **changed: Any) -> Route:
         policy = replace(self.target.call_policy, **changed)

@@ -191,6 +191,8 @@ class Definition(Section):
     """How many requests run at once."""
     timeout: float = Field(default=DEFAULT_TIMEOUT_S, gt=0, le=86_400)
     """How long an answer may take, in seconds."""
+    response_cache: bool = False
+    """Whether answers that the response cache keeps will do."""
     thresholds: Thresholds = Field(default={}, validate_default=True)
     """What decides about the exit status of `datasette llm eval`."""
 

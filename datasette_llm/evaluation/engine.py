@@ -27,7 +27,7 @@ from ..errors import ModelNotAllowedError, ResponseCancelledError, SchemaError
 from ..events import Outcome, RequestFinished
 from ..facade import LLM
 from ..log.cost import NANODOLLARS, Cost, cost_columns
-from ..log.rows import MAX_TEXT_CHARS, finished_row
+from ..log.rows import MAX_TEXT_CHARS, finished_row, original_row
 from ..redaction import shortened
 from ..sanitize import brief, well_formed
 from ..structured.validation import Shape
@@ -62,6 +62,7 @@ class How:
         tags: what the requests are tied to, or None.
         concurrency: how many requests run at once.
         timeout_s: how long an answer may take, in seconds.
+        response_cache: whether answers that the response cache keeps will do.
     """
 
     checks: Sequence[Check] = DEFAULT_CHECKS
@@ -70,6 +71,7 @@ class How:
     tags: Tags | None = None
     concurrency: int = DEFAULT_CONCURRENCY
     timeout_s: float = DEFAULT_TIMEOUT_S
+    response_cache: bool = False
 
 
 class Work(NamedTuple):
@@ -97,6 +99,7 @@ async def evaluate(
     tags: Tags | None = None,
     concurrency: int = DEFAULT_CONCURRENCY,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    response_cache: bool = False,
 ) -> AsyncGenerator[Result, None]:
     """Ask every candidate about every case, and check the answers.
 
@@ -114,6 +117,8 @@ async def evaluate(
         tags: what the requests are tied to.
         concurrency: how many requests run at once, from 1 to 1,000.
         timeout_s: how long an answer may take, in seconds.
+        response_cache: whether answers that the response cache keeps will do, with the tokens,
+            the cost and the latency of the request that they are from.
 
     Yields:
         A result for each case and candidate, in the order in which the answers come.
@@ -125,7 +130,9 @@ async def evaluate(
     """
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ValueError(f"concurrency={concurrency!r} has to be from 1 to {MAX_CONCURRENCY:,}")
-    how = How(checks_of(checks), purpose, actor, checked(tags), concurrency, timeout_s)
+    how = How(
+        checks_of(checks), purpose, actor, checked(tags), concurrency, timeout_s, response_cache
+    )
     asked = [each if isinstance(each, Candidate) else Candidate(each) for each in candidates]
     async with contextlib.aclosing(Engine(llm, how).batches(_work(cases, asked))) as batches:
         async for batch in batches:
@@ -247,8 +254,9 @@ class Engine:
         try:
             async with group as model:
                 entered = True
-                # A fallback's answer is evidence about another model, a kept one about none.
-                alone = WrappedAsyncModel(model.route.alone())
+                # A fallback's answer is evidence about another model.
+                route = model.route.alone(response_cache=how.response_cache)
+                alone = WrappedAsyncModel(route)
                 await self._launch(alone, group, work, launched)
                 asked = True
         except Exception as error:  # a hook's, or why there is no such model
@@ -398,7 +406,10 @@ def _cost_columns(received: _Received, cost: Cost | None) -> dict[str, Any]:
     if received.ended is None or received.call.result.attempts > 1:
         return {}
     finished, model_id, target = received.ended
-    return cost_columns(finished_row(finished), model_id, target.price, exact=target.exact_price)
+    row = finished_row(finished)
+    if finished.saved is not None:
+        row |= original_row(finished.saved)
+    return cost_columns(row, model_id, target.price, exact=target.exact_price)
 
 
 def _ended(group: Group[Any], call: Any) -> EndedRequest | None:
@@ -414,15 +425,17 @@ def _answer(received: _Received, cost: Cost | None) -> Answer:
     ended = received.ended[0] if received.ended else None
     known = ended or RequestFinished("", Outcome.OK)
     keys = call.used_keys if call is not None else None
+    measured = known.saved or known
+    duration_s = known.duration_s if measured.duration_s is None else measured.duration_s
     return Answer(
         outcome=_outcome(error, call),
         text=well_formed(shortened(received.text, keys, MAX_TEXT_CHARS)),
         finish_reason=known.finish_reason,
         error_type=None if error is None else type(error).__name__,
         error_message=None if error is None else brief(error) or None,
-        latency_ms=received.waited_ms if ended is None else round(known.duration_s * 1000, 3),
-        input_tokens=known.input_tokens,
-        output_tokens=known.output_tokens,
+        latency_ms=received.waited_ms if ended is None else round(duration_s * 1000, 3),
+        input_tokens=measured.input_tokens,
+        output_tokens=measured.output_tokens,
         call_id=call.result.call_id if call is not None else getattr(error, "call_id", None),
         **_cost_columns(received, cost),
     )

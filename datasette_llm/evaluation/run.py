@@ -140,6 +140,7 @@ def start(datasette: Datasette, evaluation: Evaluation, actor: Actor) -> Run:
         {"evaluation": evaluation.id},
         definition.concurrency,
         definition.timeout,
+        definition.response_cache,
     )
     engine = Engine(LLM(datasette), how)
     run = _entered(datasette, evaluation, Run(engine))

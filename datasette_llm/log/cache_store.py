@@ -122,6 +122,7 @@ class Answer:
         events: what came, in order.
         attributes: what the provider set on the response: its tokens, its JSON, its model.
         gateway_cost_dollars: what a gateway said that it cost, or None.
+        duration_s: how long its request took, in seconds.
         created_ms: when it was complete, in milliseconds since 1970.
         keys: it is not kept if it or its request holds one of these; None once it is kept.
         fits: says in a thread whether its text is what was asked for, or it is not kept; None
@@ -132,6 +133,7 @@ class Answer:
     events: tuple[StreamEvent, ...]
     attributes: Mapping[str, Any]
     gateway_cost_dollars: float | None
+    duration_s: float
     created_ms: int
     keys: Keys = dataclasses.field(default=None, compare=False, repr=False)
     fits: Callable[[str], bool] | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -427,7 +429,8 @@ def _checksum(digest: bytes, call_id: str, created_ms: int, text: bytes) -> byte
 
 def _encoded(answer: Answer) -> str:
     events = [_event(each) for each in answer.events]
-    return json.dumps([events, dict(answer.attributes), answer.gateway_cost_dollars])
+    measured = (answer.gateway_cost_dollars, answer.duration_s)
+    return json.dumps([events, dict(answer.attributes), *measured])
 
 
 def _texts(answer: Answer) -> dict[str, str]:
@@ -446,9 +449,9 @@ def _event(event: StreamEvent) -> list[Any] | dict[str, Any]:
 
 
 def _decoded(call_id: str, created_ms: int, text: bytes) -> Answer:
-    events, attributes, cost = json.loads(text)
+    events, attributes, cost, duration_s = json.loads(text)
     made = tuple(
         StreamEvent("text", each[0], each[1]) if isinstance(each, list) else StreamEvent(**each)
         for each in events
     )
-    return Answer(call_id, made, attributes, cost, created_ms)
+    return Answer(call_id, made, attributes, cost, duration_s, created_ms)

@@ -1039,7 +1039,7 @@ async def test_r5_lowered_bound_is_kept_in_small_steps(site, monkeypatch):
 def test_r5_tiny_answers_count_with_their_rows(tmp_path):
     """The file is as small as `max_mb` says, where nearly all of it is rows and indexes."""
     path, at = tmp_path / "kept.db", cache_store.now_ms()
-    answer = cache_store.Answer("x" * 26, (StreamEvent("text", "yes"),), {}, None, at)
+    answer = cache_store.Answer("x" * 26, (StreamEvent("text", "yes"),), {}, None, 0.1, at)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         cache_store.migrations.apply(sqlite_utils.Database(connection))
         for _ in range(6_000):

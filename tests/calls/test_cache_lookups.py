@@ -146,7 +146,7 @@ async def test_r5_cancelled_lookups_stop_no_other(database, lookups, reads):
 
 async def test_r5_damage_is_of_one_answer(database, lookups, monkeypatch):
     """Those that are read together with it are found."""
-    answer = cache_store.Answer("01", (), {}, None, 0)
+    answer = cache_store.Answer("01", (), {}, None, 0.1, 0)
 
     def find(connection, digest, keep_days):
         if digest == b"damaged":

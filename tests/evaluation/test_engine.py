@@ -223,7 +223,7 @@ async def test_v3_fallback_is_no_evidence(make_datasette: Make, register_models:
 
 
 async def test_v3_kept_answer_is_no_evidence(make_datasette: Make, register_models: Any) -> None:
-    """Every case is asked, since an answer of the cache has no latency, tokens or cost."""
+    """Unless that is wanted: every case is asked."""
     model = ScriptedModel("a", ["yes", llm.Usage(input=4, output=2)])
     register_models(model)
     datasette = make_datasette({"cache": True})
@@ -232,6 +232,53 @@ async def test_v3_kept_answer_is_no_evidence(make_datasette: Make, register_mode
         found = await results(LLM(datasette), [Case("x")], ["a", "a"])
         assert [each.answer.input_tokens for each in found.values()] == [4, 4]
     assert len(model.calls) == 4
+
+
+async def test_v3_kept_answers_will_do(make_datasette: Make, register_models: Any) -> None:
+    """Where that is wanted: with the tokens, the cost and the latency of their requests."""
+    pause = asyncio.Event()
+    model = ScriptedModel("a", [pause, "yes", llm.Usage(input=4, output=2)])
+    register_models(model)
+    prices = {"a": {"input": 1_000_000, "output": 1_000_000}}
+    datasette = make_datasette({"cache": True, "log": {"prices": prices}})
+    await datasette.invoke_startup()
+    cases = [Case("x"), Case("y")]
+
+    async def answers(count: int = 2) -> list[Any]:
+        asking = asyncio.create_task(
+            results(LLM(datasette), cases[:count], ["a"], response_cache=True)
+        )
+        await asyncio.sleep(0.1)
+        pause.set()
+        return [each.answer for _, each in sorted((await asking).items())]
+
+    first, again = await answers(), await answers()
+    assert len(model.calls) == 2
+    assert [each.text for each in again] == ["yes", "yes"]
+    for name in ("input_tokens", "output_tokens", "cost_nanodollars", "price_source", "latency_ms"):
+        assert [getattr(a, name) for a in again] == [getattr(a, name) for a in first]
+    assert first[0].latency_ms >= 90
+    assert {each.call_id for each in first}.isdisjoint(each.call_id for each in again)
+    await results(LLM(datasette), cases, ["a"])
+    assert len(model.calls) == 4
+
+
+async def test_v3_equal_cases_share_a_request(make_datasette: Make, register_models: Any) -> None:
+    """Each answer has what it would have taken."""
+    pause = asyncio.Event()
+    model = ScriptedModel("a", [pause, "yes", llm.Usage(input=4, output=2)])
+    register_models(model)
+    datasette = make_datasette({"cache": True})
+    await datasette.invoke_startup()
+    cases = [Case("x"), Case("x")]
+    asking = asyncio.create_task(results(LLM(datasette), cases, ["a"], response_cache=True))
+    await model.received()
+    await asyncio.sleep(0.1)
+    pause.set()
+    found = [each.answer for each in (await asking).values()]
+    assert [each.input_tokens for each in found] == [4, 4]
+    assert all(each.latency_ms >= 90 for each in found)
+    assert len(model.calls) == 1
 
 
 async def test_v3_waiting_does_not_time_out(make_datasette: Make, register_models: Any) -> None:

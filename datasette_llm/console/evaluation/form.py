@@ -50,6 +50,8 @@ def definition_of(fields: Mapping[str, str]) -> Definition:
         plain["concurrency"] = _value("concurrency", fields["concurrency"])
     if "timeout" in fields:
         plain["timeout"] = _number("timeout", fields["timeout"])
+    if "response_cache" in fields:
+        plain["response_cache"] = True
     return Definition.of(
         plain
         | {"candidates": _candidates(fields), "checks": _checks(fields), "cases": {kind: source}}

@@ -145,6 +145,24 @@ async def test_v3_no_request_without_confirmation(site: Datasette, models: Any) 
     assert len(models[0].calls) == 2
 
 
+async def test_v3_form_takes_kept_answers(start: Start, models: Any) -> None:
+    """An evaluation that runs again, with another check, sends nothing."""
+    site = await start({"cache": True, "purposes": {"p": {}}}, may=MAY)
+    fields = {"candidate1": "a", "candidate2": "b", "source": "jsonl", "response_cache": "on"}
+    fields["text"] = LINES["cases"]["jsonl"]["text"]
+    for check in ("check_not-empty", "check_json"):
+        shown = await post(site, "/new", fields | {check: "on"})
+        assert Page(shown.text).form()["response_cache"] == "on"
+        sent = fields | {check: "on", "confirm": confirmation(shown.text)}
+        started = await post(site, "/new", sent, 303)
+        path = started.headers["location"].removeprefix(PATH)
+        payload = await completed(site, path)
+        assert "answers that the response cache keeps will do" in (await get(site, path)).text
+    assert [len(each.calls) for each in models] == [2, 2]
+    assert [each["failures"] for each in payload["candidates"]] == [0, 0]
+    assert [each["failed_checks"] for each in payload["candidates"]] == [{"json": 2}] * 2
+
+
 async def test_v3_form_sent_twice_at_once(site: Datasette, models: Any) -> None:
     """A double click starts one evaluation."""
     fields = CALLS | {"confirm": confirmation((await post(site, "/new", CALLS)).text)}
