@@ -155,13 +155,12 @@ def _attachment(attachment: llm.Attachment) -> Sequence[Any]:
     content = attachment.content
     if not content and attachment.path:
         content = Path(attachment.path).read_bytes()
-    if not content:
+    asks_server = attachment.url and not (attachment.type or attachment.path)
+    if not content or asks_server:  # for its bytes, or for their type
         raise UncacheableError("What is at the address of an attachment may change")
-    # With neither, llm would ask the server at its address.
-    kind = attachment.resolve_type() if attachment.path or not attachment.url else None
     where = ("content", "path", "_id")
     rest = {name: value for name, value in vars(attachment).items() if name not in where}
-    return hashlib.sha256(content).hexdigest(), kind, _ordered(rest)
+    return hashlib.sha256(content).hexdigest(), attachment.resolve_type(), _ordered(rest)
 
 
 def _ordered(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ class Strange:
     [
         {"attachments": [llm.Attachment(type="text/plain", path="/gone/away.txt")]},
         {"attachments": [llm.Attachment(type="text/plain", url="http://127.0.0.1/x")]},
+        {"attachments": [llm.Attachment(url="http://127.0.0.1/x", content=b"seen")]},
         {"attachments": [llm.Attachment(type="text/plain", path="\0")]},
         {"tools": [llm.Tool("t")]},
         {"tools": [llm.ServerSideTool({})]},
