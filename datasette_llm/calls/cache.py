@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import hmac
-import json
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
@@ -27,7 +26,7 @@ from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
 from ..log.rows import OVERHEAD_BYTES, weighed
 from ..redaction import Keys
-from ..structured import fits
+from ..structured import Outline
 from .cache_key import UncacheableError, canonical, digest
 from .cache_lookups import Lookups
 from .cache_mode import CacheMode
@@ -384,10 +383,7 @@ def _check_of(response: PromptResponse) -> Callable[[str], bool] | None:
     schema = response.prompt.schema
     if schema is None or response.answer is not None:  # which is repaired, and the repair is kept
         return None
-    try:
-        return partial(fits, json.dumps(schema))
-    except (TypeError, ValueError):
-        return None  # a schema that is not JSON
+    return Outline.of(schema).fits
 
 
 def _nothing() -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from .request import Answer, AsksForObjects, Structured, prompt_text, taken_answer
 from .strict_schema import closed_schema
-from .validation import fits
+from .validation import Outline
 
 __all__ = [
     "Answer",
     "AsksForObjects",
+    "Outline",
     "Structured",
     "closed_schema",
-    "fits",
     "prompt_text",
     "taken_answer",
 ]

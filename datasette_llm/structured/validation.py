@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic
 
@@ -72,29 +71,46 @@ class Shape:
         return fitting(answer, self.validated)
 
 
-def fits(schema: str, text: str) -> bool:
-    """Whether a text is JSON, and nothing beside it, that fits a JSON schema; for a thread.
+class Outline(NamedTuple):
+    """What the outermost value of a JSON schema has to be.
 
-    Args:
-        schema: as JSON; of one that is not valid nothing is known, so that any JSON fits.
-        text: the whole answer.
+    Attributes:
+        kinds: the names of its types; empty for any.
+        required: the properties that it has to have, as an object.
     """
-    try:
-        plain = parsed(text)
-        validated = _known_validator(schema)
-        if validated is not None:
-            validated(text, plain)
-    except (UnfitError, RecursionError):
-        return False
-    return True
+
+    kinds: frozenset[str]
+    required: frozenset[str]
+
+    @classmethod
+    def of(cls, schema: Any) -> Outline:
+        """The outline of a schema, whatever is in it."""
+        given = schema if isinstance(schema, Mapping) else {}
+        kinds, required = given.get("type"), given.get("required")
+        return cls(_names([kinds] if isinstance(kinds, str) else kinds), _names(required))
+
+    def fits(self, text: str) -> bool:
+        """Whether a text is JSON, and nothing beside it, of this outline; for a thread.
+
+        A whole schema can have patterns that take forever, and is checked where that is wanted.
+        """
+        try:
+            value = parsed(text)
+        except (UnfitError, RecursionError):
+            return False
+        if isinstance(value, dict):
+            return self._may_be("object") and self.required <= value.keys()
+        if isinstance(value, list):
+            return self._may_be("array")
+        return not self.kinds or not self.kinds <= {"object", "array"}
+
+    def _may_be(self, kind: str) -> bool:
+        return not self.kinds or kind in self.kinds
 
 
-@lru_cache(maxsize=100)
-def _known_validator(schema: str) -> Callable[[str, Any], Any] | None:
-    try:
-        return _data_validator(json.loads(schema))
-    except SchemaError:
-        return None
+def _names(given: Any) -> frozenset[str]:
+    each = given if isinstance(given, list | tuple) else ()
+    return frozenset(name for name in each if isinstance(name, str))
 
 
 def _as_model(model: type[pydantic.BaseModel], text: str, plain: Any) -> pydantic.BaseModel:
