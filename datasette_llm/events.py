@@ -67,7 +67,7 @@ class Receipt(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What an answer would have taken that another call has paid for.
+    """What an answer would have taken that another call has paid for; unknown if it was not read.
 
     Attributes:
         call_id: that call.
@@ -75,7 +75,7 @@ class Saved(NamedTuple):
         output_tokens: as the provider reported, or None.
         token_details: JSON, or None.
         gateway_cost_dollars: what a gateway said that it cost, or None.
-        duration_s: how long that call took, in seconds; None where it ran at the same time.
+        duration_s: how long its request took, in seconds, or None.
     """
 
     call_id: str

@@ -11,16 +11,29 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from typing import TypeVar
 from weakref import WeakKeyDictionary, WeakMethod
 
 logger = logging.getLogger("datasette_llm")
+
+_T = TypeVar("_T")
 
 CHECK_S = 1.0
 
 _lock = threading.Lock()
 _checks: list[WeakMethod[Callable[[], object]]] = []
 _thread: threading.Thread | None = None
+
+
+def without_ended(by_loop: MutableMapping[asyncio.AbstractEventLoop, _T]) -> list[_T]:
+    """Take out what is of event loops that have been closed, and return it.
+
+    Args:
+        by_loop: what there is of each event loop; other threads may do the same.
+    """
+    ended = [loop for loop in list(by_loop) if loop.is_closed()]
+    return [left for loop in ended if (left := by_loop.pop(loop, None)) is not None]
 
 
 class LoopEnd:
@@ -39,8 +52,7 @@ class LoopEnd:
     def expect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Await it at the end of this loop, which is running, too."""
         if loop not in self._kept:
-            for ended in [each for each in list(self._kept) if each.is_closed()]:
-                self._kept.pop(ended, None)  # whose generator refers to it
+            without_ended(self._kept)  # whose generators refer to them
             kept = self._kept[loop] = _until_closed(self._finish)
             with contextlib.suppress(StopIteration):
                 kept.asend(None).send(None)  # to its yield, so that the loop knows of it

@@ -72,12 +72,15 @@ class CachePolicy:
         max_bytes: how much all answers kept by the same setting may take.
         of_actor: whether an actor gets its own answers only.
         setting: the path of the setting that says so.
+        any_answer: whether one will do, too, that says nothing, or is not by its schema; else it is
+            asked for again.
     """
 
     keep_days: int
     max_bytes: int
     of_actor: bool
     setting: str
+    any_answer: bool = False
 
     @classmethod
     def of(cls, path: Path, settings: CacheSettings) -> CachePolicy:

@@ -463,8 +463,8 @@ class Attempt:
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
         response, receipt = self.response, None
-        # Whose rider pays may have gone on without the one that made the request.
-        headers = self.shared.headers if self.shared and self._pays else self._headers
+        # It may have gone on without the rider that made the request.
+        headers = self.shared.headers if self.shared and self.shared.payer_id else self._headers
         if headers or response.response_json is not None or error is not None:
             receipt = receipt_of(headers, response.response_json, error, streamed=response.stream)
         finished = request_finished(

@@ -25,10 +25,11 @@ from ..log import cache_store
 from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
 from ..log.rows import OVERHEAD_BYTES, weighed
+from ..loop_end import without_ended
 from ..redaction import Keys
 from ..structured import Outline
 from .cache_key import UncacheableError, canonical, digest
-from .cache_lookups import Lookups
+from .cache_lookups import Accepts, Lookups, will_do
 from .cache_mode import CacheMode
 from .response import PromptResponse
 from .shared_request import Rider, SharedRequest, copied
@@ -73,8 +74,8 @@ class Cache:
         """Those of the running event loop; None after `close()`."""
         loop = asyncio.get_running_loop()
         if loop not in self._lookups and not self._is_closed:
-            for ended in [each for each in list(self._lookups) if each.is_closed()]:
-                self._lookups.pop(ended).close()
+            for left in without_ended(self._lookups):
+                left.close()
             self._lookups[loop] = Lookups()
         return self._lookups.get(loop)
 
@@ -88,8 +89,7 @@ class Cache:
         """What equal requests of the running event loop may ride along with, by their digest."""
         loop = asyncio.get_running_loop()
         if loop not in self._shared:
-            for ended in [each for each in self._shared if each.is_closed()]:
-                self._shared.pop(ended, None)
+            without_ended(self._shared)
             self._shared[loop] = {}
         return self._shared[loop]
 
@@ -130,14 +130,14 @@ class Request(NamedTuple):
     Attributes:
         write: gives its canonical form; reads the files of attachments.
         has_files: whether there are any, its history included.
-        is_slow: whether writing it down takes long.
-        fits: says in a thread whether a text is what it asks for; None where any text is.
+        in_thread: whether writing it down takes long.
+        accepts: says in a thread whether the text of a kept answer will do; None if any will.
     """
 
     write: Callable[[], str]
     has_files: bool
-    is_slow: bool
-    fits: Callable[[str], bool] | None
+    in_thread: bool
+    accepts: Accepts | None
 
     @classmethod
     def of(cls, route: Route, policy: CachePolicy, response: PromptResponse) -> Request:
@@ -159,8 +159,9 @@ class Request(NamedTuple):
         size, in_files = weighed(prompt)
         has_files = in_files or any(weighed(turn.prompt)[1] for turn in turns)
         # llm finds out the type of an attachment without one from its bytes.
-        is_slow = size > MAX_INLINE_BYTES or not all(each.type for each in prompt.attachments)
-        return cls(write, has_files, is_slow, _check_of(response))
+        untyped = not all(each.type for each in prompt.attachments)
+        in_thread = has_files or untyped or size > MAX_INLINE_BYTES
+        return cls(write, has_files, in_thread, None if policy.any_answer else _check_of(response))
 
     async def form(self) -> str:
         """Its canonical form.
@@ -168,7 +169,7 @@ class Request(NamedTuple):
         Raises:
             UncacheableError: it has none.
         """
-        if self.has_files or self.is_slow:
+        if self.in_thread:
             return await asyncio.to_thread(self.write)
         return self.write()
 
@@ -277,7 +278,7 @@ class CachedPrompt:
 
         def unpaid() -> None:
             if shared.payer_id is not None:
-                self._note_saved(rider, shared.payer_id, None, None)
+                self._note_saved(rider, shared.payer_id, None, shared.duration_s)
 
         return shared.follow(rider, unpaid)
 
@@ -286,7 +287,11 @@ class CachedPrompt:
         found = self.saved
         if found is None and self.hit is not None:  # which was not read to its end
             found = Saved(self.hit.call_id)
-        return finished if found is None else finished._replace(saved=found, **_OF_OTHER_CALL)
+        if found is None:
+            return finished
+        if found.gateway_cost_dollars is None:  # of a request that was shared
+            found = found._replace(gateway_cost_dollars=finished.gateway_cost_dollars)
+        return finished._replace(saved=found, **_OF_OTHER_CALL)
 
     async def is_asked_by(self, response: PromptResponse) -> bool:
         """Whether a response still asks what was looked up: hooks may change its prompt."""
@@ -304,7 +309,7 @@ class CachedPrompt:
                 self._is_same = False
 
     def keep(self, response: PromptResponse, finished: RequestFinished, keys: Keys) -> None:
-        """Keep an answer that was paid for, unless it is empty, cut off, filtered, or no text.
+        """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.
 
         Args:
             response: complete.
@@ -314,8 +319,7 @@ class CachedPrompt:
         events, policy = response.events_so_far, self._policy
         whole = response.finish_reason in (None, FinishReason.STOP)
         plain = all(each.type in ("text", "reasoning") for each in events)
-        says = any(each.type == "text" and each.chunk.strip() for each in events)
-        if not (says and whole and plain and self._is_same) or response.tool_calls_or_raise():
+        if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}
@@ -327,7 +331,6 @@ class CachedPrompt:
             finished.duration_s,
             cache_store.now_ms(),
             keys,
-            self._request.fits,
         )
         route = self._route
         place = Place(
@@ -346,21 +349,26 @@ class CachedPrompt:
         response.set_usage(input=0, output=0, details={"cached_response": details})
         rider.unpaid()
 
+    def _will_do(self, unwritten: Answer) -> bool:
+        # What is not going to be kept is none, either.
+        is_kept = cache_store.encoded(unwritten, self._form) is not None
+        return is_kept and will_do(unwritten, self._request.accepts)
+
     async def _look_up(self) -> None:
         writer = Recorder.of(self._route.datasette).writer
         if writer.failure is not None:
             return  # the call could not be recorded
         unwritten = self._cache.unwritten.get(self._digest)
         if unwritten is not None:
-            # What is not going to be kept is none, either.
-            if await asyncio.to_thread(cache_store.encoded, unwritten, self._form) is not None:
+            if await asyncio.to_thread(self._will_do, unwritten):
                 self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
         lookups = self._cache.lookups()
         if lookups is None:
             return
         database = self._route.datasette.get_internal_database()
-        self.hit, is_old = await lookups.find(database, self._digest, self._policy.keep_days)
+        wanted = (self._digest, self._policy.keep_days, self._request.accepts)
+        self.hit, is_old = await lookups.find(database, *wanted)
         if is_old:
             touch = partial(cache_store.touch, digest=self._digest)
             writer.later(partial(self._cache.guard.write, touch), may_wait=True)
@@ -378,12 +386,16 @@ def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
     return {"purpose": purpose, "actor": None if actor is None else repr(actor_id)}
 
 
-def _check_of(response: PromptResponse) -> Callable[[str], bool] | None:
-    """What an answer to a schema has to pass, or who asks again would get what is of no use."""
+def _check_of(response: PromptResponse) -> Accepts:
+    """What a kept answer has to pass; who asks again does not want what was of no use."""
     schema = response.prompt.schema
-    if schema is None or response.answer is not None:  # which is repaired, and the repair is kept
-        return None
+    if schema is None or response.answer is not None:  # which is repaired, as it was before
+        return _says_something
     return Outline.of(schema).fits
+
+
+def _says_something(text: str) -> bool:
+    return bool(text) and not text.isspace()
 
 
 def _nothing() -> None:

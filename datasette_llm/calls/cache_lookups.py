@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_llm")
 
+# Says in a thread whether a text will do.
+Accepts = Callable[[str], bool]
+
 # An answer, and whether its use is to be noted.
 Found = tuple[Answer | None, bool]
 _NONE: Found = (None, False)
@@ -45,6 +49,7 @@ MAX_BATCH = 64
 class _Wanted(NamedTuple):
     digest: bytes
     keep_days: int
+    accepts: Accepts | None
     found: asyncio.Future[Found]
 
 
@@ -61,18 +66,21 @@ class Lookups:
         self._resting_until = 0.0
         self._connection: sqlite3.Connection | None = None  # of the thread
 
-    async def find(self, database: Database, digest: bytes, keep_days: int) -> Found:
+    async def find(
+        self, database: Database, digest: bytes, keep_days: int, accepts: Accepts | None = None
+    ) -> Found:
         """An answer, as `cache_store.find()`; none where the database cannot be read in time.
 
         Args:
             database: the internal database.
             digest: of the request.
             keep_days: older answers are none.
+            accepts: says in a thread whether the text of an answer will do; None if any will.
         """
         if time.monotonic() < self._resting_until:
             return _NONE
         loop = asyncio.get_running_loop()
-        wanted = _Wanted(digest, keep_days, loop.create_future())
+        wanted = _Wanted(digest, keep_days, accepts, loop.create_future())
         self._wanted.append(wanted)
         try:
             if not self._thread.waiting:  # what has not begun yet reads this one, too
@@ -157,7 +165,8 @@ class Lookups:
 
     def _answer(self, connection: sqlite3.Connection, wanted: _Wanted) -> Found:
         try:
-            return cache_store.find(connection, wanted.digest, wanted.keep_days)
+            found = cache_store.find(connection, wanted.digest, wanted.keep_days)
+            return found if will_do(found[0], wanted.accepts) else _NONE
         except (sqlite3.OperationalError, sqlite3.ProgrammingError):
             raise  # locked, without the table, or closed: so it is for the others
         except sqlite3.DatabaseError as error:  # damaged, where this one is
@@ -178,6 +187,11 @@ class Lookups:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def will_do(answer: Answer | None, accepts: Accepts | None) -> bool:
+    """Whether there is an answer, and its text will do; in a thread."""
+    return answer is not None and (accepts is None or accepts(answer.text))
 
 
 def _resolve_all(wanted: list[_Wanted], answers: list[Found]) -> None:

@@ -100,10 +100,10 @@ class Route(NamedTuple):
         """The same route with requests to this model and to no other.
 
         Args:
-            response_cache: whether a kept answer of it will do.
+            response_cache: whether a kept answer of it will do, any whole one.
         """
-        policy = self.target.call_policy
-        return self._with_policy(fallbacks=(), cache=policy.cache if response_cache else None)
+        cache = self.target.call_policy.cache if response_cache else None
+        return self._with_policy(fallbacks=(), cache=cache and replace(cache, any_answer=True))
 
     def _with_policy(self, **changed: Any) -> Route:
         policy = replace(self.target.call_policy, **changed)

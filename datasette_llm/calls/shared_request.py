@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -39,9 +40,10 @@ class SharedRequest:
         identity: of the key that it is made with.
         riders: who gets its events; the first one pays, and makes it.
         ready: set when it has begun, or never will.
-        payer_id: of the first rider that came to the end, which has paid for the answer; else None.
+        payer_id: the id of the first rider that came to the end, which pays; None before.
         retry: the one that its riders make after it has failed, or None.
         headers: of its responses, where they are known.
+        duration_s: how long it took, in seconds; 0 before its end.
     """
 
     def __init__(self, identity: bytes, forget: Callable[[], object]) -> None:
@@ -51,6 +53,7 @@ class SharedRequest:
         self.payer_id: str | None = None
         self.retry: SharedRequest | None = None
         self.headers: list[Mapping[str, str]] = []
+        self.duration_s = 0.0
         self._forget = forget
         self._changed = asyncio.Event()
         self._events: list[str | StreamEvent] = []
@@ -93,7 +96,7 @@ class SharedRequest:
     async def leave(self, rider: Rider) -> None:
         """Let go of a rider; with the last one the request ends."""
         self.riders.remove(rider)
-        if not self._begun:
+        if not self._begun:  # which it stays once its task is let go of
             self._end(None)
         elif not self.riders:
             task, self._task = self._task, None  # whose context refers back to here
@@ -140,7 +143,7 @@ class SharedRequest:
         response: PromptResponse,
         ended: Callable[[], None] | None,
     ) -> None:
-        before = dict(vars(response))
+        before, began = dict(vars(response)), time.monotonic()
         error: BaseException | None = None
         try:
             async with aclosing(source):
@@ -155,6 +158,7 @@ class SharedRequest:
             if isinstance(raised, FATAL):
                 raise
         finally:
+            self.duration_s = time.monotonic() - began
             self._attributes = {
                 name: value
                 for name, value in vars(response).items()

@@ -33,6 +33,8 @@ class Answer:
         cost_nanodollars: what it cost, failed attempts included.
         price_source: where the price is from.
         call_id: its id in the call log.
+        cached_from: the id of the call that has paid for the answer, if that is another one, whose
+            tokens, cost and latency these are.
     """
 
     outcome: Outcome = Outcome.OK
@@ -46,6 +48,7 @@ class Answer:
     cost_nanodollars: int | None = None
     price_source: str | None = None
     call_id: str | None = None
+    cached_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

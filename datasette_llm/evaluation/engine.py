@@ -24,7 +24,7 @@ from ..calls.ended_requests import EndedRequest
 from ..calls.group import Group
 from ..calls.model import WrappedAsyncModel
 from ..errors import ModelNotAllowedError, ResponseCancelledError, SchemaError
-from ..events import Outcome, RequestFinished
+from ..events import Outcome, RequestFinished, Saved
 from ..facade import LLM
 from ..log.cost import NANODOLLARS, Cost, cost_columns
 from ..log.rows import MAX_TEXT_CHARS, finished_row, original_row
@@ -181,6 +181,16 @@ class _Received(NamedTuple):
     ended: EndedRequest | None = None
     waited_ms: float | None = None
 
+    @property
+    def saved(self) -> Saved | None:
+        """What it would have taken, if another call has paid for the answer."""
+        return self.ended[0].saved if self.ended else None
+
+    @property
+    def has_attempts(self) -> bool:
+        """Whether it has paid for more than one request."""
+        return self.call is not None and self.call.result.attempts > 1 and self.saved is None
+
 
 class Engine:
     """Asks candidates, and gives results in batches: those that came since the last one."""
@@ -336,10 +346,7 @@ class Engine:
     async def _results(self, batch: list[_Received]) -> list[Result]:
         shapes = [await self._shape(each.case.schema) for each in batch]
         # Of a call with one request, as nearly all have, the cost is computed with the checks.
-        costs = [
-            await each.call.result.cost() if each.call and each.call.result.attempts > 1 else None
-            for each in batch
-        ]
+        costs = [await each.call.result.cost() if each.has_attempts else None for each in batch]
         return await asyncio.to_thread(self._checked, batch, shapes, costs)
 
     def _checked(
@@ -403,7 +410,7 @@ def _cost_columns(received: _Received, cost: Cost | None) -> dict[str, Any]:
     if cost is not None:
         nanodollars = round(cost.dollars * NANODOLLARS)
         return {"cost_nanodollars": nanodollars, "price_source": cost.source}
-    if received.ended is None or received.call.result.attempts > 1:
+    if received.ended is None or received.has_attempts:
         return {}
     finished, model_id, target = received.ended
     row = finished_row(finished)
@@ -426,7 +433,7 @@ def _answer(received: _Received, cost: Cost | None) -> Answer:
     known = ended or RequestFinished("", Outcome.OK)
     keys = call.used_keys if call is not None else None
     measured = known.saved or known
-    duration_s = known.duration_s if measured.duration_s is None else measured.duration_s
+    duration_s = measured.duration_s or known.duration_s
     return Answer(
         outcome=_outcome(error, call),
         text=well_formed(shortened(received.text, keys, MAX_TEXT_CHARS)),
@@ -437,6 +444,7 @@ def _answer(received: _Received, cost: Cost | None) -> Answer:
         input_tokens=measured.input_tokens,
         output_tokens=measured.output_tokens,
         call_id=call.result.call_id if call is not None else getattr(error, "call_id", None),
+        cached_from=known.saved.call_id if known.saved else None,
         **_cost_columns(received, cost),
     )
 

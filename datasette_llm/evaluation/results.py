@@ -82,6 +82,10 @@ _FAILED_CHECKS = """
         json_each(failed_checks)
     where evaluation_id = :id and failed_checks <> '[]' group by candidate, value
 """
+_KEPT = """
+    select candidate, count(*) from llm_evaluation_answers indexed by llm_evaluation_answers_kept
+    where evaluation_id = :id and cached_from is not null group by candidate
+"""
 _LATENCIES = """
     select candidate, latency_ms
     from llm_evaluation_answers indexed by llm_evaluation_answers_figures
@@ -110,6 +114,7 @@ class CandidateResult:
         label: its name.
         answers: how many answers there are, failures included.
         failures: how many requests failed.
+        kept: how many answers another call has paid for.
         passed: how many answers passed every check.
         failed_checks: how many answers did not pass, by check.
         cost_nanodollars: the sum; None where none is known.
@@ -126,6 +131,7 @@ class CandidateResult:
     label: str
     answers: int = 0
     failures: int = 0
+    kept: int = 0
     passed: int = 0
     failed_checks: Mapping[str, int] = field(default_factory=dict)
     cost_nanodollars: int | None = None
@@ -140,7 +146,7 @@ class CandidateResult:
     def payload(self) -> dict[str, Any]:
         """It as JSON."""
         compared = self.comparison
-        names = ("position", "label", "answers", "failures", "passed", "unpriced")
+        names = ("position", "label", "answers", "failures", "kept", "passed", "unpriced")
         plain: dict[str, Any] = {name: getattr(self, name) for name in names}
         return plain | {
             "failed_checks": dict(self.failed_checks),
@@ -283,6 +289,7 @@ def _candidates(
     failed: dict[int, dict[str, int]] = {}
     for position, name, count in connection.execute(_FAILED_CHECKS, values):
         failed.setdefault(position, {})[name] = count
+    kept: dict[int, int] = dict(connection.execute(_KEPT, values))
     latencies: dict[int, list[float]] = {}
     for position, latency_ms in connection.execute(_LATENCIES, values):
         latencies.setdefault(position, []).append(latency_ms)
@@ -295,6 +302,7 @@ def _candidates(
             evaluation,
             position,
             sums.get(position, (0, 0, 0, None, 0, None, None)),
+            kept.get(position, 0),
             failed.get(position, {}),
             latencies,
             compared.get(position),
@@ -307,6 +315,7 @@ def _candidate(
     evaluation: Evaluation,
     position: int,
     sums: tuple[Any, ...],
+    kept: int,
     failed: Mapping[str, int],
     latencies: Mapping[int, list[float]],
     compared: tuple[Any, ...] | None,
@@ -326,6 +335,7 @@ def _candidate(
         label,
         answers,
         failures,
+        kept,
         passed,
         failed,
         cost,

@@ -216,6 +216,16 @@ def m003_removal_hides(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m004_kept_answers(db: Database) -> None:
+    """Which answers another call has paid for; they are counted by the index."""
+    db.execute("alter table llm_evaluation_answers add column cached_from text")
+    db.execute("""
+        create index llm_evaluation_answers_kept on llm_evaluation_answers
+        (evaluation_id, candidate) where cached_from is not null
+    """)
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the migrations of the tables, as `migrations.migrate`."""
     run_migrations(connection, migrations, *TABLES)

@@ -58,6 +58,7 @@ _ANSWER_COLUMNS = (
     "price_source",
     "call_id",
     "failed_checks",
+    "cached_from",
 )
 # One that is there already stays as it is, so that a write can be repeated.
 _INSERT_ANSWER = (

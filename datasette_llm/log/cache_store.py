@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from datasette.utils.sqlite import sqlite3
@@ -125,8 +125,6 @@ class Answer:
         duration_s: how long its request took, in seconds.
         created_ms: when it was complete, in milliseconds since 1970.
         keys: it is not kept if it or its request holds one of these; None once it is kept.
-        fits: says in a thread whether its text is what was asked for, or it is not kept; None
-            where any text is, and once it is kept.
     """
 
     call_id: str
@@ -136,7 +134,11 @@ class Answer:
     duration_s: float
     created_ms: int
     keys: Keys = dataclasses.field(default=None, compare=False, repr=False)
-    fits: Callable[[str], bool] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """Its text, without its reasoning."""
+        return "".join(each.chunk for each in self.events if each.type == "text")
 
 
 class Place(NamedTuple):
@@ -223,10 +225,7 @@ def find(
 
 
 def encoded(answer: Answer, form: str) -> str | None:
-    """An answer as JSON; None if it is not to be kept.
-
-    That is one without such a form, one that does not fit, and one that holds a key, or whose
-    request does.
+    """An answer as JSON; None if it has no such form, or it or its request holds a key.
 
     Args:
         answer: the answer.
@@ -236,10 +235,7 @@ def encoded(answer: Answer, form: str) -> str | None:
         text = _encoded(answer)
     except (TypeError, ValueError, RecursionError):
         return None  # a provider's own objects
-    texts = _texts(answer)
-    if answer.fits is not None and not answer.fits(texts.get("text", "")):
-        return None
-    searched = (text, *texts.values(), form)
+    searched = (text, *_texts(answer), form)
     return None if any(without_key(each, answer.keys) != each for each in searched) else text
 
 
@@ -433,12 +429,10 @@ def _encoded(answer: Answer) -> str:
     return json.dumps([events, dict(answer.attributes), *measured])
 
 
-def _texts(answer: Answer) -> dict[str, str]:
+def _texts(answer: Answer) -> Iterator[str]:
     """What a reader sees, in one piece by type: chunks may hold a key in parts."""
-    return {
-        kind: "".join(each.chunk for each in answer.events if each.type == kind)
-        for kind in {each.type for each in answer.events}
-    }
+    for kind in {each.type for each in answer.events}:
+        yield "".join(each.chunk for each in answer.events if each.type == kind)
 
 
 def _event(event: StreamEvent) -> list[Any] | dict[str, Any]:

@@ -29,7 +29,7 @@ NUMBERS_SQL = (
     "1, cost_nanodollars is not null, cast(input_tokens as real), cast(output_tokens as real), "
     f"cast(cost_nanodollars as real){', null' * len(PRICED)}"
 )
-# Whose durations count: those of requests to a provider, not of kept answers.
+# Whose durations count: of the calls that have paid for their answer, or tried to.
 SENT = "(outcome is not 'blocked' and cached_from is null)"
 
 

@@ -288,9 +288,10 @@ class RequestSpan:
         asked = self._attributes
         ended = asked | outcome_attributes(finished)
         _calls.add(1, ended)
-        if finished.saved is None:  # else nothing was waited for
-            _duration.record(finished.duration_s, ended)
-        if first_chunk_s is not None and finished.saved is None:
+        if finished.saved is not None:
+            return  # the call that has paid for the answer is measured
+        _duration.record(finished.duration_s, ended)
+        if first_chunk_s is not None:
             _time_to_first_chunk.record(first_chunk_s, asked.copy())
         for kind, name in (("input", names.INPUT_TOKENS), ("output", names.OUTPUT_TOKENS)):
             if name in usage:

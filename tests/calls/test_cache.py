@@ -176,10 +176,8 @@ async def test_r2_hit_is_what_came_whatever_became_of_it(site):
         ["text", StreamEvent("tool_result", "1", server_executed=True, tool_name="t")],
         [llm.ToolCall(name="t", arguments={})],
         [],
-        [" ", "\n"],
-        [StreamEvent("reasoning", "Let me think")],
     ],
-    ids=["failed", "tool result", "tool call", "empty", "blank", "reasoning alone"],
+    ids=["failed", "tool result", "tool call", "empty"],
 )
 async def test_r2_only_whole_texts_are_kept(site, script):
     model = ScriptedModel("m", script)
@@ -213,7 +211,7 @@ SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required"
     "answer", ["Sorry, no.", '{"x": 1', '{"y": 2}', "[]", '```json\n{"x": 1}\n```', "[" * 10**5]
 )
 @pytest.mark.parametrize("wait", [True, False], ids=["written", "at once"])
-async def test_r2_answer_that_does_not_fit_its_schema_is_not_kept(site, answer, wait):
+async def test_r2_answer_that_does_not_fit_its_schema_is_asked_for_again(site, answer, wait):
     """Or who tries again would get it again, for days."""
     model = ScriptedModel("m", [answer], ['{"x":', " 1}"], supports_schema=True)
     models = site(model, log=False)
@@ -225,6 +223,24 @@ async def test_r2_answer_that_does_not_fit_its_schema_is_not_kept(site, answer, 
             await kept(models)
     assert got == [answer, '{"x": 1}', '{"x": 1}']
     assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize("script", [[" ", "\n"], [StreamEvent("reasoning", "Let me think")]])
+async def test_r2_answer_without_a_text_is_asked_for_again(site, script):
+    model = ScriptedModel("m", script, ["text"])
+    wrapped = await site(model).model("m")
+    assert (await texts(wrapped, *"aaa"))[1:] == ["text", "text"]
+    assert len(model.calls) == 2
+
+
+async def test_r2_plain_prompt_gets_no_answer_that_was_repaired(site):
+    """`structured()` has the same one repaired again, without a request."""
+    model = ScriptedModel("m", ["no"], ['{"x": 1}'], ['{"x": 2}'], supports_schema=True)
+    wrapped = await site(model).model("m")
+    for _ in range(2):
+        assert (await wrapped.structured("a", schema=SCHEMA)).value == {"x": 1}
+    sent = model.calls[0].request
+    assert await texts(wrapped, "a", schema=sent.schema) == ['{"x": 2}']
 
 
 async def test_r2_cancelled_answer_is_not_kept(site):

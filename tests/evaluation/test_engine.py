@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx2
 import llm
 import pytest
 from datasette import hookimpl
@@ -258,27 +259,51 @@ async def test_v3_kept_answers_will_do(make_datasette: Make, register_models: An
     for name in ("input_tokens", "output_tokens", "cost_nanodollars", "price_source", "latency_ms"):
         assert [getattr(a, name) for a in again] == [getattr(a, name) for a in first]
     assert first[0].latency_ms >= 90
-    assert {each.call_id for each in first}.isdisjoint(each.call_id for each in again)
+    assert [each.cached_from for each in first] == [None, None]
+    assert [each.cached_from for each in again] == [each.call_id for each in first]
     await results(LLM(datasette), cases, ["a"])
     assert len(model.calls) == 4
 
 
 async def test_v3_equal_cases_share_a_request(make_datasette: Make, register_models: Any) -> None:
-    """Each answer has what it would have taken."""
+    """Also the second one, after a failure: each answer has what it would have taken."""
     pause = asyncio.Event()
-    model = ScriptedModel("a", [pause, "yes", llm.Usage(input=4, output=2)])
+    script = [pause, "yes", llm.Usage(input=4, output=2)]
+    model = ScriptedModel("a", [httpx2.ConnectError("no")], script)
     register_models(model)
-    datasette = make_datasette({"cache": True})
+    prices = {"a": {"input": 1_000_000, "output": 1_000_000}}
+    datasette = make_datasette({"cache": True, "retries": 1, "log": {"prices": prices}})
     await datasette.invoke_startup()
-    cases = [Case("x"), Case("x")]
+    cases = [Case("x")] * 3
     asking = asyncio.create_task(results(LLM(datasette), cases, ["a"], response_cache=True))
-    await model.received()
+    await model.received(2)
     await asyncio.sleep(0.1)
     pause.set()
     found = [each.answer for each in (await asking).values()]
-    assert [each.input_tokens for each in found] == [4, 4]
+    assert [each.input_tokens for each in found] == [4] * 3
+    assert [each.cost_nanodollars for each in found] == [6 * 10**9] * 3
     assert all(each.latency_ms >= 90 for each in found)
-    assert len(model.calls) == 1
+    assert sorted(each.cached_from is None for each in found) == [False, False, True]
+    assert len(model.calls) == 2
+
+
+async def test_v3_run_again_is_no_better(make_datasette: Make, register_models: Any) -> None:
+    """Kept answers are evidence, good or bad: else only the bad ones would be asked again."""
+    register_models(ScriptedModel("a", ['{"x": 1}'], ["no"], [" "], ['{"x": "y"}']))
+    datasette = make_datasette({"cache": True})
+    await datasette.invoke_startup()
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    cases = [Case(f"case {number}", schema=schema) for number in range(4)]
+
+    async def failed() -> list[Any]:
+        found = await results(
+            LLM(datasette), cases, ["a"], checks=["schema"], concurrency=1, response_cache=True
+        )
+        return [found[n, 1].failed_checks for n in range(1, 5)]
+
+    first = await failed()
+    assert len([each for each in first if each]) == 3
+    assert await failed() == first
 
 
 async def test_v3_waiting_does_not_time_out(make_datasette: Make, register_models: Any) -> None:

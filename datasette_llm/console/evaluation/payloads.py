@@ -30,7 +30,7 @@ MAX_DIFF_WORDS = 3_000
 
 _ANSWER_NAMES = (
     *("text", "error_type", "error_message", "latency_ms", "input_tokens", "output_tokens"),
-    *("price_source", "call_id"),
+    *("price_source", "call_id", "cached_from"),
 )
 
 

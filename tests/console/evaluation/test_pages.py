@@ -157,8 +157,13 @@ async def test_v3_form_takes_kept_answers(start: Start, models: Any) -> None:
         started = await post(site, "/new", sent, 303)
         path = started.headers["location"].removeprefix(PATH)
         payload = await completed(site, path)
-        assert "with answers that the response cache keeps" in (await get(site, path)).text
+        assert "It takes answers that the response cache keeps" in (await get(site, path)).text
     assert [len(each.calls) for each in models] == [2, 2]
+    assert [each["kept"] for each in payload["candidates"]] == [2, 2]
+    assert "2 kept" in (await get(site, path)).text
+    case = (await get(site, f"{path}/1.json")).json()
+    assert all(each["cached_from"] not in (None, each["call_id"]) for each in case["answers"])
+    assert "kept since" in (await get(site, f"{path}/1")).text
     assert [each["failures"] for each in payload["candidates"]] == [0, 0]
     assert [each["failed_checks"] for each in payload["candidates"]] == [{"json": 2}] * 2
 
