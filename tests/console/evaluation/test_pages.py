@@ -163,7 +163,7 @@ async def test_v3_form_takes_kept_answers(start: Start, models: Any) -> None:
     assert "2 kept" in (await get(site, path)).text
     case = (await get(site, f"{path}/1.json")).json()
     assert all(each["cached_from"] not in (None, each["call_id"]) for each in case["answers"])
-    assert "kept since" in (await get(site, f"{path}/1")).text
+    assert "with the answer of <a" in (await get(site, f"{path}/1")).text
     assert [each["failures"] for each in payload["candidates"]] == [0, 0]
     assert [each["failed_checks"] for each in payload["candidates"]] == [{"json": 2}] * 2
 
