@@ -38,7 +38,7 @@ class SharedRequest:
 
     Attributes:
         identity: of the key that it is made with.
-        riders: who gets its events; the first one pays, and makes it.
+        riders: who gets its events; the first one makes it.
         ready: set when it has begun, or never will.
         payer_id: the id of the first rider that came to the end, which pays; None before.
         retry: the one that its riders make after it has failed, or None.
