@@ -30,9 +30,13 @@ def without_ended(by_loop: MutableMapping[asyncio.AbstractEventLoop, _T]) -> lis
     """Take out what is of event loops that have been closed, and return it.
 
     Args:
-        by_loop: what there is of each event loop; other threads may do the same.
+        by_loop: what there is of each event loop; other threads may change it.
     """
-    ended = [loop for loop in list(by_loop) if loop.is_closed()]
+    try:
+        loops = list(by_loop)
+    except RuntimeError:  # one has just done so; the next event loop finds what is left
+        return []
+    ended = [loop for loop in loops if loop.is_closed()]
     return [left for loop in ended if (left := by_loop.pop(loop, None)) is not None]
 
 

@@ -463,8 +463,11 @@ class Attempt:
         first = state.first_event_at if state is not None else None
         kind = _kind(error, outcome)
         response, receipt = self.response, None
-        # It may have gone on without the rider that made the request.
-        headers = self.shared.headers if self.shared and self.shared.payer_id else self._headers
+        headers, duration_s = self._headers, time.monotonic() - self._began
+        if self.shared is not None and self.shared.payer_id and (self._pays or error is None):
+            headers = self.shared.headers  # it may have gone on without the rider that made it
+            if error is None:
+                duration_s = self.shared.duration_s  # who pays may have joined late
         if headers or response.response_json is not None or error is not None:
             receipt = receipt_of(headers, response.response_json, error, streamed=response.stream)
         finished = request_finished(
@@ -473,7 +476,7 @@ class Attempt:
             outcome,
             error,
             keys=self._keys,
-            duration_s=time.monotonic() - self._began,
+            duration_s=duration_s,
             first_chunk_s=None if first is None else first - self._began,
             blocked_by=blocked_by,
             finish_reason=self.response.finish_reason,

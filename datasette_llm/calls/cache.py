@@ -97,8 +97,10 @@ class Cache:
         """What two equal keys have in common, and from which no key can be computed."""
         return hmac.digest(self._secret, (key or "").encode(errors="surrogatepass"), "sha256")
 
-    def keep(self, datasette: Any, place: Place, answer: Answer, form: str) -> None:
-        """Have an answer written, soon."""
+    def keep(
+        self, datasette: Any, place: Place, answer: Answer, form: str, accepts: Accepts | None
+    ) -> None:
+        """Have an answer written, soon, if its text will do."""
         size = sum(len(each.chunk) for each in answer.events)
         if size > min(cache_store.MAX_ANSWER_BYTES, place.max_bytes):
             cache_store.note_too_large(place.model_id, size)
@@ -118,7 +120,8 @@ class Cache:
             if not tried:
                 tried = True
                 self._waiting_bytes -= weight
-                self.guard.write(work, connection)
+                if will_do(answer, accepts):  # else an older one is of more use
+                    self.guard.write(work, connection)
 
         if not writer.later(write):
             self._waiting_bytes -= weight
@@ -309,7 +312,7 @@ class CachedPrompt:
                 self._is_same = False
 
     def keep(self, response: PromptResponse, finished: RequestFinished, keys: Keys) -> None:
-        """Keep an answer that was paid for, unless it is cut off, filtered, or more than text.
+        """Keep an answer that was paid for, if it is whole, and no more than text.
 
         Args:
             response: complete.
@@ -319,7 +322,7 @@ class CachedPrompt:
         events, policy = response.events_so_far, self._policy
         whole = response.finish_reason in (None, FinishReason.STOP)
         plain = all(each.type in ("text", "reasoning") for each in events)
-        if not (events and whole and plain and self._is_same) or response.tool_calls_or_raise():
+        if not (whole and plain and self._is_same) or response.tool_calls_or_raise():
             return
         given = {name: getattr(response, name) for name in _ATTRIBUTES}
         attributes = {name: copied(each, copy.deepcopy) for name, each in given.items()}
@@ -336,7 +339,7 @@ class CachedPrompt:
         place = Place(
             self._digest, policy.setting, route.purpose, route.model.model_id, policy.max_bytes
         )
-        self._cache.keep(route.datasette, place, answer, self._form)
+        self._cache.keep(route.datasette, place, answer, self._form, self._request.accepts)
 
     def _note_saved(
         self, rider: Rider, call_id: str, cost: float | None, duration_s: float | None
@@ -359,9 +362,8 @@ class CachedPrompt:
         if writer.failure is not None:
             return  # the call could not be recorded
         unwritten = self._cache.unwritten.get(self._digest)
-        if unwritten is not None:
-            if await asyncio.to_thread(self._will_do, unwritten):
-                self.hit = copy.deepcopy(unwritten)  # its caller has the original
+        if unwritten is not None and await asyncio.to_thread(self._will_do, unwritten):
+            self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
         lookups = self._cache.lookups()
         if lookups is None:

@@ -225,12 +225,20 @@ async def test_r2_answer_that_does_not_fit_its_schema_is_asked_for_again(site, a
     assert len(model.calls) == 2
 
 
-@pytest.mark.parametrize("script", [[" ", "\n"], [StreamEvent("reasoning", "Let me think")]])
+@pytest.mark.parametrize("script", [[" ", "\n"], [StreamEvent("reasoning", "Let me think")], []])
 async def test_r2_answer_without_a_text_is_asked_for_again(site, script):
     model = ScriptedModel("m", script, ["text"])
     wrapped = await site(model).model("m")
     assert (await texts(wrapped, *"aaa"))[1:] == ["text", "text"]
     assert len(model.calls) == 2
+
+
+async def test_r2_answer_of_no_use_replaces_none(site):
+    model = ScriptedModel("m", ["good"], [" "])
+    wrapped = await site(model).model("m")
+    assert await texts(wrapped, "a") == ["good"]
+    assert await texts(wrapped, "a", response_cache="refresh") == [" "]
+    assert await texts(wrapped, "a") == ["good"]
 
 
 async def test_r2_plain_prompt_gets_no_answer_that_was_repaired(site):
@@ -707,6 +715,27 @@ async def test_r4_rider_that_gets_all_pays(site):
     assert await soon(last) == ["x" * 300]
     (row,) = [row for row in await calls(models) if row["outcome"] == "ok"]
     assert (row["input_tokens"], row["cached_from"]) == (12, None)
+
+
+async def test_r4_duration_is_that_of_the_request(site):
+    """Also in the row of one that has joined late, and pays since the first one has gone."""
+    block = asyncio.Event()
+    model = ScriptedModel("m", [block, "text"])
+    models = site(model)
+    wrapped = await models.model("m")
+    first = asyncio.create_task(texts(wrapped, "a"))
+    await model.received()
+    await asyncio.sleep(0.2)
+    second = asyncio.create_task(texts(wrapped, "a"))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.wait([first])
+    block.set()
+    assert await second == ["text"]
+    (payer,) = [row for row in await calls(models) if row["outcome"] == "ok"]
+    assert payer["duration_ms"] >= 240
+    (kept_answer,) = await kept(models)
+    assert json.loads(kept_answer["answer"])[3] == pytest.approx(payer["duration_ms"] / 1000, 0.01)
 
 
 async def test_r4_request_that_ends_late_forgets_no_other(site):

@@ -30,7 +30,7 @@ MAX_DIFF_WORDS = 3_000
 
 _ANSWER_NAMES = (
     *("text", "error_type", "error_message", "latency_ms", "input_tokens", "output_tokens"),
-    *("price_source", "call_id", "cached_from"),
+    *("price_source", "call_id"),
 )
 
 
@@ -222,6 +222,7 @@ def answer_payload(evaluation: Evaluation, found: Answered, position: int) -> di
         "judge_verdict": judged and judged.verdict,
         "judge": judged and judged.judge,
         "rubric": judged and judged.rubric,
+        "cached_from": answer.cached_from,
     }
 
 
