@@ -245,15 +245,15 @@ async def test_v3_kept_answers_will_do(make_datasette: Make, register_models: An
     await datasette.invoke_startup()
     cases = [Case("x"), Case("y")]
 
-    async def answers(count: int = 2) -> list[Any]:
-        asking = asyncio.create_task(
-            results(LLM(datasette), cases[:count], ["a"], response_cache=True)
-        )
-        await asyncio.sleep(0.1)
-        pause.set()
-        return [each.answer for _, each in sorted((await asking).items())]
+    async def answers() -> list[Any]:
+        found = await results(LLM(datasette), cases, ["a"], response_cache=True)
+        return [each.answer for _, each in sorted(found.items())]
 
-    first, again = await answers(), await answers()
+    asking = asyncio.create_task(answers())
+    await model.received(2)
+    await asyncio.sleep(0.1)
+    pause.set()
+    first, again = await asking, await answers()
     assert len(model.calls) == 2
     assert [each.text for each in again] == ["yes", "yes"]
     for name in ("input_tokens", "output_tokens", "cost_nanodollars", "price_source", "latency_ms"):
