@@ -26,7 +26,7 @@ _checks: list[WeakMethod[Callable[[], object]]] = []
 _thread: threading.Thread | None = None
 
 
-def without_ended(by_loop: MutableMapping[asyncio.AbstractEventLoop, _T]) -> list[_T]:
+def take_ended(by_loop: MutableMapping[asyncio.AbstractEventLoop, _T]) -> list[_T]:
     """Take out what is of event loops that have been closed, and return it.
 
     Args:
@@ -56,7 +56,7 @@ class LoopEnd:
     def expect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Await it at the end of this loop, which is running, too."""
         if loop not in self._kept:
-            without_ended(self._kept)  # whose generators refer to them
+            take_ended(self._kept)  # whose generators refer to them
             kept = self._kept[loop] = _until_closed(self._finish)
             with contextlib.suppress(StopIteration):
                 kept.asend(None).send(None)  # to its yield, so that the loop knows of it

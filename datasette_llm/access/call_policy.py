@@ -72,8 +72,8 @@ class CachePolicy:
         max_bytes: how much all answers kept by the same setting may take.
         of_actor: whether an actor gets its own answers only.
         setting: the path of the setting that says so.
-        any_answer: whether one will do, too, that says nothing, or is not by its schema; else it is
-            asked for again.
+        any_answer: whether a kept answer is used, too, that is blank or does not fit its schema, as
+            evaluations do; else it is asked for again.
     """
 
     keep_days: int

@@ -466,8 +466,8 @@ class Attempt:
         headers, duration_s = self._headers, time.monotonic() - self._began
         if self.shared is not None and self.shared.payer_id and (self._pays or error is None):
             headers = self.shared.headers  # it may have gone on without the rider that made it
-            if error is None:
-                duration_s = self.shared.duration_s  # who pays may have joined late
+            if self._pays and error is None:
+                duration_s = self.shared.duration_s  # the payer may have joined late
         if headers or response.response_json is not None or error is not None:
             receipt = receipt_of(headers, response.response_json, error, streamed=response.stream)
         finished = request_finished(

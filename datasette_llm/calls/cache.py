@@ -25,11 +25,11 @@ from ..log import cache_store
 from ..log.cache_store import Answer, Place
 from ..log.recorder import Recorder
 from ..log.rows import OVERHEAD_BYTES, weighed
-from ..loop_end import without_ended
+from ..loop_end import take_ended
 from ..redaction import Keys
 from ..structured import Outline
 from .cache_key import UncacheableError, canonical, digest
-from .cache_lookups import Accepts, Lookups, will_do
+from .cache_lookups import Accepts, Lookups, is_usable
 from .cache_mode import CacheMode
 from .response import PromptResponse
 from .shared_request import Rider, SharedRequest, copied
@@ -74,7 +74,7 @@ class Cache:
         """Those of the running event loop; None after `close()`."""
         loop = asyncio.get_running_loop()
         if loop not in self._lookups and not self._is_closed:
-            for left in without_ended(self._lookups):
+            for left in take_ended(self._lookups):
                 left.close()
             self._lookups[loop] = Lookups()
         return self._lookups.get(loop)
@@ -89,7 +89,7 @@ class Cache:
         """What equal requests of the running event loop may ride along with, by their digest."""
         loop = asyncio.get_running_loop()
         if loop not in self._shared:
-            without_ended(self._shared)
+            take_ended(self._shared)
             self._shared[loop] = {}
         return self._shared[loop]
 
@@ -100,7 +100,7 @@ class Cache:
     def keep(
         self, datasette: Any, place: Place, answer: Answer, form: str, accepts: Accepts | None
     ) -> None:
-        """Have an answer written, soon, if its text will do."""
+        """Have an answer written, soon, if its text is accepted."""
         size = sum(len(each.chunk) for each in answer.events)
         if size > min(cache_store.MAX_ANSWER_BYTES, place.max_bytes):
             cache_store.note_too_large(place.model_id, size)
@@ -120,7 +120,7 @@ class Cache:
             if not tried:
                 tried = True
                 self._waiting_bytes -= weight
-                if will_do(answer, accepts):  # else an older one is of more use
+                if is_usable(answer, accepts):  # else an older one is of more use
                     self.guard.write(work, connection)
 
         if not writer.later(write):
@@ -134,7 +134,7 @@ class Request(NamedTuple):
         write: gives its canonical form; reads the files of attachments.
         has_files: whether there are any, its history included.
         in_thread: whether writing it down takes long.
-        accepts: says in a thread whether the text of a kept answer will do; None if any will.
+        accepts: says in a thread whether the text of an answer is of use; None if any is.
     """
 
     write: Callable[[], str]
@@ -164,7 +164,9 @@ class Request(NamedTuple):
         # llm finds out the type of an attachment without one from its bytes.
         untyped = not all(each.type for each in prompt.attachments)
         in_thread = has_files or untyped or size > MAX_INLINE_BYTES
-        return cls(write, has_files, in_thread, None if policy.any_answer else _check_of(response))
+        return cls(
+            write, has_files, in_thread, None if policy.any_answer else _accepts_of(response)
+        )
 
     async def form(self) -> str:
         """Its canonical form.
@@ -352,17 +354,17 @@ class CachedPrompt:
         response.set_usage(input=0, output=0, details={"cached_response": details})
         rider.unpaid()
 
-    def _will_do(self, unwritten: Answer) -> bool:
+    def _is_usable(self, unwritten: Answer) -> bool:
         # What is not going to be kept is none, either.
         is_kept = cache_store.encoded(unwritten, self._form) is not None
-        return is_kept and will_do(unwritten, self._request.accepts)
+        return is_kept and is_usable(unwritten, self._request.accepts)
 
     async def _look_up(self) -> None:
         writer = Recorder.of(self._route.datasette).writer
         if writer.failure is not None:
             return  # the call could not be recorded
         unwritten = self._cache.unwritten.get(self._digest)
-        if unwritten is not None and await asyncio.to_thread(self._will_do, unwritten):
+        if unwritten is not None and await asyncio.to_thread(self._is_usable, unwritten):
             self.hit = copy.deepcopy(unwritten)  # its caller has the original
             return
         lookups = self._cache.lookups()
@@ -388,15 +390,15 @@ def _scope(route: Route, policy: CachePolicy) -> Mapping[str, str | None]:
     return {"purpose": purpose, "actor": None if actor is None else repr(actor_id)}
 
 
-def _check_of(response: PromptResponse) -> Accepts:
-    """What a kept answer has to pass; who asks again does not want what was of no use."""
+def _accepts_of(response: PromptResponse) -> Accepts:
+    """What the text of a kept answer has to pass: one that was of no use is asked for again."""
     schema = response.prompt.schema
-    if schema is None or response.answer is not None:  # which is repaired, as it was before
-        return _says_something
+    if schema is None or response.answer is not None:  # structured() has it repaired
+        return _has_text
     return Outline.of(schema).fits
 
 
-def _says_something(text: str) -> bool:
+def _has_text(text: str) -> bool:
     return bool(text) and not text.isspace()
 
 

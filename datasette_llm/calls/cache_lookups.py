@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_llm")
 
-# Says in a thread whether a text will do.
+# Says in a thread whether the text of an answer is of use.
 Accepts = Callable[[str], bool]
 
 # An answer, and whether its use is to be noted.
@@ -75,7 +75,7 @@ class Lookups:
             database: the internal database.
             digest: of the request.
             keep_days: older answers are none.
-            accepts: says in a thread whether the text of an answer will do; None if any will.
+            accepts: says in a thread whether the text of an answer is of use; None if any is.
         """
         if time.monotonic() < self._resting_until:
             return _NONE
@@ -166,7 +166,7 @@ class Lookups:
     def _answer(self, connection: sqlite3.Connection, wanted: _Wanted) -> Found:
         try:
             found = cache_store.find(connection, wanted.digest, wanted.keep_days)
-            return found if will_do(found[0], wanted.accepts) else _NONE
+            return found if is_usable(found[0], wanted.accepts) else _NONE
         except (sqlite3.OperationalError, sqlite3.ProgrammingError):
             raise  # locked, without the table, or closed: so it is for the others
         except sqlite3.DatabaseError as error:  # damaged, where this one is
@@ -189,8 +189,8 @@ class Lookups:
             connection.close()
 
 
-def will_do(answer: Answer | None, accepts: Accepts | None) -> bool:
-    """Whether there is an answer, and its text will do; in a thread."""
+def is_usable(answer: Answer | None, accepts: Accepts | None) -> bool:
+    """Whether there is an answer whose text is accepted; in a thread."""
     return answer is not None and (accepts is None or accepts(answer.text))
 
 

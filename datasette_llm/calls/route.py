@@ -100,7 +100,7 @@ class Route(NamedTuple):
         """The same route with requests to this model and to no other.
 
         Args:
-            response_cache: whether a kept answer of it will do, any whole one.
+            response_cache: whether an answer of it that the response cache keeps is used, any one.
         """
         cache = self.target.call_policy.cache if response_cache else None
         return self._with_policy(fallbacks=(), cache=cache and replace(cache, any_answer=True))

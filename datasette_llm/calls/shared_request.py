@@ -59,7 +59,7 @@ class SharedRequest:
         self._events: list[str | StreamEvent] = []
         self._attributes: dict[str, Any] = {}
         self._error: BaseException | None = None
-        self._begun = False
+        self._begun = False  # stays set when the task is let go of
         self._over = False
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -96,7 +96,7 @@ class SharedRequest:
     async def leave(self, rider: Rider) -> None:
         """Let go of a rider; with the last one the request ends."""
         self.riders.remove(rider)
-        if not self._begun:  # which it stays once its task is let go of
+        if not self._begun:
             self._end(None)
         elif not self.riders:
             task, self._task = self._task, None  # whose context refers back to here

@@ -192,7 +192,7 @@ class Definition(Section):
     timeout: float = Field(default=DEFAULT_TIMEOUT_S, gt=0, le=86_400)
     """How long an answer may take, in seconds."""
     response_cache: bool = False
-    """Whether answers that the response cache keeps will do."""
+    """Whether answers that the response cache keeps are used."""
     thresholds: Thresholds = Field(default={}, validate_default=True)
     """What decides about the exit status of `datasette llm eval`."""
 

@@ -62,7 +62,7 @@ class How:
         tags: what the requests are tied to, or None.
         concurrency: how many requests run at once.
         timeout_s: how long an answer may take, in seconds.
-        response_cache: whether answers that the response cache keeps will do.
+        response_cache: whether answers that the response cache keeps are used.
     """
 
     checks: Sequence[Check] = DEFAULT_CHECKS
@@ -117,7 +117,7 @@ async def evaluate(
         tags: what the requests are tied to.
         concurrency: how many requests run at once, from 1 to 1,000.
         timeout_s: how long an answer may take, in seconds.
-        response_cache: whether answers that the response cache keeps will do, with the tokens,
+        response_cache: whether answers that the response cache keeps are used, with the tokens,
             the cost and the latency of the request that they are from.
 
     Yields:
@@ -187,7 +187,7 @@ class _Received(NamedTuple):
         return self.ended[0].saved if self.ended else None
 
     @property
-    def has_attempts(self) -> bool:
+    def paid_for_retries(self) -> bool:
         """Whether it has paid for more than one request."""
         return self.call is not None and self.call.result.attempts > 1 and self.saved is None
 
@@ -346,7 +346,7 @@ class Engine:
     async def _results(self, batch: list[_Received]) -> list[Result]:
         shapes = [await self._shape(each.case.schema) for each in batch]
         # Of a call with one request, as nearly all have, the cost is computed with the checks.
-        costs = [await each.call.result.cost() if each.has_attempts else None for each in batch]
+        costs = [await each.call.result.cost() if each.paid_for_retries else None for each in batch]
         return await asyncio.to_thread(self._checked, batch, shapes, costs)
 
     def _checked(
@@ -410,7 +410,7 @@ def _cost_columns(received: _Received, cost: Cost | None) -> dict[str, Any]:
     if cost is not None:
         nanodollars = round(cost.dollars * NANODOLLARS)
         return {"cost_nanodollars": nanodollars, "price_source": cost.source}
-    if received.ended is None or received.has_attempts:
+    if received.ended is None or received.paid_for_retries:
         return {}
     finished, model_id, target = received.ended
     row = finished_row(finished)

@@ -21,12 +21,12 @@ def own_connection(db: Database) -> Connection:
         DatasetteClosedError: the database has been closed.
         sqlite3.Error: it cannot be opened.
     """
-    # A temporary one would be made again; there is no public name for it.
-    db._check_not_closed()  # noqa: SLF001  # as above
+    # Else the file of a temporary one would be made again.
+    db._check_not_closed()  # noqa: SLF001  # a public name for this does not exist
     connection: Connection = db.connect()
     # Datasette would close it with its own, under the thread that reads, which crashes. It may
     # just have done so.
     with contextlib.suppress(ValueError):
-        db._all_connections.remove(connection)  # noqa: SLF001  # it has no public name
+        db._all_connections.remove(connection)  # noqa: SLF001  # a public name for this does not exist
     connection.isolation_level = None  # no transaction is longer than a statement
     return connection

@@ -20,7 +20,7 @@ from datasette.utils.sqlite import sqlite3
 from . import latency
 from .listing import Cursor, Listing, newest_ids
 from .queries import RUNNING, tag_text, tags_of, text_of, time_of
-from .totals import NUMBERS_SQL, SENT, Sums
+from .totals import NUMBERS_SQL, TIMED, Sums
 from .usage import Question, Reader, sums_of
 from .usage_schema import DIMENSIONS
 
@@ -154,7 +154,7 @@ class _Newest:
     def add_to(self, found: Facets, names: set[str]) -> None:
         """Count the batch."""
         sql = (
-            f"select {', '.join(_COLUMNS.values())}, tags, {NUMBERS_SQL}, {SENT}, duration_ms, "
+            f"select {', '.join(_COLUMNS.values())}, tags, {NUMBERS_SQL}, {TIMED}, duration_ms, "
             "first_chunk_ms from llm_calls where id in (select value from json_each(?))"
         )
         _add_calls(found, names, self._connection.execute(sql, (json.dumps(self._ids),)))
@@ -173,6 +173,6 @@ def _add_calls(found: Facets, names: set[str], rows: Iterable[tuple[Any, ...]]) 
 
 
 def _add_sums(found: Facets, outcome: str | None, row: tuple[Any, ...]) -> None:
-    *numbers, is_sent, duration_ms, first_chunk_ms = row
-    times = map(latency.character, (duration_ms, first_chunk_ms)) if is_sent else (None, None)
+    *numbers, is_timed, duration_ms, first_chunk_ms = row
+    times = map(latency.character, (duration_ms, first_chunk_ms)) if is_timed else (None, None)
     found.sums_of(outcome).add(outcome, [*numbers, *times])

@@ -30,7 +30,7 @@ NUMBERS_SQL = (
     f"cast(cost_nanodollars as real){', null' * len(PRICED)}"
 )
 # Whose durations count: of the calls that have paid for their answer, or tried to.
-SENT = "(outcome is not 'blocked' and cached_from is null)"
+TIMED = "(outcome is not 'blocked' and cached_from is null)"
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Sums:
         prompt_tokens: all of the input, the cached part included, see `cost.usage_of`.
         cache_read_tokens: those that came from the provider's cache.
         cache_write_tokens: those that were put into it.
-        durations: of the calls that are `SENT`, as `latency` writes them.
+        durations: of the calls that are `TIMED`, as `latency` writes them.
         first_chunks: the times to the first chunk, likewise.
     """
 

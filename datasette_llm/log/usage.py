@@ -19,7 +19,7 @@ from datasette.utils.sqlite import sqlite3
 
 from . import latency, priced_tokens
 from .queries import EPOCH, SHORT_OF_TIME, Filter, first_id, moment, text_of, time_of
-from .totals import SENT, Sums, totals
+from .totals import TIMED, Sums, totals
 from .usage_schema import (
     COLUMNS,
     DIMENSIONS,
@@ -49,8 +49,8 @@ _ROWS_SQL = f"""
     select {{columns}}, count(*), count(cost_nanodollars), sum(cast(input_tokens as real)),
     sum(cast(output_tokens as real)), sum(cast(cost_nanodollars as real)),
     {{tokens}},
-    group_concat({latency.FUNCTION}(case when {SENT} then duration_ms end), ''),
-    group_concat({latency.FUNCTION}(case when {SENT} then first_chunk_ms end), '')
+    group_concat({latency.FUNCTION}(case when {TIMED} then duration_ms end), ''),
+    group_concat({latency.FUNCTION}(case when {TIMED} then first_chunk_ms end), '')
     from llm_calls where {{condition}} group by {{groups}}
 """
 

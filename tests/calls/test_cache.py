@@ -738,6 +738,22 @@ async def test_r4_duration_is_that_of_the_request(site):
     assert json.loads(kept_answer["answer"])[3] == pytest.approx(payer["duration_ms"] / 1000, 0.01)
 
 
+async def test_r4_rider_has_its_own_duration(site):
+    """From when it has joined; what the request took is saved."""
+    block = asyncio.Event()
+    models = site(ScriptedModel("m", [block, "text"]))
+    wrapped = await models.model("m")
+    first = asyncio.create_task(texts(wrapped, "a"))
+    await asyncio.sleep(0.3)
+    second = asyncio.create_task(texts(wrapped, "a"))
+    await asyncio.sleep(0.05)
+    block.set()
+    await asyncio.gather(first, second)
+    payer, rider = await calls(models)
+    assert rider["cached_from"] == payer["id"]
+    assert rider["duration_ms"] < payer["duration_ms"] - 100
+
+
 async def test_r4_request_that_ends_late_forgets_no_other(site):
     """One whose provider takes its time to stop does not hide the one that was made meanwhile."""
     stopped, release = asyncio.Event(), asyncio.Event()
