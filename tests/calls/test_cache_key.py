@@ -191,6 +191,13 @@ def test_r2_what_contains_itself_is_not_kept() -> None:
         key(prompt_of(schema=schema))
 
 
+@pytest.mark.parametrize("between", ["str:", "str 1:", "str 8:", ";", '","', "\0"])
+def test_r2_texts_are_not_run_together(between: str) -> None:
+    """A text that looks like the end of one and the begin of another."""
+    given = (["a", f"b{between}c"], [f"a{between}b", "c"])
+    assert len({key(prompt_of(fragments=each)) for each in given}) == 2
+
+
 def test_r2_similar_values_of_other_types_differ() -> None:
     values = [1, True, 1.0, "1", b"1", [1], (1,), {1: 1}, {"1": 1}, None, "None", ["list", 1]]
     assert len({key(prompt_of(schema={"a": value})) for value in values}) == len(values)

@@ -235,7 +235,7 @@ async def test_v3_kept_answer_is_no_evidence(make_datasette: Make, register_mode
     assert len(model.calls) == 4
 
 
-async def test_v3_kept_answers_will_do(make_datasette: Make, register_models: Any) -> None:
+async def test_v3_kept_answers_are_used(make_datasette: Make, register_models: Any) -> None:
     """Where that is wanted: with the tokens, the cost and the latency of their requests."""
     pause = asyncio.Event()
     model = ScriptedModel("a", [pause, "yes", llm.Usage(input=4, output=2)])
@@ -290,7 +290,8 @@ async def test_v3_equal_cases_share_a_request(make_datasette: Make, register_mod
 async def test_v3_run_again_is_no_better(make_datasette: Make, register_models: Any) -> None:
     """Kept answers are evidence, good or bad: else only the bad ones would be asked again."""
     answers = ['{"x": 1}', "no", " ", "", '{"x": "y"}']
-    register_models(ScriptedModel("a", *([each] if each else [] for each in answers)))
+    good = [answers[0]]  # what a request of the second run would get
+    register_models(ScriptedModel("a", *([each] if each else [] for each in answers), good))
     datasette = make_datasette({"cache": True})
     await datasette.invoke_startup()
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
