@@ -290,6 +290,7 @@ def _echo_candidate(found: results.CandidateResult) -> None:
     cost = found.cost_nanodollars
     parts = [
         f"{found.answers:,} answers",
+        f"{found.kept:,} kept" if found.kept else "",
         f"{found.failures:,} failed",
         f"{found.passed:,} passed",
         "cost unknown" if cost is None else f"${cost / 1e9:.4f}",

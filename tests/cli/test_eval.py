@@ -64,6 +64,15 @@ def test_v6_nothing_is_sent_without_yes(invoke: Invoke, models: Any) -> None:
     assert invoke("list").stdout == "There are no evaluations\n"
 
 
+def test_v6_result_says_how_many_answers_are_kept(invoke: Invoke, models: Any) -> None:
+    Path("kept.yaml").write_text(yaml.safe_dump({**DEFINITION, "response_cache": True}))
+    Path("datasette.json").write_text(json.dumps({"plugins": {"datasette-llm": {"cache": True}}}))
+    ran = [invoke("run", "kept.yaml", "--yes", "-c", "datasette.json").stdout for _ in range(2)]
+    assert "a: 2 answers, 0 failed" in ran[0]
+    assert "a: 2 answers, 2 kept, 0 failed" in ran[1]
+    assert [len(each.calls) for each in models] == [2, 2]
+
+
 def test_v6_run_show_and_list(invoke: Invoke, models: Any) -> None:
     done = invoke("run", "evaluation.yaml", "--yes")
     assert done.exit_code == 0, done.output
